@@ -1,0 +1,65 @@
+"""What an adapter is, and what the adapters share: cutting spans, train/val by name, empty hands."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from jala_ray.data.writing import Rejection
+from jala_ray.types import (
+    CHUNK_SECONDS,
+    MAX_CLIP_SECONDS,
+    Clip,
+    Domain,
+    HandState,
+    HandTrack,
+    Split,
+    UserError,
+)
+
+
+class Adapter(Protocol):
+    """One source of clips. An adapter is a frozen dataclass: its fields are its options on the command line.
+
+    `clips` yields the same clips with the same ids in the same order on every run. What cannot become a clip
+    (a video that does not open, a damaged episode) is a `Rejection`; a wrong option raises UserError.
+    """
+
+    name: ClassVar[str]
+    """On the command line, and the rows' `source`."""
+    domain: ClassVar[Domain]
+
+    def clips(self) -> Iterator[Clip | Rejection]:
+        """All clips of the source, one at a time."""
+        ...
+
+
+def split_of(name: str, val_fraction: float) -> Split:
+    """The split of everything cut from one video or sequence, by a hash of its name: stable, and no leak.
+
+    Raises UserError unless 0 <= val_fraction <= 1.
+    """
+    if not 0 <= val_fraction <= 1:
+        raise UserError("val_fraction", val_fraction, "a number in [0, 1]")
+    draw = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+    return "val" if draw < val_fraction else "train"
+
+
+def pieces(start_s: float, end_s: float, time_scale: float) -> list[tuple[float, float]]:
+    """Cut a span of source seconds into clips of at most 10 s of model time.
+
+    A last piece shorter than a chunk is dropped. A span too short stays, for the validator to name.
+    """
+    longest, shortest = MAX_CLIP_SECONDS * time_scale, CHUNK_SECONDS * time_scale
+    count = max(1, int(np.ceil((end_s - start_s) / longest - 1e-6)))
+    starts = start_s + longest * np.arange(count)
+    cut = [(float(start), float(min(start + longest, end_s))) for start in starts]
+    return [span for i, span in enumerate(cut) if i == 0 or span[1] - span[0] >= shortest - 1e-6]
+
+
+def untracked_hands() -> tuple[HandTrack, HandTrack]:
+    """Both hands of a video without detections."""
+    return HandTrack(HandState.UNTRACKED), HandTrack(HandState.UNTRACKED)

@@ -1,0 +1,71 @@
+"""What turns text, motion and pictures into tokens: fixed at a run's start, read by every data worker, kept in checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from jala_ray import storage
+from jala_ray.models.text import TextTokenizer
+from jala_ray.models.vocab import Vocab
+from jala_ray.storage import StorageOptions
+from jala_ray.tokenizer.model import MotionTokenizer
+from jala_ray.types import CheckpointError
+
+ASSET_FOLDERS = ("text_tokenizer", "motion_tokenizer")
+
+
+@dataclass(frozen=True)
+class SequenceSpec:
+    """The numbers that a data worker needs of the model."""
+
+    vocab: Vocab
+    image_tokens: int
+    image_size: int
+    """Side in pixels of the backbone's tile."""
+    frame_size: int
+    """Side in pixels of the frozen encoder's frames."""
+
+
+@dataclass
+class Assets:
+    text: TextTokenizer
+    motion: MotionTokenizer
+    spec: SequenceSpec
+
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.text.save(folder / "text_tokenizer")
+        self.motion.save(folder / "motion_tokenizer")
+        (folder / "sequence.json").write_text(json.dumps(dataclasses.asdict(self.spec), indent=1))
+
+    @classmethod
+    def open(cls, uri: str, options: StorageOptions | None = None) -> Assets:
+        """Load from a local folder or, through a download that is verified, from s3://."""
+        if not storage.is_s3(uri):
+            return cls.load(uri)
+        with tempfile.TemporaryDirectory() as scratch:
+            storage.download_dir(uri, Path(scratch) / "assets", options)
+            return cls.load(Path(scratch) / "assets")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Assets:
+        """Raises `CheckpointError` when the folder lacks a part."""
+        folder = Path(folder)
+        for name in (*ASSET_FOLDERS, "sequence.json"):
+            if not (folder / name).exists():
+                expected = f"{', '.join(ASSET_FOLDERS)} and sequence.json"
+                raise CheckpointError("assets", str(folder), expected, f"{name} is missing.")
+        fields = json.loads((folder / "sequence.json").read_text())
+        vocab = fields.pop("vocab")
+        vocab["token_slots"] = tuple(vocab["token_slots"])
+        motion = MotionTokenizer.load(folder / "motion_tokenizer").eval().requires_grad_(False)
+        return cls(
+            TextTokenizer.from_pretrained(folder / "text_tokenizer"),
+            motion,
+            SequenceSpec(Vocab(**vocab), **fields),
+        )

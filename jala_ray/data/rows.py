@@ -1,0 +1,179 @@
+"""One manifest row: its columns, and the way between a row and a `Clip`. See docs/manifest.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jala_ray import storage
+from jala_ray.hands.resample import chunk_features
+from jala_ray.types import HAND_NAMES, Camera, Clip, HandState, HandTrack, ManifestError
+
+SCHEMA_VERSION = "1"
+VERSION_KEY = b"jala_ray.manifest.version"
+
+_FLOATS = pa.list_(pa.float32())
+_BOOLS = pa.list_(pa.bool_())
+_CAMERA = {name: pa.float64() for name in ("fx", "fy", "cx", "cy")} | {
+    "width": pa.int32(),
+    "height": pa.int32(),
+}
+_HAND = {
+    "state": pa.string(),
+    "confidence": pa.float32(),
+    "valid": _BOOLS,
+    "theta": _FLOATS,
+    "rot": _FLOATS,
+    "wrist": _FLOATS,
+    "beta": _FLOATS,
+}
+_BASE_FIELDS = [
+    *((name, pa.string()) for name in ("clip_id", "source", "domain", "split", "task_type", "video_uri")),
+    *((name, pa.float64()) for name in ("start_s", "end_s", "fps", "time_scale")),
+    ("instructions", pa.list_(pa.string())),
+    ("description", pa.string()),
+    *((f"camera_{name}", kind) for name, kind in _CAMERA.items()),
+    ("pose_time_s", _FLOATS),
+    ("extrinsics", _FLOATS),
+    *((f"{side}_{name}", kind) for side in HAND_NAMES for name, kind in _HAND.items()),
+]
+_DERIVED_FIELDS = [("n_chunks", pa.int16()), *((f"{side}_labelled", _BOOLS) for side in HAND_NAMES)]
+SCHEMA = pa.schema(
+    [pa.field(name, kind) for name, kind in _BASE_FIELDS + _DERIVED_FIELDS],
+    metadata={VERSION_KEY: SCHEMA_VERSION.encode()},
+)
+"""Every column of a manifest, in order, with the version in its metadata."""
+BASE_SCHEMA = pa.schema([pa.field(name, kind) for name, kind in _BASE_FIELDS])
+
+
+def clip_id(source: str, video: str, start_s: float, end_s: float, *extra: str) -> str:
+    """Deterministic id of a clip: 16 hex digits of BLAKE2b over its canonical description.
+
+    `video` is a name that stays the same on every machine (relative path or episode name), not a local path.
+    Times count to the microsecond. `extra` tells apart clips of one span (a subject, an annotation's number).
+    """
+    canonical = json.dumps([source, video, f"{start_s:.6f}", f"{end_s:.6f}", *extra], ensure_ascii=False)
+    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def clip_to_row(clip: Clip) -> dict[str, Any]:
+    """The manifest row of a well-formed clip: scalars, strings, flat numpy arrays, by column of `SCHEMA`."""
+    return base_row(clip) | derived_row(clip)
+
+
+def row_to_clip(row: Mapping[str, Any], base: str | None = None) -> Clip:
+    """The clip of a manifest row (a dict of scalars and arrays or lists, as `clip_to_row` or Ray Data gives).
+
+    `base`: the manifest's folder; a relative `video_uri` is resolved against it.
+    """
+    camera = None
+    if row["camera_fx"] is not None and not np.isnan(row["camera_fx"]):  # pandas turns null into NaN
+        size = {name: int(row[f"camera_{name}"]) for name in ("width", "height")}
+        camera = Camera(**{name: float(row[f"camera_{name}"]) for name in ("fx", "fy", "cx", "cy")}, **size)
+    left, right = (_row_to_hand(row, side) for side in HAND_NAMES)
+    return Clip(
+        clip_id=row["clip_id"],
+        source=row["source"],
+        domain=row["domain"],
+        split=row["split"],
+        task_type=row["task_type"],
+        video_uri=resolve_uri(row["video_uri"], base),
+        start_s=float(row["start_s"]),
+        end_s=float(row["end_s"]),
+        fps=float(row["fps"]),
+        time_scale=float(row["time_scale"]),
+        instructions=tuple(str(text) for text in row["instructions"]),
+        description=row["description"],
+        camera=camera,
+        pose_time_s=np.asarray(row["pose_time_s"], np.float32),
+        hands=(left, right),
+        extrinsics=np.asarray(row["extrinsics"], np.float32).reshape(-1, 3, 4),
+    )
+
+
+def resolve_uri(uri: str | None, base: str | None) -> str | None:
+    """A video address as stored -> one that opens: relative ones count from the manifest's folder."""
+    if uri is None or base is None or "://" in uri or os.path.isabs(uri):
+        return uri
+    return storage.join(base, uri)
+
+
+def base_row(clip: Clip) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(clip, name) for name in SCHEMA.names[:10]}
+    row |= {"instructions": list(clip.instructions), "description": clip.description}
+    row |= {f"camera_{name}": clip.camera and getattr(clip.camera, name) for name in _CAMERA}
+    row |= {name: _flat(getattr(clip, name), np.float32) for name in ("pose_time_s", "extrinsics")}
+    for side, hand in zip(HAND_NAMES, clip.hands, strict=True):
+        state = hand.state.name.lower() if isinstance(hand.state, HandState) else str(hand.state)
+        row |= {f"{side}_state": state, f"{side}_confidence": float(hand.confidence)}
+        row[f"{side}_valid"] = _flat(hand.valid, np.bool_)
+        row |= {f"{side}_{name}": _flat(getattr(hand, name), np.float32) for name in list(_HAND)[3:]}
+    return row
+
+
+def derived_row(clip: Clip) -> dict[str, Any]:
+    _, labelled = chunk_features(clip)
+    sides = {f"{side}_labelled": labelled[i] for i, side in enumerate(HAND_NAMES)}
+    return {"n_chunks": clip.n_chunks, **sides}
+
+
+def _flat(values: Any, dtype: type) -> np.ndarray:
+    return np.ascontiguousarray(values, dtype).reshape(-1)
+
+
+def _row_to_hand(row: Mapping[str, Any], side: str) -> HandTrack:
+    return HandTrack(
+        state=HandState[row[f"{side}_state"].upper()],
+        valid=np.asarray(row[f"{side}_valid"], np.bool_),
+        theta=np.asarray(row[f"{side}_theta"], np.float32).reshape(-1, 15, 3),
+        rot=np.asarray(row[f"{side}_rot"], np.float32).reshape(-1, 3),
+        wrist=np.asarray(row[f"{side}_wrist"], np.float32).reshape(-1, 3),
+        beta=np.asarray(row[f"{side}_beta"], np.float32),
+        confidence=float(row[f"{side}_confidence"]),
+    )
+
+
+def table_row(table: pa.Table, i: int) -> dict[str, Any]:
+    row = {}
+    for name in table.column_names:
+        scalar = table[name][i]
+        if isinstance(scalar, pa.ListScalar) and not pa.types.is_string(scalar.type.value_type):
+            row[name] = scalar.values.to_numpy(zero_copy_only=False)
+        else:
+            row[name] = scalar.as_py()
+    return row
+
+
+def check_schema(schema: pa.Schema, file: str) -> None:
+    version = (schema.metadata or {}).get(VERSION_KEY)
+    if version is None:
+        raise ManifestError(
+            f"{file}: metadata {VERSION_KEY.decode()}",
+            None,
+            f"schema version {SCHEMA_VERSION}",
+            "This Parquet file is no manifest: build one with write_manifest or `python -m jala_ray.data`.",
+        )
+    if version.decode() != SCHEMA_VERSION:
+        raise ManifestError(
+            f"{file}: schema version",
+            version.decode(),
+            f"version {SCHEMA_VERSION}",
+            "Convert the source again with this version of jala_ray.",
+        )
+    for wanted in SCHEMA:
+        index = schema.get_field_index(wanted.name)
+        found = schema.field(index).type if index >= 0 else None
+        if found is None or not _same_type(found, wanted.type):
+            raise ManifestError(f"{file}: column {wanted.name}", found and str(found), f"type {wanted.type}")
+
+
+def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
+    if pa.types.is_list(wanted):
+        return pa.types.is_list(found) and found.value_type == wanted.value_type
+    return found == wanted

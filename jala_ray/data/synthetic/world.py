@@ -1,0 +1,218 @@
+"""Makes a synthetic world on disk: videos, and the manifest with their exact poses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jala_ray.config import to_dict
+from jala_ray.data.manifest import write_manifest
+from jala_ray.data.synthetic.animation import Animation, make_animation
+from jala_ray.data.synthetic.grammar import write_description, write_instructions
+from jala_ray.data.synthetic.plan import ClipPlan, WorldConfig, plan_world
+from jala_ray.types import Clip, Hand, HandState, HandTrack, UserError
+from jala_ray.video.write import write_mp4
+
+WORLD_VERSION = 1
+"""Raised whenever the same configuration gives other bytes than before."""
+REPHRASINGS = 3
+MIN_IN_VIEW = 0.5
+"""Share of a hand's joints that must project into the image for its pose to count as seen."""
+
+
+def animate_clip(config: WorldConfig, plan: ClipPlan) -> Animation:
+    """Poses, scene and camera of a planned clip."""
+    return make_animation(
+        plan.composition,
+        plan.domain,
+        np.arange(plan.frames) / plan.fps,
+        plan.time_scale,
+        (config.width, config.height),
+        config.at_object_share,
+        np.random.SeedSequence([*plan.key, 3]),
+    )
+
+
+def make_clip(config: WorldConfig, plan: ClipPlan, video_uri: str) -> Clip:
+    """The manifest row of a planned clip; its video need not be there yet."""
+    animation = animate_clip(config, plan)
+    text = plan.rng(4)
+    noun = animation.scene.objects[0].name
+    instructions = write_instructions(plan.composition, noun, REPHRASINGS, text)
+    description = write_description(plan.composition, noun, text) if plan.labelled else ""
+    untracked = HandTrack(HandState.UNTRACKED)
+    hands, poses = (untracked, untracked), plan.labelled
+    if plan.labelled:
+        hands = _label_hands(config, plan, animation)
+    moving = bool(np.ptp(animation.world_to_camera, axis=0).max() > 0)
+    return Clip(
+        clip_id=plan.clip_id,
+        source=f"synthetic-{plan.composition_set}",
+        domain=plan.domain,
+        split=plan.split,
+        task_type=plan.task_type,
+        video_uri=video_uri,
+        start_s=0.0,
+        end_s=plan.frames / plan.fps,
+        fps=float(plan.fps),
+        time_scale=plan.time_scale,
+        instructions=instructions,
+        description=description,
+        camera=animation.camera,
+        pose_time_s=animation.time_s if poses else np.zeros(0),
+        hands=hands,
+        extrinsics=animation.extrinsics.astype(np.float32)
+        if poses and moving
+        else np.zeros((0, 3, 4), np.float32),
+    )
+
+
+def _label_hands(config: WorldConfig, plan: ClipPlan, animation: Animation) -> tuple[HandTrack, HandTrack]:
+    rng = plan.rng(5)
+    lost = np.zeros(plan.frames, bool)
+    if rng.random() < config.dropout_share and plan.n_chunks >= 2:
+        # A tracker's gap inside one chunk, so that the clip's other chunks stay labelled.
+        per_chunk = plan.fps * plan.time_scale
+        start = (rng.integers(plan.n_chunks) + rng.uniform(0.1, 0.4)) * per_chunk
+        lost[int(start) : int(start + rng.uniform(0.3, 0.6) * per_chunk) + 1] = True
+    unlabelled = None
+    if len(animation.hands) == 2 and rng.random() < config.one_untracked_share:
+        unlabelled = Hand(int(rng.integers(2)))
+    tracks = []
+    for side in Hand:
+        if side not in animation.hands:
+            tracks.append(HandTrack(HandState.ABSENT))
+            continue
+        valid = (animation.joints_in_view(side) >= MIN_IN_VIEW) & ~lost
+        if side is unlabelled or not valid.any():
+            tracks.append(HandTrack(HandState.UNTRACKED))
+            continue
+        motion = animation.first_camera_pose(side)
+        theta, rot, wrist = (
+            np.where(valid.reshape(-1, *(1,) * (a.ndim - 1)), a, 0.0).astype(np.float32)
+            for a in (motion.theta, motion.rot, motion.wrist)
+        )
+        tracks.append(
+            HandTrack(HandState.LABELLED, valid, theta, rot, wrist, animation.beta.astype(np.float32))
+        )
+    return tracks[0], tracks[1]
+
+
+def generate(
+    folder: str | os.PathLike[str],
+    config: WorldConfig,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Writes `videos/*.mp4`, `manifest.parquet` and `world.json` under a local folder; returns the manifest.
+
+    A second run with the same configuration keeps the videos that are there (checked by SHA-256 once the world
+    was finished) and renders the missing ones. `progress(done, total)` is called after every rendered clip.
+
+    Raises:
+        UserError: the folder holds a world of another configuration or version, and `overwrite` is off.
+    """
+    folder = Path(folder).absolute()
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    plans = plan_world(config)
+    recorded = _open_world(folder, config, overwrite)
+    paths = {plan.clip_id: folder / "videos" / f"{plan.clip_id}.mp4" for plan in plans}
+    digests: dict[str, str] = {}
+    for clip_id, path in paths.items():
+        if path.is_file():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            # Videos appear under their names only when complete, so one of an unfinished run needs no digest.
+            if recorded.get(clip_id, digest) == digest:
+                digests[clip_id] = digest
+    jobs = [(config, plan, paths[plan.clip_id]) for plan in plans if plan.clip_id not in digests]
+    for done, (clip_id, digest) in enumerate(_render_all(jobs, workers), start=1):
+        digests[clip_id] = digest
+        if progress is not None:
+            progress(done, len(jobs))
+    manifest = folder / "manifest.parquet"
+    write_manifest((make_clip(config, plan, str(paths[plan.clip_id])) for plan in plans), manifest)
+    _write_world(folder, config, plans, digests)
+    return manifest
+
+
+def _render_all(jobs: list[tuple[WorldConfig, ClipPlan, Path]], workers: int) -> Iterator[tuple[str, str]]:
+    if workers <= 1 or len(jobs) <= 1:
+        yield from (_render_clip(*job) for job in jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_render_clip, *job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _render_clip(config: WorldConfig, plan: ClipPlan, path: Path) -> tuple[str, str]:
+    """Renders one clip to `path`; returns its id and the file's SHA-256."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    try:
+        frames = (image.rgb for image in animate_clip(config, plan).render())
+        write_mp4(path, frames, plan.fps, gop=config.gop)
+    finally:
+        torch.set_num_threads(threads)
+    return plan.clip_id, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _open_world(folder: Path, config: WorldConfig, overwrite: bool) -> dict[str, str]:
+    """Digests of a finished world of this configuration ({} where there is none); marks the folder as its own."""
+    file = folder / "world.json"
+    if file.is_file():
+        known = json.loads(file.read_text())
+        same = known["version"] == WORLD_VERSION and known["config"] == to_dict(config)
+        if same and not overwrite:
+            return {clip["clip_id"]: clip["sha256"] for clip in known["clips"]}
+        if not overwrite:
+            changed = sorted(
+                k
+                for k in {**known["config"], **to_dict(config)}
+                if known["config"].get(k) != to_dict(config).get(k)
+            )
+            raise UserError(
+                "synthetic world",
+                str(folder),
+                f"a world of version {WORLD_VERSION} with this configuration"
+                f" (it has version {known['version']}; settings that differ: {', '.join(changed) or 'none'})",
+                "Choose another folder, or overwrite it.",
+            )
+        for clip in known["clips"]:
+            (folder / "videos" / f"{clip['clip_id']}.mp4").unlink(missing_ok=True)
+    # Whatever lies there now is of no recorded world: start with the plan's own names free.
+    for plan in plan_world(config):
+        (folder / "videos" / f"{plan.clip_id}.mp4").unlink(missing_ok=True)
+    _write_world(folder, config, [], {})
+    return {}
+
+
+def _write_world(folder: Path, config: WorldConfig, plans: list[ClipPlan], digests: dict[str, str]) -> None:
+    clips = [
+        {
+            "clip_id": plan.clip_id,
+            "composition": str(plan.composition),
+            "set": plan.composition_set,
+            "labelled": plan.labelled,
+            "sha256": digests[plan.clip_id],
+        }
+        for plan in plans
+    ]
+    world: dict[str, Any] = {"version": WORLD_VERSION, "config": to_dict(config), "clips": clips}
+    partial = folder / f".world.json.{os.getpid()}.part"
+    partial.write_text(json.dumps(world, indent=1) + "\n")
+    os.replace(partial, folder / "world.json")

@@ -1,0 +1,1 @@
+"""Models: backbone, text tokenizer, frozen encoders, perceivers, masks, and the VLA that joins them."""

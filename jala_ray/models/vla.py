@@ -1,0 +1,95 @@
+"""The vision-language-action model: a backbone, the motion vocabulary, and nothing of any objective (METHOD 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jala_ray.models.backbone import Backbone
+from jala_ray.models.masks import dense_mask, flex_mask
+from jala_ray.models.vocab import Vocab
+
+
+@dataclass
+class Out:
+    """What a forward pass leaves: `final` (B, T, D) after the last norm, `hidden[layer]` (B, T, D) of the tapped blocks."""
+
+    final: Tensor
+    hidden: dict[int, Tensor]
+
+
+class MotionHead(nn.Module):
+    """One matrix of all motion ids; a position's softmax runs over the codes of its part and level (METHOD 3, decision)."""
+
+    def __init__(self, width: int, slots: int, codes: int) -> None:
+        super().__init__()
+        self.slots, self.codes = slots, codes
+        self.weight = nn.Parameter(torch.empty(slots * codes, width).normal_(std=0.02))
+
+    def forward(self, hidden: Tensor, slot: Tensor) -> Tensor:
+        """`hidden` (M, D), `slot` (M,) of each position -> logits (M, codes)."""
+        logits = (hidden @ self.weight.T.to(hidden.dtype)).unflatten(-1, (self.slots, self.codes))
+        return logits[torch.arange(len(slot), device=slot.device), slot]
+
+
+class VLA(nn.Module):
+    """`forward(batch, taps)` embeds the tokens of a packed batch, runs the backbone, and keeps the tapped hidden states."""
+
+    def __init__(self, backbone: Backbone, vocab: Vocab) -> None:
+        super().__init__()
+        if backbone.text_vocab_size != vocab.text:
+            raise ValueError(
+                f"backbone has {backbone.text_vocab_size} text tokens, the vocabulary {vocab.text}"
+            )
+        width = backbone.hidden_size
+        self.vocab = vocab
+        self.backbone = backbone
+        self.motion_embedding = nn.Embedding(vocab.size - vocab.text, width)
+        self.hand_embedding = nn.Embedding(2, width)
+        self.motion_head = MotionHead(width, vocab.slots, vocab.codes)
+        scale = backbone.embedding_std()
+        nn.init.normal_(self.motion_embedding.weight, std=scale)
+        nn.init.normal_(self.hand_embedding.weight, std=scale)
+        self.register_buffer("token_slots", torch.tensor(vocab.token_slots), persistent=False)
+
+    def embed(self, batch: dict[str, Tensor], extra: Tensor | None = None) -> Tensor:
+        """Token, image and hand embeddings, plus `extra` (B, T, D), an objective's own additions (LSP latents).
+
+        Batch columns: `ids`, `hand`, `image_k`, `sample` (B, T); `images` (S, 3, H, W) uint8.
+        """
+        ids, hand = batch["ids"], batch["hand"]
+        is_motion = ids >= self.vocab.text
+        text = self.backbone.embed_text(ids.masked_fill(is_motion, 0))
+        motion = self.motion_embedding((ids - self.vocab.text).clamp(min=0)).to(text.dtype)
+        embedded = torch.where(is_motion[..., None], motion, text)
+        on_hand = self.hand_embedding(hand.clamp(min=0)).to(text.dtype) * (hand >= 0)[..., None]
+        embedded = embedded + on_hand
+        at_image = batch["image_k"] >= 0
+        pictures = self.backbone.encode_image(batch["images"]).to(text.dtype)
+        embedded[at_image] = pictures[batch["sample"][at_image], batch["image_k"][at_image]]
+        return embedded if extra is None else embedded + extra.to(text.dtype)
+
+    def attention_mask(self, batch: dict[str, Tensor]) -> Any:
+        make = flex_mask if self.backbone.config.attention == "flex_attention" else dense_mask
+        return make(batch["sample"], batch["block"])
+
+    def forward(
+        self, batch: dict[str, Tensor], taps: tuple[int, ...] = (), extra: Tensor | None = None
+    ) -> Out:
+        """See `jala_ray.data.collate.Batch` for the columns. Taps are language blocks counted from 1."""
+        final, hidden, _ = self.backbone(
+            self.embed(batch, extra), self.attention_mask(batch), batch["position"], taps
+        )
+        return Out(final, hidden)
+
+    def motion_logits(self, hidden: Tensor, k: Tensor) -> Tensor:
+        """Final hidden states (M, D) at chunk positions `k` (M,) -> (M, codes) logits over each position's own slot."""
+        return self.motion_head(hidden, self.token_slots[k])
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Parameters outside the language blocks that a batch may leave untouched (see `Learner`)."""
+        heads = [self.motion_embedding.weight, self.hand_embedding.weight, self.motion_head.weight]
+        return heads + [p for p in self.backbone.sometimes_unused() if p.requires_grad]

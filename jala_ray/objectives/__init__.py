@@ -1,0 +1,1 @@
+"""Training objectives behind one contract (`base.Objective`); each owns its extra modules."""

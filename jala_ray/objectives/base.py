@@ -1,0 +1,95 @@
+"""The contract between the training loop and an objective. The core never learns a variant's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from jala_ray.models.vla import VLA, Out
+
+
+@dataclass
+class Features:
+    """Frozen-encoder features for perceivers, F = 2 frames or 1 pair encoding.
+
+    `first` (S, F, P, Dv) of (v_0, v_0) a sample; `pairs` (C, F, P, Dv) of the boundary pairs (v_t, v_{t+delta}).
+    """
+
+    first: Tensor
+    pairs: Tensor
+    still: Tensor | None = None
+    """(C, F, P, Dv) of (v_t, v_t) for the same pairs; filled for the monitors only."""
+
+
+@dataclass
+class Losses:
+    """Per-sample loss terms (S,), each the mean over the sample's own positions, 0 where it has none (METHOD 4)."""
+
+    terms: dict[str, Tensor]
+    has: dict[str, Tensor]
+    """(S,) bool: the sample has positions of this term; logged means leave the others out."""
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars summed over ranks for logging, e.g. correct and scored tokens."""
+
+
+class Objective(nn.Module):
+    """Base of all objectives.
+
+    `taps` language blocks whose outputs `loss` reads; `columns` batch columns it needs, checked before the first step;
+    `needs_features` whether the frozen encoder runs.
+    """
+
+    taps: tuple[int, ...] = ()
+    columns: tuple[str, ...] = ()
+    needs_features: bool = False
+
+    def extra(self, batch: dict[str, Tensor], features: Features | None) -> Tensor | None:
+        """Additions (B, T, D) to the input embeddings, or None."""
+        return None
+
+    def loss(self, vla: VLA, batch: dict[str, Tensor], features: Features | None, out: Out) -> Losses:
+        raise NotImplementedError(f"{type(self).__name__} must implement loss")
+
+    def term_weights(self) -> dict[str, float]:
+        """Factor of each loss term in the step's loss."""
+        raise NotImplementedError(f"{type(self).__name__} must implement term_weights")
+
+    def after_step(self) -> None:
+        """Called after each optimizer step (EMA)."""
+
+    def monitors(self, batch: dict[str, Tensor], features: Features | None, out: Out) -> dict[str, float]:
+        """Health figures logged every N steps; called without gradients."""
+        return {}
+
+
+def sample_mean(values: Tensor, sample: Tensor, n_samples: int) -> tuple[Tensor, Tensor]:
+    """Values (M,) at positions of samples (M,) -> their mean a sample (S,), 0 where there are none; and which have any."""
+    total = values.new_zeros(n_samples).index_add(0, sample, values)
+    count = values.new_zeros(n_samples).index_add(0, sample, torch.ones_like(values))
+    return total / count.clamp(min=1), count > 0
+
+
+def text_loss(vla: VLA, batch: dict[str, Tensor], out: Out) -> tuple[Tensor, Tensor]:
+    """Next-token cross-entropy on the answers of description samples, through the language head: (S,) mean, (S,) has."""
+    at = batch["text_target"] >= 0
+    logits = vla.backbone.lm_logits(out.final[at]).float()
+    loss = nn.functional.cross_entropy(logits, batch["text_target"][at], reduction="none")
+    return sample_mean(loss, batch["sample"][at], len(batch["weight"]))
+
+
+def code_loss(
+    vla: VLA, batch: dict[str, Tensor], hidden: Tensor, at: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Cross-entropy over each position's own codes.
+
+    `hidden` (M, D) final states that predict the M positions where `at` (B, T) holds -> (S,) mean, (S,) has, counts.
+    """
+    target = batch["target"][at]
+    logits = vla.motion_logits(hidden, batch["k"][at]).float()
+    loss = nn.functional.cross_entropy(logits, target, reduction="none")
+    real = batch["weight"][batch["sample"][at]] > 0
+    correct = (logits.argmax(-1) == target) & real
+    mean, has = sample_mean(loss, batch["sample"][at], len(batch["weight"]))
+    return mean, has, {"mcp_correct": correct.sum(), "mcp_tokens": real.sum()}

@@ -1,0 +1,83 @@
+"""JALA: hybrid masked chunk prediction and joint alignment with latent actions (METHOD 4, 5; paper eqs. 2-4, 6, 7)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from jala_ray.config import JalaConfig, check_layer
+from jala_ray.models.perceiver import Perceiver, decoupled_ema
+from jala_ray.models.vla import VLA, Out
+from jala_ray.objectives.base import Features, Losses, Objective, code_loss, sample_mean, text_loss
+from jala_ray.objectives.monitors import alignment_monitors
+
+
+def gather_latents(latents: Tensor, row: Tensor, batch: dict[str, Tensor], at: Tensor) -> Tensor:
+    """Latents (R, 2 hands, K, D) at the positions `at` (B, T): row `row` (M,), the position's own hand and k -> (M, D)."""
+    return latents[row, batch["hand"][at], batch["k"][at]]
+
+
+def state_embeddings(lsp: Perceiver, batch: dict[str, Tensor], features: Features, width: int) -> Tensor:
+    """LSP latents of each sample's first frame, placed where the `state` column asks for them -> (B, T, D)."""
+    at = batch["state"]
+    latents = gather_latents(lsp(features.first), batch["sample"][at], batch, at)
+    placed = latents.new_zeros(*at.shape, width)
+    placed[at] = latents
+    return placed
+
+
+class Jala(Objective):
+    """Owns LSP and, unless `lap` is off (`no_align`), LAP. See METHOD 5 for who learns from what."""
+
+    needs_features = True
+
+    def __init__(self, config: JalaConfig, vla: VLA, feature_dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        check_layer(config.align.layer, vla.backbone.n_layers)
+        self.config = config
+        self.width = vla.backbone.hidden_size
+        self.taps = (config.align.layer,) if config.lap else ()
+        self.columns = ("first", "pairs") if config.lap else ("first",)
+        decoupled = config.updates == "decoupled" and config.lap
+        self.lsp = Perceiver(config.perceiver, vla.vocab.chunk_tokens, feature_dim, grid, self.width)
+        self.lap = copy.deepcopy(self.lsp) if config.lap else None
+        self.lsp.set_gradients(backbone=True, queries=not decoupled)
+        if self.lap is not None:
+            self.lap.set_gradients(backbone=not decoupled, queries=True)
+        self.decoupled = decoupled
+
+    def extra(self, batch: dict[str, Tensor], features: Features | None) -> Tensor:
+        assert features is not None
+        return state_embeddings(self.lsp, batch, features, self.width)
+
+    def loss(self, vla: VLA, batch: dict[str, Tensor], features: Features | None, out: Out) -> Losses:
+        """`L = 1[labelled] L_MCP + lambda L_align + L_text` (eq. 4), as per-sample terms."""
+        assert features is not None
+        at = batch["scored"]
+        mcp, has_mcp, counts = code_loss(vla, batch, out.final[at], at)
+        text, has_text = text_loss(vla, batch, out)
+        losses = Losses({"mcp": mcp, "text": text}, {"mcp": has_mcp, "text": has_text}, counts)
+        if self.lap is not None:
+            at = batch["pair"] >= 0
+            h = out.hidden[self.config.align.layer][at].float()
+            z = gather_latents(self.lap(features.pairs), batch["pair"][at], batch, at).float()
+            distance = (h - z).abs().mean(dim=-1)
+            align, has_align = sample_mean(distance, batch["sample"][at], len(batch["weight"]))
+            losses.terms["align"], losses.has["align"] = align, has_align
+        return losses
+
+    def term_weights(self) -> dict[str, float]:
+        weights = {"mcp": 1.0, "text": 1.0}
+        return weights | {"align": self.config.align.weight} if self.lap is not None else weights
+
+    def after_step(self) -> None:
+        if self.decoupled and self.lap is not None:
+            decoupled_ema(self.lap, self.lsp, self.config.ema.alpha)
+
+    @torch.no_grad()
+    def monitors(self, batch: dict[str, Tensor], features: Features | None, out: Out) -> dict[str, float]:
+        if self.lap is None or features is None or len(features.pairs) < 2:
+            return {}
+        return alignment_monitors(self.lap, batch, features, out.hidden[self.config.align.layer])

@@ -1,0 +1,93 @@
+"""Is the latent-action space alive? Figures that show a collapse of h and z (METHOD 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jala_ray.models.perceiver import Perceiver
+from jala_ray.objectives.base import Features
+
+RHO_WARN = 0.05
+EFFECTIVE_RANK_WARN = 4.0
+
+
+def effective_rank(x: Tensor, scale: Tensor) -> float:
+    """exp of the entropy of the normalised singular values of (M, D) rows.
+
+    0 when x is rounding noise beside `scale`, the root mean square of what x was before it was centred.
+    """
+    if _rms(x) <= 1e-6 * scale:
+        return 0.0
+    singular = torch.linalg.svdvals(x.double())
+    p = singular / singular.sum()
+    return float(torch.exp(-(p * (p + 1e-30).log()).sum()))
+
+
+@torch.no_grad()
+def alignment_monitors(
+    lap: Perceiver, batch: dict[str, Tensor], features: Features, hidden: Tensor
+) -> dict[str, float]:
+    """Collapse monitors of one batch; {} when all of its pairs are of one clip.
+
+    rho = E|z(v_t, v_{t+delta}) - z(v_t, v_t)| / E|z - z of another clip|: 0 means that z ignores the second frame. For spread and
+    effective rank z is centred for each (hand, k), so that only what depends on the pictures counts. Cosines compare h with its
+    own chunk's z and with another clip's.
+    """
+    at = batch["pair"] >= 0
+    row, hand, k = batch["pair"][at], batch["hand"][at], batch["k"][at]
+    pairs, hands = torch.unique(torch.stack([row, hand]), dim=1)  # every aligned hand-chunk once, C'
+    owner = torch.empty(len(features.pairs), dtype=torch.int64, device=row.device)
+    owner[row] = batch["sample"][at]
+    other = _another(owner)
+    if other is None:
+        return {}
+    latents = lap(features.pairs).float()  # (C, 2, K, D)
+    varying = (latents - latents.mean(dim=0))[pairs, hands]
+    figures = {
+        "spread_z": float(_rms(varying)),
+        "effective_rank_z": effective_rank(varying.flatten(0, 1), _rms(latents)),
+    }
+    z = latents[pairs, hands]
+    if features.still is not None:
+        moved = (z - lap(features.still).float()[pairs, hands]).abs().mean()
+        between = (z - latents[other[pairs], hands]).abs().mean()
+        figures["rho"] = float(moved / between.clamp(min=1e-12))
+
+    # Means over each hand-chunk's aligned positions (of a labelled target only the masked ones).
+    h = hidden[at].float()
+    index = torch.searchsorted(pairs * 2 + hands, row * 2 + hand)
+    h_mean = _group_mean(h, index, len(pairs))
+    own = _group_mean(latents[row, hand, k], index, len(pairs))
+    foreign = _group_mean(latents[other[row], hand, k], index, len(pairs))
+    centre_h, centre_z = h_mean.mean(0), own.mean(0)
+    cosine = torch.nn.functional.cosine_similarity
+    return figures | {
+        "spread_h": float(_rms(h_mean - centre_h)),
+        "effective_rank_h": effective_rank(h - h.mean(0), _rms(h)),
+        "cos_matched": float(cosine(h_mean - centre_h, own - centre_z).mean()),
+        "cos_shuffled": float(cosine(h_mean - centre_h, foreign - centre_z).mean()),
+    }
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt()
+
+
+def _group_mean(values: Tensor, index: Tensor, groups: int) -> Tensor:
+    """Mean of the rows (M, D) of each group (M,) -> (groups, D)."""
+    total = values.new_zeros(groups, values.shape[1]).index_add(0, index, values)
+    count = values.new_zeros(groups, 1).index_add(0, index, torch.ones_like(values[:, :1]))
+    return total / count
+
+
+def _another(owner: Tensor) -> Tensor | None:
+    """For each entry, the index of the next one with a different owner; None when all have one owner."""
+    n = len(owner)
+    differs = owner[None, :] != owner[:, None]
+    if not differs.any(dim=1).all():
+        return None
+    order = (
+        torch.arange(n, device=owner.device)[None, :] - torch.arange(n, device=owner.device)[:, None]
+    ) % n
+    return torch.where(differs, order, n).argmin(dim=1)

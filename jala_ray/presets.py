@@ -1,0 +1,131 @@
+"""Named runs. A variant is a small diff of a base preset, and the diff is its definition (METHOD 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from jala_ray.config import (
+    BackboneConfig,
+    ClusterConfig,
+    EncoderConfig,
+    JalaConfig,
+    LanguageSizes,
+    ModelConfig,
+    NextTokenConfig,
+    OptimConfig,
+    PerceiverConfig,
+    RunConfig,
+    TextConfig,
+    TrainConfig,
+    VisionSizes,
+    override,
+    suggest,
+)
+from jala_ray.types import ConfigError
+
+INTERNVL = "OpenGVLab/InternVL3-2B-hf"
+
+BASE = RunConfig(
+    name="jala",
+    model=ModelConfig(
+        BackboneConfig(pretrained=INTERNVL, image_size=448, gradient_checkpointing=True),
+        EncoderConfig("dinov3", "facebook/dinov3-vitl16-pretrain-lvd1689m", image_size=224),
+        TextConfig(pretrained=INTERNVL),
+    ),
+    objective=JalaConfig(),
+    cluster=ClusterConfig(workers=8, cpus_per_worker=2, gpus_per_worker=1),
+)
+"""JALA-dino at the paper's size: 8 GPUs, 128 sequences a step (METHOD 6)."""
+
+TINY = RunConfig(
+    name="tiny",
+    model=ModelConfig(
+        BackboneConfig(image_size=56, vision=VisionSizes(), language=LanguageSizes()),
+        EncoderConfig("dinov3", image_size=64, sizes=VisionSizes(patch=16)),
+        TextConfig(vocab_size=1024),
+    ),
+    objective=override(
+        JalaConfig(),
+        {"align.layer": 3, "ema.alpha": 0.98, "perceiver.width": 64, "perceiver.heads": 4},
+    ),
+    optim=OptimConfig(lr=1e-3),
+    train=TrainConfig(
+        steps=300,
+        batch=16,
+        micro_batch=8,
+        precision="fp32",
+        log_every=5,
+        checkpoint_every=100,
+        validate_every=100,
+        val_samples=32,
+        monitor_every=20,
+    ),
+    cluster=ClusterConfig(workers=2, cpus_per_worker=0.5),
+)
+"""The same code at a size for two CPU cores; alpha^300 <= 0.01 (METHOD 5)."""
+
+
+def vjepa(base: RunConfig) -> RunConfig:
+    """V-JEPA 2 features of frame pairs instead of DINOv3 features of frames."""
+    pretrained = "facebook/vjepa2-vitl-fpc64-256" if base.model.encoder.pretrained else None
+    size = 256 if pretrained else base.model.encoder.image_size
+    return override(
+        base,
+        {
+            "model.encoder.kind": "vjepa2",
+            "model.encoder.pretrained": pretrained,
+            "model.encoder.image_size": size,
+        },
+    )
+
+
+def no_align(base: RunConfig) -> RunConfig:
+    """Masked chunk prediction alone: lambda = 0, no LAP, LSP queries get the gradient."""
+    return override(
+        base, {"objective.lap": False, "objective.updates": "gradient", "objective.align.weight": 0.0}
+    )
+
+
+def labelled_only(base: RunConfig) -> RunConfig:
+    """Lab and labelled wild clips, alignment on."""
+    return override(base, {"data.labels": "labelled_only"})
+
+
+def next_token(base: RunConfig) -> RunConfig:
+    """Being-H0: next-token prediction of motion tokens on labelled data."""
+    perceiver: PerceiverConfig = base.objective.perceiver
+    return override(
+        replace(base, objective=NextTokenConfig(perceiver=perceiver)), {"data.labels": "labelled_only"}
+    )
+
+
+def next_token_dino(base: RunConfig) -> RunConfig:
+    """Next token with LSP latents of the first frame as a prefix."""
+    return override(next_token(base), {"objective.state": "prefix"})
+
+
+VARIANTS: dict[str, Callable[[RunConfig], RunConfig]] = {
+    "vjepa": vjepa,
+    "no_align": no_align,
+    "labelled_only": labelled_only,
+    "next_token": next_token,
+    "next_token_dino": next_token_dino,
+}
+
+DEMO = override(
+    replace(TINY, name="demo/pretrain"),
+    {"train.steps": 240, "train.checkpoint_every": 80, "train.validate_every": 80},
+)
+"""What `make demo` runs."""
+
+PRESETS: dict[str, RunConfig] = {"jala": BASE, "tiny": TINY, "demo": DEMO}
+PRESETS |= {name: replace(variant(BASE), name=name) for name, variant in VARIANTS.items()}
+PRESETS |= {f"tiny_{name}": replace(variant(TINY), name=f"tiny_{name}") for name, variant in VARIANTS.items()}
+
+
+def preset(name: str) -> RunConfig:
+    """Raises `ConfigError` with a suggestion for an unknown name."""
+    if name not in PRESETS:
+        raise ConfigError("preset", name, f"one of {', '.join(PRESETS)}", suggest(name, PRESETS))
+    return PRESETS[name]

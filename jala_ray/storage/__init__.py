@@ -1,0 +1,69 @@
+"""One way to reach local paths and `s3://` addresses, and folders that are there completely or not at all.
+
+Single files: `read_bytes`, `read_range`, `write_bytes`, `open_file`. Folders: `upload_dir` copies every file,
+reads each one back and compares its SHA-256, and writes `COMMIT.json` last; `download_dir` and `verify_dir`
+check against it. Local folders carry the same marker, so a checkpoint looks the same wherever it lies.
+`probe` tells at the start of a job whether an address works.
+
+Credentials come from the usual AWS places (environment, profile, instance role), never from a configuration
+of this package.
+"""
+
+from jala_ray.storage.files import (
+    RangeFile,
+    delete,
+    exists,
+    filesystem,
+    list_dir,
+    list_files,
+    open_file,
+    read_bytes,
+    read_range,
+    size,
+    worker_env,
+    write_bytes,
+)
+from jala_ray.storage.folders import (
+    COMMIT_FILE,
+    Commit,
+    FileEntry,
+    ProbeReport,
+    delete_dir,
+    download_dir,
+    is_committed,
+    probe,
+    read_commit,
+    upload_dir,
+    verify_dir,
+)
+from jala_ray.storage.stores import MissingFile, StorageOptions, is_s3, join
+
+__all__ = [
+    "COMMIT_FILE",
+    "Commit",
+    "FileEntry",
+    "MissingFile",
+    "ProbeReport",
+    "RangeFile",
+    "StorageOptions",
+    "delete",
+    "delete_dir",
+    "download_dir",
+    "exists",
+    "filesystem",
+    "is_committed",
+    "is_s3",
+    "join",
+    "list_dir",
+    "list_files",
+    "open_file",
+    "probe",
+    "read_bytes",
+    "read_commit",
+    "read_range",
+    "size",
+    "upload_dir",
+    "verify_dir",
+    "worker_env",
+    "write_bytes",
+]

@@ -1,0 +1,230 @@
+"""Single files: read, read a range, write, list, open."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import IO, cast
+
+import pyarrow.fs
+
+from jala_ray.storage.stores import MissingFile, StorageOptions, explained, is_s3, store_for
+from jala_ray.types import StorageError
+
+Uri = str | os.PathLike[str]
+CHECKSUM_VARIABLE = "AWS_REQUEST_CHECKSUM_CALCULATION"
+
+
+def read_bytes(uri: Uri, options: StorageOptions | None = None) -> bytes:
+    """The whole file. Raises MissingFile, StorageError."""
+    with explained("read", uri, options):
+        store, path = store_for(uri, options)
+        return store.read(path, 0, None)
+
+
+def read_range(uri: Uri, start: int, end: int, options: StorageOptions | None = None) -> bytes:
+    """Bytes [start, end) of the file, in one request. Raises MissingFile, and StorageError if the file ends
+    before `end`.
+    """
+    if not 0 <= start <= end:
+        raise StorageError("byte range", (start, end), "0 <= start <= end")
+    with explained("read", uri, options):
+        store, path = store_for(uri, options)
+        data = store.read(path, start, end)
+    if len(data) != end - start:
+        raise StorageError(
+            f"read {uri}", f"{len(data)} bytes at {start}", f"{end - start} bytes", "The file is shorter."
+        )
+    return data
+
+
+def write_bytes(uri: Uri, data: bytes, options: StorageOptions | None = None, *, only_new: bool = False) -> None:
+    """Write a whole file at once, making local folders as needed; a reader never sees half of it.
+
+    With `only_new` the write fails (StorageError) if the address is taken, atomically: of two writers one
+    succeeds.
+    """
+    with explained("write", uri, options):
+        store, path = store_for(uri, options)
+        store.write(path, data, only_new=only_new)
+
+
+def delete(uri: Uri, options: StorageOptions | None = None) -> None:
+    """Delete one file; nothing happens if it is not there."""
+    with explained("delete", uri, options):
+        store, path = store_for(uri, options)
+        store.delete(path)
+
+
+def size(uri: Uri, options: StorageOptions | None = None) -> int:
+    """Bytes in the file. Raises MissingFile, StorageError."""
+    with explained("look at", uri, options):
+        store, path = store_for(uri, options)
+        return store.size(path)
+
+
+def exists(uri: Uri, options: StorageOptions | None = None) -> bool:
+    """Whether there is a file (not a folder) at this address."""
+    try:
+        size(uri, options)
+    except MissingFile:
+        return False
+    return True
+
+
+def list_dir(uri: Uri, options: StorageOptions | None = None) -> list[str]:
+    """Sorted names of the files and folders directly in a folder. Raises MissingFile if there is nothing
+    there.
+    """
+    with explained("list", uri, options):
+        store, path = store_for(uri, options)
+        names = store.children(path)
+    if not names and is_s3(uri):
+        raise MissingFile(f"list {uri}", "no object under this prefix", "a folder", "Check the bucket and the prefix.")
+    return names
+
+
+def list_files(uri: Uri, options: StorageOptions | None = None) -> dict[str, int]:
+    """All files below a folder: relative name -> bytes. Empty if there is nothing."""
+    with explained("list", uri, options):
+        store, path = store_for(uri, options)
+        return store.walk(path)
+
+
+def open_file(uri: Uri, mode: str = "rb", options: StorageOptions | None = None) -> IO:
+    """Open a file for reading or writing, text ("r", "w") or binary ("rb", "wb").
+
+    Remote reads are seekable and fetch only the blocks touched (`RangeFile`). Remote writes stream in parts
+    and appear when closed; write what must be whole with `write_bytes` or `upload_dir` instead.
+    """
+    if mode not in ("r", "rb", "w", "wb"):
+        raise StorageError("mode", mode, "one of r, rb, w, wb")
+    with explained("open", uri, options):
+        if not is_s3(uri):
+            _, path = store_for(uri)
+            if "w" in mode:
+                os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            return open(path, mode, encoding=None if "b" in mode else "utf-8")
+        if "w" in mode:
+            fs, path = filesystem(uri, options)
+            binary = cast("IO[bytes]", fs.open_output_stream(path))
+        else:
+            ranged = RangeFile(lambda start, end: read_range(uri, start, end, options), size(uri, options))
+            binary = cast("IO[bytes]", ranged)
+        return binary if "b" in mode else io.TextIOWrapper(binary, encoding="utf-8")
+
+
+class RangeFile(io.RawIOBase):
+    """A read-only, seekable file over a function that fetches byte ranges.
+
+    Small reads are served from aligned blocks, the last few of which are kept, so that a demuxer's hops
+    between index and samples cost one request a block; a read longer than a block goes out as one request of
+    its own.
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[int, int], bytes],
+        size: int,
+        *,
+        block_bytes: int = 256 * 1024,
+        blocks_kept: int = 16,
+    ) -> None:
+        super().__init__()
+        self._fetch, self.size = fetch, size
+        self._block_bytes, self._blocks_kept = block_bytes, blocks_kept
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._position = 0
+        self.bytes_fetched = 0
+        """Bytes asked of the store so far."""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def read(self, n: int | None = -1) -> bytes:
+        start = self._position
+        end = self.size if n is None or n < 0 else min(self.size, start + n)
+        if end <= start:
+            return b""
+        data = self._get(start, end) if end - start > self._block_bytes else self._cached(start, end)
+        self._position = end
+        return data
+
+    def readall(self) -> bytes:
+        return self.read(-1)
+
+    def readinto(self, buffer) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _cached(self, start: int, end: int) -> bytes:
+        first, last = start // self._block_bytes, (end - 1) // self._block_bytes
+        data = b"".join(self._block(index) for index in range(first, last + 1))
+        offset = first * self._block_bytes
+        return data[start - offset : end - offset]
+
+    def _block(self, index: int) -> bytes:
+        block = self._blocks.pop(index, None)
+        if block is None:
+            start = index * self._block_bytes
+            block = self._get(start, min(self.size, start + self._block_bytes))
+        self._blocks[index] = block
+        while len(self._blocks) > self._blocks_kept:
+            self._blocks.popitem(last=False)
+        return block
+
+    def _get(self, start: int, end: int) -> bytes:
+        self.bytes_fetched += end - start
+        return self._fetch(start, end)
+
+
+def filesystem(uri: Uri, options: StorageOptions | None = None) -> tuple[pyarrow.fs.FileSystem, str]:
+    """(pyarrow file system, path in it), for Parquet and for Ray's `storage_filesystem`.
+
+    Sets AWS_REQUEST_CHECKSUM_CALCULATION=when_required in this process unless it is set, because pyarrow
+    reads that switch from the environment alone and without it some S3-compatible servers lose multipart
+    uploads; give workers `worker_env()`.
+    """
+    _, path = store_for(uri, options)
+    if not is_s3(uri):
+        return pyarrow.fs.LocalFileSystem(), os.path.abspath(path)
+    os.environ.setdefault(CHECKSUM_VARIABLE, "when_required")
+    with explained("open", uri, options):
+        return _arrow_s3((options or StorageOptions()).resolved(), os.getpid()), path
+
+
+@functools.lru_cache(maxsize=16)
+def _arrow_s3(options: StorageOptions, pid: int) -> pyarrow.fs.FileSystem:
+    del pid  # A key only: one file system a process.
+    scheme, _, host = (options.endpoint_url or "").rpartition("://")
+    return pyarrow.fs.S3FileSystem(
+        endpoint_override=host or None,
+        scheme=scheme or "https",
+        region=options.region,
+        connect_timeout=options.connect_timeout_s,
+        request_timeout=options.read_timeout_s,
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=options.attempts),
+        background_writes=False,  # Errors of a part raise at once instead of vanishing.
+    )
+
+
+def worker_env(options: StorageOptions | None = None) -> dict[str, str]:
+    """Environment variables (no secrets) with which other processes reach the same store in the same way."""
+    resolved = (options or StorageOptions()).resolved()
+    env = {CHECKSUM_VARIABLE: "when_required", "AWS_DEFAULT_REGION": resolved.region or "us-east-1"}
+    return env | ({"AWS_ENDPOINT_URL": resolved.endpoint_url} if resolved.endpoint_url else {})

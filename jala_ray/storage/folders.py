@@ -1,0 +1,375 @@
+"""Folders that are there completely or not at all: verified copies with a commit marker written last."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from jala_ray.storage.files import Uri, list_files, read_bytes
+from jala_ray.storage.stores import (
+    MULTIPART_THRESHOLD,
+    LocalStore,
+    MissingFile,
+    S3Store,
+    StorageOptions,
+    Store,
+    explained,
+    is_s3,
+    join,
+    store_for,
+    sync_folder,
+)
+from jala_ray.types import StorageError
+
+COMMIT_FILE = "COMMIT.json"
+CLAIM_FILE = "UPLOADING.json"
+FORMAT = 1
+WORKERS = 4
+PROBE_CONNECT_TIMEOUT_S, PROBE_READ_TIMEOUT_S = 3.0, 10.0
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 (hex) of one file of a committed folder."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The content of a commit marker: relative file name -> entry."""
+
+    files: dict[str, FileEntry]
+
+    def to_json(self) -> bytes:
+        files = {name: asdict(self.files[name]) for name in sorted(self.files)}
+        return json.dumps({"format": FORMAT, "files": files}, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Commit:
+        try:
+            content = json.loads(data)
+            files = {name: FileEntry(**entry) for name, entry in content["files"].items()}
+            found = content["format"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StorageError(
+                f"commit marker of {where}", str(error), "a readable marker", "Delete the folder."
+            ) from error
+        if found != FORMAT:
+            raise StorageError(f"format of the commit marker of {where}", found, str(FORMAT))
+        return cls(files)
+
+
+def upload_dir(
+    local: Uri, uri: Uri, options: StorageOptions | None = None, *, replace_unfinished: bool = False
+) -> Commit:
+    """Copy a local folder to `uri` (S3 or another local path), verify it, and commit it.
+
+    Every file is read back and its SHA-256 compared with the local one before the marker is written. The
+    bytes themselves are read because nothing cheaper is believed everywhere: an upload may be reported as
+    done and be absent or damaged, the ETag of a multipart or encrypted object is not a digest of its content,
+    and stored checksums are not known to older servers.
+
+    One writer wins: on S3 a claim and the marker are written on condition that they do not exist; locally the
+    files are gathered in a sibling folder that is renamed into place. An address that is committed is never
+    touched. What a writer that died left behind is refused too, unless `replace_unfinished` says to remove
+    it. Symbolic links are followed, empty folders are not kept.
+
+    Raises StorageError: nothing to upload, the address is committed or claimed, a file did not arrive intact.
+    """
+    source = Path(local)
+    if not source.is_dir():
+        raise MissingFile(f"upload {source}", "no such folder", "a local folder")
+    names = [name for name in LocalStore().walk(str(source)) if name not in (COMMIT_FILE, CLAIM_FILE)]
+    if not names:
+        raise StorageError(f"upload {source}", "an empty folder", "at least one file")
+    if is_committed(uri, options):
+        raise StorageError(
+            f"upload to {uri}",
+            "a committed folder",
+            "an address not yet used",
+            "Committed folders are final.",
+        )
+    staged = _staged_on_s3 if is_s3(uri) else _staged_locally
+    with (
+        explained("upload to", uri, options),
+        staged(uri, options, replace_unfinished) as (store, path, finish),
+    ):
+
+        def send(name: str) -> FileEntry:
+            origin, target = source / name, join(path, name)
+            entry = FileEntry(origin.stat().st_size, _digest(LocalStore().stream(str(origin))))
+            store.upload(origin, target)
+            _check(store, target, name, entry, uri, digest=True)
+            return entry
+
+        commit = Commit(dict(zip(names, _parallel(send, names), strict=True)))
+        finish(commit)
+    return commit
+
+
+@contextlib.contextmanager
+def _staged_on_s3(uri: Uri, options: StorageOptions | None, replace_unfinished: bool):
+    store, path = store_for(uri, options)
+    if leftovers := store.walk(path):
+        if not replace_unfinished:
+            raise _unfinished(uri, leftovers)
+        delete_dir(uri, options)
+    token = json.dumps({"upload": uuid.uuid4().hex}).encode()
+    store.write(join(path, CLAIM_FILE), token, only_new=True)
+    if others := set(store.walk(path)) - {CLAIM_FILE}:  # A whole upload may have gone by before the claim.
+        store.delete(join(path, CLAIM_FILE))
+        raise _unfinished(uri, others)
+
+    def finish(commit: Commit) -> None:
+        if store.read(join(path, CLAIM_FILE), 0, None) != token:
+            raise StorageError(
+                f"commit {uri}", "another upload's claim", "this upload's claim", "Another writer took over."
+            )
+        store.write(join(path, COMMIT_FILE), commit.to_json(), only_new=True)
+        store.delete(join(path, CLAIM_FILE))
+
+    yield store, path, finish
+
+
+@contextlib.contextmanager
+def _staged_locally(uri: Uri, options: StorageOptions | None, replace_unfinished: bool):
+    store, path = store_for(uri, options)
+    final = Path(path).absolute()
+    if final.exists() and (leftovers := store.walk(path)):
+        if not replace_unfinished:
+            raise _unfinished(uri, leftovers)
+        delete_dir(uri)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    staging = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+
+        def finish(commit: Commit) -> None:
+            store.write(join(str(staging), COMMIT_FILE), commit.to_json(), only_new=True)
+            _rename_folder(staging, final)
+
+        yield store, str(staging), finish
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _rename_folder(staging: Path, final: Path) -> None:
+    """Move a finished folder into place; the system refuses if a folder with files is there by now."""
+    try:
+        os.rename(staging, final)
+    except OSError as error:
+        raise StorageError(
+            f"commit {final}", str(error), "no other folder of this name", "Another writer was first."
+        ) from error
+    sync_folder(str(final.parent))
+
+
+def _unfinished(uri: Uri, leftovers: Iterable[str]) -> StorageError:
+    return StorageError(
+        f"upload to {uri}",
+        f"files of another upload: {', '.join(sorted(leftovers)[:5])}",
+        "an empty address",
+        "It is under way or died; delete_dir() it, or pass replace_unfinished=True if it died.",
+    )
+
+
+def is_committed(uri: Uri, options: StorageOptions | None = None) -> bool:
+    """Whether the folder carries a commit marker (its files were all verified when it was written)."""
+    try:
+        read_commit(uri, options)
+    except MissingFile:
+        return False
+    return True
+
+
+def read_commit(uri: Uri, options: StorageOptions | None = None) -> Commit:
+    """The marker of a committed folder. Raises MissingFile without one, StorageError if it is unreadable."""
+    try:
+        data = read_bytes(join(uri, COMMIT_FILE), options)
+    except MissingFile as error:
+        raise MissingFile(
+            f"folder {uri}",
+            f"no {COMMIT_FILE}",
+            "a committed folder",
+            "It does not exist, or its upload did not finish.",
+        ) from error
+    return Commit.from_json(data, os.fspath(uri))
+
+
+def verify_dir(uri: Uri, options: StorageOptions | None = None, *, digest: bool = True) -> Commit:
+    """Check every file of a committed folder: presence, size and, with `digest`, SHA-256 of its bytes.
+
+    Raises MissingFile without a marker, StorageError that names the missing or damaged file.
+    """
+    commit = read_commit(uri, options)
+    with explained("verify", uri, options):
+        store, path = store_for(uri, options)
+        _parallel(lambda n: _check(store, join(path, n), n, commit.files[n], uri, digest=digest), commit.files)
+    return commit
+
+
+def download_dir(uri: Uri, local: Uri, options: StorageOptions | None = None) -> Commit:
+    """Bring a committed folder to a local path, verified on the way; the local folder is committed as well.
+
+    A local folder that already carries the same marker and sizes is left as it is, so that several processes
+    of a machine may ask for the same one. Raises as `verify_dir`, and StorageError if the local path holds
+    something else.
+    """
+    commit = read_commit(uri, options)
+    target = Path(local).absolute()
+    if _holds(target, commit):
+        return commit
+    if target.exists() and any(target.iterdir()):
+        raise StorageError(f"download to {target}", "another folder", "an empty or new path", "Choose another path.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    with explained("download", uri, options):
+        store, path = store_for(uri, options)
+
+        def fetch(name: str) -> None:
+            _check(store, join(path, name), name, commit.files[name], uri, digest=False)
+            destination = staging / name
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            with open(destination, "wb") as file:
+                digest = _digest(store.stream(join(path, name)), file.write)
+                os.fsync(file.fileno())
+            _compare(digest, name, commit.files[name], uri)
+
+        try:
+            _parallel(fetch, commit.files)
+            LocalStore().write(str(staging / COMMIT_FILE), commit.to_json())
+            try:
+                _rename_folder(staging, target)
+            except StorageError:
+                if not _holds(target, commit):
+                    raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return commit
+
+
+def _holds(folder: Path, commit: Commit) -> bool:
+    """Whether a local folder is a committed copy of the same content (sizes checked, bytes not)."""
+    if not (folder / COMMIT_FILE).is_file() or read_commit(folder) != commit:
+        return False
+    sizes = LocalStore().walk(str(folder))
+    return all(sizes.get(name) == entry.size for name, entry in commit.files.items())
+
+
+def delete_dir(uri: Uri, options: StorageOptions | None = None) -> None:
+    """Delete a folder and all in it, the marker first: what an interruption leaves does not look whole."""
+    with explained("delete", uri, options):
+        store, path = store_for(uri, options)
+        whole = path if is_s3(uri) else os.path.abspath(path).strip("/")
+        if "/" not in whole:
+            raise StorageError("delete", os.fspath(uri), "a folder inside a bucket or file system")
+        store.delete(join(path, COMMIT_FILE))
+        if is_s3(uri):
+            # One request each: older servers and newer clients disagree on the checksum bulk deletion needs.
+            _parallel(store.delete, [join(path, name) for name in store.walk(path)])
+        elif os.path.isdir(path):
+            shutil.rmtree(path)
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """What `probe` found out about an address that works."""
+
+    uri: str
+    endpoint: str
+    """URL, "AWS" or "local"."""
+    conditional_put: bool
+    """Whether a second write with If-None-Match is refused; without it two writers could both commit."""
+
+
+def probe(uri: Uri, options: StorageOptions | None = None) -> ProbeReport:
+    """Write, read back, list and delete small objects under `uri`, on S3 a multipart one too, in seconds.
+
+    Call it at the start of a job. Raises StorageError with bucket, endpoint, operation, cause and remedy.
+    """
+    quick = replace(
+        options or StorageOptions(),
+        connect_timeout_s=PROBE_CONNECT_TIMEOUT_S,
+        read_timeout_s=PROBE_READ_TIMEOUT_S,
+        attempts=2,
+    )
+    base = join(uri, f"probe-{uuid.uuid4().hex[:12]}")
+    store, path = store_for(base, quick)
+    small = os.urandom(64)
+    payloads = {"small": small}
+    if isinstance(store, S3Store):
+        payloads["multipart"] = small * (MULTIPART_THRESHOLD // 64 + 1)
+    with explained("probe", base, quick), tempfile.TemporaryDirectory() as folder:
+        for name, payload in payloads.items():
+            file, target = Path(folder) / name, join(path, name)
+            file.write_bytes(payload)
+            with explained(f"probe: {name} upload to", base, quick):
+                store.upload(file, target)
+            with explained(f"probe: read back of {name} upload from", base, quick):
+                _check(store, target, name, FileEntry(len(payload), _digest([payload])), base, digest=True)
+        conditional = _refuses_overwrite(store, join(path, "small"))
+        with explained("probe: list", base, quick):
+            listed = sorted(list_files(base, quick))
+        if listed != sorted(payloads):
+            raise StorageError(f"probe: list {base}", listed, f"{sorted(payloads)}")
+        delete_dir(base, quick)
+    endpoint = (quick.resolved().endpoint_url or "AWS") if is_s3(uri) else "local"
+    return ProbeReport(os.fspath(uri), endpoint, conditional)
+
+
+def _refuses_overwrite(store: Store, path: str) -> bool:
+    try:
+        with explained("overwrite", path):
+            store.write(path, b"second", only_new=True)
+    except StorageError:
+        return True
+    return False
+
+
+def _check(store: Store, path: str, name: str, entry: FileEntry, uri: Uri, *, digest: bool) -> None:
+    try:
+        with explained("look at", join(uri, name)):
+            size = store.size(path)
+    except MissingFile as error:
+        raise StorageError(
+            f"file {name!r} of {uri}", "missing", f"{entry.size} bytes", "Upload the folder again."
+        ) from error
+    if size != entry.size:
+        raise StorageError(f"file {name!r} of {uri}", f"{size} bytes", f"{entry.size} bytes", "The file is damaged.")
+    if digest:
+        _compare(_digest(store.stream(path)), name, entry, uri)
+
+
+def _compare(digest: str, name: str, entry: FileEntry, uri: Uri) -> None:
+    if digest != entry.sha256:
+        raise StorageError(
+            f"file {name!r} of {uri}", f"sha256 {digest}", f"sha256 {entry.sha256}", "The file is damaged."
+        )
+
+
+def _digest(chunks: Iterable[bytes], also: Callable[[bytes], object] | None = None) -> str:
+    """SHA-256 (hex) of a stream of chunks, each handed to `also` on the way."""
+    sha = hashlib.sha256()
+    for chunk in chunks:
+        sha.update(chunk)
+        if also is not None:
+            also(chunk)
+    return sha.hexdigest()
+
+
+def _parallel(work: Callable[[str], R], names: Iterable[str]) -> list[R]:
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return list(pool.map(work, names))

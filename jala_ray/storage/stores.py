@@ -1,0 +1,299 @@
+"""Addresses, options, and the two stores (local disk, S3) behind one small contract."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import boto3
+import boto3.exceptions
+import botocore.exceptions as aws
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+
+from jala_ray.types import StorageError
+
+MULTIPART_THRESHOLD = 5 * 1024 * 1024
+"""Objects up to this many bytes go in one PUT; S3 allows no smaller part."""
+STREAM_CHUNK = 1024 * 1024
+
+
+class MissingFile(StorageError):
+    """There is no file or object at this address."""
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """How `s3://` addresses are reached; local paths need none of it. Never holds a secret."""
+
+    endpoint_url: str | None = None
+    """S3-compatible server, e.g. http://store:9000; None: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else AWS
+    itself.
+    """
+    region: str | None = None
+    """None: AWS_REGION, AWS_DEFAULT_REGION, else us-east-1."""
+    connect_timeout_s: float = 5.0
+    read_timeout_s: float = 60.0
+    attempts: int = 4
+    """Tries a request in all, the first included; pauses between them grow."""
+
+    def resolved(self) -> StorageOptions:
+        """The same with the environment's values in place of None."""
+        environ = os.environ
+        endpoint = self.endpoint_url or environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
+        region = self.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        return StorageOptions(endpoint or None, region, self.connect_timeout_s, self.read_timeout_s, self.attempts)
+
+
+def is_s3(uri: str | os.PathLike[str]) -> bool:
+    """Whether this address is an S3 one; raises StorageError for any other scheme than s3:// and file://."""
+    text = os.fspath(uri)
+    if "://" in text and not text.startswith(("s3://", "file://")):
+        raise StorageError("address", text, "a local path, file:// or s3://bucket/key")
+    return text.startswith("s3://")
+
+
+def join(uri: str | os.PathLike[str], *parts: str) -> str:
+    """`uri` with path parts appended, for local and S3 addresses alike."""
+    return "/".join([os.fspath(uri).rstrip("/"), *(part.strip("/") for part in parts if part)])
+
+
+class Store(Protocol):
+    """What files and folders need of a store. Paths are the store's own (a local path; bucket/key)."""
+
+    def size(self, path: str) -> int: ...
+    def read(self, path: str, start: int, end: int | None) -> bytes: ...
+    def stream(self, path: str) -> Iterator[bytes]: ...
+    def write(self, path: str, data: bytes, *, only_new: bool = False) -> None: ...
+    def upload(self, source: Path, path: str) -> None: ...
+    def delete(self, path: str) -> None: ...
+    def walk(self, path: str) -> dict[str, int]: ...
+    def children(self, path: str) -> list[str]: ...
+
+
+def store_for(uri: str | os.PathLike[str], options: StorageOptions | None = None) -> tuple[Store, str]:
+    """The store that holds `uri`, and the path of `uri` in it."""
+    text = os.fspath(uri)
+    if not is_s3(text):
+        return LocalStore(), os.path.expanduser(text.removeprefix("file://"))
+    path = text.removeprefix("s3://").rstrip("/")
+    if not path.split("/", 1)[0]:
+        raise StorageError("address", text, "s3://bucket/key")
+    return S3Store((options or StorageOptions()).resolved()), path
+
+
+class LocalStore:
+    """Files on this machine's disks. Writes appear whole, under their name, after fsync."""
+
+    def size(self, path: str) -> int:
+        if os.path.isdir(path):
+            raise MissingFile("address", path, "a file", "This is a folder.")
+        return os.stat(path).st_size
+
+    def read(self, path: str, start: int, end: int | None) -> bytes:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(-1 if end is None else end - start)
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        with open(path, "rb") as file:
+            while chunk := file.read(STREAM_CHUNK):
+                yield chunk
+
+    def write(self, path: str, data: bytes, *, only_new: bool = False) -> None:
+        def fill(file) -> None:
+            file.write(data)
+
+        self._put(path, fill, only_new)
+
+    def upload(self, source: Path, path: str) -> None:
+        def fill(file) -> None:
+            for chunk in self.stream(str(source)):
+                file.write(chunk)
+
+        self._put(path, fill, only_new=False)
+
+    def _put(self, path: str, fill, only_new: bool) -> None:
+        folder, name = os.path.split(os.path.abspath(path))
+        os.makedirs(folder, exist_ok=True)
+        partial = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            with open(partial, "xb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if only_new:
+                os.link(partial, path)  # Fails if the name exists: the local form of If-None-Match.
+            else:
+                os.replace(partial, path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+        sync_folder(folder)
+
+    def delete(self, path: str) -> None:
+        Path(path).unlink(missing_ok=True)
+
+    def walk(self, path: str) -> dict[str, int]:
+        root = Path(path)
+        return {p.relative_to(root).as_posix(): p.stat().st_size for p in sorted(root.rglob("*")) if p.is_file()}
+
+    def children(self, path: str) -> list[str]:
+        return sorted(os.listdir(path))
+
+
+def sync_folder(path: str) -> None:
+    """Make new names in a local folder survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class S3Store:
+    """Objects of an S3 or S3-compatible server, by boto3."""
+
+    def __init__(self, options: StorageOptions) -> None:
+        self.options = options
+
+    @property
+    def client(self) -> Any:
+        return s3_client(self.options, os.getpid())
+
+    def size(self, path: str) -> int:
+        return self.client.head_object(**_key(path))["ContentLength"]
+
+    def read(self, path: str, start: int, end: int | None) -> bytes:
+        if end is not None and end <= start:
+            return b""
+        whole = start == 0 and end is None
+        span = {} if whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+        return self.client.get_object(**_key(path), **span)["Body"].read()
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        yield from self.client.get_object(**_key(path))["Body"].iter_chunks(STREAM_CHUNK)
+
+    def write(self, path: str, data: bytes, *, only_new: bool = False) -> None:
+        condition = {"IfNoneMatch": "*"} if only_new else {}
+        self.client.put_object(**_key(path), Body=data, **condition)
+
+    def upload(self, source: Path, path: str) -> None:
+        part = max(MULTIPART_THRESHOLD, min(64 * 1024 * 1024, source.stat().st_size // 16))
+        transfer = TransferConfig(
+            multipart_threshold=MULTIPART_THRESHOLD + 1, multipart_chunksize=part, max_concurrency=4
+        )
+        bucket, key = path.split("/", 1)
+        with open(source, "rb") as file:
+            self.client.upload_fileobj(file, bucket, key, Config=transfer)
+
+    def delete(self, path: str) -> None:
+        self.client.delete_object(**_key(path))
+
+    def walk(self, path: str) -> dict[str, int]:
+        bucket, _, prefix = path.partition("/")
+        prefix = prefix and prefix + "/"
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        found = {o["Key"][len(prefix) :]: o["Size"] for page in pages for o in page.get("Contents", ())}
+        return {name: size for name, size in sorted(found.items()) if name and not name.endswith("/")}
+
+    def children(self, path: str) -> list[str]:
+        bucket, _, prefix = path.partition("/")
+        prefix = prefix and prefix + "/"
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        names: set[str] = set()
+        for page in pages:
+            names.update(o["Key"][len(prefix) :] for o in page.get("Contents", ()))
+            names.update(o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ()))
+        return sorted(names - {""})
+
+
+def _key(path: str) -> dict[str, str]:
+    bucket, _, key = path.partition("/")
+    if not key:
+        raise StorageError("address", f"s3://{path}", "s3://bucket/key", "The key is missing.")
+    return {"Bucket": bucket, "Key": key}
+
+
+@functools.lru_cache(maxsize=16)
+def s3_client(options: StorageOptions, pid: int) -> Any:
+    """One client a process and set of options: making one takes some 50 ms, and sockets must not cross a fork
+    (hence `pid`).
+    """
+    del pid
+    config = Config(
+        connect_timeout=options.connect_timeout_s,
+        read_timeout=options.read_timeout_s,
+        retries={"mode": "standard", "total_max_attempts": options.attempts},
+        max_pool_connections=32,
+        # Older S3-compatible servers (Ceph RGW among them) refuse or lose bodies with trailing checksums.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": "path" if options.endpoint_url else "auto"},
+    )
+    return boto3.Session().client("s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config)
+
+
+_ABSENT = {"404", "NoSuchKey", "NotFound"}
+_REMEDIES = {
+    "NoSuchBucket": "Create the bucket or correct its name.",
+    "PreconditionFailed": "Another writer was first; choose another address or delete what is there.",
+    "ConditionalRequestConflict": "Another writer is at work on the same address.",
+    "InvalidAccessKeyId": "Check AWS_ACCESS_KEY_ID.",
+    "SignatureDoesNotMatch": "Check AWS_SECRET_ACCESS_KEY.",
+    "InvalidRange": "The object is shorter than the range asked for.",
+    "403": "Check the credentials and what they may do with this bucket.",
+    "AccessDenied": "Check the credentials and what they may do with this bucket.",
+}
+
+
+@contextlib.contextmanager
+def explained(operation: str, uri: str | os.PathLike[str], options: StorageOptions | None = None):
+    """Turn whatever the operating system or boto3 raises into a StorageError that names the operation, the
+    place and a remedy.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, aws.BotoCoreError, aws.ClientError, boto3.exceptions.Boto3Error) as error:
+        text = os.fspath(uri)
+        place = text
+        if text.startswith("s3://"):
+            endpoint = (options or StorageOptions()).resolved().endpoint_url or "AWS"
+            place = f"{text} (bucket {text[5:].split('/', 1)[0]!r}, endpoint {endpoint})"
+        cause, remedy, missing = _diagnosis(error)
+        kind = MissingFile if missing else StorageError
+        raise kind(f"{operation} {place}", cause, "it to succeed", remedy) from error
+
+
+def _diagnosis(error: Exception) -> tuple[str, str, bool]:
+    """(cause, remedy, whether the thing is merely absent)."""
+    if isinstance(error, aws.ClientError):
+        details = error.response.get("Error", {})
+        code = str(details.get("Code", "unknown"))
+        status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+        remedy = _REMEDIES.get(code) or _REMEDIES.get(status, "")
+        if code in _ABSENT:
+            return "no such object", "Check the bucket and the key.", True
+        return f"{code}: {details.get('Message', '')}".rstrip(": "), remedy, False
+    if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError):
+        return (
+            str(error),
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or an instance role.",
+            False,
+        )
+    if isinstance(error, aws.HTTPClientError | aws.ConnectionError):
+        return (
+            f"{type(error).__name__}: {error}",
+            "Check endpoint_url (or AWS_ENDPOINT_URL) and the network.",
+            False,
+        )
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return f"no such file or folder: {error.filename}", "Check the path.", True
+    return f"{type(error).__name__}: {error}", "", False

@@ -1,0 +1,351 @@
+"""The motion tokenizer: hand features of a chunk <-> K motion ids (METHOD 2). Encoding and decoding need only torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jala_ray.config import from_dict
+from jala_ray.tokenizer.quantizer import ResidualCodebooks
+from jala_ray.types import (
+    CHUNK_FRAMES,
+    FEATURE_DIM,
+    FINGER_DIM,
+    WRIST_DIM,
+    CheckpointError,
+    ConfigError,
+    UserError,
+)
+
+PARTS = {"wrist": WRIST_DIM, "finger": FINGER_DIM}
+"""The two models and their features a frame, in the order of features and tokens."""
+PADDED_FRAMES = 16
+"""A chunk's 15 frames plus the last one again, so that the time axis divides by the downsampling."""
+DILATIONS = (9, 3, 1)
+FORMAT = "jala_ray.tokenizer/1"
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Size and loss of the motion tokenizer. The defaults are the paper's: K = 128 tokens a chunk, 8192 ids."""
+
+    width: int = 512
+    """Channels of the convolutions and of the latent vectors, shared out to the groups."""
+    groups: int = 2
+    levels: int = 8
+    codes: int = 512
+    """Codes a codebook; every (part, group, level) has a codebook of its own, the groups share the ids."""
+    downsample: int = 4
+    commitment: float = 0.02
+    """Weight of the commitment loss."""
+    velocity: float = 0.5
+    """Weight of the finite-difference velocity loss."""
+    decay: float = 0.99
+    """EMA decay of the codebooks, a step."""
+    dead_code_threshold: float = 0.1
+    """A code used less than this fraction of the uniform share (moving average) is replaced."""
+    kmeans_iters: int = 10
+    """Iterations of the k-means that starts the codebooks on the first batch."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "groups", "levels", "codes", "kmeans_iters"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"tokenizer.{name}", getattr(self, name), "a positive integer")
+        if self.width % self.groups:
+            raise ConfigError(
+                "tokenizer.width",
+                self.width,
+                f"a multiple of tokenizer.groups = {self.groups}",
+                "Change one of the two.",
+            )
+        if self.downsample != 4:
+            raise ConfigError(
+                "tokenizer.downsample", self.downsample, "4, two strided convolutions (METHOD 2)"
+            )
+        if not 0 < self.decay < 1:
+            raise ConfigError("tokenizer.decay", self.decay, "a number between 0 and 1")
+        for name in ("commitment", "velocity", "dead_code_threshold"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"tokenizer.{name}", getattr(self, name), "a number of at least 0")
+
+    @property
+    def steps(self) -> int:
+        """Latent time steps a chunk (4)."""
+        return PADDED_FRAMES // self.downsample
+
+    @property
+    def tokens_per_part(self) -> int:
+        return self.groups * self.steps * self.levels
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1(relu(conv3_dilated(relu(x)))), (C, D, T) -> same."""
+
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.dilated = nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
+        self.mix = nn.Conv1d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, conv = F.relu(x), self.dilated
+        if conv.dilation[0] >= x.shape[-1]:
+            # The outer taps see padding alone: the middle one gives the same numbers at a third of the work.
+            y = F.conv1d(y, conv.weight[..., 1:2], conv.bias)
+        else:
+            y = conv(y)
+        return x + self.mix(F.relu(y))
+
+
+class PartAutoencoder(nn.Module):
+    """Encoder, codebooks and decoder of one part (wrist or finger), on normalised features."""
+
+    def __init__(self, features: int, config: TokenizerConfig) -> None:
+        super().__init__()
+        width = config.width
+        down: list[nn.Module] = [nn.Conv1d(features, width, 3, padding=1)]
+        up: list[nn.Module] = [nn.Conv1d(width, width, 3, padding=1)]
+        for _ in range(2):
+            down += [nn.Conv1d(width, width, 4, stride=2, padding=1)]
+            down += [ResidualBlock(width, dilation) for dilation in DILATIONS]
+            up += [ResidualBlock(width, dilation) for dilation in reversed(DILATIONS)]
+            up += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv1d(width, width, 3, padding=1)]
+        self.encoder = nn.Sequential(*down, nn.Conv1d(width, width, 3, padding=1))
+        self.decoder = nn.Sequential(*up, nn.ReLU(), nn.Conv1d(width, features, 3, padding=1))
+        self.codebooks = ResidualCodebooks(width, config.groups, config.levels, config.codes)
+
+    def to_latent(self, x: Tensor) -> Tensor:
+        """x (C, 15, features), normalised -> latent vectors (C, 4, width)."""
+        padded = torch.cat([x, x[:, -1:].expand(-1, PADDED_FRAMES - x.shape[1], -1)], dim=1)
+        return self.encoder(padded.mT).mT
+
+    def from_latent(self, z: Tensor) -> Tensor:
+        """z (C, 4, width) -> normalised features (C, 15, features); the padded frame is cropped."""
+        return self.decoder(z.mT).mT[:, :CHUNK_FRAMES]
+
+
+class MotionTokenizer(nn.Module):
+    """Wrist and finger tokenizers with their shared id space (METHOD 2).
+
+    A token's *slot* is part * levels + level, its id slot * codes + code. The K tokens of a chunk are ordered by part (wrist,
+    finger), then group, time, level; `token_slots` (K,) int64 holds the slot of every position.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.parts = nn.ModuleDict(
+            {name: PartAutoencoder(features, config) for name, features in PARTS.items()}
+        )
+        self.register_buffer("mean", torch.zeros(FEATURE_DIM))
+        self.register_buffer("std", torch.ones(FEATURE_DIM))
+        self.mean: Tensor
+        self.std: Tensor
+        slots = torch.arange(self.n_slots).view(len(PARTS), 1, config.levels)
+        slots = slots.expand(-1, config.groups * config.steps, -1).flatten()
+        self.register_buffer("token_slots", slots, persistent=False)
+        self.token_slots: Tensor
+        self.quality: dict[str, Any] | None = None
+        """The report of `jala_ray.tokenizer.quality`, if the folder this was loaded from has one."""
+
+    @property
+    def K(self) -> int:
+        """Tokens a chunk: 128 by default."""
+        return len(PARTS) * self.config.tokens_per_part
+
+    @property
+    def codes(self) -> int:
+        """Codes a slot: 512 by default."""
+        return self.config.codes
+
+    @property
+    def n_slots(self) -> int:
+        """Slots, parts x levels: 16 by default."""
+        return len(PARTS) * self.config.levels
+
+    @property
+    def n_ids(self) -> int:
+        """Motion ids, slots x codes: 8192 by default."""
+        return self.n_slots * self.config.codes
+
+    def set_stats(self, mean: Tensor, std: Tensor) -> None:
+        """Features are normalised as (x - mean) / std; both (99,), std positive. They travel in the checkpoint."""
+        for name, value in (("mean", mean), ("std", std)):
+            if tuple(value.shape) != (FEATURE_DIM,) or not torch.isfinite(value).all():
+                raise UserError(f"tokenizer {name}", tuple(value.shape), f"{FEATURE_DIM} finite numbers")
+        if not (std > 0).all():
+            raise UserError(
+                "tokenizer std",
+                float(std.min()),
+                "positive numbers",
+                "Use FeatureStats.std, which has a floor.",
+            )
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def normalise(self, features: Tensor) -> dict[str, Tensor]:
+        """Raw features (C, 15, 99) -> {part: (C, 15, features of the part)}, normalised."""
+        if features.ndim != 3 or features.shape[1:] != (CHUNK_FRAMES, FEATURE_DIM):
+            raise UserError(
+                "features",
+                tuple(features.shape),
+                f"(C, {CHUNK_FRAMES}, {FEATURE_DIM}): chunks, frames, features",
+                "jala_ray.hands.resample.chunk_features makes them.",
+            )
+        x = (features.to(self.mean) - self.mean) / self.std
+        return dict(zip(PARTS, x.split(list(PARTS.values()), dim=-1), strict=True))
+
+    def unnormalise(self, parts: dict[str, Tensor]) -> Tensor:
+        """{part: (C, 15, features of the part)} -> raw features (C, 15, 99)."""
+        return torch.cat([parts[name] for name in PARTS], dim=-1) * self.std + self.mean
+
+    @torch.no_grad()
+    def encode(self, features: Tensor) -> Tensor:
+        """Raw features (C, 15, 99) (metres and 6-D rotations) -> ids (C, K) int64 in [0, n_ids).
+
+        Raises UserError when the shape is wrong or a feature is not finite.
+        """
+        finite = torch.isfinite(features)
+        if not finite.all():
+            chunk, frame, feature = (~finite).nonzero()[0].tolist() if features.ndim == 3 else (0, 0, 0)
+            raise UserError(
+                f"features[chunk {chunk}, frame {frame}, feature {feature}]",
+                float(features[~finite][0]),
+                "finite numbers",
+                "Encode labelled chunks only.",
+            )
+        with torch.autocast(self.mean.device.type, enabled=False):
+            codes = []
+            for name, x in self.normalise(features).items():
+                part = self.part(name)
+                codes.append(part.codebooks.encode(part.to_latent(x)).flatten(1))
+        return torch.cat(codes, dim=1) + self.token_slots * self.codes
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """ids (C, K) -> raw features (C, 15, 99) float32.
+
+        Raises UserError when the shape is wrong or an id lies outside its position's slot.
+        """
+        codes = self._codes(ids.to(self.mean.device))
+        config = self.config
+        with torch.autocast(self.mean.device.type, enabled=False):
+            parts = {}
+            for name, flat in zip(PARTS, codes.chunk(len(PARTS), dim=1), strict=True):
+                part = self.part(name)
+                grid = flat.unflatten(1, (config.groups, config.steps, config.levels))
+                parts[name] = part.from_latent(part.codebooks.decode(grid))
+        return self.unnormalise(parts)
+
+    def _codes(self, ids: Tensor) -> Tensor:
+        if ids.ndim != 2 or ids.shape[1] != self.K or ids.is_floating_point():
+            raise UserError(
+                "motion ids", f"{tuple(ids.shape)} {ids.dtype}", f"integers of shape (C, K = {self.K})"
+            )
+        codes = ids - self.token_slots * self.codes
+        wrong = ((codes < 0) | (codes >= self.codes)).nonzero()
+        if len(wrong):
+            chunk, position = wrong[0].tolist()
+            slot = int(self.token_slots[position])
+            raise UserError(
+                f"motion id at position {position} of chunk {chunk}",
+                int(ids[chunk, position]),
+                f"an id in [{slot * self.codes}, {(slot + 1) * self.codes}) (slot {slot})",
+                f"{len(wrong)} of {ids.numel()} ids are outside their slot; restrict each position to token_slots.",
+            )
+        return codes
+
+    def part(self, name: str) -> PartAutoencoder:
+        """The model of `wrist` or `finger`."""
+        part = self.parts[name]
+        assert isinstance(part, PartAutoencoder)
+        return part
+
+    def save(self, folder: str | Path, quality: dict[str, Any] | None = None) -> None:
+        """Write config.json, model.safetensors and, when there is a report, quality.json into a local folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        safetensors.torch.save_file(tensors, folder / "model.safetensors")
+        quality = self.quality if quality is None else quality
+        if quality is not None:
+            (folder / "quality.json").write_text(json.dumps(quality, indent=2))
+        config = {"format": FORMAT, "config": dataclasses.asdict(self.config)}
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> MotionTokenizer:
+        """Read a folder written by `save`, onto the CPU, in evaluation mode.
+
+        Raises CheckpointError when a file is missing or damaged, a setting is unknown, or a tensor does not fit.
+        """
+        folder = Path(folder)
+        config = _read_config(folder / "config.json")
+        tokenizer = cls(config)
+        weights = folder / "model.safetensors"
+        try:
+            tensors = safetensors.torch.load_file(weights)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(
+                "motion tokenizer weights",
+                str(weights),
+                f"a readable safetensors file ({error})",
+                "Save it again.",
+            ) from error
+        expected = {name: tuple(value.shape) for name, value in tokenizer.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in tensors.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"tensor {name} of {weights}",
+                    found.get(name, "nothing"),
+                    f"shape {expected[name]} by config.json"
+                    if name in expected
+                    else "no such tensor by config.json",
+                    "config.json and model.safetensors are not from the same tokenizer.",
+                )
+        tokenizer.load_state_dict(tensors)
+        report = folder / "quality.json"
+        if report.exists():
+            tokenizer.quality = _read_json(report)
+        return tokenizer.eval()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise CheckpointError(
+            "motion tokenizer folder",
+            str(path.parent),
+            f"a folder with {path.name} ({error.strerror})",
+            "Train one with jobs/train_tokenizer.py.",
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(str(path), str(error), "valid JSON", "Save the tokenizer again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(str(path), type(content).__name__, "a JSON object")
+    return content
+
+
+def _read_config(path: Path) -> TokenizerConfig:
+    content = _read_json(path)
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"format of {path}", content.get("format"), repr(FORMAT), "Is this a motion tokenizer?"
+        )
+    values = content.get("config")
+    if not isinstance(values, dict):
+        raise CheckpointError(f"config of {path}", values, "an object with the tokenizer's settings")
+    try:
+        return from_dict(TokenizerConfig, values)
+    except ConfigError as error:
+        raise CheckpointError(f"config of {path}", values, f"valid settings ({error})") from error

@@ -1,0 +1,117 @@
+"""Grouped residual vector quantisation (METHOD 2): plain lookup for every use, EMA learning for training only.
+
+`ResidualCodebooks` needs nothing but torch, so a checkpoint can be used wherever torch runs. `EmaQuantizer` learns the same
+codebooks with vector-quantize-pytorch, imported when the first one is built, and hands them over with `codebooks()`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from jala_ray.types import ConfigError
+
+
+class ResidualCodebooks(nn.Module):
+    """G groups x L levels of codebooks over vectors of width D; every group quantises its own D/G channels.
+
+    Level 0 codes a vector, every later level codes what the levels before it left over.
+    """
+
+    def __init__(self, width: int, groups: int, levels: int, codes: int) -> None:
+        super().__init__()
+        self.groups, self.levels, self.codes = groups, levels, codes
+        # Halving scales give an untrained tokenizer a sensible coarse-to-fine order; training replaces all of it.
+        scale = 0.5 ** torch.arange(levels).view(1, levels, 1, 1)
+        self.register_buffer("vectors", torch.randn(groups, levels, codes, width // groups) * scale)
+        self.vectors: Tensor
+
+    def encode(self, z: Tensor) -> Tensor:
+        """z (C, T, D) -> codes (C, G, T, L) int64, the nearest code vector level by level."""
+        residual = z.unflatten(-1, (self.groups, -1)).movedim(2, 0).flatten(1, 2)  # (G, C*T, D/G)
+        codes = []
+        for book in self.vectors.unbind(1):
+            # |r - v|^2 up to |r|^2, which is the same for every v.
+            score = book.square().sum(-1).unsqueeze(1) - 2 * residual @ book.mT
+            code = score.argmin(-1)  # (G, C*T)
+            residual = residual - _take(book, code)
+            codes.append(code)
+        return torch.stack(codes, -1).unflatten(1, z.shape[:2]).movedim(0, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes (C, G, T, L) -> quantised vectors (C, T, D)."""
+        flat = codes.movedim(1, 0).flatten(1, 2)  # (G, C*T, L)
+        z = _take(self.vectors[:, 0], flat[..., 0])
+        for level in range(1, self.levels):
+            z = z + _take(self.vectors[:, level], flat[..., level])
+        return z.unflatten(1, (codes.shape[0], codes.shape[2])).permute(1, 2, 0, 3).flatten(2)
+
+
+def _take(book: Tensor, code: Tensor) -> Tensor:
+    """Rows `code` (G, M) of `book` (G, codes, D/G) -> (G, M, D/G)."""
+    return book.gather(1, code.unsqueeze(-1).expand(-1, -1, book.shape[-1]))
+
+
+class EmaQuantizer(nn.Module):
+    """The training-time quantiser: EMA codebooks, k-means start, dead-code replacement, synchronised over ranks.
+
+    `vectors_per_step` is the number of latent vectors a step sees over all ranks; a code is dead when its moving-average
+    count falls under `dead_code_threshold` x the uniform share vectors_per_step / codes, and is then replaced by a vector of
+    the batch that starts with one uniform share of credit.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        groups: int,
+        levels: int,
+        codes: int,
+        *,
+        decay: float,
+        dead_code_threshold: float,
+        kmeans_iters: int,
+        vectors_per_step: int,
+    ) -> None:
+        super().__init__()
+        try:
+            from vector_quantize_pytorch import GroupedResidualVQ, VectorQuantize
+        except ImportError as error:
+            raise ConfigError(
+                "tokenizer training",
+                str(error),
+                "the package vector-quantize-pytorch (it is not needed to encode or decode)",
+                "Install it with `pip install vector-quantize-pytorch`, or load a trained tokenizer.",
+            ) from error
+        share = vectors_per_step / codes
+        self.vq = GroupedResidualVQ(
+            dim=width,
+            groups=groups,
+            num_quantizers=levels,
+            codebook_size=codes,
+            decay=decay,
+            kmeans_init=True,
+            kmeans_iters=kmeans_iters,
+            threshold_ema_dead_code=dead_code_threshold * share,
+            commitment_weight=1.0,
+            rotation_trick=False,
+            # Said outright: the library's own test for a process group is cached at its first call.
+            sync_codebook=dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1,
+        )
+        for layer in self.vq.modules():
+            if isinstance(layer, VectorQuantize):
+                # The default credit is the threshold itself: an unlucky newcomer would be replaced at the next step.
+                layer._codebook.reset_cluster_size = share
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z (C, T, D) -> quantised (C, T, D) with a straight-through gradient, commitment loss (), codes (C, G, T, L).
+
+        The commitment is the squared distance of each residual to its code vector, averaged over channels, levels and groups.
+        """
+        quantised, codes, commitment = self.vq(z)
+        # The library's estimator adds one identity per level, so its gradient is L times too large; this one is exact.
+        return z + (quantised - z).detach(), commitment.mean(), codes.transpose(0, 1)
+
+    def codebooks(self) -> Tensor:
+        """The code vectors as learned so far, (G, L, codes, D/G)."""
+        return self.vq.codebooks.detach()

@@ -1,0 +1,71 @@
+"""From a configuration to assets (what data workers need) and to a learner (what is trained)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from jala_ray import storage
+from jala_ray.config import RunConfig
+from jala_ray.data.assets import Assets, SequenceSpec
+from jala_ray.data.instructions import TEMPLATES
+from jala_ray.models.backbone import Backbone, backbone_facts
+from jala_ray.models.encoders import FrameEncoder
+from jala_ray.models.text import TextTokenizer
+from jala_ray.models.vla import VLA
+from jala_ray.models.vocab import Vocab
+from jala_ray.objectives.build import build_objective
+from jala_ray.tokenizer.model import MotionTokenizer
+from jala_ray.training.learner import Learner
+
+
+def build_assets(config: RunConfig, scratch: str | Path) -> Assets:
+    """Text tokenizer, motion tokenizer and sequence numbers of a run; `scratch` holds what is downloaded."""
+    motion_folder = config.motion_tokenizer
+    if storage.is_s3(motion_folder):
+        local = Path(scratch) / "motion_tokenizer"
+        storage.download_dir(motion_folder, local)
+        motion_folder = str(local)
+    motion = MotionTokenizer.load(motion_folder).eval().requires_grad_(False)
+    text = config.model.text
+    if text.pretrained is not None:
+        tokenizer = TextTokenizer.from_pretrained(text.pretrained, text.revision)
+    else:
+        corpus = [template for templates in TEMPLATES.values() for template in templates]
+        tokenizer = TextTokenizer.train(corpus, text.vocab_size)
+    facts = backbone_facts(config.model.backbone, tokenizer.vocab_size)
+    vocab = Vocab(facts.text_vocab_size, motion.n_slots, motion.codes, tuple(motion.token_slots.tolist()))
+    sizes = (config.model.backbone.image_size, config.model.encoder.image_size)
+    return Assets(tokenizer, motion, SequenceSpec(vocab, facts.image_tokens, *sizes))
+
+
+def build_learner(config: RunConfig, assets: Assets, architecture: dict[str, Any] | None = None) -> Learner:
+    """A learner with pretrained or random weights by the configuration, in fp32 on the CPU.
+
+    `architecture` (from a checkpoint) rebuilds the modules without asking any hub; the checkpoint's weights follow. Random
+    weights depend on `config.seed` alone, and modules are made in a fixed order, so that presets that differ in their objective
+    begin with the same backbone.
+    """
+    torch.manual_seed(config.seed)
+    stored = architecture if architecture is not None else {"backbone": None, "encoder": None}
+    vocab = assets.spec.vocab
+    backbone = Backbone.build(config.model.backbone, stored["backbone"], text_vocab_size=vocab.text)
+    encoder = FrameEncoder.build(config.model.encoder, stored["encoder"])
+    vla = VLA(backbone, vocab)
+    objective = build_objective(config.objective, vla, encoder.dim, encoder.grid)
+    return Learner(vla, encoder, objective)
+
+
+def architecture(learner: Learner) -> dict[str, Any]:
+    """What `build_learner` needs to rebuild the modules offline."""
+    return {"backbone": learner.vla.backbone.hf_config_dict(), "encoder": learner.encoder.hf_config_dict()}
+
+
+def parameter_counts(module: nn.Module) -> dict[str, int]:
+    return {
+        "learned": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "moved_or_frozen": sum(p.numel() for p in module.parameters() if not p.requires_grad),
+    }

@@ -1,0 +1,208 @@
+"""Ray Train runs the loop. The only file of this room that knows Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.data
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer, get_device
+from torch.nn.parallel import DistributedDataParallel
+
+from jala_ray import storage
+from jala_ray.config import ClusterConfig, RunConfig, from_dict, to_dict
+from jala_ray.data.assets import Assets
+from jala_ray.data.pipeline import Segment, UnitConfig, read_shares
+from jala_ray.data.steps import StepBuilder
+from jala_ray.storage import StorageOptions
+from jala_ray.training import checkpoint, setup
+from jala_ray.training.build import build_learner
+from jala_ray.training.loop import Run, train
+from jala_ray.types import ConfigError
+
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class RunSegment:
+    """The part of the training plan that is still to be done, asked for whenever a worker group starts."""
+
+    builder: StepBuilder
+    folder: str
+    total_steps: int
+    options: StorageOptions
+
+    def __call__(self) -> Segment:
+        done = checkpoint.newest(self.folder, self.options)
+        first = checkpoint.step_of(done) if done is not None else 0
+        return Segment(self.builder, first, self.total_steps, self.builder.config.data.steps_per_block)
+
+
+@dataclass(frozen=True)
+class WholeSegment:
+    """All steps of a held-out plan."""
+
+    builder: StepBuilder
+
+    def __call__(self) -> Segment:
+        return Segment(self.builder, 0, self.builder.plan.steps_per_epoch)
+
+
+def launch(config: RunConfig) -> ray.train.Result:
+    """Run a pretraining configuration on the connected Ray cluster; returns Ray's result after the last step.
+
+    A run folder that already holds checkpoints is continued. Raises `ConfigError` for what cannot work on this cluster.
+    """
+    ensure_ray()
+    check_resources(config.cluster, ray.cluster_resources())
+    assets = setup.prepare(config)
+    plans = setup.manifest_plans(config, assets)
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    segments: dict[str, Any] = {TRAIN: RunSegment(plans.train, folder, plans.total_steps, options)}
+    segments |= {f"val_{domain}": WholeSegment(builder) for domain, builder in plans.held_out.items()}
+    payload = {
+        "config": to_dict(config),
+        "assets": assets,
+        "total_steps": plans.total_steps,
+        "steps_per_epoch": plans.train.plan.steps_per_epoch,
+        "val_steps": {domain: builder.plan.steps_per_epoch for domain, builder in plans.held_out.items()},
+    }
+    return fit(
+        train_worker,
+        payload,
+        config.cluster,
+        folder,
+        options,
+        datasets=dict.fromkeys(segments, placeholder),
+        dataset_config=UnitConfig(segments),
+        keep=config.train.keep,
+    )
+
+
+def fit(
+    worker: Any,
+    payload: dict[str, Any],
+    cluster: ClusterConfig,
+    folder: str,
+    options: StorageOptions,
+    *,
+    datasets: dict[str, Any] | None = None,
+    dataset_config: ray.train.DataConfig | None = None,
+    keep: int | None = None,
+) -> ray.train.Result:
+    """`TorchTrainer` over `worker(payload)`, its state in the run folder `folder`. Raises Ray's error if the run fails."""
+    filesystem, path = storage.filesystem(folder, options)
+    root, _, name = path.rstrip("/").rpartition("/")
+    gpus = cluster.gpus_per_worker
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=payload,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpus else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=root,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep),
+            worker_runtime_env={"env_vars": storage.worker_env(options)},
+        ),
+        datasets=datasets,
+        dataset_config=dataset_config,
+    )
+    return trainer.fit()
+
+
+def placeholder() -> ray.data.Dataset:
+    """Names a dataset; `UnitConfig` builds what it stands for."""
+    return ray.data.range(1)
+
+
+def train_worker(payload: dict[str, Any]) -> None:
+    """One rank of the run."""
+    config = from_dict(RunConfig, payload["config"])
+    context = ray.train.get_context()
+    rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    assets = Assets.open(payload["assets"], options)
+    if config.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+    learner = build_learner(config, assets).to(device)
+
+    def shares(name: str, last: int):
+        return lambda first: read_shares(ray.train.get_dataset_shard(name), first, last, rank)
+
+    def wrap(module: torch.nn.Module) -> torch.nn.Module:
+        ids = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+    def committed(metrics: dict[str, Any], address: str) -> None:
+        filesystem, path = storage.filesystem(address, options)
+        kept = ray.train.Checkpoint(path, filesystem=filesystem) if rank == 0 else None
+        ray.train.report(
+            {k: v for k, v in metrics.items() if isinstance(v, (int, float))},
+            checkpoint=kept,
+            checkpoint_dir_name=path.rpartition("/")[2],
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    train(
+        Run(
+            config=config,
+            folder=folder,
+            learner=learner,
+            assets=assets,
+            device=device,
+            total_steps=payload["total_steps"],
+            steps_per_epoch=payload["steps_per_epoch"],
+            shares=shares(TRAIN, payload["total_steps"]),
+            validation={
+                d: (lambda d=d, n=n: shares(f"val_{d}", n)(0)) for d, n in payload["val_steps"].items()
+            },
+            resume_from=checkpoint.newest(folder, options),
+            rank=rank,
+            world=world,
+            committed=committed,
+            prunes=False,
+            wrap=wrap if world > 1 else None,
+        )
+    )
+
+
+def ensure_ray() -> None:
+    """Connect to the cluster of `RAY_ADDRESS` or of the submitted job; start a local Ray where there is none."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=True)
+
+
+def check_resources(cluster: ClusterConfig, resources: dict[str, float]) -> None:
+    """Refuse a launch that would leave no CPU for reading, or ask for GPUs that aren't there, with the arithmetic."""
+    if cluster.autoscaling:
+        return
+    have, asked = resources.get("CPU", 0.0), cluster.workers * cluster.cpus_per_worker
+    if have - asked < 1.0:
+        arithmetic = (
+            f"{cluster.workers} workers x {cluster.cpus_per_worker:g} CPU = {asked:g} of {have:g} CPUs"
+        )
+        most = max(0.0, (have - 1.0) / cluster.workers)
+        remedy = f"Decoding needs at least 1 CPU of its own: set cluster.cpus_per_worker <= {most:g} or fewer workers."
+        raise ConfigError(
+            "cluster.cpus_per_worker", cluster.cpus_per_worker, f"a free CPU, but {arithmetic}", remedy
+        )
+    gpus = cluster.workers * cluster.gpus_per_worker
+    if gpus > resources.get("GPU", 0.0):
+        remedy = "On an autoscaling cluster set cluster.autoscaling True."
+        raise ConfigError(
+            "cluster.gpus_per_worker",
+            cluster.gpus_per_worker,
+            f"at most {resources.get('GPU', 0.0):g} GPUs",
+            remedy,
+        )

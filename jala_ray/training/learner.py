@@ -1,0 +1,98 @@
+"""One module for one forward pass: frozen encoder, VLA, objective. This is what DDP wraps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jala_ray.models.encoders import FrameEncoder
+from jala_ray.models.vla import VLA, Out
+from jala_ray.objectives.base import Features, Losses, Objective
+from jala_ray.types import UserError
+
+
+@dataclass
+class StepOutput:
+    """`loss` is the sum over this micro-batch's real sequences; `sums` are scalars to be added over micro-batches and ranks."""
+
+    loss: Tensor
+    sums: dict[str, Tensor]
+
+
+class Learner(nn.Module):
+    """Everything that a checkpoint holds weights of."""
+
+    def __init__(self, vla: VLA, encoder: FrameEncoder, objective: Objective) -> None:
+        super().__init__()
+        self.vla, self.encoder, self.objective = vla, encoder, objective
+
+    def check_columns(self, batch: dict[str, Tensor]) -> None:
+        """Refuse a batch that lacks what the objective needs. Raises `UserError` with the missing columns."""
+        if self.objective.needs_features and ("pair_features" in batch or "first_features" in batch):
+            needed: tuple[str, ...] = ("first_features", "pair_features")
+        else:
+            needed = self.objective.columns
+        missing = [name for name in needed if name not in batch]
+        if missing:
+            remedy = f"{type(self.objective).__name__} needs {', '.join(needed)}; check LayoutSpec and the data path."
+            raise UserError("batch", sorted(batch), f"the columns {', '.join(missing)}", remedy)
+
+    @torch.no_grad()
+    def features(self, batch: dict[str, Tensor], still: bool = False) -> Features | None:
+        """Frozen features of first frames and boundary pairs, from pixels or from a cache; see `collate.Batch`."""
+        if not self.objective.needs_features:
+            return None
+        if "first_features" in batch:
+            return Features(batch["first_features"][:, None], batch["pair_features"][:, None])
+        pairs = batch["pairs"]
+        stills = pairs[:, :1].expand(-1, 2)
+        if self.encoder.pairs:
+            frames = batch["frames"]
+
+            def encode(index: Tensor) -> Tensor:
+                return self.encoder(frames[index])[:, None]
+
+            return Features(encode(batch["first"]), encode(pairs), encode(stills) if still else None)
+        rows = batch["frame_features"] if "frame_features" in batch else self.encoder(batch["frames"])
+        return Features(rows[batch["first"]], rows[pairs], rows[stills] if still else None)
+
+    def run(self, batch: dict[str, Tensor], still: bool = False) -> tuple[Features | None, Out, Losses]:
+        """Forward pass and per-sample losses."""
+        features = self.features(batch, still)
+        out = self.vla(batch, self.objective.taps, self.objective.extra(batch, features))
+        return features, out, self.objective.loss(self.vla, batch, features, out)
+
+    def forward(self, batch: dict[str, Tensor]) -> StepOutput:
+        """Sum over real sequences of the weighted per-sample terms (METHOD 4, reduction)."""
+        _, _, losses = self.run(batch)
+        weight = batch["weight"]
+        factors = self.objective.term_weights()
+        loss = sum(factors[name] * (weight * term).sum() for name, term in losses.terms.items())
+        # A rank whose batch lacks a term would otherwise leave parameters without gradient and stall DDP's reduction.
+        loss = loss + sum((p.flatten()[:1] * 0.0).sum() for p in self._sometimes_unused())
+        return StepOutput(torch.as_tensor(loss), self._sums(batch, losses))
+
+    def _sometimes_unused(self) -> list[nn.Parameter]:
+        return self.vla.own_parameters() + [p for p in self.objective.parameters() if p.requires_grad]
+
+    @staticmethod
+    def _sums(batch: dict[str, Tensor], losses: Losses) -> dict[str, Tensor]:
+        weight = batch["weight"]
+        sums = {name: count.double() for name, count in losses.counts.items()}
+        for name, term in losses.terms.items():
+            sums[f"{name}/sum"] = (weight * term.detach()).sum().double()
+            sums[f"{name}/count"] = (weight * losses.has[name]).sum().double()
+        real = batch["sample"] >= 0
+        sums["samples"] = (weight > 0).sum().double()
+        sums["tokens"] = real.sum().double()
+        sums["slots"] = torch.tensor(real.numel(), dtype=torch.float64, device=real.device)
+        sums["chunks"] = (batch["k"] == 0).sum().double()
+        return sums
+
+    @torch.no_grad()
+    def monitors(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """The objective's health figures on one batch."""
+        features, out, _ = self.run(batch, still=True)
+        return self.objective.monitors(batch, features, out)

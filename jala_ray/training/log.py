@@ -1,0 +1,237 @@
+"""What a run writes down: metrics.jsonl, errors.jsonl, environment.json, TensorBoard (W&B, MLflow by a setting), a progress line."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from jala_ray import storage
+from jala_ray.config import RunConfig, flatten, to_dict
+from jala_ray.storage import StorageOptions
+
+
+class Tracker(Protocol):
+    """A place that draws curves."""
+
+    def log(self, row: dict[str, Any], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder))
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        for name, value in numbers(row).items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    def __init__(self, project: str, config: RunConfig, folder: Path) -> None:
+        import wandb
+
+        self.run = wandb.init(
+            project=project,
+            name=config.name,
+            id=config.name,
+            resume="allow",
+            config=flatten(config),
+            dir=str(folder),
+        )
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        self.run.log(numbers(row), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class MLflow:
+    def __init__(self, experiment: str, config: RunConfig) -> None:
+        import mlflow
+
+        self.mlflow = mlflow
+        mlflow.set_experiment(experiment)
+        mlflow.start_run(run_name=config.name)
+        mlflow.log_params({k: str(v)[:500] for k, v in flatten(config).items()})
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        self.mlflow.log_metrics(numbers(row), step=step)
+
+    def close(self) -> None:
+        self.mlflow.end_run()
+
+
+def numbers(row: dict[str, Any]) -> dict[str, float]:
+    return {
+        k: float(v)
+        for k, v in row.items()
+        if isinstance(v, (int, float)) and k not in ("step", "attempt", "time_s")
+    }
+
+
+class RunLog:
+    """Rank 0's log of a run folder. Local folders are written in place; for s3:// a local copy is written and `sync`ed.
+
+    On a resume at step s, rows of later steps are moved from metrics.jsonl to metrics.cut.jsonl: metrics.jsonl always tells the
+    surviving history, one object a logged step.
+    """
+
+    def __init__(
+        self, config: RunConfig, run_folder: str, start: int, total: int, options: StorageOptions | None
+    ) -> None:
+        self.uri, self.options, self.total, self.start = run_folder, options, total, start
+        self.remote = storage.is_s3(run_folder)
+        self._scratch = tempfile.TemporaryDirectory() if self.remote else None
+        self.folder = Path(self._scratch.name if self._scratch else run_folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.remote:
+            for name in ("metrics.jsonl", "metrics.cut.jsonl", "errors.jsonl"):
+                if storage.exists(storage.join(run_folder, name), options):
+                    (self.folder / name).write_bytes(
+                        storage.read_bytes(storage.join(run_folder, name), options)
+                    )
+        kept = cut_after(self.folder, start)
+        self.attempt = 1 + max((int(row["attempt"]) for row in kept), default=0)
+        (self.folder / "config.json").write_text(json.dumps(to_dict(config), indent=1))
+        self._environment(config)
+        self.trackers = self._trackers(config)
+        self.metrics = (self.folder / "metrics.jsonl").open("a")
+        self.errors = (self.folder / "errors.jsonl").open("a")
+        self.began = time.monotonic()
+
+    def _trackers(self, config: RunConfig) -> list[Tracker]:
+        trackers: list[Tracker] = []
+        if config.log.tensorboard:
+            trackers.append(TensorBoard(self.folder / "tensorboard"))
+        if config.log.wandb is not None:
+            trackers.append(WeightsAndBiases(config.log.wandb, config, self.folder))
+        if config.log.mlflow is not None:
+            trackers.append(MLflow(config.log.mlflow, config))
+        return trackers
+
+    def _environment(self, config: RunConfig) -> None:
+        facts = environment() | {"seed": config.seed, "attempt": self.attempt}
+        (self.folder / "environment.json").write_text(json.dumps(facts, indent=1))
+
+    def write(self, row: dict[str, Any], errors: list[dict[str, Any]]) -> None:
+        """Append one logged step, its quarantined rows, and print the progress line."""
+        row = {"step": row["step"], "attempt": self.attempt, **{k: v for k, v in row.items() if k != "step"}}
+        self.metrics.write(json.dumps(row) + "\n")
+        self.metrics.flush()
+        for error in errors:
+            self.errors.write(json.dumps(error) + "\n")
+        self.errors.flush()
+        for tracker in self.trackers:
+            tracker.log(row, row["step"])
+        print(progress_line(row, self.start, self.total, time.monotonic() - self.began), flush=True)
+
+    def sync(self) -> None:
+        """Bring an s3:// run folder up to date (whole small files; nothing to do for a local one)."""
+        if not self.remote:
+            return
+        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+            name = path.relative_to(self.folder).as_posix()
+            storage.write_bytes(
+                storage.join(self.uri, *name.split("/")), path.read_bytes(), options=self.options
+            )
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.errors.close()
+        for tracker in self.trackers:
+            tracker.close()
+        self.sync()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+
+def cut_after(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Move the rows after `step` to metrics.cut.jsonl; returns the rows that stay. A half-written last line is dropped there too."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    kept, cut = [], []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the process died while writing it
+            cut.append(line)
+            continue
+        (kept if row["step"] <= step else cut).append(line)
+    if cut:
+        with (folder / "metrics.cut.jsonl").open("a") as lost:
+            lost.writelines(line + "\n" for line in cut)
+        fresh = folder / "metrics.jsonl.new"
+        fresh.write_text("".join(line + "\n" for line in kept))
+        fresh.replace(path)
+    return [json.loads(line) for line in kept]
+
+
+def progress_line(row: dict[str, Any], start: int, total: int, elapsed: float) -> str:
+    """step 40/200 | loss 3.21 (mcp 2.90, align 0.61) | 12.3 samples/s | data wait 1 % | ETA 1:23"""
+    step = row["step"]
+    terms = [
+        f"{k.removeprefix('loss_')} {v:.3f}"
+        for k, v in row.items()
+        if k.startswith("loss_") and isinstance(v, float)
+    ]
+    done = step - start
+    left = elapsed / done * (total - step) if done > 0 else 0.0
+    minutes, seconds = divmod(round(left), 60)
+    parts = [f"step {step}/{total}"]
+    if isinstance(row.get("loss"), float):
+        parts.append(f"loss {row['loss']:.3f} ({', '.join(terms)})")
+    if "samples_per_s" in row:
+        parts.append(f"{row['samples_per_s']:.1f} samples/s")
+        parts.append(f"data wait {100 * row['data_wait']:.0f} %")
+    if row.get("quarantined"):
+        parts.append(f"{row['quarantined']} rows quarantined")
+    return " | ".join([*parts, f"ETA {minutes}:{seconds:02d}"])
+
+
+def environment() -> dict[str, Any]:
+    """Hardware, versions and command, for the report and for results."""
+    from importlib import metadata
+
+    packages = ("torch", "ray", "transformers", "numpy", "av", "pyarrow")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": devices,
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    }
+
+
+def _git_commit() -> str:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return "not a checkout"
+    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    return result.stdout.strip() if result.returncode == 0 else "unknown"

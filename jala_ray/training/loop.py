@@ -1,0 +1,276 @@
+"""The training loop, top to bottom. It knows neither Ray nor files of videos: shares come in, checkpoints and metrics go out."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from jala_ray import storage
+from jala_ray.config import RunConfig
+from jala_ray.data.assets import Assets
+from jala_ray.data.collate import Batch
+from jala_ray.data.steps import StepShare
+from jala_ray.training import checkpoint
+from jala_ray.training.checkpoint import Position
+from jala_ray.training.learner import Learner
+from jala_ray.training.log import RunLog
+from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
+from jala_ray.training.setup import storage_options
+from jala_ray.types import DOMAINS, UserError
+
+
+EVENTS = ("log", "monitor", "validate", "checkpoint")
+
+
+@dataclass
+class Run:
+    """What the loop works with. Made by `launch.py` (Ray) and `local.py` (one process)."""
+
+    config: RunConfig
+    folder: str
+    """The run folder, local or s3://."""
+    learner: Learner
+    """On its device."""
+    assets: Assets
+    device: torch.device
+    total_steps: int
+    steps_per_epoch: int
+    shares: Callable[[int], Iterator[StepShare]]
+    """`shares(first)`: this rank's shares from step `first` on."""
+    validation: dict[str, Callable[[], Iterator[StepShare]]]
+    """Held-out shares of this rank, a domain (lab, wild)."""
+    resume_from: str | None = None
+    rank: int = 0
+    world: int = 1
+    committed: Callable[[dict[str, Any], str], None] | None = None
+    """Called on every rank after a checkpoint is in its place, with the latest metrics and its address."""
+    prunes: bool = True
+    """The loop deletes old checkpoints itself; Ray Train does so from its own list."""
+    wrap: Callable[[nn.Module], nn.Module] | None = None
+    """DDP, where there are several ranks."""
+
+
+@dataclass
+class Meters:
+    """Sums over this rank since the last log line."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    wait_s: float = 0.0
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    rows: int = 0
+    steps: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, sums: dict[str, Tensor]) -> None:
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Train until `total_steps`; returns the last logged metrics. Resumes exactly from `resume_from`."""
+    config, learner, options = run.config, run.learner, storage_options(run.config)
+    settings = config.train
+
+    # --- where do we stand -------------------------------------------------------------------------------------------
+    optimizer = build_optimizer(learner, config.optim)
+    position = Position()
+    with tempfile.TemporaryDirectory() as scratch:
+        if run.resume_from is not None:
+            stored = checkpoint.local_copy(run.resume_from, scratch, options)
+            checkpoint.load_weights(learner, stored)
+            checkpoint.load_optimizer(optimizer, stored)
+            position = checkpoint.read_position(stored)
+        elif config.init is not None:
+            checkpoint.load_weights(learner, checkpoint.local_copy(config.init, scratch, options))
+    model = run.wrap(learner) if run.wrap is not None else learner
+    log = RunLog(config, run.folder, position.step, run.total_steps, options) if run.rank == 0 else None
+    if log is not None:
+        checkpoint.prune(run.folder, settings.keep, options)
+    held_out = {
+        domain: [m for share in shares() for m in share.micro] for domain, shares in run.validation.items()
+    }
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+    model.train()
+    meters, latest, faults = Meters(), dict[str, Any](), ErrorBudget(config)
+    stream = run.shares(position.step)
+    samples = torch.tensor(position.samples, device=run.device)
+    for step in range(position.step, run.total_steps):
+        waited = time.perf_counter()
+        share = next(stream)
+        meters.wait_s += time.perf_counter() - waited
+        if step == position.step:
+            learner.check_columns(share.micro[0])
+        meters.errors += share.errors
+        meters.rows += share.rows
+        meters.steps += 1
+
+        # The step's loss is the sum over real sequences divided by their number over all ranks and micro-batches.
+        micro = [to_device(batch, run.device) for batch in share.micro]
+        real = reduce_sum(torch.stack([batch["weight"].sum() for batch in micro]).sum(), run.world)
+        scale = run.world / real.clamp(min=1.0)
+        set_lr(optimizer, config.optim.lr * lr_factor(step, run.total_steps, config.optim.warmup))
+        for i, batch in enumerate(micro):
+            last = i == len(micro) - 1
+            with no_sync(model, not last), autocast(run.device, settings.precision):
+                out = model(batch)
+            with no_sync(model, not last):
+                (out.loss * scale).backward()
+            meters.add(out.sums)
+        norm = clip_gradients(learner, config.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        learner.objective.after_step()
+        samples += real.long()
+        done = step + 1
+
+        # --- metrics, monitors, validation, checkpoint ---------------------------------------------------------------
+        final = done == run.total_steps
+        due = {name: final or done % getattr(settings, f"{name}_every") == 0 for name in EVENTS}
+        if not any(due.values()):
+            continue
+        position = Position(done, done // run.steps_per_epoch, int(samples))
+        latest, errors = gather_metrics(meters, run, position, float(norm), optimizer)
+        if due["monitor"] and run.rank == 0:
+            latest |= monitor(learner, micro[0], run, "monitor/")
+        if due["validate"]:
+            latest |= validate(learner, held_out, run)
+        if log is not None:
+            log.write(latest, errors)
+        faults.check(latest)
+        if due["checkpoint"]:
+            address = storage.join(run.folder, "checkpoints", checkpoint.checkpoint_name(done))
+            if log is not None:
+                with tempfile.TemporaryDirectory() as scratch:
+                    checkpoint.write(Path(scratch), config, learner, run.assets, optimizer, position)
+                    storage.upload_dir(scratch, address, options)
+                log.sync()
+            if run.committed is not None:
+                run.committed(latest, address)
+            if log is not None and run.prunes:
+                checkpoint.prune(run.folder, settings.keep, options)
+        model.train()
+        meters = Meters()
+    if log is not None:
+        log.close()
+    return latest
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    if device.type == "cpu":
+        return batch
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def no_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager[Any]:
+    """DDP reduces gradients on the last micro-batch of a step only."""
+    return getattr(model, "no_sync")() if skip and hasattr(model, "no_sync") else contextlib.nullcontext()
+
+
+def reduce_sum(value: Tensor, world: int) -> Tensor:
+    if world > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def gather_metrics(
+    meters: Meters, run: Run, position: Position, norm: float, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One metrics row over all ranks since the last one, and their quarantined rows."""
+    elapsed = time.perf_counter() - meters.started
+    names = sorted(meters.sums)
+    extra = (meters.wait_s, elapsed, meters.rows)
+    own = [*(meters.sums[n] for n in names), *(torch.tensor(float(v)) for v in extra)]
+    total = reduce_sum(torch.stack([v.to(run.device, torch.float64) for v in own]), run.world).tolist()
+    sums, (wait, busy, rows) = dict(zip(names, total[:-3], strict=True)), total[-3:]
+    seconds = busy / run.world
+    errors = meters.errors
+    if run.world > 1:
+        gathered: list[Any] = [None] * run.world
+        dist.all_gather_object(gathered, errors)
+        errors = [error for part in gathered for error in part]
+    row: dict[str, Any] = {"step": position.step, "epoch": position.epoch, "samples": position.samples}
+    row |= term_means(sums)
+    weights = run.learner.objective.term_weights()
+    row["loss"] = sum(weights[n] * sums[f"{n}/sum"] for n in weights) / max(sums["samples"], 1.0)
+    row |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
+    row |= {"data_wait": wait / busy, "step_s": seconds / meters.steps}
+    row |= {f"{n}_per_s": sums[n] / seconds for n in ("samples", "chunks", "tokens")}
+    row["padding"] = 1.0 - sums["tokens"] / sums["slots"]
+    row |= {"rows": int(rows), "quarantined": len(errors), "time_s": time.time()}
+    return row, errors
+
+
+def term_means(sums: dict[str, float], prefix: str = "") -> dict[str, Any]:
+    """Means of each loss term over the sequences that have it (null where none has), and the share of codes predicted right."""
+    terms = sorted(name.removesuffix("/sum") for name in sums if name.endswith("/sum"))
+    row: dict[str, Any] = {}
+    for name in terms:
+        count = sums[f"{name}/count"]
+        row[f"{prefix}loss_{name}"] = sums[f"{name}/sum"] / count if count else None
+    if "mcp_tokens" in sums:
+        row[f"{prefix}mcp_accuracy"] = (
+            sums["mcp_correct"] / sums["mcp_tokens"] if sums["mcp_tokens"] else None
+        )
+    return row
+
+
+def monitor(learner: Learner, batch: Batch, run: Run, prefix: str) -> dict[str, float]:
+    """The objective's health figures on one batch of this rank."""
+    learner.eval()
+    with torch.no_grad(), autocast(run.device, run.config.train.precision):
+        return {prefix + name: value for name, value in learner.monitors(batch).items()}
+
+
+@torch.no_grad()
+def validate(learner: Learner, held_out: dict[str, list[Batch]], run: Run) -> dict[str, Any]:
+    """Loss terms and monitors on held-out rows, a domain, with the same draws every time. Collective over ranks."""
+    learner.eval()
+    scores: dict[str, Any] = {}
+    for domain in (d for d in DOMAINS if d in held_out):
+        meters = Meters()
+        for batch in held_out[domain]:
+            with autocast(run.device, run.config.train.precision):
+                meters.add(learner(to_device(batch, run.device)).sums)
+        names = sorted(meters.sums)
+        total = reduce_sum(torch.stack([meters.sums[n] for n in names]), run.world).tolist()
+        scores |= term_means(dict(zip(names, total, strict=True)), f"val/{domain}/")
+        if run.rank == 0:
+            first = to_device(held_out[domain][0], run.device)
+            scores |= monitor(learner, first, run, f"val/{domain}/monitor/")
+    return scores
+
+
+class ErrorBudget:
+    """Stops a run whose share of unreadable rows grows past the setting."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.limit, self.least = config.data.max_error_share, config.data.min_rows_for_share
+        self.recent: deque[tuple[int, int]] = deque(maxlen=100)
+
+    def check(self, row: dict[str, Any]) -> None:
+        """Raises `UserError` on every rank alike: the row is the same everywhere."""
+        self.recent.append((row["quarantined"], row["rows"]))
+        bad, rows = (sum(column) for column in zip(*self.recent, strict=True))
+        if rows >= self.least and bad > self.limit * rows:
+            expected = f"<= data.max_error_share = {self.limit:.1%} of {rows} rows"
+            raise UserError(
+                "quarantined rows", bad, expected, "See errors.jsonl in the run folder for each reason."
+            )

@@ -1,0 +1,128 @@
+"""What a run does before its first step, with or without Ray: folder, assets, plans."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from jala_ray import storage
+from jala_ray.config import DataConfig, RunConfig, check, diff, from_dict
+from jala_ray.data.assets import Assets
+from jala_ray.data.plan import Plan
+from jala_ray.data.source import Source
+from jala_ray.data.steps import StepBuilder
+from jala_ray.storage import StorageOptions
+from jala_ray.training.build import build_assets
+from jala_ray.types import DOMAINS, ConfigError, Domain, Split
+
+Rows = Callable[[Split, Domain | None, DataConfig], np.ndarray]
+
+VAL_SEED = 1_000_003
+"""Added to the run's seed for held-out draws, which are the same at every validation."""
+
+RESUMABLE = (
+    "cluster.",
+    "log.",
+    "storage.",
+    "data.workers",
+    "data.steps_per_block",
+    "train.keep",
+    "data.max_error_share",
+)
+"""Settings that may change between the attempts of one run, because they don't touch its numbers."""
+
+
+def storage_options(config: RunConfig) -> StorageOptions:
+    return StorageOptions(endpoint_url=config.storage.endpoint_url, region=config.storage.region)
+
+
+def run_folder(config: RunConfig) -> str:
+    """Address of the run's folder; local roots become absolute, so that workers in other folders find it."""
+    root = config.storage.root
+    return storage.join(root if storage.is_s3(root) else str(Path(root).absolute()), config.name)
+
+
+def prepare(config: RunConfig) -> str:
+    """Check the configuration, the storage and what the folder already holds; put the assets there. Returns their address.
+
+    Raises `ConfigError` when the folder belongs to a run with other settings, `StorageError` when it can't be written.
+    """
+    check(config)
+    options, folder = storage_options(config), run_folder(config)
+    storage.probe(folder, options)
+    written = storage.join(folder, "config.json")
+    if storage.exists(written, options):
+        refuse_other_run(
+            from_dict(RunConfig, json.loads(storage.read_bytes(written, options))), config, folder
+        )
+    assets = storage.join(folder, "assets")
+    if not storage.is_committed(assets, options):
+        with tempfile.TemporaryDirectory() as scratch:
+            build_assets(config, scratch).save(Path(scratch) / "assets")
+            storage.upload_dir(Path(scratch) / "assets", assets, options)
+    return assets
+
+
+def refuse_other_run(old: RunConfig, new: RunConfig, folder: str) -> None:
+    """A run folder continues one run: settings that change its numbers must be the same."""
+    changed = {k: v for k, v in diff(old, new).items() if not k.startswith(RESUMABLE)}
+    if changed:
+        key, (was, now) = next(iter(changed.items()))
+        remedy = f"{folder} holds a run with other settings ({', '.join(changed)}). Choose another --name or delete it."
+        raise ConfigError(key, now, f"{was!r}, as the run began", remedy)
+
+
+@dataclass(frozen=True)
+class Plans:
+    """The training builder and the held-out ones, a domain; numbers of steps."""
+
+    train: StepBuilder
+    held_out: dict[str, StepBuilder]
+    total_steps: int
+
+
+def feature_plans(config: RunConfig, assets: Assets) -> Plans:
+    """Plans over `config.data.features`; held-out rows as in `manifest_plans`."""
+    from jala_ray.data.features import FeatureSource
+    from jala_ray.models.encoders import encoder_key
+
+    source = FeatureSource(config.data.features, assets, encoder_key(config.model.encoder))
+
+    def rows(split: Split, domain: Domain | None, data: DataConfig) -> np.ndarray:
+        return source.rows(split, domain, data)
+
+    return _plans(config, rows, lambda: (source, assets))
+
+
+def _plans(config: RunConfig, rows: Rows, opener: Callable[[], tuple[Source, Assets]]) -> Plans:
+    batch, seed = config.train.batch, config.seed
+    train = StepBuilder(config, Plan(rows("train", None, config.data), batch, seed), opener, seed)
+    held_out = {}
+    for domain in DOMAINS:
+        found = rows("val", domain, replace(config.data, labels="all"))
+        if len(found):
+            # A fixed random part of the held-out rows, in a fixed order.
+            chosen = Plan(found, batch, VAL_SEED).order(0)[: config.train.val_samples]
+            plan = Plan(chosen, batch, VAL_SEED, shuffle=False)
+            held_out[domain] = StepBuilder(config, plan, opener, seed + VAL_SEED)
+    epochs = config.train.epochs * train.plan.steps_per_epoch
+    return Plans(train, held_out, config.train.steps if config.train.steps is not None else epochs)
+
+
+def manifest_plans(config: RunConfig, assets: str) -> Plans:
+    """Plans over `config.data.manifest`."""
+    from jala_ray.data.manifest import Manifest
+    from jala_ray.data.plan import eligible
+    from jala_ray.data.steps import OpenManifest
+
+    index = Manifest(config.data.manifest).index
+
+    def rows(split: Split, domain: Domain | None, data: DataConfig) -> np.ndarray:
+        return eligible(index, data, split, domain)
+
+    return _plans(config, rows, OpenManifest(config.data.manifest, assets, storage_options(config)))

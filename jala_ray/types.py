@@ -1,0 +1,159 @@
+"""The vocabulary every room shares: hands, clips, time, errors. Only numpy and the standard library here.
+
+Shape legend used in all docstrings: B packed sequences, S samples, N chunks, K tokens a chunk, T frames or tokens, D width, P patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal, get_args
+
+import numpy as np
+
+MODEL_FPS = 15
+"""Frames a second of *model time* (METHOD 1)."""
+CHUNK_FRAMES = 15
+"""delta: pose frames a chunk, one second of model time."""
+CHUNK_SECONDS = CHUNK_FRAMES / MODEL_FPS
+WILD_TIME_SCALE = 0.5
+"""Source seconds that one second of model time covers in in-the-wild video (slowed by 0.5)."""
+MAX_CLIP_SECONDS = 10.0
+WRIST_DIM, FINGER_DIM = 9, 90
+FEATURE_DIM = WRIST_DIM + FINGER_DIM
+"""Features a frame: wrist = 6-D rotation + translation (9), fingers = 15 x 6-D (90); wrist first."""
+
+TaskType = Literal["generation", "continuation", "description", "pure_video"]
+TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
+Domain = Literal["lab", "wild"]
+DOMAINS: tuple[Domain, ...] = get_args(Domain)
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class Hand(IntEnum):
+    """Index of a hand wherever an axis or an id stands for the hand. Left comes first (L1 R1 L2 R2 ...)."""
+
+    LEFT = 0
+    RIGHT = 1
+
+
+HAND_NAMES = ("left", "right")
+
+
+class HandState(IntEnum):
+    """What a clip knows of a hand (METHOD 1)."""
+
+    ABSENT = 0
+    UNTRACKED = 1
+    LABELLED = 2
+
+
+class UserError(ValueError):
+    """Bad input. Says which field, which value, what was expected and what to do."""
+
+    def __init__(self, field: str, value: object, expected: str, remedy: str = "") -> None:
+        self.field, self.value, self.expected, self.remedy = field, value, expected, remedy
+        shown = repr(value)
+        shown = shown if len(shown) <= 200 else shown[:197] + "..."
+        super().__init__(f"{field}: got {shown}, expected {expected}." + (f" {remedy}" if remedy else ""))
+
+    def __reduce__(self):  # Exceptions cross process borders in Ray; keep the fields.
+        return type(self), (self.field, self.value, self.expected, self.remedy)
+
+
+class ConfigError(UserError):
+    """A setting is unknown, of the wrong type, or impossible."""
+
+
+class ManifestError(UserError):
+    """A manifest or one of its rows breaks the schema."""
+
+
+class VideoError(UserError):
+    """A video cannot be opened or a frame cannot be decoded; the row is quarantined with this as its reason."""
+
+
+class StorageError(UserError):
+    """A local path, bucket or object cannot be read or written, or an upload failed its verification."""
+
+
+class CheckpointError(UserError):
+    """A folder is not a checkpoint, is incomplete, damaged, or does not fit the configuration."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Pinhole intrinsics in pixels of an upright `width` x `height` image (x right, y down, z forward)."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class HandTrack:
+    """One hand of a clip. `ABSENT` and `UNTRACKED` hands carry no arrays (T = 0).
+
+    Poses are in the camera frame of the clip's first frame, right-handed (x right, y down, z forward), in metres and radians.
+    """
+
+    state: HandState
+    valid: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    """(T,) bool: the pose of this frame is usable."""
+    theta: np.ndarray = field(default_factory=lambda: np.zeros((0, 15, 3), np.float32))
+    """(T, 15, 3) axis-angle finger rotations, MANO joint order, absolute (flat-hand mean)."""
+    rot: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.float32))
+    """(T, 3) axis-angle rotation of the wrist (MANO global_orient)."""
+    wrist: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.float32))
+    """(T, 3) position of the wrist *joint* (not MANO's transl), metres."""
+    beta: np.ndarray = field(default_factory=lambda: np.zeros(10, np.float32))
+    """(10,) MANO shape, kept for forward kinematics, never a target."""
+    confidence: float = 1.0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One manifest row: a span of a video (or of motion alone) with its text, camera and hands.
+
+    Times are *source* seconds. `time_scale` is source seconds per second of model time (lab 1.0, wild 0.5); it is the only
+    place where the slow-down of wild video lives (METHOD 1).
+    """
+
+    clip_id: str
+    source: str
+    domain: Domain
+    split: Split
+    task_type: TaskType
+    video_uri: str | None
+    """Path or s3:// address; None for motion-only rows (tokenizer training)."""
+    start_s: float
+    """Presentation time in the file where the clip begins, seconds."""
+    end_s: float
+    fps: float
+    """Nominal frame rate of the source video (or of the motion), frames a second."""
+    time_scale: float
+    instructions: Sequence[str]
+    description: str
+    """What happens, the answer of the description task; may be empty for other tasks."""
+    camera: Camera | None
+    pose_time_s: np.ndarray
+    """(T,) seconds of every pose frame after the clip's beginning (source time, ascending); T = 0 without poses."""
+    hands: tuple[HandTrack, HandTrack]
+    """(left, right)."""
+    extrinsics: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 4), np.float32))
+    """(T, 3, 4) first-camera coordinates -> camera of pose frame t, or (0, 3, 4) when the camera is still or unknown."""
+
+    @property
+    def model_seconds(self) -> float:
+        """Duration in model time, seconds."""
+        return (self.end_s - self.start_s) / self.time_scale
+
+    @property
+    def n_chunks(self) -> int:
+        """N = floor(duration / 1 s of model time); the tail is dropped (METHOD 1)."""
+        return int(np.floor(self.model_seconds / CHUNK_SECONDS + 1e-6))

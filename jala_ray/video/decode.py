@@ -1,0 +1,192 @@
+"""The frames of a video that a player shows at given times, decoding little more than those.
+
+Times are seconds on the file's own presentation timeline, as a player shows it: edit lists are applied, and a
+video whose first frame carries 1.5 s begins at 1.5 s. The frame shown at t is the last one whose presentation
+time is at most t (within half a tick of the file's clock); before the first frame it is the first, up to one
+frame after the last it is the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from jala_ray.storage import MissingFile, StorageOptions, is_s3, open_file
+from jala_ray.types import StorageError, VideoError
+from jala_ray.video.finder import FrameFinder
+from jala_ray.video.picture import Picture
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video's header and first frame say. Headers may lie about the duration; frames are the truth."""
+
+    width: int
+    """Pixels, upright, counted as square ones."""
+    height: int
+    fps: float
+    """Average frames a second."""
+    start_s: float
+    """Presentation time of the first frame."""
+    duration_s: float
+    """From the beginning of the first frame to the end of the last."""
+    rotation: int
+    """Degrees counter-clockwise by which stored frames are turned for display: 0, 90, 180 or 270."""
+    codec: str
+
+
+def probe(uri: str | os.PathLike[str], options: StorageOptions | None = None) -> VideoInfo:
+    """Open a video and decode its first frame. Raises VideoError if there is none to decode."""
+    with VideoReader(uri, options=options) as reader:
+        return reader.info
+
+
+def decode_frames(
+    uri: str | os.PathLike[str],
+    times_s: Sequence[float] | np.ndarray,
+    options: StorageOptions | None = None,
+) -> np.ndarray:
+    """The frames shown at `times_s` (M,), any order, as (M, H, W, 3) uint8 upright RGB. Raises VideoError."""
+    with VideoReader(uri, options=options) as reader:
+        return reader.read(times_s)
+
+
+class VideoReader:
+    """An open video, local or s3://, for one ask or several; use it in a `with` block or close it.
+
+    A remote video is read by ranges as the demuxer asks for them, never as a whole. `threads` is the
+    decoder's; one suits many readers side by side, as in a data pipeline. Raises VideoError for what is wrong
+    with the video, StorageError for a store that cannot be reached.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str], *, options: StorageOptions | None = None, threads: int = 1) -> None:
+        self.uri = os.fspath(uri)
+        with contextlib.ExitStack() as opened, self._explained("open"):
+            self._container = opened.enter_context(
+                av.open(self._source(opened, options), "r", metadata_errors="replace")
+            )
+            if not self._container.streams.video:
+                raise self._error("no video stream", "a file with video")
+            self._stream = self._container.streams.video[0]
+            if self._stream.codec_context is None:
+                raise self._error("an unknown codec", "a video that decodes")
+            self._stream.codec_context.thread_count = threads
+            self._stream.codec_context.thread_type = "AUTO"
+            self._finder = FrameFinder(self._container, self._stream, self.uri)
+            self._resources = opened.pop_all()
+
+    def _source(self, opened: contextlib.ExitStack, options: StorageOptions | None):
+        if not is_s3(self.uri):
+            path = os.path.abspath(os.path.expanduser(self.uri.removeprefix("file://")))
+            if not os.path.isfile(path):
+                raise self._error("no such file", "an existing video")
+            if os.path.getsize(path) == 0:
+                raise self._error("an empty file", "a video")
+            return f"file:{path}"  # The prefix keeps odd names from being read as protocols.
+        try:
+            file = opened.enter_context(open_file(self.uri, "rb", options))
+        except MissingFile as error:
+            raise self._error("no such object", "an existing video") from error
+        if file.seek(0, os.SEEK_END) == 0:
+            raise self._error("an empty object", "a video")
+        file.seek(0)
+        return file
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file and the decoder."""
+        self._resources.close()
+
+    @property
+    def decoded(self) -> int:
+        """Frames decoded so far, shown or not."""
+        return self._finder.decoded
+
+    @functools.cached_property
+    def info(self) -> VideoInfo:
+        """Facts about the video; decodes the first frame if nothing has been decoded yet."""
+        with self._explained("decode the first frame of"):
+            first = self._picture(self._finder.first())
+            start_s = self._finder.time_s(first.frame)
+            height, width = first.size
+            return VideoInfo(
+                width,
+                height,
+                self._finder.fps,
+                start_s,
+                self._duration(start_s),
+                90 * first.turns,
+                self._codec(),
+            )
+
+    def _duration(self, start_s: float) -> float:
+        if self._stream.duration:
+            return self._stream.duration * self._finder.tick_s
+        if self._container.duration:
+            return self._container.duration / 1e6
+        return self._finder.end_s() - start_s
+
+    def _codec(self) -> str:
+        return self._stream.codec_context.codec.canonical_name
+
+    def read(self, times_s: Sequence[float] | np.ndarray) -> np.ndarray:
+        """The frames shown at `times_s` (M,), in any order, as (M, H, W, 3) uint8 upright RGB."""
+        images = self.each(times_s, Picture.rgb)
+        if len({image.shape for image in images}) > 1:
+            raise self._error("frames of several sizes", "frames of one size", "Ask for the times of one size at once.")
+        if not images:
+            return np.zeros((0, self.info.height, self.info.width, 3), np.uint8)
+        return np.stack(images)
+
+    def each(self, times_s: Sequence[float] | np.ndarray, convert: Callable[[Picture], T]) -> list[T]:
+        """`convert(picture)` for every time, in the order of `times_s` (M,).
+
+        One pass in order of time; a picture shown at several of the times is converted once and its result
+        repeated.
+        """
+        times = np.asarray(times_s, dtype=np.float64)
+        if times.ndim != 1 or not np.isfinite(times).all():
+            raise VideoError(f"times in {self.uri}", times_s, "a flat list of finite seconds")
+        results: dict[int, T] = {}
+        shown, result = None, None
+        for place in np.argsort(times, kind="stable"):
+            with self._explained("decode"):
+                frame = self._finder.at(float(times[place]))
+                if frame is not shown:
+                    shown, result = frame, convert(self._picture(frame))
+            results[int(place)] = result  # type: ignore[assignment]
+        return [results[place] for place in range(len(times))]
+
+    def _picture(self, frame: av.VideoFrame) -> Picture:
+        return Picture(frame, float(self._stream.sample_aspect_ratio or 1))
+
+    def _error(self, value: str, expected: str, remedy: str = "") -> VideoError:
+        return VideoError(f"video {self.uri}", value, expected, remedy)
+
+    @contextlib.contextmanager
+    def _explained(self, operation: str) -> Iterator[None]:
+        """Turn av's errors into VideoErrors; a store that fails is no fault of the video and stays a
+        StorageError.
+        """
+        try:
+            yield
+        except (VideoError, StorageError):
+            raise
+        except (FFmpegError, OSError, EOFError) as error:
+            message = f"cannot {operation} it: {error.strerror if isinstance(error, OSError) else error}"
+            raise self._error(message, "a video that decodes", "The file is damaged or not a video.") from error

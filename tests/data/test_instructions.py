@@ -1,0 +1,74 @@
+"""Templates: number, variety, placeholders, rendering."""
+
+import string
+
+import pytest
+
+from jala_ray.data.instructions import PLACEHOLDERS, TEMPLATES, TEMPLATES_PER_TASK, render
+from jala_ray.types import TASK_TYPES, Hand, UserError
+
+
+def _placeholders(template):
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+
+
+def test_twenty_templates_each_all_distinct():
+    assert tuple(TEMPLATES) == TASK_TYPES
+    assert all(len(templates) == TEMPLATES_PER_TASK == 20 for templates in TEMPLATES.values())
+    every = [template for templates in TEMPLATES.values() for template in templates]
+    assert len({"".join(c for c in text.lower() if c.isalpha()) for text in every}) == 80
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+def test_placeholders(task_type):
+    for template in TEMPLATES[task_type]:
+        names = _placeholders(template)
+        assert set(names) <= PLACEHOLDERS, template
+        assert names.count("instruction") == (task_type != "description"), template
+
+
+def test_every_template_renders_to_a_clean_sentence():
+    for task_type in TASK_TYPES:
+        texts = {
+            render(task_type, i, instruction=" Lift the cup. ", seconds=3, hands=[Hand.LEFT, Hand.RIGHT])
+            for i in range(20)
+        }
+        assert len(texts) == 20
+        for text in texts:
+            assert "{" not in text and ".." not in text and "  " not in text
+            assert text[0].isupper() and text[-1] in ".?"
+            assert ("Lift the cup" in text) == (task_type != "description")
+
+
+def test_hands_and_seconds_are_spelled_out():
+    texts = [render("generation", 1, instruction="Wave", seconds=1, hands=[Hand.RIGHT])]
+    texts.append(render("generation", 1, instruction="Wave", seconds=2, hands=[Hand.RIGHT, Hand.LEFT]))
+    assert "the right hand" in texts[0] and "1 second." in texts[0]
+    assert "both hands" in texts[1] and "2 seconds." in texts[1]
+
+
+def test_description_needs_no_instruction():
+    assert render("description", 0, instruction="", seconds=1, hands=[Hand.LEFT])
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"task_type": "captioning"}, "task_type"),
+        ({"template_index": 20}, "template_index"),
+        ({"template_index": -1}, "template_index"),
+        ({"instruction": " . "}, "instruction"),
+        ({"hands": []}, "hands"),
+    ],
+)
+def test_bad_input_is_named(change, field):
+    good = {
+        "task_type": "generation",
+        "template_index": 0,
+        "instruction": "Wave",
+        "seconds": 1,
+        "hands": [Hand.LEFT],
+    }
+    with pytest.raises(UserError) as caught:
+        render(**(good | change))
+    assert caught.value.field == field

@@ -1,0 +1,312 @@
+"""The manifest: round trip, lazy reads, versions, and a validator that names what is wrong."""
+
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jala_ray.data.manifest import (
+    INDEX_COLUMNS,
+    SCHEMA,
+    VERSION_KEY,
+    Manifest,
+    Rejection,
+    clip_id,
+    clip_to_row,
+    row_to_clip,
+    validate,
+    write_manifest,
+)
+from jala_ray.data.validation import validate_table
+from jala_ray.types import Camera, Clip, HandState, HandTrack, ManifestError
+
+
+def make_track(frames: int, seed: int) -> HandTrack:
+    rng = np.random.default_rng(seed)
+    return HandTrack(
+        state=HandState.LABELLED,
+        valid=np.ones(frames, bool),
+        theta=rng.normal(0, 0.3, (frames, 15, 3)).astype(np.float32),
+        rot=rng.normal(0, 0.3, (frames, 3)).astype(np.float32),
+        wrist=rng.normal(0, 0.3, (frames, 3)).astype(np.float32),
+        beta=rng.normal(0, 1, 10).astype(np.float32),
+        confidence=0.75,
+    )
+
+
+def make_clip(name: str = "a", seconds: float = 3.0, **change) -> Clip:
+    """A wild two-handed clip with a video: `seconds` of source time, twice that in model time."""
+    frames = round(seconds * 30) + 1
+    seed = sum(name.encode())
+    clip = Clip(
+        clip_id=name,
+        source="test",
+        domain="wild",
+        split="train",
+        task_type="generation",
+        video_uri="videos/a.mp4",
+        start_s=2.0,
+        end_s=2.0 + seconds,
+        fps=30.0,
+        time_scale=0.5,
+        instructions=("Lift the cup.", "Raise it."),
+        description="A cup is lifted.",
+        camera=Camera(300.0, 310.0, 160.0, 120.0, 320, 240),
+        pose_time_s=(np.arange(frames) / 30).astype(np.float32),
+        hands=(make_track(frames, seed), make_track(frames, seed + 1)),
+        extrinsics=np.tile(np.eye(3, 4, dtype=np.float32), (frames, 1, 1)),
+    )
+    return dataclasses.replace(clip, **change)
+
+
+def with_hand(clip: Clip, side: int, **change) -> Clip:
+    hands = list(clip.hands)
+    hands[side] = dataclasses.replace(hands[side], **change)
+    return dataclasses.replace(clip, hands=tuple(hands))
+
+
+def assert_same(a: Clip, b: Clip) -> None:
+    for field in dataclasses.fields(Clip):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if field.name == "hands":
+            for one, other in zip(left, right, strict=True):
+                for part in dataclasses.fields(HandTrack):
+                    np.testing.assert_array_equal(getattr(one, part.name), getattr(other, part.name))
+        elif isinstance(left, np.ndarray):
+            np.testing.assert_array_equal(left, right, err_msg=field.name)
+            assert left.shape == right.shape, field.name
+        else:
+            assert left == right, field.name
+
+
+PLAIN = (HandTrack(HandState.UNTRACKED), HandTrack(HandState.ABSENT))
+NO_POSES = {
+    "hands": PLAIN,
+    "pose_time_s": np.zeros(0, np.float32),
+    "extrinsics": np.zeros((0, 3, 4), np.float32),
+}
+
+
+def test_row_round_trip_is_exact():
+    for clip in (make_clip(), make_clip(camera=None, **NO_POSES), make_clip(video_uri=None)):
+        row = clip_to_row(clip)
+        assert list(row) == SCHEMA.names
+        assert_same(row_to_clip(row), clip)
+        assert_same(row_to_clip(pa.Table.from_pylist([row], schema=SCHEMA).to_pylist()[0]), clip)
+
+
+def test_single_file_round_trip(tmp_path):
+    clips = [make_clip(f"clip{i}") for i in range(70)]
+    clips[3] = make_clip("clip3", **NO_POSES)
+    report = write_manifest(clips, tmp_path / "m.parquet")
+    assert (report.rows, report.quarantined, report.errors_path) == (70, 0, None)
+    manifest = Manifest(report.path)
+    assert len(manifest) == 70 and len(manifest.group_starts) > 2  # poses of 70 clips exceed one row group
+    expected = [dataclasses.replace(c, video_uri=str(tmp_path / "videos/a.mp4")) for c in clips]
+    for i in (0, 3, 39):
+        assert_same(manifest.clip(i), expected[i])
+    taken = manifest.take(np.array([39, 0, 39, 3]))
+    assert [c.clip_id for c in taken] == ["clip39", "clip0", "clip39", "clip3"]
+    assert [c.clip_id for c in manifest] == [c.clip_id for c in clips]
+    assert validate(report.path) == []
+    assert len(pickle.loads(pickle.dumps(manifest))) == 70
+    with pytest.raises(ManifestError, match="row: got 70"):
+        manifest.clip(70)
+
+
+def test_folder_of_files_and_index(tmp_path):
+    clips = [make_clip(f"clip{i}", 2.0) for i in range(150)] + [make_clip("m", video_uri=None)]
+    folder = tmp_path / "set"
+    write_manifest(clips, folder, rows_per_file=50)
+    assert len(list(folder.glob("part-*.parquet"))) == 3
+    manifest = Manifest(folder)
+    index = manifest.index
+    assert index.column_names == [*INDEX_COLUMNS, "has_video"]
+    assert index["clip_id"].to_pylist() == [c.clip_id for c in clips]
+    assert index["n_chunks"].to_pylist() == [4] * 150 + [6]
+    assert index["left_labelled"][0].as_py() == [True] * 4
+    assert index["has_video"].to_pylist() == [True] * 150 + [False]
+    assert index["domain"].cast(pa.string()).unique().to_pylist() == ["wild"]
+    assert manifest.clip(149).video_uri == str(folder / "videos/a.mp4")
+    write_manifest(clips[:2], folder)  # replaces, and leaves no stale part behind
+    assert len(Manifest(folder)) == 2
+
+
+def test_video_addresses(tmp_path):
+    uris = [str(tmp_path / "v/x.mp4"), "v/x.mp4", "/elsewhere/x.mp4", "s3://bucket/x.mp4", None]
+    clips = [make_clip(str(i), video_uri=uri) for i, uri in enumerate(uris)]
+    path = write_manifest(clips, tmp_path / "m.parquet").path
+    assert pq.read_table(path)["video_uri"].to_pylist() == ["v/x.mp4", *uris[1:]]
+    assert [c.video_uri for c in Manifest(path)] == [uris[0], uris[0], *uris[2:]]
+
+
+def test_other_versions_and_foreign_files_are_refused(tmp_path):
+    table = pa.Table.from_pylist([clip_to_row(make_clip())], schema=SCHEMA)
+    for metadata, message in (({VERSION_KEY: b"0"}, "got '0', expected version 1"), (None, "got None")):
+        pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "m.parquet")
+        with pytest.raises(ManifestError, match=message):
+            Manifest(tmp_path / "m.parquet")
+    pq.write_table(table.drop_columns("left_rot"), tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="column left_rot"):
+        Manifest(tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="manifest path"):
+        Manifest(tmp_path / "nothing")
+    with pytest.raises(ManifestError, match="an earlier manifest"):
+        write_manifest([make_clip()], tmp_path)
+
+
+def nan_at(shape, where):
+    values = np.zeros(shape, np.float32)
+    values[where] = np.nan
+    return values
+
+
+BAD = {
+    "nan pose": (with_hand(make_clip(), 1, theta=nan_at((91, 15, 3), (4, 2, 1))), "right_theta", "finite"),
+    "infinite wrist": (with_hand(make_clip(), 0, wrist=np.full((91, 3), np.inf)), "left_wrist", "finite"),
+    "wrong length": (with_hand(make_clip(), 0, rot=np.zeros((90, 3))), "left_rot", "3 a pose frame"),
+    "degrees": (with_hand(make_clip(), 0, rot=np.full((91, 3), 90.0)), "left_rot", "at most 6.28 rad"),
+    "millimetres": (with_hand(make_clip(), 0, wrist=np.full((91, 3), 300.0)), "left_wrist", "at most 20 m"),
+    "beta": (with_hand(make_clip(), 0, beta=np.zeros(9)), "left_beta", "10 values"),
+    "negative span": (make_clip(end_s=1.0), "end_s", "later than start_s"),
+    "negative start": (make_clip(start_s=-1.0, end_s=2.0), "start_s", ">= 0"),
+    "nan fps": (make_clip(fps=float("nan")), "fps", "frames a second"),
+    "time scale": (make_clip(time_scale=0.0), "time_scale", "> 0"),
+    "no chunk": (make_clip(seconds=0.4), "end_s", "N >= 1"),
+    "too long": (make_clip(seconds=5.2), "end_s", "at most 10 s"),
+    "unknown task": (make_clip(task_type="captioning"), "task_type", "one of generation, continuation"),
+    "unknown domain": (make_clip(domain="field"), "domain", "one of lab, wild"),
+    "unknown split": (make_clip(split="test"), "split", "one of train, val"),
+    "unknown state": (with_hand(make_clip(), 0, state="seen"), "left_state", "one of absent"),
+    "no instruction": (make_clip(instructions=()), "instructions", "at least one"),
+    "blank instruction": (make_clip(instructions=("a", " ")), "instructions", "no blank"),
+    "no description": (make_clip(task_type="description", description=" "), "description", "text"),
+    "short continuation": (make_clip(seconds=0.6, task_type="continuation"), "task_type", "N >= 2"),
+    "labelled without poses": (
+        make_clip(hands=(HandTrack(HandState.LABELLED), PLAIN[0])),
+        "left_theta",
+        "45",
+    ),
+    "nothing valid": (with_hand(make_clip(), 1, valid=np.zeros(91, bool)), "right_state", "valid poses"),
+    "poses of an untracked hand": (
+        with_hand(make_clip(), 1, state=HandState.UNTRACKED),
+        "right_rot",
+        "no poses",
+    ),
+    "no hands": (make_clip(**(NO_POSES | {"hands": (PLAIN[1],) * 2})), "left_state, right_state", "one hand"),
+    "nothing at all": (make_clip(video_uri=None, **NO_POSES), "video_uri", "a video, or a labelled hand"),
+    "confidence": (with_hand(make_clip(), 0, confidence=1.5), "left_confidence", r"[0, 1]"),
+    "pose times": (make_clip(pose_time_s=np.zeros(91)), "pose_time_s", "ascending"),
+    "pose times in file time": (make_clip(pose_time_s=2 + np.arange(91) / 30), "pose_time_s", "clip's start"),
+    "extrinsics": (make_clip(extrinsics=np.zeros((3, 3, 4))), "extrinsics", "12"),
+    "scaled extrinsics": (make_clip(extrinsics=np.ones((91, 3, 4))), "extrinsics", "R R^T"),
+    "camera": (make_clip(camera=Camera(0.0, 1.0, 1.0, 1.0, 4, 4)), "camera_fx", "pixels > 0"),
+    "camera of another size": (make_clip(camera=Camera(9.0, 9.0, 900.0, 1.0, 64, 4)), "camera_cx", "image"),
+    "no id": (make_clip(clip_id=" "), "clip_id", "a name"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_validator_names_row_field_value_and_expectation(name, tmp_path):
+    clip, field, expected = BAD[name]
+    with pytest.raises(ManifestError) as caught:
+        write_manifest([make_clip("first"), clip], tmp_path / "m.parquet")
+    report = write_manifest(
+        [make_clip("first"), clip, make_clip("z")], tmp_path / "q.parquet", on_error="quarantine"
+    )
+    assert (report.rows, report.quarantined) == (2, 1)
+    row = pq.read_table(report.errors_path).to_pylist()[0]
+    assert row["clip_id"] == clip.clip_id
+    assert any(f": {field} is" in problem and expected in problem for problem in row["problems"]), row[
+        "problems"
+    ]
+    assert all(problem.startswith(f"row 1 (clip {clip.clip_id})") for problem in row["problems"])
+    assert caught.value.field.startswith(f"row 1 (clip {clip.clip_id})") and caught.value.remedy
+    assert not (tmp_path / "m.parquet").exists()
+
+
+def test_only_the_broken_rows_are_reported():
+    rows = [clip_to_row(make_clip(name)) for name in "abcd"]
+    rows[2]["left_theta"][100] = np.nan
+    rows[3]["camera_fx"] = None
+    rows[1]["fps"] = None
+    problems = validate_table(pa.Table.from_pylist(rows, schema=SCHEMA), first_row=10)
+    assert [(p.row, p.clip_id, p.field) for p in problems] == [
+        (11, "b", "fps"),
+        (12, "c", "left_theta"),
+        (13, "d", "camera"),
+    ]
+    assert problems[2].value == "null camera_fx"
+
+
+def test_derived_columns_are_checked():
+    rows = [clip_to_row(make_clip(name)) for name in "abc"]
+    rows[0]["n_chunks"] = 5
+    rows[1]["left_labelled"] = [True]
+    rows[2] |= clip_to_row(make_clip("c", **NO_POSES)) | {"left_labelled": [True] * 6}
+    problems = validate_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+    assert {(p.row, p.field) for p in problems} >= {
+        (0, "n_chunks"),
+        (1, "left_labelled"),
+        (2, "left_labelled"),
+    }
+
+
+def test_duplicates_are_found_across_row_groups_and_files(tmp_path):
+    clips = [make_clip(f"clip{i}", 2.0) for i in range(60)]
+    other_task = dataclasses.replace(clips[0], task_type="description")
+    report = write_manifest([*clips, other_task, clips[0]], tmp_path / "m.parquet", on_error="quarantine")
+    assert (report.rows, report.quarantined) == (61, 1)
+    folder = tmp_path / "set"
+    write_manifest(clips, folder)
+    write_manifest(clips[5:6], tmp_path / "copy.parquet")
+    (tmp_path / "copy.parquet").rename(folder / "part-99999.parquet")
+    assert [(p.row, p.clip_id) for p in validate(folder)] == [(60, "clip5")]
+
+
+def test_rejections_are_kept_and_a_rewrite_clears_them(tmp_path):
+    bad = Rejection("lost", "test", "broken.mp4", "the file to hold a video stream")
+    report = write_manifest([make_clip(), bad], tmp_path / "m.parquet", on_error="quarantine")
+    assert (report.rows, report.quarantined) == (1, 1)
+    row = pq.read_table(report.errors_path).to_pylist()[0]
+    assert row["video_uri"] == "broken.mp4" and "video stream" in row["problems"][0]
+    with pytest.raises(ManifestError, match="lost"):
+        write_manifest([bad], tmp_path / "other.parquet")
+    again = write_manifest([make_clip()], tmp_path / "m.parquet", on_error="quarantine")
+    assert again.errors_path is None and not (tmp_path / "errors/m.parquet").exists()
+
+
+def test_a_failing_source_leaves_nothing(tmp_path):
+    def clips():
+        yield from (make_clip(f"clip{i}") for i in range(60))
+        raise RuntimeError("the disk is gone")
+
+    with pytest.raises(RuntimeError):
+        write_manifest(clips(), tmp_path / "set")
+    assert not list((tmp_path / "set").glob("*.parquet"))
+
+
+def test_clip_id_is_stable_and_tells_spans_apart():
+    first = clip_id("ego4d", "video.mp4", 1.0, 2.5)
+    assert first == clip_id("ego4d", "video.mp4", 1.0 + 1e-9, 2.5) == "ff67e1cdfae434de"
+    others = [("x", "video.mp4", 1.0, 2.5), ("ego4d", "v", 1.0, 2.5), ("ego4d", "video.mp4", 1.0, 2.6)]
+    assert len({first, clip_id("ego4d", "video.mp4", 1.0, 2.5, "s1"), *(clip_id(*o) for o in others)}) == 5
+    assert clip_id("a", "b,c", 0, 1) != clip_id("a,b", "c", 0, 1)
+
+
+def test_the_schema_is_documented():
+    from pathlib import Path
+
+    text = (Path(__file__).parents[2] / "docs" / "manifest.md").read_text()
+    missing = [
+        n
+        for n in SCHEMA.names
+        if f"`{n}`" not in text.replace("`right_", "`left_").replace("SIDE_", "left_")
+        and f"`{n.replace('right_', 'left_')}`" not in text
+    ]
+    assert not missing
+    assert json.dumps(SCHEMA.metadata[VERSION_KEY].decode()) in text

@@ -1,0 +1,141 @@
+"""Small real parts for tests: an untrained motion tokenizer, a tiny model, and samples held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from jala_ray.config import LanguageSizes, RunConfig, VisionSizes, override
+from jala_ray.data.assets import Assets, SequenceSpec
+from jala_ray.data.collate import Batch, Laid, collate
+from jala_ray.data.plan import Plan, PlanRow
+from jala_ray.data.source import Example, Visuals
+from jala_ray.data.steps import StepBuilder
+from jala_ray.models.text import TextTokenizer
+from jala_ray.models.vocab import Vocab
+from jala_ray.presets import TINY
+from jala_ray.tokenizer.model import MotionTokenizer, TokenizerConfig
+from jala_ray.training.build import build_learner
+from jala_ray.training.learner import Learner
+from jala_ray.types import HandState, TaskType, UserError
+
+A, U, L = HandState.ABSENT, HandState.UNTRACKED, HandState.LABELLED
+MOTION = TokenizerConfig(width=8, groups=2, levels=2, codes=16)
+
+
+def small(config: RunConfig = TINY, **values: object) -> RunConfig:
+    """A configuration of a model that runs in milliseconds; `values` use `__` for dots."""
+    model = replace(
+        config.model.backbone,
+        image_size=28,
+        vision=VisionSizes(hidden=16, layers=1, heads=2, mlp=16),
+        language=LanguageSizes(hidden=32, layers=4, heads=4, kv_heads=2, mlp=48),
+    )
+    encoder = replace(config.model.encoder, image_size=32, sizes=VisionSizes(hidden=16, layers=1, heads=2, mlp=16, patch=16))
+    config = replace(config, model=replace(config.model, backbone=model, encoder=encoder))
+    sizes: dict[str, object] = {"objective.perceiver.width": 16, "objective.perceiver.heads": 2, "model.text.vocab_size": 300}
+    config = override(config, sizes | {"data.pad_multiple": 8, "data.manifest": "none", "motion_tokenizer": "none"})
+    return override(config, {k.replace("__", "."): v for k, v in values.items()})
+
+
+def make_assets(config: RunConfig) -> Assets:
+    torch.manual_seed(7)
+    motion = MotionTokenizer(MOTION).eval()
+    text = TextTokenizer.train(["a hand moves a cup"] * 4, config.model.text.vocab_size)
+    vocab = Vocab(text.vocab_size, motion.n_slots, motion.codes, tuple(motion.token_slots.tolist()))
+    tokens = (config.model.backbone.image_size // config.model.backbone.vision.patch // 2) ** 2
+    return Assets(text, motion, SequenceSpec(vocab, tokens, config.model.backbone.image_size, config.model.encoder.image_size))
+
+
+def make_learner(config: RunConfig, assets: Assets | None = None) -> Learner:
+    return build_learner(config, assets or make_assets(config))
+
+
+@dataclass
+class Kind:
+    """A sample to be made: task, states of the hands, chunks, and labelled hand-chunks taken away."""
+
+    task: TaskType
+    states: tuple[HandState, HandState]
+    chunks: int
+    unlabelled: tuple[tuple[int, int], ...] = ()
+
+
+MIXED = [
+    Kind("generation", (L, L), 3),
+    Kind("generation", (A, L), 2),
+    Kind("continuation", (L, L), 3, ((0, 1),)),
+    Kind("continuation", (L, A), 2),
+    Kind("description", (A, L), 2),
+    Kind("description", (L, L), 1),
+    Kind("pure_video", (U, U), 2),
+    Kind("pure_video", (A, U), 1),
+    Kind("generation", (L, U), 2),
+]
+"""Labelled, untracked, one-handed and two-handed clips of every task type."""
+
+
+@dataclass
+class MemorySource:
+    """A `Source` of made-up samples; row i is always the same. Rows in `bad` cannot be read."""
+
+    kinds: Sequence[Kind]
+    assets: Assets
+    bad: frozenset[int] = field(default_factory=frozenset)
+
+    def examples(self, rows: Sequence[int]) -> list[Example | UserError]:
+        return [self._example(row) for row in rows]
+
+    def _example(self, row: int) -> Example | UserError:
+        if row in self.bad:
+            return UserError("video", f"clip{row}", "a readable video")
+        kind, rng = self.kinds[row % len(self.kinds)], np.random.default_rng(row)
+        n, motion = kind.chunks, self.assets.motion
+        labelled = np.array([[state == L] * n for state in kind.states])
+        for place in kind.unlabelled:
+            labelled[place] = False
+        within = rng.integers(0, motion.codes, (2, n, motion.K))
+        codes = within + motion.token_slots.numpy() * motion.codes
+        codes[~labelled] = 0
+        words = (("move the cup", "push the cup"), "the hand moves the cup", float(n))
+        return Example(f"clip{row}", kind.task, kind.states, labelled, codes, *words)
+
+    def visuals(self, row: int, boundaries: Sequence[int], pairs: Sequence[int]) -> Visuals:
+        rng, spec = np.random.default_rng(1000 + row), self.assets.spec
+        image = rng.integers(0, 256, (3, spec.image_size, spec.image_size), np.uint8)
+        frames = rng.integers(0, 256, (self.kinds[row % len(self.kinds)].chunks + 1, 3, spec.frame_size, spec.frame_size), np.uint8)
+        return Visuals(image, frames=frames[list(boundaries)] if boundaries else None)
+
+    def blank(self) -> Visuals:
+        spec = self.assets.spec
+        return Visuals(
+            np.zeros((3, spec.image_size, spec.image_size), np.uint8),
+            frames=np.zeros((1, 3, spec.frame_size, spec.frame_size), np.uint8),
+        )
+
+
+@dataclass(frozen=True)
+class OpenMemory:
+    source: MemorySource
+
+    def __call__(self):
+        return self.source, self.source.assets
+
+
+def make_builder(config: RunConfig, source: MemorySource, n_rows: int) -> StepBuilder:
+    return StepBuilder(config, Plan(np.arange(n_rows), config.train.batch, config.seed), OpenMemory(source), config.seed)
+
+
+def lay_out(config: RunConfig, assets: Assets, kinds: Sequence[Kind] = MIXED, epoch: int = 0) -> list[Laid]:
+    """The samples of `kinds`, laid out with their own draws."""
+    builder = make_builder(config, MemorySource(kinds, assets), len(kinds))
+    laid, errors = builder.lay_out([PlanRow(epoch, i, i) for i in range(len(kinds))], 0)
+    assert not errors
+    return laid
+
+
+def make_batch(laid: Sequence[Laid], packing: bool = False, max_tokens: int = 4096, pad_multiple: int = 1) -> Batch:
+    return collate(laid, packing=packing, max_tokens=max_tokens, pad_multiple=pad_multiple)

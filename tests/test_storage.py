@@ -1,0 +1,348 @@
+"""Local paths and an S3 server on loopback behave alike; folders commit once, verified, or not at all."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import socket
+import threading
+import time
+from pathlib import Path
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+
+from jala_ray import storage
+from jala_ray.storage import folders, stores
+from jala_ray.types import StorageError
+
+BUCKET = "clips"
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(endpoint, monkeypatch):
+    """An S3 folder that nothing else uses; the endpoint comes from the environment."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    client.create_bucket(Bucket=BUCKET)
+    uri = f"s3://{BUCKET}/run-{time.monotonic_ns()}"
+    yield uri
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+        for item in page.get("Contents", ()):
+            client.delete_object(Bucket=BUCKET, Key=item["Key"])
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request, tmp_path) -> str:
+    return str(tmp_path / "store" / "run") if request.param == "local" else request.getfixturevalue("s3")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    made = tmp_path / "made"
+    (made / "weights").mkdir(parents=True)
+    (made / "config.json").write_text("{}")
+    (made / "empty").write_bytes(b"")
+    (made / "weights" / "model.safetensors").write_bytes(b"0123456789abcdef" * (6 * 65536))  # 6 MiB: multipart.
+    return made
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_files_round_trip(root):
+    uri = storage.join(root, "a", "b.bin")
+    assert not storage.exists(uri)
+    with pytest.raises(storage.MissingFile):
+        storage.read_bytes(uri)
+    storage.write_bytes(uri, bytes(range(100)))
+    assert storage.exists(uri) and storage.size(uri) == 100
+    assert storage.read_bytes(uri) == bytes(range(100))
+    assert storage.read_range(uri, 10, 20) == bytes(range(10, 20))
+    with pytest.raises(StorageError, match="shorter"):
+        storage.read_range(uri, 90, 101)
+    assert storage.list_dir(root) == ["a"] and storage.list_files(root) == {"a/b.bin": 100}
+    with pytest.raises(storage.MissingFile):
+        storage.list_dir(storage.join(root, "nothing"))
+    with pytest.raises(StorageError):
+        storage.write_bytes(uri, b"second", only_new=True)
+    assert storage.read_bytes(uri) == bytes(range(100))
+    storage.delete(uri)
+    assert not storage.exists(uri)
+
+
+def test_open_file_reads_writes_seeks(root):
+    uri = storage.join(root, "notes.txt")
+    with storage.open_file(uri, "w") as file:
+        file.write("one\ntwo\n")
+    with storage.open_file(uri, "r") as file:
+        assert file.read() == "one\ntwo\n"
+    with storage.open_file(uri, "rb") as file:
+        file.seek(-4, 2)
+        assert file.read() == b"two\n"
+
+
+def test_filesystem_serves_parquet(root):
+    fs, path = storage.filesystem(storage.join(root, "t.parquet"))
+    fs.create_dir(path.rsplit("/", 1)[0])
+    pq.write_table(pa.table({"x": list(range(1000))}), path, filesystem=fs)
+    assert pq.read_table(path, filesystem=fs)["x"].to_pylist() == list(range(1000))
+    assert storage.worker_env()["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
+
+
+def test_range_file_fetches_only_the_blocks_touched():
+    data = bytes(i % 251 for i in range(10_000))
+    asked: list[tuple[int, int]] = []
+
+    def fetch(start: int, end: int) -> bytes:
+        asked.append((start, end))
+        return data[start:end]
+
+    file = storage.RangeFile(fetch, len(data), block_bytes=1000, blocks_kept=2)
+    assert file.read(10) == data[:10] and file.read(10) == data[10:20]
+    file.seek(-5, 2)
+    assert file.read() == data[-5:] and file.read() == b""
+    file.seek(995)
+    assert file.read(10) == data[995:1005]
+    assert asked == [(0, 1000), (9000, 10_000), (1000, 2000)]
+    file.seek(0)
+    assert file.read() == data  # Longer than a block: one request.
+    assert asked[-1] == (0, 10_000) and file.bytes_fetched == 13_000
+
+
+def test_folder_round_trip(root, folder, tmp_path):
+    assert not storage.is_committed(root)
+    commit = storage.upload_dir(folder, root)
+    assert storage.is_committed(root) and storage.verify_dir(root) == commit
+    assert sorted(commit.files) == ["config.json", "empty", "weights/model.safetensors"]
+    assert storage.list_dir(root) == ["COMMIT.json", "config.json", "empty", "weights"]
+
+    down = tmp_path / "down"
+    assert storage.download_dir(root, down) == commit
+    got = content(down)
+    assert got.pop("COMMIT.json") and got == content(folder)
+    assert storage.verify_dir(down) == commit, "a downloaded folder is a committed one"
+    assert storage.download_dir(root, down) == commit, "asking again changes nothing"
+    storage.upload_dir(down, storage.join(root + "-again"))
+
+    storage.delete_dir(root)
+    assert storage.list_files(root) == {} and not storage.is_committed(root)
+
+
+def test_damage_is_named(root, folder, tmp_path):
+    storage.upload_dir(folder, root)
+    model = storage.join(root, "weights/model.safetensors")
+    intact = storage.read_bytes(model)
+    storage.write_bytes(model, intact[:-1] + b"!")
+    with pytest.raises(StorageError, match=r"weights/model.safetensors.*sha256"):
+        storage.verify_dir(root)
+    with pytest.raises(StorageError, match=r"weights/model.safetensors.*sha256"):
+        storage.download_dir(root, tmp_path / "down")
+    assert not (tmp_path / "down").exists(), "a damaged download leaves nothing behind"
+    storage.write_bytes(model, intact[:100])
+    with pytest.raises(StorageError, match=r"weights/model.safetensors.*100 bytes.*6291456 bytes"):
+        storage.verify_dir(root)
+    storage.delete(model)
+    with pytest.raises(StorageError, match=r"weights/model.safetensors.*missing"):
+        storage.verify_dir(root)
+
+
+def test_store_that_loses_an_upload_is_found_out(root, folder, monkeypatch):
+    """The upload 'succeeds' but the object is absent: no marker may appear."""
+    for store in (stores.LocalStore, stores.S3Store):
+        real = store.upload
+        monkeypatch.setattr(store, "upload", lambda self, s, p, real=real: None if "model" in p else real(self, s, p))
+    with pytest.raises(StorageError, match=r"weights/model.safetensors.*missing"):
+        storage.upload_dir(folder, root)
+    assert not storage.is_committed(root)
+
+
+def test_missing_and_broken_markers(root, folder):
+    with pytest.raises(storage.MissingFile, match=r"COMMIT.json"):
+        storage.verify_dir(root)
+    storage.upload_dir(folder, root)
+    storage.write_bytes(storage.join(root, "COMMIT.json"), b'{"files": 3}')
+    with pytest.raises(StorageError, match="marker"):
+        storage.is_committed(root)
+    storage.write_bytes(storage.join(root, "COMMIT.json"), json.dumps({"format": 9, "files": {}}).encode())
+    with pytest.raises(StorageError, match="format"):
+        storage.read_commit(root)
+
+
+def test_committed_is_final_and_leftovers_need_a_word(root, folder):
+    storage.write_bytes(storage.join(root, "half.bin"), b"x")
+    with pytest.raises(StorageError, match=r"half.bin.*replace_unfinished"):
+        storage.upload_dir(folder, root)
+    storage.upload_dir(folder, root, replace_unfinished=True)
+    assert "half.bin" not in storage.list_files(root)
+    with pytest.raises(StorageError, match="committed"):
+        storage.upload_dir(folder, root, replace_unfinished=True)
+
+
+def test_two_writers_one_commit(root, folder):
+    """Both pass the first checks, both write; exactly one commits and its content is intact."""
+    others = folder.parent / "other"
+    others.mkdir()
+    (others / "config.json").write_text('{"other": true}')
+    barrier, outcomes = threading.Barrier(2), []
+
+    def write(source: Path) -> None:
+        barrier.wait()
+        try:
+            outcomes.append(storage.upload_dir(source, root))
+        except StorageError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=write, args=(source,)) for source in (folder, others)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winners = [o for o in outcomes if isinstance(o, storage.Commit)]
+    assert len(winners) == 1 and storage.verify_dir(root) == winners[0]
+
+
+def test_upload_that_ended_just_before_the_claim_stays_intact(s3, folder, monkeypatch):
+    real, first = stores.S3Store.write, []
+
+    def interfere(self, path, data, *, only_new=False):
+        if path.endswith(folders.CLAIM_FILE) and not first:
+            first.append(None)
+            first.append(storage.upload_dir(folder, s3))
+        real(self, path, data, only_new=only_new)
+
+    monkeypatch.setattr(stores.S3Store, "write", interfere)
+    with pytest.raises(StorageError, match="another upload"):
+        storage.upload_dir(folder / "weights", s3)
+    assert storage.verify_dir(s3) == first[1] and folders.CLAIM_FILE not in storage.list_files(s3)
+
+
+def test_late_marker_is_refused(s3, folder, monkeypatch):
+    """Even a writer that got past the claim cannot write over a marker."""
+    real = stores.S3Store.upload
+
+    def interfere(self, source, path):
+        real(self, source, path)
+        self.write(storage.join(s3.removeprefix("s3://"), "COMMIT.json"), b"{}")
+
+    monkeypatch.setattr(stores.S3Store, "upload", interfere)
+    with pytest.raises(StorageError, match=r"PreconditionFailed.*Another writer"):
+        storage.upload_dir(folder, s3)
+
+
+def test_takeover_of_a_live_upload_is_noticed(s3, folder, monkeypatch):
+    real = stores.S3Store.upload
+
+    def interfere(self, source, path):
+        real(self, source, path)
+        self.write(storage.join(s3.removeprefix("s3://"), folders.CLAIM_FILE), b"someone else's")
+
+    monkeypatch.setattr(stores.S3Store, "upload", interfere)
+    with pytest.raises(StorageError, match="took over"):
+        storage.upload_dir(folder, s3)
+    assert not storage.is_committed(s3)
+
+
+def test_probe(root):
+    report = storage.probe(root)
+    assert report.conditional_put
+    assert storage.list_files(root) == {}
+
+
+def test_probe_names_a_missing_bucket(s3, endpoint):
+    with pytest.raises(StorageError) as caught:
+        storage.probe("s3://nowhere/run")
+    for part in ("nowhere", endpoint, "upload", "NoSuchBucket", "Create the bucket"):
+        assert part in str(caught.value)
+
+
+def test_unreachable_endpoint_fails_in_seconds(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # Bound but not listening: connections are refused.
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        begun = time.monotonic()
+        with pytest.raises(StorageError, match=rf"{address}.*endpoint_url"):
+            storage.probe(f"s3://{BUCKET}/x", storage.StorageOptions(endpoint_url=address))
+        assert time.monotonic() - begun < 8
+
+
+def test_silent_endpoint_fails_in_seconds(monkeypatch):
+    """A server that accepts and never answers."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setattr(folders, "PROBE_READ_TIMEOUT_S", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        options = storage.StorageOptions(endpoint_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        begun = time.monotonic()
+        with pytest.raises(StorageError, match="endpoint"):
+            storage.probe(f"s3://{BUCKET}/x", options)
+        assert time.monotonic() - begun < 8
+
+
+def test_no_credentials(endpoint, monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    stores.s3_client.cache_clear()
+    with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
+        storage.read_bytes(f"s3://{BUCKET}/x", storage.StorageOptions(endpoint_url=endpoint))
+    stores.s3_client.cache_clear()
+
+
+def test_wrong_secret_says_which_variable():
+    from botocore.exceptions import ClientError
+
+    response = {"Error": {"Code": "SignatureDoesNotMatch", "Message": "no"}, "ResponseMetadata": {}}
+    with pytest.raises(StorageError, match="AWS_SECRET_ACCESS_KEY"), stores.explained("read", "s3://b/k"):
+        raise ClientError(response, "GetObject")
+
+
+def test_addresses_and_errors(tmp_path):
+    assert storage.join("s3://b/x/", "y", "z") == "s3://b/x/y/z"
+    assert storage.join("/", "a") == "/a" and storage.join("s3://b") == "s3://b"
+    assert storage.is_s3("s3://b/k") and not storage.is_s3(tmp_path)
+    for bad in ("gs://b/k", "s3://", "s3:///k"):
+        with pytest.raises(StorageError):
+            storage.read_bytes(bad)
+    with pytest.raises(StorageError, match="key is missing"):
+        storage.read_bytes("s3://bucket")
+    for precious in ("/", "s3://bucket"):
+        with pytest.raises(StorageError, match="inside"):
+            storage.delete_dir(precious)
+    with pytest.raises(StorageError, match="empty folder"):
+        storage.upload_dir(tmp_path, tmp_path / "x")
+    (tmp_path / "file").write_bytes(b"1")
+    assert storage.read_bytes(f"file://{tmp_path}/file") == b"1"
+    error = pickle.loads(pickle.dumps(storage.MissingFile("f", 1, "e", "r")))
+    assert isinstance(error, storage.MissingFile) and error.remedy == "r"
+
+
+def test_options_read_the_environment_and_clients_are_shared(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://from-env:1")
+    monkeypatch.setenv("AWS_REGION", "eu-west-9")
+    resolved = storage.StorageOptions().resolved()
+    assert (resolved.endpoint_url, resolved.region) == ("http://from-env:1", "eu-west-9")
+    assert storage.StorageOptions(endpoint_url="http://own:2").resolved().endpoint_url == "http://own:2"
+    assert stores.S3Store(resolved).client is stores.S3Store(resolved).client
+    assert pickle.loads(pickle.dumps(resolved)) == resolved

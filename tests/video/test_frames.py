@@ -1,0 +1,111 @@
+"""Boundary frames of clips: their times (METHOD 1), their numbers, their sizes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jala_ray.types import Clip, HandState, HandTrack, VideoError
+from jala_ray.video.decode import decode_frames
+from jala_ray.video.frames import boundary_times, clip_frames
+from tests.video.numbered import encode, number_of, numbered
+
+
+def clip_of(uri, start_s: float, end_s: float, time_scale: float = 1.0) -> Clip:
+    nothing = HandTrack(HandState.UNTRACKED)
+    return Clip(
+        clip_id="c1",
+        source="test",
+        domain="wild" if time_scale != 1 else "lab",
+        split="train",
+        task_type="pure_video",
+        video_uri=None if uri is None else str(uri),
+        start_s=start_s,
+        end_s=end_s,
+        fps=30.0,
+        time_scale=time_scale,
+        instructions=("wave",),
+        description="",
+        camera=None,
+        pose_time_s=np.zeros(0),
+        hands=(nothing, nothing),
+    )
+
+
+def numbers(clip: Clip, indices) -> list[int]:
+    images = clip_frames(clip, indices, (32, 48))
+    assert images.shape == (len(indices), 3, 32, 48) and images.dtype == np.uint8
+    return [number_of(image.transpose(1, 2, 0)) for image in images]
+
+
+def test_boundaries_are_a_second_of_model_time_apart(make_video):
+    lab = clip_of(make_video(91), 0.5, 2.9)
+    np.testing.assert_allclose(boundary_times(lab), [0.5, 1.5, 2.5])
+    assert numbers(lab, [0, 1, 2]) == [15, 45, 75]
+    wild = replace(lab, time_scale=0.5, domain="wild")
+    np.testing.assert_allclose(boundary_times(wild), [0.5, 1.0, 1.5, 2.0, 2.5])
+    assert numbers(wild, [4, 0, 2, 2]) == [75, 15, 45, 45]
+
+
+def test_last_boundary_one_frame_past_the_end_is_the_last_frame(make_video):
+    assert numbers(clip_of(make_video(90), 0.0, 3.0), [3]) == [89]
+    assert numbers(clip_of(make_video(90, Fraction(30000, 1001)), 0.0, 3.003), [3]) == [89]
+    with pytest.raises(VideoError, match="one frame after the last"):
+        clip_frames(clip_of(make_video(89), 0.0, 3.0), [3], (32, 48))
+
+
+def test_start_offset_counts_as_the_player_shows_it(tmp_path):
+    path = encode(tmp_path / "late.mp4", [45 + k for k in range(60)], Fraction(1, 30))
+    assert numbers(clip_of(path, 1.5, 3.5), [0, 1]) == [0, 30]
+
+
+def test_several_sizes_from_one_decode(make_video):
+    clip = clip_of(make_video(90), 0.0, 3.0)
+    both = clip_frames(clip, [0, 2], {"vlm": (64, 64), "dino": (28, 42)})
+    assert {name: images.shape for name, images in both.items()} == {
+        "vlm": (2, 3, 64, 64),
+        "dino": (2, 3, 28, 42),
+    }
+    np.testing.assert_array_equal(both["dino"], clip_frames(clip, [0, 2], (28, 42)))
+    assert clip_frames(clip, [], (8, 8)).shape == (0, 3, 8, 8)
+
+
+def test_resizing_is_antialiased_and_unshifted(make_video):
+    """Against Pillow's bicubic: fine stripes must grey out, and nothing may move."""
+    path = make_video(1)
+    full = decode_frames(path, [0.0])[0]
+    assert np.abs(full.astype(int) - next(numbered(1))).mean() < 4
+    for height, width in ((16, 24), (21, 33), (100, 150)):
+        ours = clip_frames(clip_of(path, 0.0, 1.0), [0], (height, width))[0].transpose(1, 2, 0)
+        theirs = np.asarray(Image.fromarray(full).resize((width, height), Image.Resampling.BICUBIC))
+        assert np.abs(ours.astype(int) - theirs).mean() < 2, (height, width)
+
+
+def test_fine_stripes_do_not_alias(tmp_path):
+    from jala_ray.video.write import write_mp4
+
+    stripes = np.zeros((64, 96, 3), np.uint8)
+    stripes[:, ::2] = 255
+    write_mp4(tmp_path / "stripes.mp4", [stripes], 30, crf=0)
+    small = clip_frames(clip_of(tmp_path / "stripes.mp4", 0.0, 1.0), [0], (16, 23))[0]
+    assert np.ptp(small[:, 2:-2, 2:-2].astype(int)) < 40 and abs(small.mean() - 127) < 12
+
+
+def test_rotated_clip_is_upright_at_its_size(tmp_path):
+    path = encode(tmp_path / "r.mp4", [0, 1], Fraction(1, 30), rotation=90)
+    image = clip_frames(clip_of(path, 0.0, 1.0), [0], (96, 64))[0].transpose(1, 2, 0)
+    upright = decode_frames(path, [0.0])[0]
+    assert np.abs(image.astype(int) - upright).mean() < 2
+
+
+def test_bad_requests(make_video):
+    clip = clip_of(make_video(90), 0.0, 3.0)
+    for indices in ([4], [-1], [[0]]):
+        with pytest.raises(VideoError, match=r"c1.*0\.\.3"):
+            clip_frames(clip, indices, (8, 8))
+    with pytest.raises(VideoError, match=r"c1.*[Mm]otion-only"):
+        clip_frames(replace(clip, video_uri=None), [0], (8, 8))

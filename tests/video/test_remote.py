@@ -1,0 +1,94 @@
+"""Videos in a store: ranges only, and a store's failures are not the video's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+
+from jala_ray import storage
+from jala_ray.storage.stores import S3Store
+from jala_ray.types import StorageError, VideoError
+from jala_ray.video import decode
+from jala_ray.video.decode import VideoReader, decode_frames, probe
+from jala_ray.video.write import write_mp4
+from tests.video.numbered import numbered, numbers_of
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory):
+    """8 MB or more: noise below the numbers does not compress."""
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    rng = np.random.default_rng(0)
+
+    def frames():
+        for image in numbered(240):
+            image[16:] = rng.integers(0, 256, image[16:].shape)
+            yield image.repeat(2, 0).repeat(2, 1) // 2 + rng.integers(0, 128, (128, 192, 1), dtype=np.uint8)
+
+    write_mp4(path, frames(), 30, gop=15, crf=4, preset="ultrafast")
+    assert path.stat().st_size > 6_000_000
+    return path
+
+
+def opened_by_ranges(path, monkeypatch) -> list[storage.RangeFile]:
+    """s3:// addresses serve `path` by ranges; the returned list holds the files opened."""
+    files: list[storage.RangeFile] = []
+    data = path.read_bytes()
+
+    def open_file(uri, mode, options):
+        files.append(storage.RangeFile(lambda start, end: data[start:end], len(data)))
+        return files[-1]
+
+    monkeypatch.setattr(decode, "open_file", open_file)
+    return files
+
+
+@pytest.mark.parametrize("index_at", ["front", "end"])
+def test_a_pair_of_frames_reads_a_small_part_of_the_file(long_video, tmp_path, monkeypatch, index_at):
+    path = long_video
+    if index_at == "end":
+        path = tmp_path / "end.mp4"
+        remux_index_last(long_video, path)
+    files = opened_by_ranges(path, monkeypatch)
+    pictures = decode_frames("s3://b/long.mp4", [4.1, 5.1])
+    np.testing.assert_array_equal(pictures, decode_frames(path, [4.1, 5.1]))
+    assert files[0].bytes_fetched < files[0].size / 3, (files[0].bytes_fetched, files[0].size)
+
+
+def remux_index_last(source, target) -> None:
+    import av
+
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        copy = write.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copy
+                write.mux(packet)
+
+
+def test_a_failing_store_is_a_storage_error(long_video, monkeypatch):
+    def fetch(start: int, end: int) -> bytes:
+        raise StorageError("read s3://b/x", "timeout", "it to succeed")
+
+    monkeypatch.setattr(decode, "open_file", lambda *_: storage.RangeFile(fetch, 10_000))
+    with pytest.raises(StorageError, match="timeout"):
+        probe("s3://b/x")
+
+
+def test_through_an_s3_server(make_video, monkeypatch):
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        options = storage.StorageOptions(endpoint_url=f"http://{host}:{port}")
+        S3Store(options.resolved()).client.create_bucket(Bucket="videos")
+        storage.write_bytes("s3://videos/a.mp4", make_video(90).read_bytes(), options)
+        with VideoReader("s3://videos/a.mp4", options=options) as reader:
+            assert numbers_of(reader.read([2.5, 0.1])) == [75, 3]
+        with pytest.raises(VideoError, match=r"videos/none.mp4.*no such object"):
+            probe("s3://videos/none.mp4", options)
+    finally:
+        server.stop()
