@@ -22,6 +22,7 @@ from jala_ray.data.rows import SCHEMA, VERSION_KEY, check_schema, clip_id, clip_
 from jala_ray.data.validation import DUPLICATE, RowProblem, validate_table
 from jala_ray.data.writing import Rejection, WriteReport, absolute, parquet_files, write_manifest
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.stores import explained
 from jala_ray.types import Clip, ManifestError
 
 __all__ = [
@@ -54,9 +55,17 @@ class Manifest:
 
     def __init__(self, path: str | os.PathLike[str], options: StorageOptions | None = None) -> None:
         self.path, self.options = absolute(path), options
+        self._groups: list[tuple[str, int]] = []
+        self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._fs, root = storage.filesystem(self.path, options)
-        self.base, self._files = _manifest_files(self._fs, root, self.path)
-        starts, self._groups = [0], []
+        with explained("read manifest", self.path, options):
+            self.base, self._files = _manifest_files(self._fs, root, self.path)
+            self.group_starts = self._scan()
+            """(G + 1,) first row of each row group, and the number of rows."""
+
+    def _scan(self) -> np.ndarray:
+        starts = [0]
         for file in self._files:
             try:
                 metadata = pq.read_metadata(file, filesystem=self._fs)
@@ -66,10 +75,7 @@ class Manifest:
             for group in range(metadata.num_row_groups):
                 starts.append(starts[-1] + metadata.row_group(group).num_rows)
                 self._groups.append((file, group))
-        self.group_starts = np.asarray(starts, np.int64)
-        """(G + 1,) first row of each row group, and the number of rows."""
-        self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
-        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        return np.asarray(starts, np.int64)
 
     def __len__(self) -> int:
         return int(self.group_starts[-1])
@@ -118,7 +124,8 @@ class Manifest:
             if len(self._open) > CACHED_GROUPS:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(file)
-        return self._open[file].read_row_group(number, columns=SCHEMA.names)
+        with explained("read manifest", self.path, self.options):
+            return self._open[file].read_row_group(number, columns=SCHEMA.names)
 
     def _group(self, group: int) -> pa.Table:
         if group not in self._cache:

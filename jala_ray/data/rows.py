@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,20 @@ def _row_to_hand(row: Mapping[str, Any], side: str) -> HandTrack:
         beta=np.asarray(row[f"{side}_beta"], np.float32),
         confidence=float(row[f"{side}_confidence"]),
     )
+
+
+def rows_to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as dicts -> table. Numeric lists are joined as arrays, which is far faster than value by value."""
+    columns = []
+    for field in schema:
+        values = [row[field.name] for row in rows]
+        if pa.types.is_list(field.type) and all(isinstance(value, np.ndarray) for value in values):
+            offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+            flat = pa.array(np.concatenate(values), field.type.value_type)
+            columns.append(pa.ListArray.from_arrays(pa.array(offsets), flat))
+        else:
+            columns.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def table_row(table: pa.Table, i: int) -> dict[str, Any]:

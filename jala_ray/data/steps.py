@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -13,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.assets import Assets
 from jala_ray.data.collate import Batch, Laid, collate
@@ -207,5 +209,6 @@ class OpenManifest:
 def _open_manifest(opener: OpenManifest) -> tuple[Source, Assets]:
     from jala_ray.data.manifest import Manifest
 
+    os.environ.update(storage.worker_env(opener.options))  # videos and manifest are reached as the run folder is
     assets = Assets.open(opener.assets, opener.options)
     return ManifestSource(Manifest(opener.manifest), assets), assets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from jala_ray import storage
-from jala_ray.data.rows import BASE_SCHEMA, SCHEMA, base_row, derived_row
+from jala_ray.data.rows import BASE_SCHEMA, SCHEMA, base_row, derived_row, rows_to_table
 from jala_ray.data.validation import RowProblem, validate_table
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.stores import explained
 from jala_ray.types import Clip, ManifestError
 
 ROW_GROUP_ROWS = 128
@@ -65,11 +67,15 @@ def write_manifest(
     """
     if on_error not in ("raise", "quarantine"):
         raise ManifestError("on_error", on_error, "'raise' or 'quarantine'")
-    writer = _Writer(absolute(path), rows_per_file, on_error == "quarantine", options)
+    place = absolute(path)
+    with explained("write manifest", place, options):
+        writer = _Writer(place, rows_per_file, on_error == "quarantine", options)
     try:
         for item in clips:
-            writer.add(item)
-        return writer.close()
+            with explained("write manifest", place, options):
+                writer.add(item)
+        with explained("write manifest", place, options):
+            return writer.close()
     except BaseException:
         writer.discard()
         raise
@@ -125,16 +131,18 @@ class _Writer:
         return WriteReport(self.path, self.rows, self.quarantined, errors)
 
     def discard(self) -> None:
-        for out in (self.out, self.error_out):
-            if out is not None:
-                out.close()
-        for file in self.files:
-            self.fs.delete_file(file)
+        """Leave nothing, as far as the store allows; the error that led here is the one to report."""
+        with contextlib.suppress(OSError):
+            for out in (self.out, self.error_out):
+                if out is not None:
+                    out.close()
+            for file in self.files:
+                self.fs.delete_file(file)
 
     def _flush(self) -> None:
         if not self.buffer:
             return
-        table = pa.Table.from_pylist([row for _, row in self.buffer], schema=BASE_SCHEMA)
+        table = rows_to_table([row for _, row in self.buffer], BASE_SCHEMA)
         problems: dict[int, list[RowProblem]] = {}
         for problem in validate_table(table, first_row=self.seen, seen=self.keys):
             problems.setdefault(problem.row - self.seen, []).append(problem)
@@ -147,7 +155,7 @@ class _Writer:
         if good:
             if self.out is None or (self.file_rows >= self.rows_per_file and not self.single):
                 self.out = self._next_file()
-            self.out.write_table(pa.Table.from_pylist(good, schema=SCHEMA))
+            self.out.write_table(rows_to_table(good, SCHEMA))
             self.rows += len(good)
             self.file_rows += len(good)
         self.seen += len(self.buffer)
@@ -160,7 +168,7 @@ class _Writer:
             self.fs.create_dir(self.error_file.rpartition("/")[0], recursive=True)
             self.error_out = self._open(self.error_file, ERROR_SCHEMA)
         row = row | {"problems": [str(problem) for problem in problems]}
-        self.error_out.write_table(pa.Table.from_pylist([row], schema=ERROR_SCHEMA))
+        self.error_out.write_table(rows_to_table([row], ERROR_SCHEMA))
         self.quarantined += 1
 
     def _next_file(self) -> pq.ParquetWriter:

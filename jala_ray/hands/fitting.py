@@ -33,12 +33,11 @@ class FitWeights:
     twist: float = 2e-3
     """Rotation of a finger bone about its own axis, rad^2."""
     limit: float = 0.5
-    """Finger angles beyond `limit_rad`, rad^2."""
+    """Finger angles beyond `angle_limits`, rad^2; chiefly against fingers bent backwards."""
     beta: float = 1e-3
     """Shape, squared standard deviations."""
     smooth: float = 0.0
     """Second difference of joints between consecutive valid frames, cm^2; 0 fits every frame alone."""
-    limit_rad: float = 1.9
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,21 @@ def fit_shape(hand: ManoHand, joints: Tensor, weight: float = 1e-3) -> Tensor:
     return beta
 
 
+def angle_limits(side: Hand) -> Tensor:
+    """Loose anatomical limits (2, 15, 3) of the axis-angle components, low and high, rad.
+
+    Right hand, about x: twist, y: sideways, z: flexion (positive); the left hand's y and z are mirrored. The thumb, whose
+    axes are oblique, is limited in size alone.
+    """
+    low = torch.tensor([[-0.6, -0.7, -0.6], [-0.4, -0.4, -0.3], [-0.4, -0.4, -0.3]]).repeat(5, 1)
+    high = torch.tensor([[0.6, 0.7, 1.9], [0.4, 0.4, 2.1], [0.4, 0.4, 1.7]]).repeat(5, 1)
+    low[12:], high[12:] = -1.5, 1.5
+    if side is Hand.LEFT:
+        mirror = torch.tensor([1.0, -1.0, -1.0])
+        low, high = torch.minimum(low * mirror, high * mirror), torch.maximum(low * mirror, high * mirror)
+    return torch.stack([low, high])
+
+
 def _checked(joints: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     observed = np.asarray(joints, np.float64)
     if observed.ndim != 3 or observed.shape[1:] != (21, 3):
@@ -211,6 +225,7 @@ def _refine(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, max(iterations, 1), eta_min=0.01 * learning_rate
     )
+    low, high = angle_limits(hand.side).to(target.device, target.dtype)
     follows = torch.from_numpy(np.diff(frames) == 1).to(target.device)
     with torch.no_grad():
         rest = torch.cat([hand.rest_joints(beta), hand.v_template[hand.tip_ids]])
@@ -219,12 +234,11 @@ def _refine(
     for _ in range(iterations):
         angles, turned, place = params
         joints = hand.joints(axis_angle_to_matrix(angles), axis_angle_to_matrix(turned) @ base, place, shape)
-        size = (angles.square().sum(-1) + 1e-12).sqrt()
         energy = (
             1e4 * (joints - target).square().sum(-1).mean(-1)
             + weights.pose * angles.square().sum((-1, -2))
             + weights.twist * (angles * axes).sum(-1).square().sum(-1)
-            + weights.limit * (size - weights.limit_rad).clamp_min(0).square().sum(-1)
+            + weights.limit * (angles - angles.clamp(low, high)).square().sum((-1, -2))
         ).sum()
         energy = energy + len(target) * weights.beta * shape.square().sum()
         if weights.smooth and len(target) > 2:

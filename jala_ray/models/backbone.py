@@ -311,7 +311,7 @@ def random_config(config: BackboneConfig, text_vocab_size: int) -> InternVLConfi
             "num_key_value_heads": language.kv_heads,
             "intermediate_size": language.mlp,
             "max_position_embeddings": MAX_POSITIONS,
-            # The usual 0.02 is 1 / sqrt(hidden) at full width; a narrow model learns several times slower with it.
+            # The usual 0.02 is about 1 / sqrt(hidden) of a full-size model; narrow ones learn slowly with it.
             "initializer_range": language.hidden**-0.5,
             "rope_parameters": {"rope_type": "default", "rope_theta": language.rope_theta},
             "tie_word_embeddings": language.tie_embeddings,

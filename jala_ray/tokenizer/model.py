@@ -1,4 +1,7 @@
-"""The motion tokenizer: hand features of a chunk <-> K motion ids (METHOD 2). Encoding and decoding need only torch."""
+"""The motion tokenizer: hand features of a chunk <-> K motion ids (METHOD 2).
+
+Encoding and decoding need no library but torch.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ FORMAT = "jala_ray.tokenizer/1"
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Size and loss of the motion tokenizer. The defaults are the paper's: K = 128 tokens a chunk, 8192 ids."""
+    """Size and loss of the motion tokenizer; by default the paper's, K = 128 tokens a chunk and 8192 ids."""
 
     width: int = 512
     """Channels of the convolutions and of the latent vectors, shared out to the groups."""
@@ -96,12 +99,10 @@ class ResidualBlock(nn.Module):
         self.mix = nn.Conv1d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y, conv = F.relu(x), self.dilated
-        if conv.dilation[0] >= x.shape[-1]:
-            # The outer taps see padding alone: the middle one gives the same numbers at a third of the work.
-            y = F.conv1d(y, conv.weight[..., 1:2], conv.bias)
-        else:
-            y = conv(y)
+        conv = self.dilated
+        # When the outer taps see padding alone, the middle one gives the same at a third of the work.
+        only_middle = conv.dilation[0] >= x.shape[-1]
+        y = F.conv1d(F.relu(x), conv.weight[..., 1:2], conv.bias) if only_middle else conv(F.relu(x))
         return x + self.mix(F.relu(y))
 
 
@@ -135,8 +136,9 @@ class PartAutoencoder(nn.Module):
 class MotionTokenizer(nn.Module):
     """Wrist and finger tokenizers with their shared id space (METHOD 2).
 
-    A token's *slot* is part * levels + level, its id slot * codes + code. The K tokens of a chunk are ordered by part (wrist,
-    finger), then group, time, level; `token_slots` (K,) int64 holds the slot of every position.
+    A token's *slot* is part * levels + level, its id slot * codes + code. The K tokens of a chunk are ordered
+    by part (wrist, finger), then group, time, level; `token_slots` (K,) int64 holds the slot of every
+    position.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -177,7 +179,8 @@ class MotionTokenizer(nn.Module):
         return self.n_slots * self.config.codes
 
     def set_stats(self, mean: Tensor, std: Tensor) -> None:
-        """Features are normalised as (x - mean) / std; both (99,), std positive. They travel in the checkpoint."""
+        """Normalise features as (x - mean) / std from now on; both (99,), std positive. Saved with the
+        weights."""
         for name, value in (("mean", mean), ("std", std)):
             if tuple(value.shape) != (FEATURE_DIM,) or not torch.isfinite(value).all():
                 raise UserError(f"tokenizer {name}", tuple(value.shape), f"{FEATURE_DIM} finite numbers")
@@ -259,7 +262,7 @@ class MotionTokenizer(nn.Module):
                 f"motion id at position {position} of chunk {chunk}",
                 int(ids[chunk, position]),
                 f"an id in [{slot * self.codes}, {(slot + 1) * self.codes}) (slot {slot})",
-                f"{len(wrong)} of {ids.numel()} ids are outside their slot; restrict each position to token_slots.",
+                f"{len(wrong)} of {ids.numel()} ids are outside; see `token_slots`.",
             )
         return codes
 
@@ -270,7 +273,7 @@ class MotionTokenizer(nn.Module):
         return part
 
     def save(self, folder: str | Path, quality: dict[str, Any] | None = None) -> None:
-        """Write config.json, model.safetensors and, when there is a report, quality.json into a local folder."""
+        """Write config.json, model.safetensors and, if there is a report, quality.json to a local folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
@@ -285,7 +288,7 @@ class MotionTokenizer(nn.Module):
     def load(cls, folder: str | Path) -> MotionTokenizer:
         """Read a folder written by `save`, onto the CPU, in evaluation mode.
 
-        Raises CheckpointError when a file is missing or damaged, a setting is unknown, or a tensor does not fit.
+        Raises CheckpointError: a file is missing or damaged, a setting unknown, a tensor does not fit.
         """
         folder = Path(folder)
         config = _read_config(folder / "config.json")

@@ -16,8 +16,8 @@ from jala_ray.types import Hand, UserError
 
 FAIL_USAGE, FAIL_PERPLEXITY = 0.1, 0.05
 WARN_USAGE, WARN_PERPLEXITY = 0.4, 0.2
-"""Limits as shares of min(codes, vectors seen), the most codes that can show up. A codebook drawn on evenly by as many
-vectors as it has codes reaches a usage of 0.63 and a perplexity share of about 0.55."""
+"""Limits as shares of min(codes, vectors seen), the most codes that can show up. A codebook drawn on evenly
+by as many vectors as it has codes reaches a usage of 0.63 and a perplexity share of about 0.55."""
 
 
 class CodebookCollapse(UserError):
@@ -36,10 +36,11 @@ def measure_quality(
 ) -> dict[str, Any]:
     """The quality report of a tokenizer over held-out labelled chunks, as JSON values.
 
-    features (C, 15, 99) raw; side (C,) of Hand; beta (C, 10), zero by default; hands (left, right), the shipped pair by
-    default. Means over all frames: "mpjpe_cm" (21 joints through forward kinematics), "wrist_cm", "wrist_rotation_deg",
-    "finger_rotation_deg" (geodesic angles); "chunks", "vectors" (latent vectors a codebook saw); for each part "usage"
-    (share of its codes seen) and "perplexity" (in codes), both [group][level]. Raises UserError on empty or unequal input.
+    features (C, 15, 99) raw; side (C,) of Hand; beta (C, 10), zero by default; hands (left, right), the
+    shipped pair by default. Means over all frames: "mpjpe_cm" (21 joints through forward kinematics),
+    "wrist_cm", "wrist_rotation_deg", "finger_rotation_deg" (geodesic angles); "chunks", "vectors" (latent
+    vectors a codebook saw); for each part "usage" (share of its codes seen) and "perplexity" (in codes), both
+    [group][level]. Raises UserError on empty or unequal input.
     """
     if not len(features) or len(side) != len(features):
         raise UserError(
@@ -90,7 +91,7 @@ def _errors(true: Tensor, decoded: Tensor, beta: Tensor, hand: ManoHand) -> tupl
 
 
 def _angle_deg(a: Tensor, b: Tensor) -> Tensor:
-    """Geodesic angle between rotations (..., 3, 3) -> (...) in degrees; |A - B|_F = 2 sqrt(2) sin(angle / 2)."""
+    """Geodesic angle of rotations (..., 3, 3) -> (...) in degrees; |A - B|_F = 2 sqrt(2) sin(angle / 2)."""
     half = (a - b).square().sum((-2, -1)).sqrt() / (2 * math.sqrt(2))
     return torch.rad2deg(2 * torch.asin(half.clamp(max=1.0)))
 
@@ -98,7 +99,8 @@ def _angle_deg(a: Tensor, b: Tensor) -> Tensor:
 def codebook_use(tokenizer: MotionTokenizer, ids: Tensor) -> dict[str, dict[str, list[list[float]]]]:
     """ids (C, K) -> {part: {"usage": [group][level], "perplexity": [group][level]}}.
 
-    Usage is the share of a codebook's codes that occur; perplexity is exp(entropy) of their frequencies, in codes.
+    Usage is the share of a codebook's codes that occur; perplexity is exp(entropy) of their frequencies, in
+    codes.
     """
     config = tokenizer.config
     codes = (ids - tokenizer.token_slots.to(ids) * config.codes).view(
@@ -130,8 +132,8 @@ def check_collapse(
 ) -> list[str]:
     """Fail loudly when a codebook of a report of `measure_quality` has collapsed.
 
-    The limits are shares of min(codes, vectors seen). Raises CodebookCollapse when any codebook is under a `min_*` limit;
-    warns for, and returns a line for, each one under a `warn_*` limit.
+    The limits are shares of min(codes, vectors seen). Raises CodebookCollapse when any codebook is under a
+    `min_*` limit; warns for, and returns a line for, each one under a `warn_*` limit.
     """
     reachable = min(quality["codes"], quality["vectors"])
     measures = {
@@ -144,7 +146,8 @@ def check_collapse(
             for group, levels in enumerate(quality[part][measure]):
                 for level, value in enumerate(levels):
                     share = value * unit / reachable
-                    where = f"{part}, group {group}, level {level}: {measure} {value * unit:.1f} of {reachable} codes"
+                    where = f"{part}, group {group}, level {level}: {measure}"
+                    where = f"{where} {value * unit:.1f} of {reachable} codes"
                     if share < fail:
                         failed.append((share, f"{where}, needs {fail * reachable:.1f}"))
                     elif share < warn:
@@ -153,9 +156,9 @@ def check_collapse(
         raise CodebookCollapse(
             "codebook use",
             min(failed)[1],
-            f"every codebook above its limit ({len(failed)} are under it; {quality['vectors']} vectors were seen)",
-            "Train longer, raise dead_code_threshold or the batch, lower lr or decay; with few or nearly identical motions use "
-            "fewer codes or levels.",
+            f"every codebook above its limit ({len(failed)} are not; {quality['vectors']} vectors seen)",
+            "Train longer, raise dead_code_threshold or the batch, lower lr or decay; with few or nearly "
+            "identical motions use fewer codes or levels.",
         )
     for line in low:
         warnings.warn(f"tokenizer codebook little used: {line}", stacklevel=2)

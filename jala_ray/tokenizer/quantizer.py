@@ -1,7 +1,8 @@
-"""Grouped residual vector quantisation (METHOD 2): plain lookup for every use, EMA learning for training only.
+"""Grouped residual vector quantisation (METHOD 2): plain lookup for every use, EMA learning for training.
 
-`ResidualCodebooks` needs nothing but torch, so a checkpoint can be used wherever torch runs. `EmaQuantizer` learns the same
-codebooks with vector-quantize-pytorch, imported when the first one is built, and hands them over with `codebooks()`.
+`ResidualCodebooks` needs nothing but torch, so a checkpoint can be used wherever torch runs. `EmaQuantizer`
+learns the same codebooks with vector-quantize-pytorch, imported when the first one is built, and hands them
+over with `codebooks()`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class ResidualCodebooks(nn.Module):
     def __init__(self, width: int, groups: int, levels: int, codes: int) -> None:
         super().__init__()
         self.groups, self.levels, self.codes = groups, levels, codes
-        # Halving scales give an untrained tokenizer a sensible coarse-to-fine order; training replaces all of it.
+        # Halving scales give an untrained tokenizer a sensible coarse-to-fine order; training replaces all of
+        # it.
         scale = 0.5 ** torch.arange(levels).view(1, levels, 1, 1)
         self.register_buffer("vectors", torch.randn(groups, levels, codes, width // groups) * scale)
         self.vectors: Tensor
@@ -54,11 +56,11 @@ def _take(book: Tensor, code: Tensor) -> Tensor:
 
 
 class EmaQuantizer(nn.Module):
-    """The training-time quantiser: EMA codebooks, k-means start, dead-code replacement, synchronised over ranks.
+    """The training-time quantiser: EMA codebooks, k-means start, dead codes replaced, ranks in step.
 
-    `vectors_per_step` is the number of latent vectors a step sees over all ranks; a code is dead when its moving-average
-    count falls under `dead_code_threshold` x the uniform share vectors_per_step / codes, and is then replaced by a vector of
-    the batch that starts with one uniform share of credit.
+    `vectors_per_step` is the number of latent vectors a step sees over all ranks; a code is dead when its
+    moving-average count falls under `dead_code_threshold` x the uniform share vectors_per_step / codes, and
+    is then replaced by a vector of the batch that starts with one uniform share of credit.
     """
 
     def __init__(
@@ -100,16 +102,20 @@ class EmaQuantizer(nn.Module):
         )
         for layer in self.vq.modules():
             if isinstance(layer, VectorQuantize):
-                # The default credit is the threshold itself: an unlucky newcomer would be replaced at the next step.
+                # The default credit is the threshold itself: an unlucky newcomer would be replaced at the
+                # next step.
                 layer._codebook.reset_cluster_size = share
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (C, T, D) -> quantised (C, T, D) with a straight-through gradient, commitment loss (), codes (C, G, T, L).
+        """z (C, T, D) -> quantised (C, T, D) with a straight-through gradient, commitment loss (), codes (C,
+        G, T, L).
 
-        The commitment is the squared distance of each residual to its code vector, averaged over channels, levels and groups.
+        The commitment is the squared distance of each residual to its code vector, averaged over channels,
+        levels and groups.
         """
         quantised, codes, commitment = self.vq(z)
-        # The library's estimator adds one identity per level, so its gradient is L times too large; this one is exact.
+        # The library's estimator adds one identity per level, so its gradient is L times too large; this one
+        # is exact.
         return z + (quantised - z).detach(), commitment.mean(), codes.transpose(0, 1)
 
     def codebooks(self) -> Tensor:

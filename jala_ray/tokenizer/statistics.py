@@ -9,13 +9,13 @@ import numpy as np
 from jala_ray.types import FEATURE_DIM, UserError
 
 STD_FLOOR = 1e-2
-"""Smallest std a feature is divided by: 1 cm, or 0.01 of a rotation matrix entry (about 0.6 degrees). A feature that moves
-less carries noise, which a smaller divisor would blow up to the weight of real motion."""
+"""Smallest std a feature is divided by: 1 cm, or 0.01 of a rotation matrix entry (about 0.6 degrees). A
+feature that moves less carries noise, which a smaller divisor would blow up to the weight of real motion."""
 
 
 @dataclass(frozen=True)
 class FeatureStats:
-    """Count, mean and sum of squared deviations (M2) of the frames seen; float64. `+` merges two of them exactly.
+    """Count, mean and sum of squared deviations (M2) of the frames seen, float64; `+` merges two exactly.
 
     Pairwise update of Chan, Golub and LeVeque (1979), so that workers and sources can be merged in any order.
     """
@@ -30,7 +30,8 @@ class FeatureStats:
 
     @classmethod
     def of(cls, features: np.ndarray) -> FeatureStats:
-        """Statistics of an array (..., D) over all its leading axes; raises UserError when a value is not finite."""
+        """Statistics of an array (..., D) over its leading axes; raises UserError when a value is not
+        finite."""
         rows = np.asarray(features, np.float64).reshape(-1, np.shape(features)[-1])
         if not len(rows):
             return cls.empty(rows.shape[1])

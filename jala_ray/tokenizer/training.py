@@ -1,7 +1,8 @@
-"""Training of the motion tokenizer: the learner with its losses (METHOD 2), a step, and a single-process loop.
+"""Training of the motion tokenizer: the learner with its losses (METHOD 2), a step, and a single-process
+loop.
 
-A distributed job uses the same parts: it wraps `TokenizerLearner` in DDP (with broadcast_buffers=False: the codebooks keep
-themselves in step), feeds every rank its own `batches`, and calls `train_step`.
+A distributed job uses the same parts: it wraps `TokenizerLearner` in DDP (with broadcast_buffers=False: the
+codebooks keep themselves in step), feeds every rank its own `batches`, and calls `train_step`.
 """
 
 from __future__ import annotations
@@ -52,15 +53,15 @@ class TokenizerTrainConfig:
 
 
 def velocity_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Smooth L1 between the frame-to-frame differences of (C, T, D) motions: zero under any constant offset."""
+    """Smooth L1 between frame-to-frame differences of (C, T, D) motions: zero under a constant offset."""
     return F.smooth_l1_loss(prediction.diff(dim=1), target.diff(dim=1))
 
 
 class TokenizerLearner(nn.Module):
     """A tokenizer with its EMA quantisers; forward gives the losses.
 
-    `batch` is chunks a step on each worker. Build it after the process group, so that codebooks synchronise over ranks. Its
-    state dict has everything a resumed run needs, the moving averages included.
+    `batch` is chunks a step on each worker. Build it after the process group, so that codebooks synchronise
+    over ranks. Its state dict has everything a resumed run needs, the moving averages included.
     """
 
     def __init__(self, tokenizer: MotionTokenizer, batch: int) -> None:
@@ -85,11 +86,12 @@ class TokenizerLearner(nn.Module):
         )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{"features": raw features (C, 15, 99)} -> {"loss", and for each part "loss_rec_*", "loss_vel_*", "loss_commit_*"}.
+        """{"features": raw (C, 15, 99)} -> "loss" and, for each part, "loss_rec_*", "loss_vel_*",
+        "loss_commit_*".
 
-        Reconstruction and velocity are smooth L1 in normalised space (quadratic below one std, linear above it, so that
-        outliers of pseudo-labels don't rule), averaged over chunks, frames and features. loss = sum over the parts of
-        rec + velocity * vel + commitment * commit.
+        Reconstruction and velocity are smooth L1 in normalised space (quadratic below one std, linear above
+        it, so that outliers of pseudo-labels don't rule), averaged over chunks, frames and features. loss =
+        sum over the parts of rec + velocity * vel + commitment * commit.
         """
         config = self.tokenizer.config
         losses: dict[str, Tensor] = {}
@@ -156,8 +158,8 @@ def batches(
 ) -> Iterator[np.ndarray]:
     """Chunk indices (batch,) of this rank for steps start, start + 1, ..., config.steps - 1.
 
-    Epochs are permutations keyed by (seed, epoch) and laid end to end; step s takes the next ranks * batch indices, so that a
-    resumed run continues where it stopped and no index depends on the worker that asks.
+    Epochs are permutations keyed by (seed, epoch) and laid end to end; step s takes the next ranks * batch
+    indices, so that a resumed run continues where it stopped and no index depends on the worker that asks.
     """
     if count < 1:
         raise UserError("tokenizer training data", f"{count} chunks", "at least one labelled chunk")
@@ -187,7 +189,7 @@ class FitResult:
     tokenizer: MotionTokenizer
     """Trained, in evaluation mode, with its statistics."""
     history: list[dict[str, float]]
-    """One row a logged step: "step", the losses, "lr", "grad_norm", and "val_rec_*" where it was evaluated."""
+    """One row a logged step: "step", the losses, "lr", "grad_norm", and "val_rec_*" where evaluated."""
 
 
 def fit(
@@ -200,7 +202,7 @@ def fit(
     on_log: Callable[[dict[str, float]], None] | None = None,
     device: str = "cpu",
 ) -> FitResult:
-    """Train on raw features (C, 15, 99) of labelled chunks in this process; the same seed gives the same tokenizer.
+    """Train on raw features (C, 15, 99) of labelled chunks in this process; a seed gives one tokenizer.
 
     `stats` are those of `features` by default. The global random state is left as it was.
     """

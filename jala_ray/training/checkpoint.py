@@ -80,16 +80,20 @@ def write(
     assets.save(folder)
 
 
+def committed_steps(run: str, options: StorageOptions | None = None) -> list[str]:
+    """Addresses of a run folder's committed checkpoints, oldest first; unfinished ones are passed over."""
+    root = storage.join(run, "checkpoints")
+    try:
+        names = storage.list_dir(root, options)
+    except storage.MissingFile:
+        return []
+    found = [storage.join(root, name) for name in sorted(names) if name.startswith(PREFIX)]
+    return [uri for uri in found if storage.is_committed(uri, options)]
+
+
 def newest(run: str, options: StorageOptions | None = None) -> str | None:
     """Address of the newest committed checkpoint of a run folder, or None."""
-    root = storage.join(run, "checkpoints")
-    if not storage.exists(root, options):
-        return None
-    names = sorted(
-        (name for name in storage.list_dir(root, options) if name.startswith(PREFIX)), reverse=True
-    )
-    found = (storage.join(root, name) for name in names)
-    return next((uri for uri in found if storage.is_committed(uri, options)), None)
+    return next(reversed(committed_steps(run, options)), None)
 
 
 def step_of(uri: str) -> int:
@@ -98,13 +102,8 @@ def step_of(uri: str) -> int:
 
 def prune(run: str, keep: int, options: StorageOptions | None = None) -> None:
     """Delete all but the `keep` newest committed checkpoints."""
-    root = storage.join(run, "checkpoints")
-    if not storage.exists(root, options):
-        return
-    names = sorted(name for name in storage.list_dir(root, options) if name.startswith(PREFIX))
-    committed = [name for name in names if storage.is_committed(storage.join(root, name), options)]
-    for name in committed[:-keep]:
-        storage.delete_dir(storage.join(root, name), options)
+    for uri in committed_steps(run, options)[:-keep]:
+        storage.delete_dir(uri, options)
 
 
 def local_copy(uri: str, scratch: str | Path, options: StorageOptions | None = None) -> Path:

@@ -153,7 +153,7 @@ def train(run: Run) -> dict[str, Any]:
             if log is not None:
                 with tempfile.TemporaryDirectory() as scratch:
                     checkpoint.write(Path(scratch), config, learner, run.assets, optimizer, position)
-                    storage.upload_dir(scratch, address, options)
+                    storage.upload_dir(scratch, address, options, replace_unfinished=True)
                 log.sync()
             if run.committed is not None:
                 run.committed(latest, address)

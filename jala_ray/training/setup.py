@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -54,6 +55,7 @@ def prepare(config: RunConfig) -> str:
     """
     check(config)
     options, folder = storage_options(config), run_folder(config)
+    os.environ.update(storage.worker_env(options))
     storage.probe(folder, options)
     written = storage.join(folder, "config.json")
     if storage.exists(written, options):
@@ -64,7 +66,7 @@ def prepare(config: RunConfig) -> str:
     if not storage.is_committed(assets, options):
         with tempfile.TemporaryDirectory() as scratch:
             build_assets(config, scratch).save(Path(scratch) / "assets")
-            storage.upload_dir(Path(scratch) / "assets", assets, options)
+            storage.upload_dir(Path(scratch) / "assets", assets, options, replace_unfinished=True)
     return assets
 
 

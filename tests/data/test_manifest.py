@@ -4,10 +4,12 @@ import dataclasses
 import json
 import pickle
 
+import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from moto.server import ThreadedMotoServer
 
 from jala_ray.data.manifest import (
     INDEX_COLUMNS,
@@ -22,7 +24,7 @@ from jala_ray.data.manifest import (
     write_manifest,
 )
 from jala_ray.data.validation import validate_table
-from jala_ray.types import Camera, Clip, HandState, HandTrack, ManifestError
+from jala_ray.types import Camera, Clip, HandState, HandTrack, ManifestError, StorageError
 
 
 def make_track(frames: int, seed: int) -> HandTrack:
@@ -119,19 +121,19 @@ def test_single_file_round_trip(tmp_path):
 
 
 def test_folder_of_files_and_index(tmp_path):
-    clips = [make_clip(f"clip{i}", 2.0) for i in range(150)] + [make_clip("m", video_uri=None)]
+    clips = [make_clip(f"clip{i}", 2.0) for i in range(60)] + [make_clip("m", video_uri=None)]
     folder = tmp_path / "set"
-    write_manifest(clips, folder, rows_per_file=50)
+    write_manifest(clips, folder, rows_per_file=25)
     assert len(list(folder.glob("part-*.parquet"))) == 3
     manifest = Manifest(folder)
     index = manifest.index
     assert index.column_names == [*INDEX_COLUMNS, "has_video"]
     assert index["clip_id"].to_pylist() == [c.clip_id for c in clips]
-    assert index["n_chunks"].to_pylist() == [4] * 150 + [6]
+    assert index["n_chunks"].to_pylist() == [4] * 60 + [6]
     assert index["left_labelled"][0].as_py() == [True] * 4
-    assert index["has_video"].to_pylist() == [True] * 150 + [False]
+    assert index["has_video"].to_pylist() == [True] * 60 + [False]
     assert index["domain"].cast(pa.string()).unique().to_pylist() == ["wild"]
-    assert manifest.clip(149).video_uri == str(folder / "videos/a.mp4")
+    assert manifest.clip(59).video_uri == str(folder / "videos/a.mp4")
     write_manifest(clips[:2], folder)  # replaces, and leaves no stale part behind
     assert len(Manifest(folder)) == 2
 
@@ -286,7 +288,7 @@ def test_a_failing_source_leaves_nothing(tmp_path):
         raise RuntimeError("the disk is gone")
 
     with pytest.raises(RuntimeError):
-        write_manifest(clips(), tmp_path / "set")
+        write_manifest(clips(), tmp_path / "set", rows_per_file=30)
     assert not list((tmp_path / "set").glob("*.parquet"))
 
 
@@ -310,3 +312,37 @@ def test_the_schema_is_documented():
     ]
     assert not missing
     assert json.dumps(SCHEMA.metadata[VERSION_KEY].decode()) in text
+
+
+def test_s3_round_trip_and_unreadable_bucket(monkeypatch):
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        client = boto3.client("s3", region_name="us-east-1")
+        client.create_bucket(Bucket="sets")
+        clips = [make_clip("a"), make_clip("b", end_s=1.0), make_clip("c", video_uri="s3://sets/m/v/x.mp4")]
+        for path in ("s3://sets/m", "s3://sets/m/one.parquet"):
+            report = write_manifest(clips, path, on_error="quarantine")
+            assert (report.rows, report.quarantined) == (2, 1)
+            manifest = Manifest(path)
+            assert [c.video_uri for c in manifest] == ["s3://sets/m/videos/a.mp4", "s3://sets/m/v/x.mp4"]
+            assert manifest.row(1)["video_uri"] == "v/x.mp4"
+            client.delete_object(Bucket="sets", Key="m/part-00000.parquet")
+        with pytest.raises(StorageError, match="nowhere"):
+            write_manifest(clips[:1], "s3://nowhere/m")
+        with pytest.raises((StorageError, ManifestError), match="nowhere"):
+            Manifest("s3://nowhere/m.parquet")
+    finally:
+        server.stop()
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = tmp_path / "m.parquet"
+    write_manifest([make_clip()], path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ManifestError, match="a whole Parquet file"):
+        Manifest(path)

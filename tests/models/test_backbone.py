@@ -263,7 +263,8 @@ def test_pretrained_folder_grows_to_the_tokenizer(tmp_path):
     assert grown.text_vocab_size == VOCAB
     old = model.model.language_model.embed_tokens.weight
     assert torch.equal(grown.embed_text(torch.arange(280)), old)
-    assert 0.01 < float(grown.embed_text(torch.arange(280, VOCAB)).detach().std()) < 0.04
+    new = grown.embed_text(torch.arange(280, VOCAB)).detach()
+    assert 0.8 < float(new.std() / old.detach().std()) < 1.25
     assert grown.lm_logits(torch.randn(3, 32)).shape == (3, VOCAB)
     for wanted, built in ((200, same), (VOCAB, grown)):
         facts = BackboneFacts(built.text_vocab_size, built.image_tokens, built.n_layers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from jala_ray.types import Hand
 
 
 def smooth_motions(count: int, seed: int) -> Tensor:
-    """(count, 15, 99) features: a grasp of two degrees of freedom, a turning and travelling wrist, each a smooth move."""
+    """(count, 15, 99) features: a two-parameter grasp, a turning and travelling wrist, each a smooth move."""
     generator = torch.Generator().manual_seed(seed)
 
     def move(dim: int) -> Tensor:
@@ -30,6 +32,15 @@ def smooth_motions(count: int, seed: int) -> Tensor:
 
 
 SMALL = TokenizerConfig(width=32, groups=2, levels=2, codes=32, decay=0.95)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread(_few_threads: None) -> Iterator[None]:
+    """These tensors are too small to share out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

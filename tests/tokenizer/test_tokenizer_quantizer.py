@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from vector_quantize_pytorch import VectorQuantize
 
 from jala_ray.tokenizer.quantizer import EmaQuantizer, ResidualCodebooks
 
@@ -17,6 +20,11 @@ def learned(threshold: float = 0.1, decay: float = 0.9) -> EmaQuantizer:
     for _ in range(5):
         quantizer(torch.randn(128, 4, 32))
     return quantizer
+
+
+def first_codebook(quantizer: EmaQuantizer) -> Any:
+    """The library's state of group 0, level 0."""
+    return next(m for m in quantizer.modules() if isinstance(m, VectorQuantize))._codebook
 
 
 def exported(quantizer: EmaQuantizer) -> ResidualCodebooks:
@@ -94,7 +102,7 @@ def test_commitment_is_the_mean_squared_residual() -> None:
 
 def test_dead_codes_are_replaced_and_stay_a_while() -> None:
     quantizer = learned()
-    layer = quantizer.vq.rvqs[0].layers[0]._codebook
+    layer = first_codebook(quantizer)
     layer.embed[:, :32] = 1e3  # half the codes far away from everything, and not used for long
     layer.embed_avg[:, :32] = 0.0
     layer.cluster_size[:, :32] = 0.0
@@ -106,7 +114,7 @@ def test_dead_codes_are_replaced_and_stay_a_while() -> None:
 
 def test_without_a_threshold_no_code_is_replaced() -> None:
     quantizer = learned(threshold=0.0)
-    layer = quantizer.vq.rvqs[0].layers[0]._codebook
+    layer = first_codebook(quantizer)
     layer.embed[:, :4] = 1e3
     layer.embed_avg[:, :4] = 1e3 * layer.cluster_size[:, :4, None]
     quantizer(torch.randn(128, 4, 32))

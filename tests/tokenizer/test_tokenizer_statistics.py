@@ -46,4 +46,4 @@ def test_nan_and_unequal_features_are_refused() -> None:
     with pytest.raises(UserError, match="17"):
         FeatureStats.of(rows)
     with pytest.raises(UserError, match="same features"):
-        FeatureStats.empty(3) + FeatureStats.empty(4)
+        _ = FeatureStats.empty(3) + FeatureStats.empty(4)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jala_ray.tokenizer.model import MotionTokenizer, TokenizerConfig
+from jala_ray.tokenizer.quantizer import EmaQuantizer
 from jala_ray.tokenizer.training import (
     FitResult,
     TokenizerLearner,
@@ -111,6 +112,7 @@ def test_export_copies_the_learned_codebooks(motions: Tensor) -> None:
     learner({"features": motions[:64]})
     tokenizer = learner.export()
     for name, quantizer in learner.quantizers.items():
+        assert isinstance(quantizer, EmaQuantizer)
         assert torch.equal(tokenizer.part(name).codebooks.vectors, quantizer.codebooks())
 
 
@@ -152,13 +154,13 @@ def test_bad_input_is_refused() -> None:
 
 
 def test_two_ranks_equal_one_process(motions: Tensor, tmp_path: Path) -> None:
-    """From a given state two ranks make the updates of one process; from scratch they agree with each other."""
+    """From one state two ranks make the updates of one process; from scratch they agree with each other."""
     config = dataclasses.replace(TINY, dead_code_threshold=0.0)
     train = TokenizerTrainConfig(steps=4, batch=32, lr=1e-3, warmup=0.0)
     learner = TokenizerLearner(MotionTokenizer(config), train.batch)
     learner({"features": motions[:64]})  # k-means
     steps = [motions[32 * i : 32 * (i + 1)] for i in range(4)]
-    torch.save({"config": config, "state": learner.state_dict(), "features": steps}, tmp_path / "start")
+    torch.save({"state": learner.state_dict(), "features": steps}, tmp_path / "start")
 
     script = Path(__file__).with_name("two_ranks.py")
     environment = {

@@ -1,8 +1,9 @@
-"""One rank of a two-process training, started by test_tokenizer_training: RANK RENDEZVOUS_FILE START_STATE OUTPUT."""
+"""One rank of a two-process training, started by a test: RANK RENDEZVOUS_FILE START_STATE OUTPUT."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,7 @@ def main(rank: int, rendezvous: str, start: str, output: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     given = torch.load(start)
     results = {}
-    for name, config in (("resumed", given["config"]), ("fresh", CONFIG)):
+    for name, config in (("resumed", replace(CONFIG, dead_code_threshold=0.0)), ("fresh", CONFIG)):
         torch.manual_seed(rank)  # ranks draw different dead-code and k-means samples
         learner = TokenizerLearner(MotionTokenizer(config), TRAIN.batch)
         if name == "resumed":

@@ -93,9 +93,9 @@ class Animation:
             [wrist - 0.012 * back, wrist + 0.02 * along, wrist + 0.05 * along, wrist + 0.09 * along]
         )
         arm = _tube(bare, np.array([0.019, 0.025, 0.028, 0.03]), look.skin)
-        reach = np.array([0.0, 0.002, 0.08, 0.16, 0.24, 0.32, 0.4])[:, None]
-        cuff = wrist + 0.075 * along + reach * forearm
-        sleeve = _tube(cuff, np.array([0.028, 0.036, 0.039, 0.043, 0.047, 0.05, 0.052]), look.sleeve)
+        reach = np.concatenate([[0.0, 0.002], np.linspace(0.03, 0.55, 18)])
+        cuff = wrist + 0.075 * along + reach[:, None] * forearm
+        sleeve = _tube(cuff, np.concatenate([[0.028], 0.036 + 0.017 * reach[1:] / 0.4]), look.sleeve)
         return [hand, *(Mesh(m.vertices, m.faces, m.colours, _ARM_LABEL + side) for m in (arm, sleeve))]
 
 

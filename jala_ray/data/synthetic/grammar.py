@@ -23,7 +23,7 @@ SPEEDS: tuple[Speed, ...] = get_args(Speed)
 HAND_CHOICES: tuple[HandChoice, ...] = get_args(HandChoice)
 
 CompositionSet = Literal["seen", "wild_only", "held_out"]
-"""seen: labelled in training; wild_only: in training, but as unlabelled wild video; held_out: validation only."""
+"""seen: labelled in training; wild_only: in training as unlabelled wild video alone; held_out: validation."""
 COMPOSITION_SETS: tuple[CompositionSet, ...] = get_args(CompositionSet)
 FACTORS = ("verb", "target", "amplitude", "speed", "hand")
 
@@ -59,8 +59,8 @@ def split_compositions(
     """Splits compositions into disjoint sets by whole cells of the factors `held_out_by`, deterministically.
 
     A cell is one combination of values, such as (push, far_left): all its amplitudes, speeds and hands go
-    together, so that a held-out cell asks for a new combination. Every single value keeps at least one cell in
-    `seen`: nothing held out needs an unknown word.
+    together, so that a held-out cell asks for a new combination. Every value keeps a cell in `seen`: nothing held
+    out needs an unknown word.
 
     Raises:
         ConfigError: unknown factor, or shares that leave some value without a seen cell.

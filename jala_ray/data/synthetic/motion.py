@@ -2,8 +2,8 @@
 
 World frame: x right, y away from the person, z up, table top at z = 0; metres, radians. Time is model time.
 Every verb is written once, as a hand pose that depends on a progress q in [0, 1]: q = 0 is the hand ready at
-the object, q = 1 the act done. A clip is an approach (start pose -> ready), then q goes 0 -> 1 -> back -> again,
-each stroke a minimum-jerk move lasting 1 s (fast) or 2 s (slow) of model time. So two boundaries one chunk
+the object, q = 1 the act done. A clip is an approach (start pose -> ready), then q goes 0, 1, back, again;
+each stroke is a minimum-jerk move of 1 s (fast) or 2 s (slow) of model time. So two boundaries one chunk
 apart always fall on different stages, and composition, scene and start pose alone determine the motion.
 """
 
@@ -41,7 +41,7 @@ _FLEX = np.radians([70.0, 95.0, 60.0])  # of a finger's three joints at curl 1
 
 @dataclass(frozen=True)
 class HandFrame:
-    """Anatomical directions of one side's rest pose (unit vectors in the mesh's frame), and its length, metres."""
+    """Anatomical directions of one side's rest pose (unit vectors, mesh frame) and length in metres."""
 
     side: Hand
     forward: np.ndarray

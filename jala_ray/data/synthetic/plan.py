@@ -142,8 +142,8 @@ class ClipPlan:
 def plan_world(config: WorldConfig) -> list[ClipPlan]:
     """All clips of a world, in manifest order.
 
-    Lab training sees the `seen` compositions; wild training sees `seen` and `wild_only`, and labels go to `seen`
-    ones first; validation is labelled throughout and asks each set in turn (lab: seen, held_out; wild: all).
+    Lab training sees the `seen` compositions; wild training sees `seen` and `wild_only`, and labels go to the
+    `seen` first; validation is all labelled and asks each set in turn (lab: seen, held_out; wild: all).
     """
     sets = config.compositions()
     owner: dict[Composition, CompositionSet] = {c: name for name in COMPOSITION_SETS for c in sets[name]}

@@ -22,7 +22,7 @@ _FLOOR = -0.7  # m; height of the floor below the table top
 
 @dataclass(frozen=True)
 class Mesh:
-    """World-frame triangles: vertices (V, 3) m, faces (F, 3), colours (V, 3) 0..1, `label` 1..255 for masks."""
+    """World-frame triangles: vertices (V, 3) m, faces (F, 3), colours (V, 3) 0..1, `label` 1..255."""
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -91,9 +91,9 @@ class Renderer:
         return image
 
     def _shadow(self, world_to_camera: np.ndarray, meshes: Sequence[Mesh]) -> np.ndarray:
-        """Brightness left on the ground (H, W): faces fall onto the table as dots, blurred, at half size."""
+        """Brightness left on the ground (H, W): vertices and faces fall onto the table as blurred dots."""
         h, w = -(-self.camera.height // 2), -(-self.camera.width // 2)
-        points = np.concatenate([m.vertices[m.faces[:, 0]] for m in meshes])
+        points = np.concatenate([p for m in meshes for p in (m.vertices, m.vertices[m.faces].mean(1))])
         light = self.look.light
         points = points - np.maximum(points[:, 2:], 0) * (light / light[2])
         pixels, depth = _project(self.camera, world_to_camera, points)

@@ -206,7 +206,7 @@ def _box(radius: float, height: float, rgb: np.ndarray) -> Solid:
     for n, (a, b, c, d) in enumerate(sides):  # own vertices for every side: sharp edges
         vertices += [corners[a], corners[b], corners[c], corners[d]]
         faces += [(4 * n, 4 * n + 1, 4 * n + 2), (4 * n, 4 * n + 2, 4 * n + 3)]
-        colours += [np.clip(0.6 * rgb + 0.4, 0, 1) if n == 0 else rgb] * 4
+        colours += [0.82 * rgb if n == 0 else rgb] * 4
     return Solid(np.array(vertices), np.array(faces), np.array(colours))
 
 

@@ -117,7 +117,7 @@ def generate(
 ) -> Path:
     """Writes `videos/*.mp4`, `manifest.parquet` and `world.json` under a local folder; returns the manifest.
 
-    A second run with the same configuration keeps the videos that are there (checked by SHA-256 once the world
+    A second run with the same configuration keeps the videos that are there (checked by SHA-256 if the world
     was finished) and renders the missing ones. `progress(done, total)` is called after every rendered clip.
 
     Raises:
@@ -172,7 +172,7 @@ def _render_clip(config: WorldConfig, plan: ClipPlan, path: Path) -> tuple[str, 
 
 
 def _open_world(folder: Path, config: WorldConfig, overwrite: bool) -> dict[str, str]:
-    """Digests of a finished world of this configuration ({} where there is none); marks the folder as its own."""
+    """Digests of a finished world of this configuration, {} where there is none; claims the folder."""
     file = folder / "world.json"
     if file.is_file():
         known = json.loads(file.read_text())

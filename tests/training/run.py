@@ -1,0 +1,91 @@
+"""A run over samples in memory, for tests of the loop; also as one of several ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from jala_ray.config import RunConfig
+from jala_ray.data.plan import Plan
+from jala_ray.data.steps import StepBuilder
+from jala_ray.training import checkpoint, setup
+from jala_ray.training.loop import Run, train
+from tests.support import MIXED, Kind, MemorySource, OpenMemory, make_assets, make_learner, small
+
+HELD_OUT = {"lab": 6, "wild": 3}
+
+
+def run_config(root: Path, **values: Any) -> RunConfig:
+    base: dict[str, Any] = {
+        "name": "run",
+        "storage__root": str(root),
+        "train__steps": 4,
+        "train__batch": 6,
+        "train__micro_batch": 2,
+        "train__log_every": 1,
+        "train__checkpoint_every": 2,
+        "train__validate_every": 4,
+        "train__monitor_every": 2,
+        "log__tensorboard": False,
+        "objective__ema__alpha": 0.5,
+    }
+    return small(**(base | values))
+
+
+def make_run(
+    config: RunConfig,
+    *,
+    kinds: Sequence[Kind] = MIXED,
+    rows: int = 20,
+    bad: frozenset[int] = frozenset(),
+    shuffle: bool = True,
+    rank: int = 0,
+    world: int = 1,
+) -> Run:
+    assets = make_assets(config)
+    source = MemorySource(kinds, assets, bad)
+
+    def builder(indices: np.ndarray, keep_order: bool) -> StepBuilder:
+        plan = Plan(indices, config.train.batch, config.seed, shuffle=not keep_order)
+        return StepBuilder(config, plan, OpenMemory(source), config.seed)
+
+    training = builder(np.arange(rows), not shuffle)
+
+    def shares(maker: StepBuilder, first: int, last: int):
+        return (maker.build(step, rank, world) for step in range(first, last))
+
+    held_out = {d: builder(np.arange(100, 100 + n), True) for d, n in HELD_OUT.items()}
+    return Run(
+        config=config,
+        folder=setup.run_folder(config),
+        learner=make_learner(config, assets),
+        assets=assets,
+        device=torch.device("cpu"),
+        total_steps=config.train.steps or 0,
+        steps_per_epoch=training.plan.steps_per_epoch,
+        shares=lambda first: shares(training, first, config.train.steps or 0),
+        validation={d: (lambda b=b: shares(b, 0, b.plan.steps_per_epoch)) for d, b in held_out.items()},
+        resume_from=checkpoint.newest(setup.run_folder(config)),
+        rank=rank,
+        world=world,
+        wrap=(lambda m: DistributedDataParallel(m, broadcast_buffers=False)) if world > 1 else None,
+    )
+
+
+def one_of_two(rank: int, root: str, kinds: Sequence[Kind]) -> None:
+    """Entry of a spawned process: rank `rank` of 2; rank 0 saves the weights of both for comparison."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{root}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    config = run_config(Path(root), name="two", train__batch=4)
+    run = make_run(config, kinds=kinds, rows=len(kinds), shuffle=False, rank=rank, world=2)
+    train(run)
+    torch.save(run.learner.state_dict(), f"{root}/rank{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,151 @@
+"""The loop: resume, ranks, errors, what a run folder holds (METHOD 4, 6; habits 11 and 13)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from jala_ray import storage
+from jala_ray.training import checkpoint
+from jala_ray.training.loop import train
+from jala_ray.training.optim import lr_factor
+from jala_ray.types import CheckpointError, UserError
+from tests.support import A, Kind, L, U
+from tests.training.run import make_run, one_of_two, run_config
+
+TIMES = {"time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "tokens_per_s", "attempt"}
+
+
+def rows(folder: str) -> list[dict]:
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_resume_is_exact(tmp_path: Path) -> None:
+    """2 steps, a crash after the third, and a resume to 4 give what 4 straight steps give, bit for bit."""
+    straight = make_run(run_config(tmp_path / "a"))
+    train(straight)
+
+    broken = make_run(run_config(tmp_path / "b"))
+    whole = broken.shares
+
+    def failing(first: int):
+        for i, share in enumerate(whole(first)):
+            if i == 3:
+                raise Killed
+            yield share
+
+    broken.shares = failing
+    with pytest.raises(Killed):
+        train(broken)
+    again = make_run(run_config(tmp_path / "b"))
+    assert again.resume_from is not None and checkpoint.step_of(again.resume_from) == 2
+    train(again)
+
+    assert rows(again.folder) == rows(straight.folder)
+    assert [r["step"] for r in rows(again.folder)] == [1, 2, 3, 4]
+    cut = (Path(again.folder) / "metrics.cut.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in cut] == [3]
+    for name, value in straight.learner.state_dict().items():
+        assert torch.equal(value, again.learner.state_dict()[name]), name
+
+
+def test_run_folder_and_checkpoint(tmp_path: Path) -> None:
+    run = make_run(run_config(tmp_path))
+    train(run)
+    last = rows(run.folder)[-1]
+    for key in ("loss", "loss_mcp", "loss_align", "loss_text", "lr", "grad_norm", "monitor/rho", "samples", "epoch"):
+        assert key in last, key
+    for domain in ("lab", "wild"):
+        for key in ("loss_mcp", "mcp_accuracy", "loss_align", "monitor/rho", "monitor/effective_rank_z"):
+            assert f"val/{domain}/{key}" in last
+    # 20 rows, batches of 6: the fourth step holds the two that are left.
+    assert last["samples"] == 20 and last["epoch"] == 1
+    loaded = checkpoint.load(checkpoint.newest(run.folder))
+    assert loaded.config == run.config and loaded.position.step == 4 and loaded.position.samples == 20
+    for name, value in run.learner.state_dict().items():
+        assert torch.equal(value, loaded.learner.state_dict()[name]), name
+    assert loaded.assets.spec == run.assets.spec
+
+
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    """Rank 0 has only untracked clips, rank 1 only labelled ones; weights (EMA included) equal one process."""
+    kinds = [Kind("pure_video", (U, U), 2), Kind("pure_video", (A, U), 1)]
+    kinds += [Kind("generation", (L, L), 2), Kind("description", (A, L), 1)]
+    mp.spawn(one_of_two, args=(str(tmp_path), kinds), nprocs=2)
+    config = run_config(tmp_path, name="one", train__batch=4)
+    single = make_run(config, kinds=kinds, rows=4, shuffle=False)
+    train(single)
+    ranks = [torch.load(tmp_path / f"rank{r}.pt") for r in (0, 1)]
+    moved = 0
+    for name, value in single.learner.state_dict().items():
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
+        torch.testing.assert_close(ranks[0][name], value, atol=2e-5, rtol=1e-3, msg=name)
+        moved += name.startswith("objective.lap.backbone")
+    assert moved
+    one, two = rows(single.folder), rows(str(tmp_path / "two"))
+    for a, b in zip(one, two, strict=True):
+        for key in ("loss", "loss_mcp", "loss_align", "loss_text", "val/wild/loss_align", "samples"):
+            if key in a:
+                assert b[key] == pytest.approx(a[key], abs=1e-4), key
+
+
+def test_quarantined_rows_are_reported(tmp_path: Path) -> None:
+    run = make_run(run_config(tmp_path, data__max_error_share=0.5), bad=frozenset({3, 4, 5}))
+    train(run)
+    errors = [json.loads(line) for line in (Path(run.folder) / "errors.jsonl").read_text().splitlines()]
+    assert sorted(e["clip_id"] for e in errors) == ["row 3", "row 4", "row 5"]
+    assert all("a readable video" in e["reason"] for e in errors)
+    assert rows(run.folder)[-1]["samples"] == 17
+
+
+def test_too_many_errors_stop_the_run(tmp_path: Path) -> None:
+    run = make_run(run_config(tmp_path, data__min_rows_for_share=6), bad=frozenset(range(0, 20, 2)))
+    with pytest.raises(UserError, match="max_error_share"):
+        train(run)
+
+
+def test_an_epoch_of_nothing_readable_still_steps(tmp_path: Path) -> None:
+    """All rows of a step unreadable: padding samples keep the ranks together, and nothing becomes NaN."""
+    config = run_config(tmp_path, data__max_error_share=1.0)
+    run = make_run(config, bad=frozenset(range(20)))
+    train(run)
+    assert all(torch.isfinite(p).all() for p in run.learner.parameters())
+    assert rows(run.folder)[-1]["samples"] == 0
+
+
+def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:
+    run = make_run(run_config(tmp_path))
+    train(run)
+    newest = Path(checkpoint.newest(run.folder))
+    with pytest.raises(CheckpointError, match="COMMIT"):
+        checkpoint.load(str(tmp_path))
+    other = make_run(run_config(tmp_path, name="other", objective__perceiver__width=32))
+    with pytest.raises(CheckpointError, match="stored"):
+        checkpoint.load_weights(other.learner, newest)
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(UserError, match="model.safetensors"):
+        checkpoint.load(str(newest))
+    (newest / "COMMIT.json").unlink()
+    assert checkpoint.step_of(checkpoint.newest(run.folder)) == 2, "an unfinished checkpoint is passed over"
+
+
+def test_old_checkpoints_are_deleted(tmp_path: Path) -> None:
+    run = make_run(run_config(tmp_path, train__checkpoint_every=1, train__keep=2))
+    train(run)
+    names = storage.list_dir(storage.join(run.folder, "checkpoints"))
+    assert sorted(n.strip("/") for n in names) == ["step-00000003", "step-00000004"]
+
+
+def test_schedule() -> None:
+    factors = [lr_factor(s, 100, 0.05) for s in range(100)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert max(factors) == 1.0 and factors[-1] < 0.001
+    assert all(a >= b for a, b in zip(factors[5:], factors[6:], strict=False))
