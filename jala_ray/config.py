@@ -1,26 +1,15 @@
-"""Frozen, typed configuration and its one parser: dotted keys over a preset (`--objective.align.weight 0.1`).
-
-A configuration is a tree of frozen dataclasses. `parse` (tyro) reads the command line, `override` applies a flat dict of the
-same dotted keys (sweeps, tests), `to_dict` / `from_dict` are the JSON form in run folders and
-checkpoints. Unknown keys are errors everywhere, with a suggestion.
-"""
+"""Frozen, typed configuration: a tree of dataclasses. `parsing.py` reads and writes it, `presets.py` names runs."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
 import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal
 
 from jala_ray.types import ConfigError
 
-T = TypeVar("T")
+TOKENIZER_FRAMES = 16
+"""A chunk's 15 frames plus the last one again, so that the time axis divides by the tokenizer's downsampling."""
 
 
 @dataclass(frozen=True)
@@ -289,15 +278,104 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class MotionTokenizerConfig:
-    """GRQ-VAE (METHOD 2)."""
+class TokenizerConfig:
+    """Size and loss of the motion tokenizer; by default the paper's, K = 128 tokens a chunk and 8192 ids."""
 
     width: int = 512
+    """Channels of the convolutions and of the latent vectors, shared out to the groups."""
     groups: int = 2
     levels: int = 8
     codes: int = 512
+    """Codes a codebook; every (part, group, level) has a codebook of its own, the groups share the ids."""
+    downsample: int = 4
     commitment: float = 0.02
+    """Weight of the commitment loss."""
     velocity: float = 0.5
+    """Weight of the finite-difference velocity loss."""
+    decay: float = 0.99
+    """EMA decay of the codebooks, a step."""
+    dead_code_threshold: float = 0.1
+    """A code used less than this fraction of the uniform share (moving average) is replaced."""
+    kmeans_iters: int = 10
+    """Iterations of the k-means that starts the codebooks on the first batch."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "groups", "levels", "codes", "kmeans_iters"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"tokenizer.{name}", getattr(self, name), "a positive integer")
+        if self.width % self.groups:
+            raise ConfigError(
+                "tokenizer.width",
+                self.width,
+                f"a multiple of tokenizer.groups = {self.groups}",
+                "Change one of the two.",
+            )
+        if self.downsample != 4:
+            raise ConfigError("tokenizer.downsample", self.downsample, "4, two strided convolutions (METHOD 2)")
+        if not 0 < self.decay < 1:
+            raise ConfigError("tokenizer.decay", self.decay, "a number between 0 and 1")
+        for name in ("commitment", "velocity", "dead_code_threshold"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"tokenizer.{name}", getattr(self, name), "a number of at least 0")
+
+    @property
+    def steps(self) -> int:
+        """Latent time steps a chunk (4)."""
+        return TOKENIZER_FRAMES // self.downsample
+
+    @property
+    def tokens_per_part(self) -> int:
+        return self.groups * self.steps * self.levels
+
+
+@dataclass(frozen=True)
+class TokenizerTrainConfig:
+    """How a tokenizer is trained. AdamW with linear warm-up and cosine decay to a tenth of the rate."""
+
+    steps: int = 20_000
+    batch: int = 256
+    """Chunks a step *on each worker*."""
+    lr: float = 2e-4
+    warmup: float = 0.05
+    """Share of the steps the rate rises in."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest gradient norm."""
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 1000
+    """Steps between two evaluations on held-out chunks, and at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "log_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"tokenizer_train.{name}", getattr(self, name), "a positive integer")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"tokenizer_train.{name}", getattr(self, name), "a positive number")
+        if not 0 <= self.warmup <= 1:
+            raise ConfigError("tokenizer_train.warmup", self.warmup, "a share of the steps, 0 to 1")
+
+
+@dataclass(frozen=True)
+class TokenizerRunConfig:
+    """A run that trains a motion tokenizer."""
+
+    name: str
+    manifests: tuple[str, ...] = ()
+    """Manifests whose labelled chunks are learned; motion-only rows count too. Rows of split `val` are held out."""
+    max_chunks: int = 500_000
+    """At most this many chunks are read (a keyed random part of the rows): 6 kB of memory each on every node."""
+    seed: int = 0
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    train: TokenizerTrainConfig = field(default_factory=TokenizerTrainConfig)
+    checkpoint_every: int = 2000
+    keep: int = 2
+    allow_collapse: bool = False
+    """Keep a tokenizer whose codebooks collapsed; by default the run fails."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
 
 def check(config: RunConfig) -> None:
@@ -332,9 +410,7 @@ def check(config: RunConfig) -> None:
             check_layer(objective.align.layer, backbone.language.layers)
     perceiver = objective.perceiver
     if perceiver.width % perceiver.heads or perceiver.width % 4:
-        raise ConfigError(
-            "objective.perceiver.width", perceiver.width, "a multiple of 4 and of perceiver.heads"
-        )
+        raise ConfigError("objective.perceiver.width", perceiver.width, "a multiple of 4 and of perceiver.heads")
 
 
 def check_layer(layer: int, n_layers: int) -> None:
@@ -342,137 +418,3 @@ def check_layer(layer: int, n_layers: int) -> None:
     if not 1 <= layer <= n_layers:
         remedy = "Blocks are counted from 1; the paper taps 19 of 28."
         raise ConfigError("objective.align.layer", layer, f"1..{n_layers} for this backbone", remedy)
-
-
-# --- the JSON form ---------------------------------------------------------------------------------------------------
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain JSON-able values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """The inverse of `to_dict`; unknown keys and wrong types raise `ConfigError` with the dotted key."""
-    known = {f.name: f for f in dataclasses.fields(cast(Any, cls))}
-    for key in values:
-        if key not in known:
-            raise ConfigError(
-                f"{where}{key}", values[key], f"a known key of {cls.__name__}", suggest(key, known)
-            )
-    hints = typing.get_type_hints(cls)
-    parsed = {key: _value(hints[key], value, f"{where}{key}") for key, value in values.items()}
-    required = (
-        n
-        for n, f in known.items()
-        if f.default is f.default_factory is dataclasses.MISSING and n not in values
-    )
-    if missing := next(required, None):
-        raise ConfigError(f"{where}{missing}", None, f"a value (it has no default in {cls.__name__})")
-    return cls(**parsed)
-
-
-def suggest(key: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(close)}?" if close else f"Known keys: {', '.join(sorted(known))}."
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise ConfigError(where, value, "an object")
-        return from_dict(cast(type, hint), value, f"{where}.")
-    if origin in (typing.Union, types.UnionType):
-        return _union(args, value, where)
-    if origin is Literal:
-        if value not in args:
-            raise ConfigError(
-                where, value, f"one of {', '.join(map(str, args))}", suggest(str(value), map(str, args))
-            )
-        return value
-    if origin is tuple:
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ConfigError(where, value, "a list")
-        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(inner) != len(value):
-            raise ConfigError(where, value, f"{len(inner)} values")
-        return tuple(_value(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, float, str, bool) and type(value) is hint:
-        return value
-    raise ConfigError(where, value, getattr(hint, "__name__", str(hint)))
-
-
-def _union(args: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in args:
-        return None
-    classes = [a for a in args if dataclasses.is_dataclass(a)]
-    if not classes:
-        return _value(next(a for a in args if a is not type(None)), value, where)
-    by_kind = {typing.get_args(typing.get_type_hints(c)["kind"])[0]: c for c in classes}
-    kind = value.get("kind") if isinstance(value, Mapping) else None
-    if kind not in by_kind:
-        raise ConfigError(f"{where}.kind", kind, f"one of {', '.join(by_kind)}", suggest(str(kind), by_kind))
-    return from_dict(cast(type, by_kind[kind]), value, f"{where}.")
-
-
-def load_json(cls: type[T], path: str | Path) -> T:
-    """Read a configuration written by `to_dict`."""
-    return from_dict(cls, json.loads(Path(path).read_text()))
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys -> values, in declaration order."""
-    flat: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{f.name}.")
-        else:
-            flat[prefix + f.name] = value
-    return flat
-
-
-def diff(base: Any, other: Any) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys on which two configurations differ; the definition of an ablation."""
-    a, b = flatten(base), flatten(other)
-    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
-
-
-# --- the command line ------------------------------------------------------------------------------------------------
-
-
-def parse(default: T, argv: Sequence[str], prog: str | None = None) -> T:
-    """Dotted keys over a default: `parse(preset, ["--objective.align.weight", "0.1"])`. Raises `ConfigError`; exits on --help."""
-    import tyro
-
-    known = flatten(default)
-    keys = [a.removeprefix("--").split("=")[0].replace("-", "_") for a in argv if a.startswith("--")]
-    for key in keys:
-        # tyro accepts --no-flag for booleans, and --help.
-        positive = ".".join([*key.split(".")[:-1], key.split(".")[-1].removeprefix("no_")])
-        if key not in known and positive not in known and key != "help":
-            raise ConfigError(f"--{key}", None, "a known setting", suggest(key, known))
-    return tyro.cli(
-        tyro.conf.configure(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)(type(default)),
-        default=default,
-        args=list(argv),
-        prog=prog,
-    )
-
-
-def override(config: T, values: Mapping[str, Any]) -> T:
-    """Apply a flat dict of dotted keys (the keys of the command line) and return a new, checked-by-type configuration."""
-    tree = to_dict(config)
-    known = flatten(config)
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(key, value, "a known setting", suggest(key, known))
-        node = tree
-        *path, leaf = key.split(".")
-        for part in path:
-            node = node[part]
-        node[leaf] = list(value) if isinstance(value, tuple) else value
-    return from_dict(type(config), tree)

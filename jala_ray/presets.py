@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from jala_ray.config import (
     BackboneConfig,
@@ -17,12 +18,16 @@ from jala_ray.config import (
     PerceiverConfig,
     RunConfig,
     TextConfig,
+    TokenizerConfig,
+    TokenizerRunConfig,
+    TokenizerTrainConfig,
     TrainConfig,
     VisionSizes,
-    override,
-    suggest,
 )
+from jala_ray.parsing import load_json, override, parse, suggest
 from jala_ray.types import ConfigError
+
+T = TypeVar("T", RunConfig, TokenizerRunConfig)
 
 INTERNVL = "OpenGVLab/InternVL3-2B-hf"
 
@@ -82,9 +87,7 @@ def vjepa(base: RunConfig) -> RunConfig:
 
 def no_align(base: RunConfig) -> RunConfig:
     """Masked chunk prediction alone: lambda = 0, no LAP, LSP queries get the gradient."""
-    return override(
-        base, {"objective.lap": False, "objective.updates": "gradient", "objective.align.weight": 0.0}
-    )
+    return override(base, {"objective.lap": False, "objective.updates": "gradient", "objective.align.weight": 0.0})
 
 
 def labelled_only(base: RunConfig) -> RunConfig:
@@ -95,9 +98,7 @@ def labelled_only(base: RunConfig) -> RunConfig:
 def next_token(base: RunConfig) -> RunConfig:
     """Being-H0: next-token prediction of motion tokens on labelled data."""
     perceiver: PerceiverConfig = base.objective.perceiver
-    return override(
-        replace(base, objective=NextTokenConfig(perceiver=perceiver)), {"data.labels": "labelled_only"}
-    )
+    return override(replace(base, objective=NextTokenConfig(perceiver=perceiver)), {"data.labels": "labelled_only"})
 
 
 def next_token_dino(base: RunConfig) -> RunConfig:
@@ -126,6 +127,47 @@ PRESETS |= {f"tiny_{name}": replace(variant(TINY), name=f"tiny_{name}") for name
 
 def preset(name: str) -> RunConfig:
     """Raises `ConfigError` with a suggestion for an unknown name."""
-    if name not in PRESETS:
-        raise ConfigError("preset", name, f"one of {', '.join(PRESETS)}", suggest(name, PRESETS))
-    return PRESETS[name]
+    return _named(name, PRESETS)
+
+
+TOKENIZER = TokenizerRunConfig(name="tokenizer", cluster=ClusterConfig(workers=1, cpus_per_worker=2, gpus_per_worker=1))
+"""The paper's tokenizer: 128 tokens a chunk, 8192 ids."""
+
+TINY_TOKENIZER = TokenizerRunConfig(
+    name="tiny_tokenizer",
+    model=TokenizerConfig(width=64, levels=2, codes=64, decay=0.95),
+    train=TokenizerTrainConfig(steps=400, batch=32, lr=4e-3, log_every=10, eval_every=100),
+    checkpoint_every=200,
+    cluster=ClusterConfig(workers=2, cpus_per_worker=0.5),
+)
+"""The small twin: 32 tokens a chunk."""
+
+TOKENIZER_PRESETS: dict[str, TokenizerRunConfig] = {
+    "tokenizer": TOKENIZER,
+    "tiny": TINY_TOKENIZER,
+    "demo": replace(TINY_TOKENIZER, name="demo/tokenizer"),
+}
+
+
+def configuration(argv: Sequence[str]) -> RunConfig:
+    """`PRESET [--dotted.key value ...]`, the command line of pretraining; PRESET may be a config.json."""
+    return _configuration(argv, PRESETS, RunConfig)
+
+
+def tokenizer_configuration(argv: Sequence[str]) -> TokenizerRunConfig:
+    """The same for jobs/train_tokenizer.py."""
+    return _configuration(argv, TOKENIZER_PRESETS, TokenizerRunConfig)
+
+
+def _configuration(argv: Sequence[str], presets: dict[str, T], kind: type[T]) -> T:
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError("preset", argv[0] if argv else None, f"first one of {', '.join(presets)}, or a config.json")
+    first, *rest = argv
+    base = load_json(kind, first) if first.endswith(".json") else _named(first, presets)
+    return parse(base, rest, prog=f"PRESET {first}") if rest else base
+
+
+def _named(name: str, presets: dict[str, T]) -> T:
+    if name not in presets:
+        raise ConfigError("preset", name, f"one of {', '.join(presets)}", suggest(name, presets))
+    return presets[name]

@@ -21,7 +21,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Tests run small operations: more threads only fight over the cores, and one gives the same sums each time."""
+    """Tests run small operations: more threads would only fight over the cores."""
     torch.set_num_threads(1)
 
 

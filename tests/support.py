@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from jala_ray.config import LanguageSizes, RunConfig, VisionSizes, override
+from jala_ray.config import LanguageSizes, RunConfig, VisionSizes
 from jala_ray.data.assets import Assets, SequenceSpec
 from jala_ray.data.collate import Batch, Laid, collate
 from jala_ray.data.plan import Plan, PlanRow
@@ -16,6 +16,7 @@ from jala_ray.data.source import Example, Visuals
 from jala_ray.data.steps import StepBuilder
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
+from jala_ray.parsing import override
 from jala_ray.presets import TINY
 from jala_ray.tokenizer.model import MotionTokenizer, TokenizerConfig
 from jala_ray.training.build import build_learner
@@ -34,9 +35,15 @@ def small(config: RunConfig = TINY, **values: object) -> RunConfig:
         vision=VisionSizes(hidden=16, layers=1, heads=2, mlp=16),
         language=LanguageSizes(hidden=32, layers=4, heads=4, kv_heads=2, mlp=48),
     )
-    encoder = replace(config.model.encoder, image_size=32, sizes=VisionSizes(hidden=16, layers=1, heads=2, mlp=16, patch=16))
+    encoder = replace(
+        config.model.encoder, image_size=32, sizes=VisionSizes(hidden=16, layers=1, heads=2, mlp=16, patch=16)
+    )
     config = replace(config, model=replace(config.model, backbone=model, encoder=encoder))
-    sizes: dict[str, object] = {"objective.perceiver.width": 16, "objective.perceiver.heads": 2, "model.text.vocab_size": 300}
+    sizes: dict[str, object] = {
+        "objective.perceiver.width": 16,
+        "objective.perceiver.heads": 2,
+        "model.text.vocab_size": 300,
+    }
     config = override(config, sizes | {"data.pad_multiple": 8, "data.manifest": "none", "motion_tokenizer": "none"})
     return override(config, {k.replace("__", "."): v for k, v in values.items()})
 
@@ -47,7 +54,9 @@ def make_assets(config: RunConfig) -> Assets:
     text = TextTokenizer.train(["a hand moves a cup"] * 4, config.model.text.vocab_size)
     vocab = Vocab(text.vocab_size, motion.n_slots, motion.codes, tuple(motion.token_slots.tolist()))
     tokens = (config.model.backbone.image_size // config.model.backbone.vision.patch // 2) ** 2
-    return Assets(text, motion, SequenceSpec(vocab, tokens, config.model.backbone.image_size, config.model.encoder.image_size))
+    return Assets(
+        text, motion, SequenceSpec(vocab, tokens, config.model.backbone.image_size, config.model.encoder.image_size)
+    )
 
 
 def make_learner(config: RunConfig, assets: Assets | None = None) -> Learner:
@@ -106,7 +115,9 @@ class MemorySource:
     def visuals(self, row: int, boundaries: Sequence[int], pairs: Sequence[int]) -> Visuals:
         rng, spec = np.random.default_rng(1000 + row), self.assets.spec
         image = rng.integers(0, 256, (3, spec.image_size, spec.image_size), np.uint8)
-        frames = rng.integers(0, 256, (self.kinds[row % len(self.kinds)].chunks + 1, 3, spec.frame_size, spec.frame_size), np.uint8)
+        frames = rng.integers(
+            0, 256, (self.kinds[row % len(self.kinds)].chunks + 1, 3, spec.frame_size, spec.frame_size), np.uint8
+        )
         return Visuals(image, frames=frames[list(boundaries)] if boundaries else None)
 
     def blank(self) -> Visuals:
@@ -126,7 +137,9 @@ class OpenMemory:
 
 
 def make_builder(config: RunConfig, source: MemorySource, n_rows: int) -> StepBuilder:
-    return StepBuilder(config, Plan(np.arange(n_rows), config.train.batch, config.seed), OpenMemory(source), config.seed)
+    return StepBuilder(
+        config, Plan(np.arange(n_rows), config.train.batch, config.seed), OpenMemory(source), config.seed
+    )
 
 
 def lay_out(config: RunConfig, assets: Assets, kinds: Sequence[Kind] = MIXED, epoch: int = 0) -> list[Laid]:

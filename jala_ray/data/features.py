@@ -108,9 +108,7 @@ class FeatureSource:
     def __init__(self, path: str | Path, assets: Assets, encoder_key: str) -> None:
         self.assets = assets
         if not Path(path).is_file():
-            raise ManifestError(
-                "data.features", str(path), "a features file", "Make one with jobs/export_features.py."
-            )
+            raise ManifestError("data.features", str(path), "a features file", "Make one with jobs/export_features.py.")
         with safetensors.safe_open(str(path), "pt") as stored:
             keys = stored.metadata() or {}
             wanted = {"format": FORMAT, "encoder": encoder_key, "tokenizer": tokenizer_key(assets)}

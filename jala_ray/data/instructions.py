@@ -104,9 +104,7 @@ TEMPLATES: Final[dict[TaskType, tuple[str, ...]]] = {
 PLACEHOLDERS: Final = frozenset({"instruction", "seconds", "hands"})
 
 
-def render(
-    task_type: TaskType, template_index: int, *, instruction: str, seconds: float, hands: Sequence[Hand]
-) -> str:
+def render(task_type: TaskType, template_index: int, *, instruction: str, seconds: float, hands: Sequence[Hand]) -> str:
     """The user's text for one sample.
 
     `instruction`: what to do; its final punctuation and outer blanks are dropped, as templates bring their

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jala_ray.config import LayoutSpec
 from jala_ray.data.draw import Draw
-from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
 from jala_ray.types import HandState, TaskType
+
+if TYPE_CHECKING:
+    from jala_ray.models.text import TextTokenizer
 
 
 @dataclass(frozen=True)

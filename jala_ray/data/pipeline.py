@@ -17,8 +17,9 @@ import ray.data
 import ray.train
 import torch
 
+from jala_ray.data.chunks import ManifestRow, read_chunks
 from jala_ray.data.steps import StepBuilder, StepShare
-from jala_ray.types import UserError
+from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, UserError
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,7 @@ class UnitConfig(ray.train.DataConfig):
         super().__init__()
         self.segments = segments
 
-    def configure(
-        self, datasets: Any, world_size: int, *_: Any, **__: Any
-    ) -> list[dict[str, ray.data.DataIterator]]:
+    def configure(self, datasets: Any, world_size: int, *_: Any, **__: Any) -> list[dict[str, ray.data.DataIterator]]:
         shards: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
         for name, resolve in self.segments.items():
             if name not in datasets:
@@ -85,6 +84,7 @@ class UnitConfig(ray.train.DataConfig):
             dataset.context.execution_options.preserve_order = True
             # A unit is never cut: splitting its block would break the turn of the ranks.
             dataset.context.target_max_block_size = None
+            dataset.context.enable_progress_bars = False  # the loop prints its own line
             for rank, split in enumerate(dataset.streaming_split(world_size, equal=True)):
                 shards[rank][name] = split
         return shards
@@ -102,9 +102,34 @@ def read_shares(shard: ray.data.DataIterator, first: int, last: int, rank: int) 
             )
         if step >= last:
             return
-        yield StepShare.from_bytes(batch["share"][0].as_buffer())
+        yield StepShare.from_bytes(batch["share"][0].as_py())
         expected += 1
     if expected < last:
-        raise UserError(
-            "data stream", f"{expected - first} steps", f"{last - first} steps", "The stream ended early."
-        )
+        raise UserError("data stream", f"{expected - first} steps", f"{last - first} steps", "The stream ended early.")
+
+
+CHUNK_ROWS = 64
+"""Clips a task of `chunk_arrays`."""
+
+
+def chunk_arrays(rows: list[ManifestRow]) -> dict[str, np.ndarray]:
+    """All labelled chunks of manifest rows (see `data.chunks.read_chunks`), read by a Ray Data job, in the rows' order."""
+    if not rows:
+        return read_chunks([])
+    groups = -(-len(rows) // CHUNK_ROWS)
+
+    def stage(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        arrays = [read_chunks(rows[i * CHUNK_ROWS : (i + 1) * CHUNK_ROWS]) for i in batch["id"]]
+        flat = {"features": np.float32, "side": np.int64, "beta": np.float32}
+        return {name: [a[name].astype(kind).tobytes() for a in arrays] for name, kind in flat.items()}
+
+    dataset = ray.data.range(groups, override_num_blocks=groups).map_batches(stage, batch_size=1)
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.enable_progress_bars = False
+    parts: dict[str, list[np.ndarray]] = {"features": [], "side": [], "beta": []}
+    for row in dataset.iter_rows():
+        parts["features"].append(np.frombuffer(row["features"], np.float32).reshape(-1, CHUNK_FRAMES, FEATURE_DIM))
+        parts["side"].append(np.frombuffer(row["side"], np.int64))
+        parts["beta"].append(np.frombuffer(row["beta"], np.float32).reshape(-1, 10))
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}

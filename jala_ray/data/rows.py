@@ -91,9 +91,9 @@ def row_to_clip(row: Mapping[str, Any], base: str | None = None) -> Clip:
         instructions=tuple(str(text) for text in row["instructions"]),
         description=row["description"],
         camera=camera,
-        pose_time_s=np.asarray(row["pose_time_s"], np.float32),
+        pose_time_s=np.array(row["pose_time_s"], np.float32),
         hands=(left, right),
-        extrinsics=np.asarray(row["extrinsics"], np.float32).reshape(-1, 3, 4),
+        extrinsics=np.array(row["extrinsics"], np.float32).reshape(-1, 3, 4),
     )
 
 
@@ -130,11 +130,11 @@ def _flat(values: Any, dtype: type) -> np.ndarray:
 def _row_to_hand(row: Mapping[str, Any], side: str) -> HandTrack:
     return HandTrack(
         state=HandState[row[f"{side}_state"].upper()],
-        valid=np.asarray(row[f"{side}_valid"], np.bool_),
-        theta=np.asarray(row[f"{side}_theta"], np.float32).reshape(-1, 15, 3),
-        rot=np.asarray(row[f"{side}_rot"], np.float32).reshape(-1, 3),
-        wrist=np.asarray(row[f"{side}_wrist"], np.float32).reshape(-1, 3),
-        beta=np.asarray(row[f"{side}_beta"], np.float32),
+        valid=np.array(row[f"{side}_valid"], np.bool_),
+        theta=np.array(row[f"{side}_theta"], np.float32).reshape(-1, 15, 3),
+        rot=np.array(row[f"{side}_rot"], np.float32).reshape(-1, 3),
+        wrist=np.array(row[f"{side}_wrist"], np.float32).reshape(-1, 3),
+        beta=np.array(row[f"{side}_beta"], np.float32),
         confidence=float(row[f"{side}_confidence"]),
     )
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
-from jala_ray.data.assets import Assets
 from jala_ray.data.collate import Batch, Laid, collate
 from jala_ray.data.draw import draw, generator
 from jala_ray.data.instructions import TEMPLATES, render
@@ -25,6 +24,9 @@ from jala_ray.data.plan import Plan, PlanRow
 from jala_ray.data.source import Example, ManifestSource, Source
 from jala_ray.storage import StorageOptions
 from jala_ray.types import Hand, HandState, UserError
+
+if TYPE_CHECKING:
+    from jala_ray.data.assets import Assets
 
 
 @dataclass
@@ -42,9 +44,7 @@ class StepShare:
     def to_bytes(self) -> bytes:
         """One buffer (safetensors), for Ray's object store."""
         facts = {"step": self.step, "rows": self.rows, "errors": self.errors, "micro": len(self.micro)}
-        tensors = {
-            f"{i}/{name}": t.contiguous() for i, batch in enumerate(self.micro) for name, t in batch.items()
-        }
+        tensors = {f"{i}/{name}": t.contiguous() for i, batch in enumerate(self.micro) for name, t in batch.items()}
         tensors["facts"] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
         return safetensors.torch.save(tensors)
 
@@ -146,13 +146,11 @@ class StepBuilder:
             image_tokens=spec.image_tokens,
         )
         if len(sequence) > self.config.data.max_tokens:
-            remedy = f"The clip has {example.labelled.shape[1]} chunks a hand; raise data.max_tokens or cut shorter clips."
-            raise UserError(
-                "tokens", len(sequence), f"<= data.max_tokens = {self.config.data.max_tokens}", remedy
+            remedy = (
+                f"The clip has {example.labelled.shape[1]} chunks a hand; raise data.max_tokens or cut shorter clips."
             )
-        boundaries = (
-            sorted({0, *sequence.pairs, *(time + 1 for time in sequence.pairs)}) if layout.frames else []
-        )
+            raise UserError("tokens", len(sequence), f"<= data.max_tokens = {self.config.data.max_tokens}", remedy)
+        boundaries = sorted({0, *sequence.pairs, *(time + 1 for time in sequence.pairs)}) if layout.frames else []
         pictures = source.visuals(row.index, boundaries, sequence.pairs)
         return Laid(
             *(row.plan_row, 1.0, sequence, pictures.image, boundaries),
@@ -188,9 +186,7 @@ class StepBuilder:
         )
         black = source.blank()
         boundaries = [0] if layout.frames else []
-        return Laid(
-            -1, 0.0, sequence, black.image, boundaries, black.frames, black.features, black.pair_features
-        )
+        return Laid(-1, 0.0, sequence, black.image, boundaries, black.frames, black.features, black.pair_features)
 
 
 @dataclass(frozen=True)
@@ -207,6 +203,8 @@ class OpenManifest:
 
 @lru_cache(maxsize=2)
 def _open_manifest(opener: OpenManifest) -> tuple[Source, Assets]:
+    # Imported here: Ray's coordinating processes unpickle builders and need none of this.
+    from jala_ray.data.assets import Assets
     from jala_ray.data.manifest import Manifest
 
     os.environ.update(storage.worker_env(opener.options))  # videos and manifest are reached as the run folder is

@@ -45,9 +45,7 @@ class RowProblem:
     expected: str
 
     def __str__(self) -> str:
-        return (
-            f"row {self.row} (clip {self.clip_id}): {self.field} is {self.value!r}, expected {self.expected}"
-        )
+        return f"row {self.row} (clip {self.clip_id}): {self.field} is {self.value!r}, expected {self.expected}"
 
     def error(self) -> ManifestError:
         return ManifestError(
@@ -173,9 +171,7 @@ class _Check:
         self.report(needs & empty, "instructions", instructions.__getitem__, "at least one instruction")
         self.report(blank, "instructions", instructions.__getitem__, "no blank instruction")
         mute = np.array([not (text or "").strip() for text in descriptions], bool)
-        self.report(
-            mute & ~needs, "description", descriptions.__getitem__, "text, as the task is description"
-        )
+        self.report(mute & ~needs, "description", descriptions.__getitem__, "text, as the task is description")
 
     def cameras(self) -> None:
         names = [f"camera_{name}" for name in ("fx", "fy", "cx", "cy", "width", "height")]
@@ -301,9 +297,7 @@ class _Check:
         expected = "finite numbers (frames without a pose: valid = false, values 0)"
         self.first_of(bad, lists.row_of, name, lists.values, expected)
 
-    def first_of(
-        self, bad: np.ndarray, row_of: np.ndarray, name: str, values: np.ndarray, expected: str
-    ) -> None:
+    def first_of(self, bad: np.ndarray, row_of: np.ndarray, name: str, values: np.ndarray, expected: str) -> None:
         """Report the first bad value of each row; `bad` holds positions in `values`."""
         rows, first = np.unique(row_of[bad], return_index=True)
         where = dict(zip(rows.tolist(), bad[first].tolist(), strict=True))

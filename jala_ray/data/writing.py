@@ -18,7 +18,7 @@ from jala_ray.data.rows import BASE_SCHEMA, SCHEMA, base_row, derived_row, rows_
 from jala_ray.data.validation import RowProblem, validate_table
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.stores import explained
-from jala_ray.types import Clip, ManifestError
+from jala_ray.types import Clip, ManifestError, UserError
 
 ROW_GROUP_ROWS = 128
 ROW_GROUP_BYTES = 2 << 20
@@ -84,9 +84,7 @@ def write_manifest(
 class _Writer:
     """Buffers rows into row groups, row groups into files, and bad rows into the quarantine."""
 
-    def __init__(
-        self, path: str, rows_per_file: int, quarantine: bool, options: StorageOptions | None
-    ) -> None:
+    def __init__(self, path: str, rows_per_file: int, quarantine: bool, options: StorageOptions | None) -> None:
         self.path, self.rows_per_file, self.quarantine = path, rows_per_file, quarantine
         self.single = path.endswith(".parquet")
         self.fs, root = storage.filesystem(path, options)
@@ -100,7 +98,7 @@ class _Writer:
         self.out: pq.ParquetWriter | None = None
         self.error_out: pq.ParquetWriter | None = None
         self.buffer: list[tuple[Clip, dict[str, Any]]] = []
-        self.buffered_bytes = self.rows = self.file_rows = self.seen = self.quarantined = 0
+        self.buffered_bytes = self.rows = self.file_rows = self.seen = self.quarantined = self.parts = 0
         self.keys: set[int] = set()
         self._clear_old()
 
@@ -117,7 +115,8 @@ class _Writer:
         row["video_uri"] = _relative(row["video_uri"], self.base)
         self.buffer.append((item, row))
         self.buffered_bytes += sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))
-        if len(self.buffer) >= ROW_GROUP_ROWS or self.buffered_bytes >= ROW_GROUP_BYTES:
+        full = len(self.buffer) >= min(ROW_GROUP_ROWS, self.rows_per_file)
+        if full or self.buffered_bytes >= ROW_GROUP_BYTES:
             self._flush()
 
     def close(self) -> WriteReport:
@@ -150,8 +149,12 @@ class _Writer:
         for i, (clip, row) in enumerate(self.buffer):
             if i in problems:
                 self._reject(row, problems[i])
-            else:
+                continue
+            try:
                 good.append(row | derived_row(clip))
+            except UserError as error:  # a rule of the resampling that the table's rules do not cover
+                problem = RowProblem(self.seen + i, clip.clip_id, error.field, error.value, error.expected)
+                self._reject(row, [problem])
         if good:
             if self.out is None or (self.file_rows >= self.rows_per_file and not self.single):
                 self.out = self._next_file()
@@ -174,8 +177,8 @@ class _Writer:
     def _next_file(self) -> pq.ParquetWriter:
         if self.out is not None:
             self.out.close()
-        file = self.root if self.single else f"{self.folder}/part-{len(self.files):05d}.parquet"
-        self.file_rows = 0
+        file = self.root if self.single else f"{self.folder}/part-{self.parts:05d}.parquet"
+        self.file_rows, self.parts = 0, self.parts + 1
         return self._open(file, SCHEMA)
 
     def _open(self, file: str, schema: pa.Schema) -> pq.ParquetWriter:
@@ -185,9 +188,7 @@ class _Writer:
     def _clear_old(self) -> None:
         self.fs.create_dir(self.folder, recursive=True)
         old = [self.root] if self.single else parquet_files(self.fs, self.root)
-        foreign = [
-            file for file in old if not self.single and not file.rpartition("/")[2].startswith("part-")
-        ]
+        foreign = [file for file in old if not self.single and not file.rpartition("/")[2].startswith("part-")]
         if foreign:
             raise ManifestError(
                 "manifest path",
@@ -201,6 +202,7 @@ class _Writer:
 
 
 def parquet_files(fs: pafs.FileSystem, root: str) -> list[str]:
+    """The Parquet files that lie directly in a folder, in order."""
     infos = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
     return sorted(info.path for info in infos if info.is_file and info.path.endswith(".parquet"))
 
@@ -210,5 +212,6 @@ def _relative(uri: str | None, base: str) -> str | None:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
+    """A manifest's path, independent of the working folder."""
     text = os.fspath(path)
     return text.rstrip("/") if "://" in text else os.path.abspath(text)

@@ -122,9 +122,7 @@ def thin(values: Sequence[float], limit: int = MAX_POINTS) -> list[int]:
     return sorted(kept)
 
 
-def bars(
-    groups: dict[str, dict[str, float]], over: str, percent: bool = False, top: float | None = None
-) -> dict:
+def bars(groups: dict[str, dict[str, float]], over: str, percent: bool = False, top: float | None = None) -> dict:
     """Grouped bars: {legend name: {label: value}}; `over` names what the labels count."""
     colors = ("@c1", "@c2", "@c3", "@c4")
     data = [

@@ -67,12 +67,9 @@ def plotly_js() -> str:
 
 def page(title: str, header: Html, sections: list[tuple[str, str, Html]], figures: dict[str, dict]) -> str:
     """The whole document: `sections` are (anchor, heading, content), `figures` those of plotly by id."""
-    nav = el(
-        "nav", [el("a", heading, href=f"#{anchor}") for anchor, heading, _ in sections], aria_label="Sections"
-    )
+    nav = el("nav", [el("a", heading, href=f"#{anchor}") for anchor, heading, _ in sections], aria_label="Sections")
     body = [
-        el("section", el("h2", heading), content, id=anchor, class_="card")
-        for anchor, heading, content in sections
+        el("section", el("h2", heading), content, id=anchor, class_="card") for anchor, heading, content in sections
     ]
     head = join(
         el("meta", charset="utf-8"),
@@ -88,9 +85,7 @@ def page(title: str, header: Html, sections: list[tuple[str, str, Html]], figure
         Html(f"<script>{plotly_js()}</script>") if figures else None,
         Html(f"<script>{asset('report.js')}</script>"),
     )
-    noscript = el(
-        "noscript", el("p", "The charts need JavaScript; numbers and tables do not.", class_="absent")
-    )
+    noscript = el("noscript", el("p", "The charts need JavaScript; numbers and tables do not.", class_="absent"))
     document = el(
         "html",
         el("head", head),

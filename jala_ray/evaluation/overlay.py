@@ -112,9 +112,7 @@ def draw_boundaries(clip: Clip, hands: dict[Hand, ManoHand], height: int, bounda
             scaled = scale_camera(camera, width, height)
             found = {side: project_hand(clip, side, float(time_s), hands[side], scaled) for side in Hand}
             joints = {side: points for side, points in found.items() if points is not None}
-        frames.append(
-            Frame(i, float(time_s), draw_hands(image, joints), tuple(HAND_NAMES[side] for side in joints))
-        )
+        frames.append(Frame(i, float(time_s), draw_hands(image, joints), tuple(HAND_NAMES[side] for side in joints)))
     return frames
 
 

@@ -55,9 +55,7 @@ def read_metrics(run_dir: str | Path) -> list[Row]:
     """
     path = Path(run_dir) / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(
-            "run_dir", str(run_dir), "a run folder with metrics.jsonl", "Was the run started there?"
-        )
+        raise UserError("run_dir", str(run_dir), "a run folder with metrics.jsonl", "Was the run started there?")
     rows, _ = _read_jsonl(path)
     return lineage(rows, path)[0]
 
@@ -69,9 +67,7 @@ def read_run(run_dir: str | Path) -> RunFolder:
     """
     root = Path(run_dir)
     if not root.is_dir():
-        raise UserError(
-            "run_dir", str(run_dir), "an existing run folder", "Give the folder that holds config.json."
-        )
+        raise UserError("run_dir", str(run_dir), "an existing run folder", "Give the folder that holds config.json.")
     metrics_path = root / "metrics.jsonl"
     rows, torn_metrics = _read_jsonl(metrics_path)
     errors, torn_errors = _read_jsonl(root / "errors.jsonl")
@@ -114,9 +110,7 @@ def lineage(rows: list[Row], origin: Path | str = "metrics.jsonl") -> tuple[list
             attempts[owner[step]] = replace(earlier, discarded=earlier.discarded + 1)
         for step, row in zip(steps, group, strict=True):
             merged = survivors.setdefault(step, {})
-            merged.update(
-                {key: value for key, value in row.items() if value is not None or key not in merged}
-            )
+            merged.update({key: value for key, value in row.items() if value is not None or key not in merged})
             owner[step] = index
         times = [t for row in group if isinstance(t := row.get("time_s"), (int, float))]
         name = group[0].get(ATTEMPT_KEY)

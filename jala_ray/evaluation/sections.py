@@ -73,25 +73,16 @@ def ends(run: RunFolder, key: str) -> tuple[float, float] | None:
 
 
 def rho_badge(value: float | None) -> Html | None:
-    return (
-        None if value is None else badge("collapse?", "bad") if value < RHO_WARN else badge("alive", "good")
-    )
+    return None if value is None else badge("collapse?", "bad") if value < RHO_WARN else badge("alive", "good")
 
 
 def rank_badge(value: float | None) -> Html | None:
-    return (
-        None if value is None else badge("low rank", "bad") if value < RANK_WARN else badge("healthy", "good")
-    )
+    return None if value is None else badge("low rank", "bad") if value < RANK_WARN else badge("healthy", "good")
 
 
 def loss_keys(run: RunFolder) -> list[str]:
     """Loss terms with at least one number: known ones in their order, then the others by name."""
-    found = {
-        key
-        for row in run.metrics
-        for key, value in row.items()
-        if key.startswith("loss") and value is not None
-    }
+    found = {key for row in run.metrics for key, value in row.items() if key.startswith("loss") and value is not None}
     return [key for key in TERMS if key in found] + sorted(found - TERMS.keys())
 
 
@@ -145,9 +136,7 @@ def losses(run: RunFolder, charts: Charts) -> Html:
 def validation(run: RunFolder, charts: Charts) -> Html:
     found = {match[2]: None for row in run.metrics for key in row if (match := VAL_KEY.fullmatch(key))}
     if not found:
-        return absent(
-            "No validation in this run's metrics: it ended before the first one, or has no held-out rows."
-        )
+        return absent("No validation in this run's metrics: it ended before the first one, or has no held-out rows.")
     drawn, rows = [], []
     for name in found:
         lab, wild = (points(run.metrics, f"val/{domain}/{name}") for domain in ("lab", "wild"))
@@ -158,9 +147,7 @@ def validation(run: RunFolder, charts: Charts) -> Html:
         cells = [(percent if share else number)(line[-1][1] if line else None) for line in (lab, wild)]
         rows.append([title, *cells])
     return join(
-        about(
-            "Held-out rows, lab recordings against in-the-wild video, with the run's weights at that step."
-        ),
+        about("Held-out rows, lab recordings against in-the-wild video, with the run's weights at that step."),
         charts.grid(drawn),
         table(("Last validation", "Lab", "Wild"), rows, numbers=(1, 2)),
     )
@@ -221,9 +208,7 @@ def monitors(run: RunFolder, charts: Charts) -> Html:
         ]
     )
     if grid is None:
-        return absent(
-            "No monitor values: the objective has no latent actions, or the run ended before the first one."
-        )
+        return absent("No monitor values: the objective has no latent actions, or the run ended before the first one.")
     return join(
         about(
             "Nothing in the alignment loss forces the predictive embedding z to read the second frame. ",
@@ -249,8 +234,7 @@ def frames(samples: Sequence[Sample] | None, why_absent: str) -> Html:
     for sample in samples:
         clip = sample.clip
         states = ", ".join(
-            f"{side} {hand.state.name.lower()}"
-            for side, hand in zip(("left", "right"), clip.hands, strict=True)
+            f"{side} {hand.state.name.lower()}" for side, hand in zip(("left", "right"), clip.hands, strict=True)
         )
         chunks = f"{clip.n_chunks} chunk{'s' if clip.n_chunks != 1 else ''}"
         facts = f"{clip.domain} · {clip.source} · {chunks} · time scale {clip.time_scale:g} · {states}"
@@ -282,9 +266,7 @@ def other_series(run: RunFolder, charts: Charts) -> Html | None:
     """Everything numeric that no other section draws, so that a new metric is never lost."""
     keys = sorted({key for row in run.metrics for key in row if not DRAWN_ELSEWHERE.fullmatch(key)})
     series = {key: found for key in keys if (found := points(run.metrics, key))}
-    grid = charts.grid(
-        [Chart(key, [Line("value", v, markers=True)]) for key, v in series.items() if len(v) > 1]
-    )
+    grid = charts.grid([Chart(key, [Line("value", v, markers=True)]) for key, v in series.items() if len(v) > 1])
     single = [[key, number(v[0][1]), number(v[0][0])] for key, v in series.items() if len(v) == 1]
     rest = table(("Measured once", "Value", "Step"), single, numbers=(1, 2)) if single else None
     return join(grid, rest) if series else None
@@ -295,12 +277,8 @@ def quarantine(run: RunFolder) -> Html:
         return absent("No row was quarantined.")
     keys = list(dict.fromkeys(key for row in run.errors for key in row))
     reason = next((key for key in ("reason", "field") if key in keys), None)
-    counts = (
-        Counter(plain(row.get("field") or row.get("reason")) for row in run.errors) if reason else Counter()
-    )
-    kinds = table(
-        ("Cause", "Rows"), [[cause, number(n)] for cause, n in counts.most_common(12)], numbers=(1,)
-    )
+    counts = Counter(plain(row.get("field") or row.get("reason")) for row in run.errors) if reason else Counter()
+    kinds = table(("Cause", "Rows"), [[cause, number(n)] for cause, n in counts.most_common(12)], numbers=(1,))
     rows = [[plain(row.get(key)) for key in keys] for row in run.errors[:MAX_ERRORS]]
     more = len(run.errors) - len(rows)
     return join(
@@ -317,8 +295,7 @@ def resumes(run: RunFolder) -> Html:
     if not run.attempts:
         return join(absent("Nothing has been logged yet."), torn)
     rows = [
-        [a.name, number(a.first_step), number(a.last_step), number(a.discarded), clock(a.seconds)]
-        for a in run.attempts
+        [a.name, number(a.first_step), number(a.last_step), number(a.discarded), clock(a.seconds)] for a in run.attempts
     ]
     text = (
         "One attempt: the run was never interrupted."
@@ -327,9 +304,7 @@ def resumes(run: RunFolder) -> Html:
     )
     head = ("Attempt", "First step", "Last step", "Steps replaced later", "Wall-clock")
     saved = ", ".join(run.checkpoints) or "none"
-    return join(
-        about(text), table(head, rows, numbers=(1, 2, 3, 4)), about("Checkpoints: ", el("code", saved)), torn
-    )
+    return join(about(text), table(head, rows, numbers=(1, 2, 3, 4)), about("Checkpoints: ", el("code", saved)), torn)
 
 
 def configuration(run: RunFolder) -> Html:

@@ -20,11 +20,7 @@ def number(value: object, digits: int = 4, unit: str = "") -> Html:
     elif not math.isfinite(value):
         shown = str(value)
     else:
-        shown = (
-            f"{value:,.{max(0, digits - 1 - exponent(value))}f}"
-            if 1e-4 <= abs(value) < 1e7
-            else f"{value:.3g}"
-        )
+        shown = f"{value:,.{max(0, digits - 1 - exponent(value))}f}" if 1e-4 <= abs(value) < 1e7 else f"{value:.3g}"
     return el("span", shown + unit, title=repr(value))
 
 
@@ -65,9 +61,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequen
         return "number" if column in numbers else None
 
     titles = el("tr", [el("th", title, class_=kind(i), scope="col") for i, title in enumerate(head)])
-    body = [
-        el("tr", [el("td", cell, class_=kind(i) or "long") for i, cell in enumerate(row)]) for row in rows
-    ]
+    body = [el("tr", [el("td", cell, class_=kind(i) or "long") for i, cell in enumerate(row)]) for row in rows]
     return el("div", el("table", el("thead", titles), el("tbody", body)), class_="scroll")
 
 

@@ -9,6 +9,7 @@ Kotiuk, 2010). Not a copy of MANO: its shape space is ten named, designed direct
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,7 @@ _STORE_STEP = 2.0**-20
 def make_hand(side: Hand) -> dict[str, np.ndarray]:
     """All arrays of `mano.ASSET_SHAPES` for one side, float32 and int32."""
     right = _make_right()
-    arrays = right if side is Hand.RIGHT else _mirror(right)
-    arrays["side"] = np.array(int(side), np.int32)
+    arrays = (right if side is Hand.RIGHT else _mirror(right)) | {"side": np.array(int(side), np.int32)}
     validate_asset(arrays, f"procedural {HAND_NAMES[side]} hand")
     return arrays
 
@@ -53,6 +53,7 @@ def write_assets(folder: Path) -> list[Path]:
     return paths
 
 
+@cache
 def _make_right() -> dict[str, np.ndarray]:
     skeleton = mesh.rest_skeleton()
     vertices, faces, tips = mesh.hand_mesh()
@@ -95,12 +96,9 @@ def _bones(skeleton: np.ndarray) -> list[list[tuple[np.ndarray, np.ndarray]]]:
 
 
 def _skin_weights(vertices: np.ndarray, faces: np.ndarray, skeleton: np.ndarray) -> np.ndarray:
-    """Weights (778, 16): soft assignment to the nearest bone, so that two bones share a joint's ring evenly.
-    """
+    """Weights (778, 16): soft assignment to the nearest bone; two bones share the ring at their joint."""
     bones = _bones(skeleton)
-    distance = np.stack(
-        [np.min([mesh.segment_distance(vertices, a, b)[0] for a, b in part], 0) for part in bones], 1
-    )
+    distance = np.stack([np.min([mesh.segment_distance(vertices, a, b)[0] for a, b in part], 0) for part in bones], 1)
     score = np.exp(-(distance**2 - distance.min(1, keepdims=True) ** 2) / (2 * 0.0045**2))
     # A vertex on one finger does not follow another finger; the palm (owner -1) may follow any.
     finger = mesh.finger_of_joint()
@@ -108,9 +106,8 @@ def _skin_weights(vertices: np.ndarray, faces: np.ndarray, skeleton: np.ndarray)
     foreign = (owner >= 0) & (finger >= 0) & (owner != finger)
     weights = np.where(foreign | (score < 0.01), 0.0, score)
     weights /= weights.sum(1, keepdims=True)
-    for _ in range(
-        3
-    ):  # softens the borders in the webs, where the nearest bone changes from vertex to vertex
+    # Averaging softens the borders in the webs, where the nearest bone changes abruptly.
+    for _ in range(3):
         weights = (weights + mesh.neighbour_mean(weights, faces)) / 2
     weights = np.where(weights < 0.004, 0.0, weights)
     return weights / weights.sum(1, keepdims=True)
@@ -128,25 +125,18 @@ def _regress(vertices: np.ndarray, weight: np.ndarray, joint: np.ndarray) -> np.
 
 
 def _shape_directions(vertices: np.ndarray, weights: np.ndarray, skeleton: np.ndarray) -> np.ndarray:
-    """Displacements (778, 3, 10) of SHAPE_DIRECTIONS: smooth functions of place and skin weights, metres a
-    unit.
-    """
+    """Displacements (778, 3, 10) of SHAPE_DIRECTIONS, metres a unit: smooth in place and skin weight."""
     from_wrist = vertices - skeleton[0]
     x, _, z = from_wrist.T
     finger = mesh.finger_of_joint()
     share = {name: weights[:, finger == i].sum(1, keepdims=True) for i, name in enumerate(mesh.CHAINS)}
     knuckle = {name: skeleton[1 + 3 * i] for i, name in enumerate(mesh.CHAINS)}
-    stretch = {
-        name: share[name] * _along(vertices - knuckle[name], _axis(skeleton, name)) for name in mesh.CHAINS
-    }
+    stretch = {name: share[name] * _along(vertices - knuckle[name], _axis(skeleton, name)) for name in mesh.CHAINS}
     fingers = [name for name in mesh.CHAINS if name != "thumb"]
     # Palm fields reach full strength at the knuckles and carry the fingers along.
     reach = np.clip(-x / 0.08, 0, 1)[:, None]
     bend = sum(
-        (
-            _past(vertices, skeleton[2 + 3 * i], _axis(skeleton, n)) * share[n]
-            for i, n in enumerate(mesh.CHAINS)
-        ),
+        (_past(vertices, skeleton[2 + 3 * i], _axis(skeleton, n)) * share[n] for i, n in enumerate(mesh.CHAINS)),
         np.zeros_like(vertices),
     )
     zeros = np.zeros_like(x)
@@ -157,8 +147,7 @@ def _shape_directions(vertices: np.ndarray, weights: np.ndarray, skeleton: np.nd
         "finger_length": 0.05 * sum((stretch[n] for n in fingers), np.zeros_like(vertices)),
         "thumb_length": 0.05 * stretch["thumb"],
         "index_against_pinky": 0.04 * (stretch["index"] - stretch["pinky"] - 0.5 * stretch["ring"]),
-        "distal_against_proximal": 0.06 * bend
-        - 0.03 * sum((stretch[n] for n in mesh.CHAINS), np.zeros_like(vertices)),
+        "distal_against_proximal": 0.06 * bend - 0.03 * sum((stretch[n] for n in mesh.CHAINS), np.zeros_like(vertices)),
         "thumb_base": 0.003 * share["thumb"] * np.array([-0.7, 0.2, 0.7]),
         "thickness": 0.07 * _off_bone(vertices, skeleton),
         "knuckle_arch": 0.0025 * reach * np.stack([zeros, 1 - (z / 0.03) ** 2, zeros], 1).clip(-1, 1),
@@ -190,9 +179,7 @@ def _off_bone(vertices: np.ndarray, skeleton: np.ndarray) -> np.ndarray:
 
 
 def _pose_directions(vertices: np.ndarray, faces: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Pose blend shapes (778, 3, 135): skin bulges by up to about 1 mm at a joint that bends, against LBS's
-    shrinking.
-    """
+    """Pose blend shapes (778, 3, 135): skin bulges by up to about 1 mm where a joint bends."""
     normals = mesh.vertex_normals(vertices, faces)
     shaped = np.zeros((N_VERTICES, 3, N_JOINTS - 1, 9))
     # Entries of R - I: the diagonal falls as a joint bends (any axis), the z-rotation pair tells flexion from
@@ -207,9 +194,7 @@ def _pose_directions(vertices: np.ndarray, faces: np.ndarray, weights: np.ndarra
 
 
 def _pose_space() -> tuple[np.ndarray, np.ndarray]:
-    """Relaxed mean pose (45,) and an orthonormal pose basis (45, 45) whose rows begin with the common
-    movements.
-    """
+    """Relaxed mean pose (45,) and an orthonormal pose basis (45, 45), common movements first."""
     mean = np.zeros((5, 3, 3))
     mean[:4, :, 2] = [[0.15, 0.35, 0.2], [0.25, 0.45, 0.25], [0.4, 0.45, 0.3], [0.35, 0.45, 0.3]]
     mean[4] = [[0.5, 0.1, -0.1], [0.0, -0.3, 0.1], [0.0, -0.3, 0.1]]

@@ -1,5 +1,4 @@
-"""Skeleton and surface of the procedural right hand (see `asset`): a box-modelled disc, wrapped round the
-bones.
+"""Skeleton and surface of the procedural right hand (see `asset`): a box-modelled disc round the bones.
 
 The disc has 778 vertices, 1538 faces and one boundary ring of 16 (the only split of these counts on a
 connected surface): a palm of rings, each finger a tube on the palm's far end, the thumb a tube on a hole in
@@ -68,9 +67,7 @@ def finger_of_joint() -> np.ndarray:
 
 
 def rest_skeleton() -> np.ndarray:
-    """Rest joints and tips (21, 3) in MANO_ORDER-like sequence: wrist, five chains, then tips thumb to pinky;
-    m.
-    """
+    """Rest joints and tips (21, 3), m, in MANO_ORDER."""
     chains = {name: _chain(name) for name in CHAINS}
     tips = [chains[name][3] for name in ("thumb", *_ACROSS)]
     return np.stack([_WRIST, *(p for name in CHAINS for p in chains[name][:3]), *tips])
@@ -168,13 +165,9 @@ def _web_point(boundary: int) -> np.ndarray:
 
 
 def _build_palm(builder: _Builder) -> list[list[int]]:
-    """Wrist ring and ten palm rings of 20 (9 above, 1 pinky side, 9 below, 1 thumb side), the thumb's hole
-    left out.
-    """
+    """Wrist ring, then rings of 20 (9 above, 1 pinky side, 9 below, 1 thumb side) with the thumb's hole."""
     angles = np.deg2rad(45) + 2 * np.pi * np.arange(_WRIST_RING) / _WRIST_RING
-    wrist = [
-        builder.add(_WRIST + _xyz(0.016, 0.0175 * np.sin(t), 0.0265 * np.cos(t)), loose=False) for t in angles
-    ]
+    wrist = [builder.add(_WRIST + _xyz(0.016, 0.0175 * np.sin(t), 0.0265 * np.cos(t)), loose=False) for t in angles]
     fingers = [(1 - _WEB) * _chain(n)[0] + _WEB * _chain(n)[1] for n in _ACROSS]
     ends = [_web_point(c // 2) if c % 2 == 0 else fingers[c // 2] for c in range(9)]
     starts = [_WRIST + _xyz(0.008, 0, z) for z in np.linspace(0.022, -0.022, 9)]
@@ -185,10 +178,7 @@ def _build_palm(builder: _Builder) -> list[list[int]]:
         half = np.array([0, (1 - s) * 0.015 + s * 0.008, 0])
         side = [0, 0, 0.003]
         points = (
-            [c + half for c in columns]
-            + [columns[8] - side]
-            + [c - half for c in columns[::-1]]
-            + [columns[0] + side]
+            [c + half for c in columns] + [columns[8] - side] + [c - half for c in columns[::-1]] + [columns[0] + side]
         )
         hole = {19} if r == _THUMB_ROW + 1 else set()
         palm.append([-1 if i in hole else builder.add(p) for i, p in enumerate(points)])
@@ -249,9 +239,7 @@ def _flesh(points: np.ndarray) -> np.ndarray:
             cones.append((carpal, chain[0], 0.0135, 0.0105))
     thumb, wrist = _chain("thumb"), _WRIST
     cones.append((wrist + _xyz(-0.012, -0.004, 0.010), thumb[0] + 0.5 * (thumb[1] - thumb[0]), 0.015, 0.0135))
-    cones.append(
-        (wrist + _xyz(-0.016, -0.006, -0.016), _chain("pinky")[0] + _xyz(0.008, -0.002, 0), 0.0135, 0.0095)
-    )
+    cones.append((wrist + _xyz(-0.016, -0.006, -0.016), _chain("pinky")[0] + _xyz(0.008, -0.002, 0), 0.0135, 0.0095))
     cones += [(wrist + _xyz(0.03, 0, z), wrist + _xyz(0, 0, z), 0.0172, 0.0162) for z in (0.0105, -0.0105)]
     distances = []
     for a, b, ra, rb in cones:
@@ -265,9 +253,7 @@ def _flesh(points: np.ndarray) -> np.ndarray:
 
 
 def _wrap(vertices: np.ndarray, faces: np.ndarray, loose: np.ndarray) -> np.ndarray:
-    """Relax loose vertices on the body's surface: average with neighbours, then step along the distance's
-    gradient.
-    """
+    """Relax loose vertices on the body: average with neighbours, then step back along the distance."""
     step = 1e-5 * np.eye(3)
     for _ in range(40):
         moved = vertices[loose] + 0.3 * (neighbour_mean(vertices, faces) - vertices)[loose]
@@ -280,9 +266,7 @@ def _wrap(vertices: np.ndarray, faces: np.ndarray, loose: np.ndarray) -> np.ndar
 
 
 def _split_longest(vertices: np.ndarray, faces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split the longest inner edges at their middles until there are `count` vertices; two faces more each
-    time.
-    """
+    """Split the longest inner edges in the middle until there are `count` vertices."""
     points, triangles = list(vertices), [tuple(f) for f in faces.tolist()]
     while len(points) < count:
         sides: dict[tuple[int, int], list[int]] = {}

@@ -14,9 +14,7 @@ ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 
 
 def project(camera: Camera, points: ArrayOrTensor) -> ArrayOrTensor:
-    """Camera-frame points (..., 3), m -> pixels (..., 2), (0, 0) the image's upper-left corner; NaN where z
-    <= 0.
-    """
+    """Camera-frame points (..., 3), m -> pixels (..., 2), x then y; NaN where z <= 0."""
     xp = torch if isinstance(points, Tensor) else np
     x, y, z = points[..., 0], points[..., 1], points[..., 2]
     depth = xp.where(z > 0, z, xp.nan)  # pyright: ignore
@@ -32,9 +30,7 @@ def scale_camera(camera: Camera, width: int, height: int) -> Camera:
 
 
 def camera_from_matrix(matrix: np.ndarray, width: int, height: int) -> Camera:
-    """Intrinsic matrix K (3, 3) of a width x height image -> Camera. Raises UserError on skew or a wrong
-    form.
-    """
+    """Intrinsic matrix K (3, 3) of a width x height image -> Camera. Raises UserError on another form."""
     k = np.asarray(matrix, float)
     if k.shape != (3, 3):
         raise UserError("intrinsics", k.shape, "shape (3, 3)")
@@ -44,9 +40,7 @@ def camera_from_matrix(matrix: np.ndarray, width: int, height: int) -> Camera:
         or k[1, 1] <= 0
         or not np.allclose([k[0, 1], k[1, 0], *k[2]], [0, 0, 0, 0, 1], atol=1e-6)
     ):
-        raise UserError(
-            "intrinsics", k.tolist(), "[[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with positive fx, fy"
-        )
+        raise UserError("intrinsics", k.tolist(), "[[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with positive fx, fy")
     fx, fy, cx, cy = (float(k[i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2)))
     return Camera(fx, fy, cx, cy, width, height)
 
@@ -83,10 +77,9 @@ def transform_points(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def first_camera_from_extrinsics(world_to_camera: np.ndarray) -> np.ndarray:
-    """World -> camera of every frame (T, 3 or 4, 4) -> first camera -> camera of frame t (T, 3, 4): E_t
-    E_0^-1.
+    """World -> camera of frame t (T, 3 or 4, 4) => first camera -> camera of frame t (T, 3, 4).
 
-    What `Clip.extrinsics` holds (METHOD 1: motion is in the camera frame of the clip's first frame).
+    E_t E_0^-1, what `Clip.extrinsics` holds (METHOD 1: motion is in the clip's first camera).
     """
     e = _as_3x4(world_to_camera)
     if e.ndim != 3 or len(e) == 0:
@@ -97,11 +90,10 @@ def first_camera_from_extrinsics(world_to_camera: np.ndarray) -> np.ndarray:
 def pose_to_first_camera(
     first_to_camera: np.ndarray, rot: np.ndarray, wrist: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Undo camera motion: wrist rotations (T, 3, 3) and positions (T, 3) from each frame's camera to the
-    first's.
+    """Wrist rotations (T, 3, 3) and positions (T, 3) from each frame's camera to the first camera.
 
-    first_to_camera (T, 3, 4) is `Clip.extrinsics`. Works for any rigid change of frame given as target ->
-    source.
+    Undoes camera motion; first_to_camera (T, 3, 4) is `Clip.extrinsics`. Any other rigid
+    change of frame works alike, given as target -> source.
     """
     back = invert_rigid(first_to_camera)
     return back[..., :3] @ rot, transform_points(back, wrist)

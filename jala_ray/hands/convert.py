@@ -1,112 +1,24 @@
 """The user's official MANO pickle -> npz, without running what a pickle could run.
 
-MANO ships as a Python 2 pickle of numpy arrays, one scipy sparse matrix and chumpy objects. The unpickler
-here knows a fixed list of names; the sparse matrix and the chumpy objects become inert stand-ins, so neither
-scipy nor chumpy is imported.
+MANO ships as a Python 2 pickle of numpy arrays, one scipy sparse matrix and chumpy objects; neither scipy nor
+chumpy is imported to read them.
 """
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jala_ray.hands.mano import ASSET_SHAPES, N_JOINTS, N_VERTICES, TIP_IDS, validate_asset
+from jala_ray.hands.unpickle import ChumpyStandIn, RestrictedUnpickler, SparseStandIn
 from jala_ray.types import HAND_NAMES, Hand, UserError
 
 _FIELDS = tuple(name for name in ASSET_SHAPES if name not in ("tip_ids", "side"))
 
 
-class _StandIn:
-    """Holds the state of a pickled object, and does nothing else."""
-
-    state: dict[str, Any]
-
-    def __init__(self, *args: object) -> None:
-        self.state = {}
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, tuple):  # (state of the instance dict, state of the slots)
-            state = {k: v for part in state if isinstance(part, dict) for k, v in part.items()}
-        if not isinstance(state, dict):
-            raise pickle.UnpicklingError(f"unexpected object state {type(state).__name__}")
-        self.state = state
-
-
-class _Sparse(_StandIn):
-    """scipy.sparse.csc_matrix."""
-
-
-class _Chumpy(_StandIn):
-    """chumpy.Ch (an array `x`), or chumpy.reordering.Select (flat indices `idxs` of an array `a`)."""
-
-
-def _reconstructor(cls: type, base: type, state: object) -> object:
-    """copyreg._reconstructor for the stand-ins alone (how protocol 2 and older make plain objects)."""
-    if cls not in (_Sparse, _Chumpy) or base is not object:
-        raise pickle.UnpicklingError(f"will not build {cls!r}")
-    return cls()
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """_codecs.encode as pickles of bytes use it."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"will not encode as {encoding!r}")
-    return text.encode("latin1")
-
-
-def _numpy(module: str, name: str) -> object:
-    multiarray = __import__(f"numpy.{module}", fromlist=[name])
-    return getattr(multiarray, name)
-
-
-def _allowed_names() -> dict[tuple[str, str], object]:
-    names: dict[tuple[str, str], object] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): _encode,
-    }
-    for core in ("numpy.core", "numpy._core"):
-        names[(f"{core}.multiarray", "_reconstruct")] = _numpy("_core.multiarray", "_reconstruct")
-        names[(f"{core}.multiarray", "scalar")] = _numpy("_core.multiarray", "scalar")
-        names[(f"{core}.numeric", "_frombuffer")] = _numpy("_core.numeric", "_frombuffer")
-    for module in ("scipy.sparse.csc", "scipy.sparse._csc"):
-        names[(module, "csc_matrix")] = _Sparse
-    names[("chumpy.ch", "Ch")] = names[("chumpy", "Ch")] = _Chumpy
-    names[("chumpy.reordering", "Select")] = _Chumpy
-    for module in ("copy_reg", "copyreg"):
-        names[(module, "_reconstructor")] = _reconstructor
-    for module in ("__builtin__", "builtins"):
-        names[(module, "object")] = object
-    return names
-
-
-class RestrictedUnpickler(pickle.Unpickler):
-    """Unpickler that resolves the names MANO pickles need (Python 2 and 3, numpy 1 and 2) and refuses every
-    other.
-    """
-
-    _allowed = _allowed_names()
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Raises pickle.UnpicklingError for a name that is not on the list."""
-        try:
-            return self._allowed[(module, name)]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"the pickle asks for {module}.{name}, which MANO does not need"
-            ) from None
-
-    def persistent_load(self, pid: object) -> Any:
-        """Always refused."""
-        raise pickle.UnpicklingError("the pickle refers to objects outside the file")
-
-
-def convert_mano(
-    source: Path, side: Hand | None = None, *, fix_left_shape: bool = False
-) -> dict[str, np.ndarray]:
+def convert_mano(source: Path, side: Hand | None = None, *, fix_left_shape: bool = False) -> dict[str, np.ndarray]:
     """Read an official MANO pickle into the arrays of `mano.ASSET_SHAPES`.
 
     side: None to read LEFT or RIGHT from the file name. fix_left_shape: negate the x components of the shape
@@ -136,9 +48,7 @@ def convert_mano(
     arrays = {k: v.astype(np.int32 if v.dtype.kind == "i" else np.float32) for k, v in arrays.items()}
     if fix_left_shape:
         if side is not Hand.LEFT:
-            raise UserError(
-                "fix_left_shape", True, "False for a right hand", "Only the left model has this error."
-            )
+            raise UserError("fix_left_shape", True, "False for a right hand", "Only the left model has this error.")
         arrays["shapedirs"][:, 0] *= -1
     arrays |= {"tip_ids": np.array(TIP_IDS, np.int32), "side": np.array(int(side), np.int32)}
     validate_asset(arrays, str(source))
@@ -148,23 +58,21 @@ def convert_mano(
 def _side_of(source: Path) -> Hand:
     named = [side for side in Hand if HAND_NAMES[side] in source.name.lower()]
     if len(named) != 1:
-        raise UserError(
-            "IN.pkl", source.name, "a name with LEFT or RIGHT", "Or say --side left or --side right."
-        )
+        raise UserError("IN.pkl", source.name, "a name with LEFT or RIGHT", "Or say --side left or --side right.")
     return named[0]
 
 
 def _to_array(value: object, field: str) -> np.ndarray:
     """Plain, dense array of an array or a stand-in. Raises UserError."""
     if isinstance(value, np.ndarray):
-        return value
+        return np.asarray(value)
     try:
-        if isinstance(value, _Chumpy):
+        if isinstance(value, ChumpyStandIn):
             if "idxs" in value.state:
                 flat = _to_array(value.state["a"], field).ravel()[np.asarray(value.state["idxs"], np.int64)]
                 return flat.reshape(value.state.get("preferred_shape", flat.shape))
             return _to_array(value.state["x"], field)
-        if isinstance(value, _Sparse):
+        if isinstance(value, SparseStandIn):
             return _dense(value.state)
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise UserError(field, repr(error), "a complete chumpy array or sparse matrix") from error

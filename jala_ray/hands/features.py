@@ -22,9 +22,7 @@ def mirror_rotation(matrix: Tensor) -> Tensor:
 
 
 def pose_to_features(theta: Tensor, rot: Tensor, wrist: Tensor, side: Hand) -> Tensor:
-    """theta (..., 15, 3, 3), rot (..., 3, 3), wrist (..., 3) in metres -> features (..., 99). Raises
-    UserError on shapes.
-    """
+    """theta (..., 15, 3, 3), rot (..., 3, 3), wrist (..., 3) in m -> features (..., 99), else UserError."""
     for name, value, shape in (("theta", theta, (15, 3, 3)), ("rot", rot, (3, 3)), ("wrist", wrist, (3,))):
         if tuple(value.shape[-len(shape) :]) != shape:
             raise UserError(name, tuple(value.shape), f"shape (..., {', '.join(map(str, shape))})")
@@ -43,20 +41,14 @@ def features_to_pose(features: Tensor, side: Hand) -> tuple[Tensor, Tensor, Tens
 
 
 def clip_features(track: HandTrack, side: Hand) -> np.ndarray:
-    """Features (T, 99) float32 of every frame of a track, at the track's own frame times, zero on invalid
-    frames.
-    """
+    """Features (T, 99) float32 at the track's own frame times, zero on invalid frames."""
     if not len(track.valid) == len(track.theta) == len(track.rot) == len(track.wrist):
         lengths = (len(track.valid), len(track.theta), len(track.rot), len(track.wrist))
         raise UserError("track", lengths, "valid, theta, rot and wrist of one length")
-    theta, rot, wrist = (
-        torch.from_numpy(np.asarray(a, np.float64)) for a in (track.theta, track.rot, track.wrist)
-    )
+    theta, rot, wrist = (torch.from_numpy(np.asarray(a, np.float64)) for a in (track.theta, track.rot, track.wrist))
     features = pose_to_features(axis_angle_to_matrix(theta), axis_angle_to_matrix(rot), wrist, side).numpy()
     features = np.where(np.asarray(track.valid, bool)[:, None], features, 0.0).astype(np.float32)
     if not np.isfinite(features).all():
         frame = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
-        raise UserError(
-            f"track pose of frame {frame}", "NaN or infinity", "finite numbers", "Mark it invalid."
-        )
+        raise UserError(f"track pose of frame {frame}", "NaN or infinity", "finite numbers", "Mark it invalid.")
     return features

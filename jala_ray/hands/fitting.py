@@ -63,11 +63,10 @@ def fit_mano(
     hand: ManoHand | None = None,
     beta: np.ndarray | None = None,
     weights: FitWeights | None = None,
-    iterations: int = 200,
+    iterations: int = 100,
     learning_rate: float = 0.02,
 ) -> FitResult:
-    """Poses and one shape for joints (T, 21, 3) in MANO_ORDER, metres, in any fixed frame (poses come out in
-    it).
+    """Poses and one shape for joints (T, 21, 3), metres, MANO_ORDER, in any fixed frame.
 
     valid (T,) bool or None for all; frames with a NaN joint are left out as well. hand: None for the shipped
     hand of `side`. beta (10,): a known shape, kept fixed. Raises UserError for shapes, for joints that are
@@ -131,8 +130,8 @@ def fit_shape(hand: ManoHand, joints: Tensor, weight: float = 1e-3) -> Tensor:
 def angle_limits(side: Hand) -> Tensor:
     """Loose anatomical limits (2, 15, 3) of the axis-angle components, low and high, rad.
 
-    Right hand, about x: twist, y: sideways, z: flexion (positive); the left hand's y and z are mirrored. The thumb, whose
-    axes are oblique, is limited in size alone.
+    Right hand, about x: twist, y: sideways, z: flexion (positive); the left hand's y and z are mirrored. The
+    thumb, whose axes are oblique, is limited in size alone.
     """
     low = torch.tensor([[-0.6, -0.7, -0.6], [-0.4, -0.4, -0.3], [-0.4, -0.4, -0.3]]).repeat(5, 1)
     high = torch.tensor([[0.6, 0.7, 1.9], [0.4, 0.4, 2.1], [0.4, 0.4, 1.7]]).repeat(5, 1)
@@ -146,9 +145,7 @@ def angle_limits(side: Hand) -> Tensor:
 def _checked(joints: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     observed = np.asarray(joints, np.float64)
     if observed.ndim != 3 or observed.shape[1:] != (21, 3):
-        raise UserError(
-            "joints", observed.shape, "shape (T, 21, 3)", "Convert the order with joints.convert_joints."
-        )
+        raise UserError("joints", observed.shape, "shape (T, 21, 3)", "Convert the order with joints.convert_joints.")
     use = np.asarray(np.isfinite(observed).all((1, 2)))
     if valid is not None:
         if np.shape(valid) != (len(observed),):
@@ -178,9 +175,7 @@ def _closed_form(hand: ManoHand, target: Tensor, beta: Tensor) -> tuple[Tensor, 
     for joint in range(1, 16):
         child, parent = _CHILD[joint], MANO_PARENTS[joint]
         bone = rest[child] - rest[joint]
-        wanted = (
-            rotations[parent].transpose(-1, -2) @ (target[:, child] - target[:, joint])[..., None]
-        ).squeeze(-1)
+        wanted = (rotations[parent].transpose(-1, -2) @ (target[:, child] - target[:, joint])[..., None]).squeeze(-1)
         local = _swing(bone.expand_as(wanted), wanted)
         rotations[joint] = rotations[parent] @ axis_angle_to_matrix(local)
         theta.append(local)
@@ -208,9 +203,7 @@ def _refine(
     iterations: int,
     learning_rate: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Adam on the energy; per-frame terms are summed over frames, so that a frame's steps do not depend on
-    the others.
-    """
+    """Adam on the energy, a sum over frames, so that no frame's steps depend on the others."""
     base = axis_angle_to_matrix(rot)
     # The wrist turns by a small rotation on top of its start, which keeps axis-angle far from its seam at pi.
     turn = torch.zeros_like(rot)
@@ -222,9 +215,7 @@ def _refine(
         *([{"params": [shape], "lr": learning_rate}] if fit_beta else []),
     ]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, max(iterations, 1), eta_min=0.01 * learning_rate
-    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(iterations, 1), eta_min=0.01 * learning_rate)
     low, high = angle_limits(hand.side).to(target.device, target.dtype)
     follows = torch.from_numpy(np.diff(frames) == 1).to(target.device)
     with torch.no_grad():

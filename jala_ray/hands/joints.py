@@ -43,9 +43,7 @@ def joint_permutation(source: str, target: str) -> list[int]:
     """Indices p with `x_target = x_source[..., p, :]`. Raises UserError for an unknown order."""
     for field, name in (("source", source), ("target", target)):
         if name not in JOINT_ORDERS:
-            raise UserError(
-                field, name, f"one of {sorted(JOINT_ORDERS)}", "Name the joint order of the data."
-            )
+            raise UserError(field, name, f"one of {sorted(JOINT_ORDERS)}", "Name the joint order of the data.")
     position = {name: index for index, name in enumerate(JOINT_ORDERS[source])}
     return [position[name] for name in JOINT_ORDERS[target]]
 

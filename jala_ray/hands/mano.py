@@ -51,9 +51,7 @@ class HandMesh(NamedTuple):
 
 
 def validate_asset(arrays: dict[str, np.ndarray], where: str) -> None:
-    """Check fields, shapes, dtypes and indices of a hand asset. Raises UserError naming the field; returns
-    nothing.
-    """
+    """Check fields, shapes, dtypes and indices of a hand asset. Raises UserError naming the field."""
     for name, shape in ASSET_SHAPES.items():
         if name not in arrays:
             raise UserError(f"{where}: {name}", "missing", f"an array of shape {shape}", _CONVERT)
@@ -92,9 +90,7 @@ def load_asset(path: str | Path | None, side: Hand) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise UserError(
-            "hand asset", str(file), f"a readable npz without pickles ({error})", _CONVERT
-        ) from error
+        raise UserError("hand asset", str(file), f"a readable npz without pickles ({error})", _CONVERT) from error
     validate_asset(arrays, str(file))
     if int(arrays["side"]) != int(side):
         remedy = "Pass the file of the other hand."
@@ -176,9 +172,7 @@ class ManoHand(nn.Module):
         """Global rotations (..., 16, 3, 3) and positions (..., 16, 3); the five fingers move in parallel."""
         fingers = theta.unflatten(-3, (5, 3))
         bones = rest[..., 1:, :].unflatten(-2, (5, 3))
-        offsets = torch.cat(
-            [bones[..., :1, :] - rest[..., None, :1, :], bones[..., 1:, :] - bones[..., :-1, :]], -2
-        )
+        offsets = torch.cat([bones[..., :1, :] - rest[..., None, :1, :], bones[..., 1:, :] - bones[..., :-1, :]], -2)
         rotation, position = rot[..., None, :, :], wrist[..., None, :]
         rotations, positions = [], []
         for level in range(3):
@@ -196,9 +190,7 @@ class ManoHand(nn.Module):
     def _skin(
         self, ids: Tensor | slice, theta: Tensor, beta: Tensor, rest: Tensor, rotations: Tensor, posed: Tensor
     ) -> Tensor:
-        """Vertices `ids` (..., V, 3): shape and pose blend shapes, then each joint's motion mixed by the
-        weights.
-        """
+        """Vertices `ids` (..., V, 3): both blend shapes, then the joints' motions mixed by weight."""
         eye = torch.eye(3, dtype=theta.dtype, device=theta.device)
         pose = (theta - eye).flatten(-3)
         shaped = self.v_template[ids] + torch.einsum("vcs,...s->...vc", self.shapedirs[ids], beta)
@@ -219,8 +211,7 @@ class ManoHand(nn.Module):
 
 
 def load_pair(path: str | Path | None = None) -> tuple[ManoHand, ManoHand]:
-    """(left, right), indexable by Hand; `path` is None for the shipped hands or a folder (see `load_asset`).
-    """
+    """(left, right), indexable by Hand; `path`: None for the shipped hands, or a folder of both files."""
     if path is not None and not Path(path).is_dir():
         raise UserError("hand assets", str(path), "a folder with hand_left.npz and hand_right.npz", _CONVERT)
     return ManoHand.load(path, Hand.LEFT), ManoHand.load(path, Hand.RIGHT)

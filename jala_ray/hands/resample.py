@@ -25,8 +25,7 @@ SNAP_S = 1e-5
 def resample_track(
     track: HandTrack, time_s: np.ndarray, at_s: np.ndarray, *, max_gap_s: float = MAX_GAP_S
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pose of one hand at the times `at_s` (M,), from frames at `time_s` (T,), ascending; both seconds, same
-    origin.
+    """Pose of one hand at times `at_s` (M,) from frames at `time_s` (T,), ascending; s, same origin.
 
     Rotations by slerp, positions linearly. Returns theta (M, 15, 3), rot (M, 3), wrist (M, 3), float32, zero
     where not valid, and valid (M,): a sample is valid iff both neighbouring frames are and they are at most
@@ -73,18 +72,14 @@ def chunk_features(clip: Clip, *, max_gap_s: float = MAX_GAP_S) -> tuple[np.ndar
         matrices = axis_angle_to_matrix(torch.from_numpy(np.concatenate([rot[:, None], theta], 1)))
         flat = pose_to_features(matrices[:, 1:], matrices[:, 0], torch.from_numpy(wrist), side).numpy()
         labelled[side] = valid.reshape(n, CHUNK_FRAMES).all(1)
-        features[side] = np.where(
-            labelled[side, :, None, None], flat.reshape(n, CHUNK_FRAMES, FEATURE_DIM), 0.0
-        )
+        features[side] = np.where(labelled[side, :, None, None], flat.reshape(n, CHUNK_FRAMES, FEATURE_DIM), 0.0)
     return features, labelled
 
 
 def _neighbours(
     time: np.ndarray, at: np.ndarray, max_gap_s: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Frame before and after each sample (M,), the share of the second, and whether the sample may be
-    interpolated.
-    """
+    """Frames before and after each sample (M,), the second's share, and whether they may be bridged."""
     last = len(time) - 1
     right = np.searchsorted(time, at).clip(0, last)
     left = (right - 1).clip(0)

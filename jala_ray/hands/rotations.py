@@ -29,9 +29,11 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     angle = safe.sqrt()
     a = torch.where(small, 1 - sq / 6 + sq.square() / 120, angle.sin() / angle)
     b = torch.where(small, 0.5 - sq / 24 + sq.square() / 720, (1 - angle.cos()) / safe)
-    k = skew(axis_angle)
     eye = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
-    return eye + a[..., None, None] * k + b[..., None, None] * (k @ k)
+    # I + a K + b K^2 with K^2 = v v^T - |v|^2 I
+    outer = axis_angle[..., :, None] * axis_angle[..., None, :]
+    diagonal = (1 - b * sq)[..., None, None] * eye
+    return diagonal + a[..., None, None] * skew(axis_angle) + b[..., None, None] * outer
 
 
 def matrix_to_quaternion(matrix: Tensor) -> Tensor:

@@ -29,9 +29,7 @@ MAX_POSITIONS = 32_768
 
 def normalise_pixels(pixels: Tensor) -> Tensor:
     """uint8 RGB (..., 3, H, W) -> float32 by ImageNet's mean and deviation (InternVL, DINOv3, V-JEPA 2)."""
-    mean, std = (
-        pixels.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD)
-    )
+    mean, std = (pixels.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels.float() / 255.0 - mean) / std
 
 
@@ -92,9 +90,7 @@ class Backbone(nn.Module):
         patch = vision.patch_size[0]
         if config.image_size % (patch * self.fold):
             remedy = f"InternVL folds {self.fold} x {self.fold} patches of {patch} px into one token."
-            raise ConfigError(
-                "backbone.image_size", config.image_size, f"a multiple of {patch * self.fold}", remedy
-            )
+            raise ConfigError("backbone.image_size", config.image_size, f"a multiple of {patch * self.fold}", remedy)
         self.grid = config.image_size // patch
         self.image_tokens: int = (self.grid // self.fold) ** 2
         if config.freeze_vision:
@@ -265,9 +261,7 @@ class Backbone(nn.Module):
             raise UserError("mask", (mask.dtype, tuple(mask.shape)), f"bool {expected_shape}")
         if self.config.attention == "sdpa":
             return mask
-        return torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(
-            ~mask, torch.finfo(x.dtype).min
-        )
+        return torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, torch.finfo(x.dtype).min)
 
     def _rotation(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self.language.rotary_emb(x, position_ids)
@@ -285,13 +279,9 @@ def random_config(config: BackboneConfig, text_vocab_size: int) -> InternVLConfi
         if sizes.hidden % sizes.heads:
             raise ConfigError(f"backbone.{part}.hidden", sizes.hidden, f"a multiple of heads = {sizes.heads}")
     if language.heads % language.kv_heads:
-        raise ConfigError(
-            "backbone.language.heads", language.heads, f"a multiple of kv_heads = {language.kv_heads}"
-        )
+        raise ConfigError("backbone.language.heads", language.heads, f"a multiple of kv_heads = {language.kv_heads}")
     if config.image_size % vision.patch:
-        raise ConfigError(
-            "backbone.image_size", config.image_size, f"a multiple of the patch, {vision.patch} px"
-        )
+        raise ConfigError("backbone.image_size", config.image_size, f"a multiple of the patch, {vision.patch} px")
     return InternVLConfig(
         vision_config={
             "hidden_size": vision.hidden,
@@ -329,9 +319,7 @@ def read_config(name: str, revision: str | None) -> InternVLConfig:
         # `from_pretrained` would only warn about another architecture; the raw dictionary tells.
         raw, _ = InternVLConfig.get_config_dict(name, revision=revision or "main")
         if raw.get("model_type") != "internvl":
-            raise ConfigError(
-                "backbone.pretrained", (name, raw.get("model_type")), "model type internvl", REMEDY
-            )
+            raise ConfigError("backbone.pretrained", (name, raw.get("model_type")), "model type internvl", REMEDY)
         return prepared(InternVLConfig.from_pretrained(name, revision=revision or "main"))
     except OSError as error:
         expected = "weights that can be read"
@@ -380,10 +368,8 @@ class BackboneFacts:
 
 def backbone_facts(config: BackboneConfig, text_vocab_size: int) -> BackboneFacts:
     """Facts from the architecture alone; `text_vocab_size` is the text tokenizer's. Raises `ConfigError`."""
-    if config.pretrained is None:
-        hf = random_config(config, text_vocab_size)
-    else:
-        hf = read_config(config.pretrained, config.revision)
+    name = config.pretrained
+    hf = random_config(config, text_vocab_size) if name is None else read_config(name, config.revision)
     vision, text = towers(hf)
     tokens = (config.image_size // vision.patch_size[0] // round(1 / hf.downsample_ratio)) ** 2
     return BackboneFacts(max(text.vocab_size, text_vocab_size), tokens, text.num_hidden_layers)

@@ -79,9 +79,7 @@ class FrameEncoder(nn.Module):
         config_class, model_class = CLASSES[config.kind]
         if hf_config_dict is None and config.pretrained is not None:
             return cls(load_pretrained(config, config.pretrained), config)
-        hf_config = (
-            random_config(config) if hf_config_dict is None else config_class.from_dict(hf_config_dict)
-        )
+        hf_config = random_config(config) if hf_config_dict is None else config_class.from_dict(hf_config_dict)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RANDOM_SEED)
             return cls(model_class(hf_config), config)
@@ -120,9 +118,7 @@ def load_pretrained(config: EncoderConfig, name: str) -> PreTrainedModel:
         size: dict[str, Any] = {"crop_size": config.image_size} if config.kind == "vjepa2" else {}
         return model_class.from_pretrained(name, revision=revision, dtype=torch.float32, **size)
     except OSError as error:
-        raise ConfigError(
-            "encoder.pretrained", name, "weights that can be read", f"{remedy} ({error})"
-        ) from error
+        raise ConfigError("encoder.pretrained", name, "weights that can be read", f"{remedy} ({error})") from error
 
 
 def random_config(config: EncoderConfig) -> PreTrainedConfig:

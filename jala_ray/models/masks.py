@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 
-def may_attend(
-    sample_q: Tensor, sample_k: Tensor, block_q: Tensor, block_k: Tensor, q: Tensor, k: Tensor
-) -> Tensor:
+def may_attend(sample_q: Tensor, sample_k: Tensor, block_q: Tensor, block_k: Tensor, q: Tensor, k: Tensor) -> Tensor:
     """The predicate. All arguments broadcast together; `q` and `k` are indices in the packed row."""
     same_chunk = (block_q == block_k) & (block_q >= 0)
     return (sample_q == sample_k) & ((k <= q) | same_chunk)

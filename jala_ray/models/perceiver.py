@@ -33,9 +33,7 @@ class Attention(nn.Module):
 
 class FeedForward(nn.Sequential):
     def __init__(self, width: int) -> None:
-        super().__init__(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
+        super().__init__(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
 
 class PerceiverLayer(nn.Module):
@@ -65,9 +63,7 @@ def patch_positions(grid: tuple[int, int], width: int) -> Tensor:
 class PerceiverBackbone(nn.Module):
     """Everything of the perceiver but its queries: LSP learns it by gradient, LAP follows by EMA."""
 
-    def __init__(
-        self, config: PerceiverConfig, feature_dim: int, grid: tuple[int, int], out_dim: int
-    ) -> None:
+    def __init__(self, config: PerceiverConfig, feature_dim: int, grid: tuple[int, int], out_dim: int) -> None:
         super().__init__()
         width = config.width
         self.out_dim = out_dim

@@ -56,13 +56,9 @@ class TextTokenizer:
         try:
             hf = AutoTokenizer.from_pretrained(name, revision=revision or "main")
         except (OSError, ValueError) as error:  # ValueError: files of an unknown tokenizer class
-            raise ConfigError(
-                "text.pretrained", name, "a tokenizer that can be read", f"{remedy} ({error})"
-            ) from error
+            raise ConfigError("text.pretrained", name, "a tokenizer that can be read", f"{remedy} ({error})") from error
         if not isinstance(hf, PreTrainedTokenizerFast):
-            raise ConfigError(
-                "text.pretrained", (name, type(hf).__name__), "a byte-level BPE tokenizer", remedy
-            )
+            raise ConfigError("text.pretrained", (name, type(hf).__name__), "a byte-level BPE tokenizer", remedy)
         return cls(hf)
 
     @classmethod

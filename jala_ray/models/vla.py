@@ -41,9 +41,7 @@ class VLA(nn.Module):
     def __init__(self, backbone: Backbone, vocab: Vocab) -> None:
         super().__init__()
         if backbone.text_vocab_size != vocab.text:
-            raise ValueError(
-                f"backbone has {backbone.text_vocab_size} text tokens, the vocabulary {vocab.text}"
-            )
+            raise ValueError(f"backbone has {backbone.text_vocab_size} text tokens, the vocabulary {vocab.text}")
         width = backbone.hidden_size
         self.vocab = vocab
         self.backbone = backbone
@@ -76,13 +74,9 @@ class VLA(nn.Module):
         make = flex_mask if self.backbone.config.attention == "flex_attention" else dense_mask
         return make(batch["sample"], batch["block"])
 
-    def forward(
-        self, batch: dict[str, Tensor], taps: tuple[int, ...] = (), extra: Tensor | None = None
-    ) -> Out:
+    def forward(self, batch: dict[str, Tensor], taps: tuple[int, ...] = (), extra: Tensor | None = None) -> Out:
         """See `jala_ray.data.collate.Batch` for the columns. Taps are language blocks counted from 1."""
-        final, hidden, _ = self.backbone(
-            self.embed(batch, extra), self.attention_mask(batch), batch["position"], taps
-        )
+        final, hidden, _ = self.backbone(self.embed(batch, extra), self.attention_mask(batch), batch["position"], taps)
         return Out(final, hidden)
 
     def motion_logits(self, hidden: Tensor, k: Tensor) -> Tensor:

@@ -87,7 +87,5 @@ def _another(owner: Tensor) -> Tensor | None:
     differs = owner[None, :] != owner[:, None]
     if not differs.any(dim=1).all():
         return None
-    order = (
-        torch.arange(n, device=owner.device)[None, :] - torch.arange(n, device=owner.device)[:, None]
-    ) % n
+    order = (torch.arange(n, device=owner.device)[None, :] - torch.arange(n, device=owner.device)[:, None]) % n
     return torch.where(differs, order, n).argmin(dim=1)

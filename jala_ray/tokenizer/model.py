@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jala_ray.config import from_dict
+from jala_ray.config import TOKENIZER_FRAMES, TokenizerConfig
+from jala_ray.parsing import from_dict
 from jala_ray.tokenizer.quantizer import ResidualCodebooks
 from jala_ray.types import (
     CHUNK_FRAMES,
@@ -31,63 +31,8 @@ from jala_ray.types import (
 
 PARTS = {"wrist": WRIST_DIM, "finger": FINGER_DIM}
 """The two models and their features a frame, in the order of features and tokens."""
-PADDED_FRAMES = 16
-"""A chunk's 15 frames plus the last one again, so that the time axis divides by the downsampling."""
 DILATIONS = (9, 3, 1)
 FORMAT = "jala_ray.tokenizer/1"
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """Size and loss of the motion tokenizer; by default the paper's, K = 128 tokens a chunk and 8192 ids."""
-
-    width: int = 512
-    """Channels of the convolutions and of the latent vectors, shared out to the groups."""
-    groups: int = 2
-    levels: int = 8
-    codes: int = 512
-    """Codes a codebook; every (part, group, level) has a codebook of its own, the groups share the ids."""
-    downsample: int = 4
-    commitment: float = 0.02
-    """Weight of the commitment loss."""
-    velocity: float = 0.5
-    """Weight of the finite-difference velocity loss."""
-    decay: float = 0.99
-    """EMA decay of the codebooks, a step."""
-    dead_code_threshold: float = 0.1
-    """A code used less than this fraction of the uniform share (moving average) is replaced."""
-    kmeans_iters: int = 10
-    """Iterations of the k-means that starts the codebooks on the first batch."""
-
-    def __post_init__(self) -> None:
-        for name in ("width", "groups", "levels", "codes", "kmeans_iters"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"tokenizer.{name}", getattr(self, name), "a positive integer")
-        if self.width % self.groups:
-            raise ConfigError(
-                "tokenizer.width",
-                self.width,
-                f"a multiple of tokenizer.groups = {self.groups}",
-                "Change one of the two.",
-            )
-        if self.downsample != 4:
-            raise ConfigError(
-                "tokenizer.downsample", self.downsample, "4, two strided convolutions (METHOD 2)"
-            )
-        if not 0 < self.decay < 1:
-            raise ConfigError("tokenizer.decay", self.decay, "a number between 0 and 1")
-        for name in ("commitment", "velocity", "dead_code_threshold"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"tokenizer.{name}", getattr(self, name), "a number of at least 0")
-
-    @property
-    def steps(self) -> int:
-        """Latent time steps a chunk (4)."""
-        return PADDED_FRAMES // self.downsample
-
-    @property
-    def tokens_per_part(self) -> int:
-        return self.groups * self.steps * self.levels
 
 
 class ResidualBlock(nn.Module):
@@ -125,7 +70,7 @@ class PartAutoencoder(nn.Module):
 
     def to_latent(self, x: Tensor) -> Tensor:
         """x (C, 15, features), normalised -> latent vectors (C, 4, width)."""
-        padded = torch.cat([x, x[:, -1:].expand(-1, PADDED_FRAMES - x.shape[1], -1)], dim=1)
+        padded = torch.cat([x, x[:, -1:].expand(-1, TOKENIZER_FRAMES - x.shape[1], -1)], dim=1)
         return self.encoder(padded.mT).mT
 
     def from_latent(self, z: Tensor) -> Tensor:
@@ -144,9 +89,7 @@ class MotionTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.parts = nn.ModuleDict(
-            {name: PartAutoencoder(features, config) for name, features in PARTS.items()}
-        )
+        self.parts = nn.ModuleDict({name: PartAutoencoder(features, config) for name, features in PARTS.items()})
         self.register_buffer("mean", torch.zeros(FEATURE_DIM))
         self.register_buffer("std", torch.ones(FEATURE_DIM))
         self.mean: Tensor
@@ -250,9 +193,7 @@ class MotionTokenizer(nn.Module):
 
     def _codes(self, ids: Tensor) -> Tensor:
         if ids.ndim != 2 or ids.shape[1] != self.K or ids.is_floating_point():
-            raise UserError(
-                "motion ids", f"{tuple(ids.shape)} {ids.dtype}", f"integers of shape (C, K = {self.K})"
-            )
+            raise UserError("motion ids", f"{tuple(ids.shape)} {ids.dtype}", f"integers of shape (C, K = {self.K})")
         codes = ids - self.token_slots * self.codes
         wrong = ((codes < 0) | (codes >= self.codes)).nonzero()
         if len(wrong):
@@ -310,9 +251,7 @@ class MotionTokenizer(nn.Module):
                 raise CheckpointError(
                     f"tensor {name} of {weights}",
                     found.get(name, "nothing"),
-                    f"shape {expected[name]} by config.json"
-                    if name in expected
-                    else "no such tensor by config.json",
+                    f"shape {expected[name]} by config.json" if name in expected else "no such tensor by config.json",
                     "config.json and model.safetensors are not from the same tokenizer.",
                 )
         tokenizer.load_state_dict(tensors)
@@ -342,9 +281,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_config(path: Path) -> TokenizerConfig:
     content = _read_json(path)
     if content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"format of {path}", content.get("format"), repr(FORMAT), "Is this a motion tokenizer?"
-        )
+        raise CheckpointError(f"format of {path}", content.get("format"), repr(FORMAT), "Is this a motion tokenizer?")
     values = content.get("config")
     if not isinstance(values, dict):
         raise CheckpointError(f"config of {path}", values, "an object with the tokenizer's settings")

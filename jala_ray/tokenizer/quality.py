@@ -43,9 +43,7 @@ def measure_quality(
     [group][level]. Raises UserError on empty or unequal input.
     """
     if not len(features) or len(side) != len(features):
-        raise UserError(
-            "quality input", (len(features), len(side)), "one side for each of one or more chunks"
-        )
+        raise UserError("quality input", (len(features), len(side)), "one side for each of one or more chunks")
     hands = load_pair() if hands is None else hands
     device = tokenizer.mean.device
     hands = (hands[0].to(device), hands[1].to(device))
@@ -115,9 +113,7 @@ def codebook_use(tokenizer: MotionTokenizer, ids: Tensor) -> dict[str, dict[str,
                 for level in range(config.levels)
             ]
             usage.append([(count > 0).double().mean().item() for count in counts])
-            perplexity.append(
-                [torch.special.entr(count / count.sum()).sum().exp().item() for count in counts]
-            )
+            perplexity.append([torch.special.entr(count / count.sum()).sum().exp().item() for count in counts])
         report[name] = {"usage": usage, "perplexity": perplexity}
     return report
 

@@ -107,11 +107,10 @@ class EmaQuantizer(nn.Module):
                 layer._codebook.reset_cluster_size = share
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (C, T, D) -> quantised (C, T, D) with a straight-through gradient, commitment loss (), codes (C,
-        G, T, L).
+        """z (C, T, D) -> quantised (C, T, D), commitment loss (), codes (C, G, T, L) int64.
 
-        The commitment is the squared distance of each residual to its code vector, averaged over channels,
-        levels and groups.
+        The gradient passes straight through `quantised`. The commitment is the squared distance of each
+        residual to its code vector, averaged over channels, levels and groups.
         """
         quantised, codes, commitment = self.vq(z)
         # The library's estimator adds one identity per level, so its gradient is L times too large; this one

@@ -37,9 +37,7 @@ class FeatureStats:
             return cls.empty(rows.shape[1])
         bad = ~np.isfinite(rows).all(axis=0)
         if bad.any():
-            raise UserError(
-                "features", f"not finite in dimensions {np.flatnonzero(bad)[:5]}", "finite numbers"
-            )
+            raise UserError("features", f"not finite in dimensions {np.flatnonzero(bad)[:5]}", "finite numbers")
         mean = rows.mean(axis=0)
         return cls(len(rows), mean, np.square(rows - mean).sum(axis=0))
 

@@ -17,39 +17,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jala_ray.tokenizer.model import PARTS, MotionTokenizer, TokenizerConfig
+from jala_ray.config import TokenizerConfig, TokenizerTrainConfig
+from jala_ray.tokenizer.model import PARTS, MotionTokenizer
 from jala_ray.tokenizer.quantizer import EmaQuantizer
 from jala_ray.tokenizer.statistics import FeatureStats
-from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, ConfigError, UserError
-
-
-@dataclass(frozen=True)
-class TokenizerTrainConfig:
-    """How a tokenizer is trained. AdamW with linear warm-up and cosine decay to a tenth of the rate."""
-
-    steps: int = 20_000
-    batch: int = 256
-    """Chunks a step *on each worker*."""
-    lr: float = 2e-4
-    warmup: float = 0.05
-    """Share of the steps the rate rises in."""
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    """Largest gradient norm."""
-    seed: int = 0
-    log_every: int = 50
-    eval_every: int = 1000
-    """Steps between two evaluations on held-out chunks, and at the end."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "log_every", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"tokenizer_train.{name}", getattr(self, name), "a positive integer")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"tokenizer_train.{name}", getattr(self, name), "a positive number")
-        if not 0 <= self.warmup <= 1:
-            raise ConfigError("tokenizer_train.warmup", self.warmup, "a share of the steps, 0 to 1")
+from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, UserError
 
 
 def velocity_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -124,9 +96,7 @@ def learning_rate(step: int, config: TokenizerTrainConfig) -> float:
 
 
 def build_optimizer(learner: nn.Module, config: TokenizerTrainConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        learner.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
-    )
+    return torch.optim.AdamW(learner.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
 
 
 def train_step(

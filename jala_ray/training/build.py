@@ -24,12 +24,7 @@ from jala_ray.training.learner import Learner
 
 def build_assets(config: RunConfig, scratch: str | Path) -> Assets:
     """Text tokenizer, motion tokenizer and sequence numbers of a run; `scratch` holds what is downloaded."""
-    motion_folder = config.motion_tokenizer
-    if storage.is_s3(motion_folder):
-        local = Path(scratch) / "motion_tokenizer"
-        storage.download_dir(motion_folder, local)
-        motion_folder = str(local)
-    motion = MotionTokenizer.load(motion_folder).eval().requires_grad_(False)
+    motion = MotionTokenizer.load(tokenizer_folder(config.motion_tokenizer, scratch)).eval().requires_grad_(False)
     text = config.model.text
     if text.pretrained is not None:
         tokenizer = TextTokenizer.from_pretrained(text.pretrained, text.revision)
@@ -40,6 +35,17 @@ def build_assets(config: RunConfig, scratch: str | Path) -> Assets:
     vocab = Vocab(facts.text_vocab_size, motion.n_slots, motion.codes, tuple(motion.token_slots.tolist()))
     sizes = (config.model.backbone.image_size, config.model.encoder.image_size)
     return Assets(tokenizer, motion, SequenceSpec(vocab, facts.image_tokens, *sizes))
+
+
+def tokenizer_folder(address: str, scratch: str | Path) -> Path:
+    """Local folder of a motion tokenizer, given its own address or that of the run that trained it."""
+    inner = storage.join(address, "tokenizer")
+    if storage.is_committed(inner):
+        address = inner
+    if not storage.is_s3(address):
+        return Path(address)
+    storage.download_dir(address, Path(scratch) / "motion_tokenizer")
+    return Path(scratch) / "motion_tokenizer"
 
 
 def build_learner(config: RunConfig, assets: Assets, architecture: dict[str, Any] | None = None) -> Learner:

@@ -24,14 +24,14 @@ import safetensors.torch
 import torch
 
 from jala_ray import storage
-from jala_ray.config import RunConfig, load_json, to_dict
+from jala_ray.config import RunConfig
 from jala_ray.data.assets import Assets
+from jala_ray.parsing import load_json, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training.build import architecture, build_learner
 from jala_ray.training.learner import Learner
 from jala_ray.types import CheckpointError
 
-PREFIX = "step-"
 FORMAT = "jala_ray.checkpoint/1"
 
 
@@ -56,10 +56,6 @@ class Loaded:
     folder: Path
 
 
-def checkpoint_name(step: int) -> str:
-    return f"{PREFIX}{step:08d}"
-
-
 def write(
     folder: Path,
     config: RunConfig,
@@ -78,32 +74,6 @@ def write(
     if optimizer is not None:
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
     assets.save(folder)
-
-
-def committed_steps(run: str, options: StorageOptions | None = None) -> list[str]:
-    """Addresses of a run folder's committed checkpoints, oldest first; unfinished ones are passed over."""
-    root = storage.join(run, "checkpoints")
-    try:
-        names = storage.list_dir(root, options)
-    except storage.MissingFile:
-        return []
-    found = [storage.join(root, name) for name in sorted(names) if name.startswith(PREFIX)]
-    return [uri for uri in found if storage.is_committed(uri, options)]
-
-
-def newest(run: str, options: StorageOptions | None = None) -> str | None:
-    """Address of the newest committed checkpoint of a run folder, or None."""
-    return next(reversed(committed_steps(run, options)), None)
-
-
-def step_of(uri: str) -> int:
-    return int(uri.rstrip("/").rpartition(PREFIX)[2])
-
-
-def prune(run: str, keep: int, options: StorageOptions | None = None) -> None:
-    """Delete all but the `keep` newest committed checkpoints."""
-    for uri in committed_steps(run, options)[:-keep]:
-        storage.delete_dir(uri, options)
 
 
 def local_copy(uri: str, scratch: str | Path, options: StorageOptions | None = None) -> Path:
@@ -147,7 +117,9 @@ def load_weights(learner: Learner, folder: Path) -> None:
     wrong = sorted(own.keys() ^ stored.keys()) or [n for n in own if own[n].shape != stored[n].shape]
     if wrong:
         shapes = [tuple(t[wrong[0]].shape) if wrong[0] in t else "absent" for t in (stored, own)]
-        expected = f"weights of this configuration ({len(wrong)} differ; {wrong[0]}: stored {shapes[0]}, wanted {shapes[1]})"
+        expected = (
+            f"weights of this configuration ({len(wrong)} differ; {wrong[0]}: stored {shapes[0]}, wanted {shapes[1]})"
+        )
         raise CheckpointError(
             "model.safetensors", str(folder), expected, "Use the preset the checkpoint was made with."
         )
@@ -156,8 +128,6 @@ def load_weights(learner: Learner, folder: Path) -> None:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     if not (folder / "optimizer.pt").exists():
-        raise CheckpointError(
-            "optimizer.pt", str(folder), "an optimizer state", "Start a new run with --init instead."
-        )
+        raise CheckpointError("optimizer.pt", str(folder), "an optimizer state", "Start a new run with --init instead.")
     state: dict[str, Any] = torch.load(folder / "optimizer.pt", weights_only=True)
     optimizer.load_state_dict(state)

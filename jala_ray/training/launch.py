@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.fs
 import ray
 import ray.data
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
-from torch.nn.parallel import DistributedDataParallel
 
 from jala_ray import storage
-from jala_ray.config import ClusterConfig, RunConfig, from_dict, to_dict
-from jala_ray.data.assets import Assets
-from jala_ray.data.pipeline import Segment, UnitConfig, read_shares
+from jala_ray.config import ClusterConfig, RunConfig, TokenizerRunConfig
+from jala_ray.data.chunks import rows_with_labels
+from jala_ray.data.pipeline import Segment, UnitConfig, chunk_arrays, read_shares
 from jala_ray.data.steps import StepBuilder
+from jala_ray.parsing import from_dict, to_dict
 from jala_ray.storage import StorageOptions
-from jala_ray.training import checkpoint, setup
-from jala_ray.training.build import build_learner
-from jala_ray.training.loop import Run, train
-from jala_ray.types import ConfigError
+from jala_ray.training import history
+from jala_ray.types import SPLITS, ConfigError
 
 TRAIN = "train"
 
@@ -37,8 +35,8 @@ class RunSegment:
     options: StorageOptions
 
     def __call__(self) -> Segment:
-        done = checkpoint.newest(self.folder, self.options)
-        first = checkpoint.step_of(done) if done is not None else 0
+        done = history.newest(self.folder, self.options)
+        first = history.step_of(done) if done is not None else 0
         return Segment(self.builder, first, self.total_steps, self.builder.config.data.steps_per_block)
 
 
@@ -57,6 +55,8 @@ def launch(config: RunConfig) -> ray.train.Result:
 
     A run folder that already holds checkpoints is continued. Raises `ConfigError` for what cannot work on this cluster.
     """
+    from jala_ray.training import setup
+
     ensure_ray()
     check_resources(config.cluster, ray.cluster_resources())
     assets = setup.prepare(config)
@@ -81,6 +81,21 @@ def launch(config: RunConfig) -> ray.train.Result:
         dataset_config=UnitConfig(segments),
         keep=config.train.keep,
     )
+
+
+def launch_tokenizer(config: TokenizerRunConfig) -> ray.train.Result:
+    """Train a motion tokenizer on the connected cluster; a run folder with checkpoints is continued."""
+    from jala_ray.training import setup
+
+    ensure_ray()
+    check_resources(config.cluster, ray.cluster_resources())
+    folder, options = setup.prepare_tokenizer(config)
+    arrays = {}
+    for split in SPLITS:
+        rows = rows_with_labels(config.manifests, split, config.max_chunks, config.seed)
+        arrays[split] = ray.put(chunk_arrays(rows))  # one copy a node, read in place by its workers
+    payload = {"config": to_dict(config), "arrays": arrays}
+    return fit(tokenizer_worker, payload, config.cluster, folder, options, keep=config.keep)
 
 
 def fit(
@@ -128,6 +143,13 @@ def placeholder() -> ray.data.Dataset:
 
 def train_worker(payload: dict[str, Any]) -> None:
     """One rank of the run."""
+    # Imported here: the controller unpickles this module too, and needs no model code.
+    from jala_ray.data.assets import Assets
+    from jala_ray.training import setup
+    from jala_ray.training.build import build_learner
+    from jala_ray.training.ddp import distributed
+    from jala_ray.training.loop import Run, train
+
     config = from_dict(RunConfig, payload["config"])
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
@@ -140,20 +162,6 @@ def train_worker(payload: dict[str, Any]) -> None:
     def shares(name: str, last: int):
         return lambda first: read_shares(ray.train.get_dataset_shard(name), first, last, rank)
 
-    def wrap(module: torch.nn.Module) -> torch.nn.Module:
-        ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
-
-    def committed(metrics: dict[str, Any], address: str) -> None:
-        filesystem, path = storage.filesystem(address, options)
-        kept = ray.train.Checkpoint(path, filesystem=filesystem) if rank == 0 else None
-        ray.train.report(
-            {k: v for k, v in metrics.items() if isinstance(v, (int, float))},
-            checkpoint=kept,
-            checkpoint_dir_name=path.rpartition("/")[2],
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-        )
-
     train(
         Run(
             config=config,
@@ -164,17 +172,60 @@ def train_worker(payload: dict[str, Any]) -> None:
             total_steps=payload["total_steps"],
             steps_per_epoch=payload["steps_per_epoch"],
             shares=shares(TRAIN, payload["total_steps"]),
-            validation={
-                d: (lambda d=d, n=n: shares(f"val_{d}", n)(0)) for d, n in payload["val_steps"].items()
-            },
-            resume_from=checkpoint.newest(folder, options),
+            validation={d: (lambda d=d, n=n: shares(f"val_{d}", n)(0)) for d, n in payload["val_steps"].items()},
+            resume_from=history.newest(folder, options),
             rank=rank,
             world=world,
-            committed=committed,
+            committed=reporter(options, rank),
             prunes=False,
-            wrap=wrap if world > 1 else None,
+            wrap=(lambda module: distributed(module, device)) if world > 1 else None,
         )
     )
+
+
+def tokenizer_worker(payload: dict[str, Any]) -> None:
+    """One rank of a tokenizer run."""
+    import numpy as np
+
+    from jala_ray.training import setup
+    from jala_ray.training.ddp import distributed
+    from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
+
+    config = from_dict(TokenizerRunConfig, payload["config"])
+    context = ray.train.get_context()
+    rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
+    options = setup.storage_options(config)
+    # Ray's shared memory is read-only and torch wants to write: features are only ever indexed, which copies.
+    arrays = {split: {k: np.array(v) for k, v in ray.get(ref).items()} for split, ref in payload["arrays"].items()}
+    train_tokenizer(
+        TokenizerRun(
+            config=config,
+            folder=setup.run_folder(config),
+            options=options,
+            train=Chunks(**arrays["train"]),
+            held_out=Chunks(**arrays["val"]),
+            device=device,
+            rank=rank,
+            world=world,
+            committed=reporter(options, rank),
+            wrap=(lambda module: distributed(module, device)) if world > 1 else None,
+        )
+    )
+
+
+def reporter(options: StorageOptions, rank: int) -> Callable[[dict[str, Any], str], None]:
+    """Tell Ray Train of a checkpoint that rank 0 has put, verified, into its place."""
+
+    def committed(metrics: dict[str, Any], address: str) -> None:
+        filesystem, path = storage.filesystem(address, options)
+        ray.train.report(
+            {k: v for k, v in metrics.items() if isinstance(v, (int, float))},
+            checkpoint=ray.train.Checkpoint(path, filesystem=filesystem) if rank == 0 else None,
+            checkpoint_dir_name=path.rpartition("/")[2],
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    return committed
 
 
 def ensure_ray() -> None:
@@ -189,14 +240,10 @@ def check_resources(cluster: ClusterConfig, resources: dict[str, float]) -> None
         return
     have, asked = resources.get("CPU", 0.0), cluster.workers * cluster.cpus_per_worker
     if have - asked < 1.0:
-        arithmetic = (
-            f"{cluster.workers} workers x {cluster.cpus_per_worker:g} CPU = {asked:g} of {have:g} CPUs"
-        )
+        arithmetic = f"{cluster.workers} workers x {cluster.cpus_per_worker:g} CPU = {asked:g} of {have:g} CPUs"
         most = max(0.0, (have - 1.0) / cluster.workers)
         remedy = f"Decoding needs at least 1 CPU of its own: set cluster.cpus_per_worker <= {most:g} or fewer workers."
-        raise ConfigError(
-            "cluster.cpus_per_worker", cluster.cpus_per_worker, f"a free CPU, but {arithmetic}", remedy
-        )
+        raise ConfigError("cluster.cpus_per_worker", cluster.cpus_per_worker, f"a free CPU, but {arithmetic}", remedy)
     gpus = cluster.workers * cluster.gpus_per_worker
     if gpus > resources.get("GPU", 0.0):
         remedy = "On an autoscaling cluster set cluster.autoscaling True."

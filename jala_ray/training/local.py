@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from jala_ray.config import RunConfig, load_json, parse
+from jala_ray.config import RunConfig
 from jala_ray.data.assets import Assets
 from jala_ray.data.steps import StepBuilder, StepShare
-from jala_ray.training import checkpoint, setup
+from jala_ray.presets import configuration
+from jala_ray.training import history, setup
 from jala_ray.training.build import build_learner
 from jala_ray.training.loop import Run, train
 
@@ -56,9 +57,7 @@ def run_local(config: RunConfig, device: torch.device | None = None) -> dict[str
     address = setup.prepare(config)
     options, folder = setup.storage_options(config), setup.run_folder(config)
     assets = Assets.open(address, options)
-    plans = (
-        setup.feature_plans(config, assets) if config.data.features else setup.manifest_plans(config, address)
-    )
+    plans = setup.feature_plans(config, assets) if config.data.features else setup.manifest_plans(config, address)
     workers = 0 if config.data.features else config.data.workers
 
     def held_out(builder: StepBuilder) -> Iterator[StepShare]:
@@ -75,21 +74,9 @@ def run_local(config: RunConfig, device: torch.device | None = None) -> dict[str
             steps_per_epoch=plans.train.plan.steps_per_epoch,
             shares=lambda first: loader(plans.train, first, plans.total_steps, workers),
             validation={domain: (lambda b=b: held_out(b)) for domain, b in plans.held_out.items()},
-            resume_from=checkpoint.newest(folder, options),
+            resume_from=history.newest(folder, options),
         )
     )
-
-
-def configuration(argv: Sequence[str]) -> RunConfig:
-    """`PRESET [--dotted.key value ...]`; PRESET may be a config.json."""
-    from jala_ray.presets import preset
-
-    if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__)
-        raise SystemExit(0 if argv else 2)
-    first, *rest = argv
-    base = load_json(RunConfig, first) if first.endswith(".json") else preset(first)
-    return parse(base, rest, prog=f"jala_ray {first}") if rest else base
 
 
 if __name__ == "__main__":

@@ -15,8 +15,11 @@ from typing import Any, Protocol
 import torch
 
 from jala_ray import storage
-from jala_ray.config import RunConfig, flatten, to_dict
+from jala_ray.config import RunConfig, TokenizerRunConfig
+from jala_ray.parsing import flatten, to_dict
 from jala_ray.storage import StorageOptions
+
+AnyRun = RunConfig | TokenizerRunConfig
 
 
 class Tracker(Protocol):
@@ -42,7 +45,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    def __init__(self, project: str, config: RunConfig, folder: Path) -> None:
+    def __init__(self, project: str, config: AnyRun, folder: Path) -> None:
         import wandb
 
         self.run = wandb.init(
@@ -62,7 +65,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    def __init__(self, experiment: str, config: RunConfig) -> None:
+    def __init__(self, experiment: str, config: AnyRun) -> None:
         import mlflow
 
         self.mlflow = mlflow
@@ -79,9 +82,7 @@ class MLflow:
 
 def numbers(row: dict[str, Any]) -> dict[str, float]:
     return {
-        k: float(v)
-        for k, v in row.items()
-        if isinstance(v, (int, float)) and k not in ("step", "attempt", "time_s")
+        k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "attempt", "time_s")
     }
 
 
@@ -92,9 +93,7 @@ class RunLog:
     surviving history, one object a logged step.
     """
 
-    def __init__(
-        self, config: RunConfig, run_folder: str, start: int, total: int, options: StorageOptions | None
-    ) -> None:
+    def __init__(self, config: AnyRun, run_folder: str, start: int, total: int, options: StorageOptions | None) -> None:
         self.uri, self.options, self.total, self.start = run_folder, options, total, start
         self.remote = storage.is_s3(run_folder)
         self._scratch = tempfile.TemporaryDirectory() if self.remote else None
@@ -103,9 +102,7 @@ class RunLog:
         if self.remote:
             for name in ("metrics.jsonl", "metrics.cut.jsonl", "errors.jsonl"):
                 if storage.exists(storage.join(run_folder, name), options):
-                    (self.folder / name).write_bytes(
-                        storage.read_bytes(storage.join(run_folder, name), options)
-                    )
+                    (self.folder / name).write_bytes(storage.read_bytes(storage.join(run_folder, name), options))
         kept = cut_after(self.folder, start)
         self.attempt = 1 + max((int(row["attempt"]) for row in kept), default=0)
         (self.folder / "config.json").write_text(json.dumps(to_dict(config), indent=1))
@@ -115,7 +112,7 @@ class RunLog:
         self.errors = (self.folder / "errors.jsonl").open("a")
         self.began = time.monotonic()
 
-    def _trackers(self, config: RunConfig) -> list[Tracker]:
+    def _trackers(self, config: AnyRun) -> list[Tracker]:
         trackers: list[Tracker] = []
         if config.log.tensorboard:
             trackers.append(TensorBoard(self.folder / "tensorboard"))
@@ -125,7 +122,7 @@ class RunLog:
             trackers.append(MLflow(config.log.mlflow, config))
         return trackers
 
-    def _environment(self, config: RunConfig) -> None:
+    def _environment(self, config: AnyRun) -> None:
         facts = environment() | {"seed": config.seed, "attempt": self.attempt}
         (self.folder / "environment.json").write_text(json.dumps(facts, indent=1))
 
@@ -147,9 +144,7 @@ class RunLog:
             return
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
             name = path.relative_to(self.folder).as_posix()
-            storage.write_bytes(
-                storage.join(self.uri, *name.split("/")), path.read_bytes(), options=self.options
-            )
+            storage.write_bytes(storage.join(self.uri, *name.split("/")), path.read_bytes(), options=self.options)
 
     def close(self) -> None:
         self.metrics.close()
@@ -187,9 +182,7 @@ def progress_line(row: dict[str, Any], start: int, total: int, elapsed: float) -
     """step 40/200 | loss 3.21 (mcp 2.90, align 0.61) | 12.3 samples/s | data wait 1 % | ETA 1:23"""
     step = row["step"]
     terms = [
-        f"{k.removeprefix('loss_')} {v:.3f}"
-        for k, v in row.items()
-        if k.startswith("loss_") and isinstance(v, float)
+        f"{k.removeprefix('loss_')} {v:.3f}" for k, v in row.items() if k.startswith("loss_") and isinstance(v, float)
     ]
     done = step - start
     left = elapsed / done * (total - step) if done > 0 else 0.0

@@ -20,14 +20,13 @@ from jala_ray.config import RunConfig
 from jala_ray.data.assets import Assets
 from jala_ray.data.collate import Batch
 from jala_ray.data.steps import StepShare
-from jala_ray.training import checkpoint
+from jala_ray.training import checkpoint, history
 from jala_ray.training.checkpoint import Position
 from jala_ray.training.learner import Learner
 from jala_ray.training.log import RunLog
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from jala_ray.training.setup import storage_options
 from jala_ray.types import DOMAINS, UserError
-
 
 EVENTS = ("log", "monitor", "validate", "checkpoint")
 
@@ -95,10 +94,8 @@ def train(run: Run) -> dict[str, Any]:
     model = run.wrap(learner) if run.wrap is not None else learner
     log = RunLog(config, run.folder, position.step, run.total_steps, options) if run.rank == 0 else None
     if log is not None:
-        checkpoint.prune(run.folder, settings.keep, options)
-    held_out = {
-        domain: [m for share in shares() for m in share.micro] for domain, shares in run.validation.items()
-    }
+        history.prune(run.folder, settings.keep, options)
+    held_out = {domain: [m for share in shares() for m in share.micro] for domain, shares in run.validation.items()}
 
     # --- steps -------------------------------------------------------------------------------------------------------
     model.train()
@@ -149,7 +146,7 @@ def train(run: Run) -> dict[str, Any]:
             log.write(latest, errors)
         faults.check(latest)
         if due["checkpoint"]:
-            address = storage.join(run.folder, "checkpoints", checkpoint.checkpoint_name(done))
+            address = history.address(run.folder, done)
             if log is not None:
                 with tempfile.TemporaryDirectory() as scratch:
                     checkpoint.write(Path(scratch), config, learner, run.assets, optimizer, position)
@@ -158,7 +155,7 @@ def train(run: Run) -> dict[str, Any]:
             if run.committed is not None:
                 run.committed(latest, address)
             if log is not None and run.prunes:
-                checkpoint.prune(run.folder, settings.keep, options)
+                history.prune(run.folder, settings.keep, options)
         model.train()
         meters = Meters()
     if log is not None:
@@ -181,7 +178,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 def no_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager[Any]:
     """DDP reduces gradients on the last micro-batch of a step only."""
-    return getattr(model, "no_sync")() if skip and hasattr(model, "no_sync") else contextlib.nullcontext()
+    return model.no_sync() if skip and hasattr(model, "no_sync") else contextlib.nullcontext()
 
 
 def reduce_sum(value: Tensor, world: int) -> Tensor:
@@ -226,9 +223,7 @@ def term_means(sums: dict[str, float], prefix: str = "") -> dict[str, Any]:
         count = sums[f"{name}/count"]
         row[f"{prefix}loss_{name}"] = sums[f"{name}/sum"] / count if count else None
     if "mcp_tokens" in sums:
-        row[f"{prefix}mcp_accuracy"] = (
-            sums["mcp_correct"] / sums["mcp_tokens"] if sums["mcp_tokens"] else None
-        )
+        row[f"{prefix}mcp_accuracy"] = sums["mcp_correct"] / sums["mcp_tokens"] if sums["mcp_tokens"] else None
     return row
 
 
@@ -271,6 +266,4 @@ class ErrorBudget:
         bad, rows = (sum(column) for column in zip(*self.recent, strict=True))
         if rows >= self.least and bad > self.limit * rows:
             expected = f"<= data.max_error_share = {self.limit:.1%} of {rows} rows"
-            raise UserError(
-                "quarantined rows", bad, expected, "See errors.jsonl in the run folder for each reason."
-            )
+            raise UserError("quarantined rows", bad, expected, "See errors.jsonl in the run folder for each reason.")

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from jala_ray import storage
-from jala_ray.config import DataConfig, RunConfig, check, diff, from_dict
+from jala_ray.config import DataConfig, RunConfig, TokenizerRunConfig, check
 from jala_ray.data.assets import Assets
 from jala_ray.data.plan import Plan
 from jala_ray.data.source import Source
 from jala_ray.data.steps import StepBuilder
+from jala_ray.parsing import diff, from_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training.build import build_assets
 from jala_ray.types import DOMAINS, ConfigError, Domain, Split
@@ -38,11 +39,11 @@ RESUMABLE = (
 """Settings that may change between the attempts of one run, because they don't touch its numbers."""
 
 
-def storage_options(config: RunConfig) -> StorageOptions:
+def storage_options(config: RunConfig | TokenizerRunConfig) -> StorageOptions:
     return StorageOptions(endpoint_url=config.storage.endpoint_url, region=config.storage.region)
 
 
-def run_folder(config: RunConfig) -> str:
+def run_folder(config: RunConfig | TokenizerRunConfig) -> str:
     """Address of the run's folder; local roots become absolute, so that workers in other folders find it."""
     root = config.storage.root
     return storage.join(root if storage.is_s3(root) else str(Path(root).absolute()), config.name)
@@ -59,9 +60,7 @@ def prepare(config: RunConfig) -> str:
     storage.probe(folder, options)
     written = storage.join(folder, "config.json")
     if storage.exists(written, options):
-        refuse_other_run(
-            from_dict(RunConfig, json.loads(storage.read_bytes(written, options))), config, folder
-        )
+        refuse_other_run(from_dict(RunConfig, json.loads(storage.read_bytes(written, options))), config, folder)
     assets = storage.join(folder, "assets")
     if not storage.is_committed(assets, options):
         with tempfile.TemporaryDirectory() as scratch:
@@ -70,7 +69,21 @@ def prepare(config: RunConfig) -> str:
     return assets
 
 
-def refuse_other_run(old: RunConfig, new: RunConfig, folder: str) -> None:
+def prepare_tokenizer(config: TokenizerRunConfig) -> tuple[str, StorageOptions]:
+    """As `prepare`, for a tokenizer's run; returns its folder and the storage's options."""
+    if not config.manifests:
+        raise ConfigError("manifests", config.manifests, "at least one manifest", "Pass --manifests PATH [PATH ...].")
+    options, folder = storage_options(config), run_folder(config)
+    os.environ.update(storage.worker_env(options))
+    storage.probe(folder, options)
+    written = storage.join(folder, "config.json")
+    if storage.exists(written, options):
+        old = from_dict(TokenizerRunConfig, json.loads(storage.read_bytes(written, options)))
+        refuse_other_run(old, config, folder)
+    return folder, options
+
+
+def refuse_other_run(old: object, new: object, folder: str) -> None:
     """A run folder continues one run: settings that change its numbers must be the same."""
     changed = {k: v for k, v in diff(old, new).items() if not k.startswith(RESUMABLE)}
     if changed:

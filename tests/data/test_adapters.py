@@ -16,7 +16,7 @@ from jala_ray.data.adapters.base import pieces, split_of
 from jala_ray.data.adapters.video_folder import read_captions
 from jala_ray.data.adapters.vitra import instructed_ranges, read_episode
 from jala_ray.data.manifest import Manifest, Rejection, write_manifest
-from jala_ray.hands.camera import project
+from jala_ray.hands.camera import project, transform_points
 from jala_ray.hands.joints import MANO_PARENTS, convert_joints
 from jala_ray.hands.mano import ManoHand
 from jala_ray.hands.resample import chunk_features
@@ -76,24 +76,17 @@ def test_vitra_motion_is_in_the_first_camera(vitra_clip, episode):
     np.testing.assert_allclose(right.wrist, wrist, atol=1e-6)
     rot = world_to_first[:3, :3] @ truth["global_orient_worldspace"]
     np.testing.assert_allclose(Rotation.from_rotvec(right.rot).as_matrix(), rot, atol=1e-6)
-    again = (
-        np.einsum("tij,tj->ti", vitra_clip.extrinsics[..., :3], right.wrist) + vitra_clip.extrinsics[..., 3]
-    )
-    np.testing.assert_allclose(
-        again, truth["joints_camspace"][:, 0], atol=1e-6
-    )  # back to each frame's camera
-    assert (
-        np.linalg.norm(right.wrist - truth["transl_camspace"], axis=1).min() > 0.05
-    )  # MANO's transl is not it
+    back = transform_points(vitra_clip.extrinsics, right.wrist)  # in each frame's own camera
+    np.testing.assert_allclose(back, truth["joints_camspace"][:, 0], atol=1e-6)
+    offset = np.linalg.norm(back - truth["transl_camspace"], axis=1)
+    assert offset.min() > 0.1  # MANO's transl is not the wrist
     pixels = project(vitra_clip.camera, right.wrist[:1].astype(float))[0]
     assert 0 < pixels[0] < 480 and 0 < pixels[1] < 400  # on the picture or just below it
 
 
 def test_vitra_finger_rotations_are_absolute_and_local(vitra_clip, episode):
     """Undone through the kinematic chain, every measured bone keeps one direction over the whole episode."""
-    joints = convert_joints(
-        episode["right"]["joints_camspace"].astype(float), source="mediapipe", target="mano"
-    )
+    joints = convert_joints(episode["right"]["joints_camspace"].astype(float), source="mediapipe", target="mano")
     track = vitra_clip.hands[Hand.RIGHT]
     local = Rotation.from_rotvec(track.theta.reshape(-1, 3)).as_matrix().reshape(-1, 15, 3, 3)
     to_camera = vitra_clip.extrinsics[..., :3].astype(float)
@@ -172,13 +165,9 @@ def test_arctic_clip_and_its_fit(arctic):
     for side in Hand:
         track = clip.hands[side]
         hand = ManoHand.load(None, side)
-        matrices = (
-            axis_angle_to_matrix(torch.from_numpy(track.theta)),
-            axis_angle_to_matrix(torch.from_numpy(track.rot)),
-        )
-        fitted = hand.joints(
-            *matrices, torch.from_numpy(track.wrist), torch.from_numpy(track.beta).expand(len(track.rot), 10)
-        )
+        theta, rot, wrist, beta = map(torch.from_numpy, (track.theta, track.rot, track.wrist, track.beta))
+        turns = axis_angle_to_matrix(theta), axis_angle_to_matrix(rot)
+        fitted = hand.joints(*turns, wrist, beta.expand(len(rot), 10))
         given = joints[f"joints_{side.name.lower()}"] @ to_camera[:, :3].T + to_camera[:, 3]
         error = np.linalg.norm(fitted.numpy() - given, axis=-1).mean()
         assert error < 0.004, f"{side.name}: {1000 * error:.1f} mm"

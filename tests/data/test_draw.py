@@ -33,7 +33,9 @@ def test_masking_statistics() -> None:
         after.extend(chance.masked[later].mean(axis=-1))
         assert (chance.scored == chance.masked).all()
         assert chance.masked[hand, time].any()
-        assert (chance.aligned[hand, time] == chance.masked[hand, time]).all() and chance.aligned.sum() == chance.aligned[hand, time].sum()
+        assert (
+            chance.aligned[hand, time] == chance.masked[hand, time]
+        ).all() and chance.aligned.sum() == chance.aligned[hand, time].sum()
     assert np.abs(targets / trials - 1 / (2 * n)).max() < 0.02
     assert np.mean(after) == pytest.approx(0.05, abs=0.003)
     edges = np.linspace(0.0, 1.0, 11)

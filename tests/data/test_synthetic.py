@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -39,8 +40,8 @@ TINY = WorldConfig(
     wild_val=1,
     labelled_share=0.5,
     seconds=(1, 1.6),
-    width=96,
-    height=72,
+    width=64,
+    height=48,
 )
 MANY = WorldConfig(seed=3, lab_train=40, lab_val=8, wild_train=40, wild_val=12, seconds=(1, 5))
 
@@ -70,7 +71,7 @@ def world(tmp_path_factory) -> Path:
 def test_sets_are_disjoint_complete_and_leave_no_value_unseen():
     every = list_compositions()
     sets = split_compositions(every, seed=5)
-    assert sorted(sum(sets.values(), [])) == sorted(every)
+    assert sorted(c for members in sets.values() for c in members) == sorted(every)
     cells = {name: {(c.verb, c.target) for c in sets[name]} for name in COMPOSITION_SETS}
     assert not cells["seen"] & cells["held_out"] and not cells["seen"] & cells["wild_only"]
     assert not cells["wild_only"] & cells["held_out"]
@@ -153,46 +154,41 @@ def test_states_validity_and_time():
                 partial += not hand.valid.all()
         untracked_beside_labelled += set(states) == {HandState.UNTRACKED, HandState.LABELLED}
         labelled = chunk_features(clip)[1]
-        lost_chunks += sum(
-            int((~labelled[side]).sum()) for side in Hand if states[side] == HandState.LABELLED
-        )
+        lost_chunks += sum(int((~labelled[side]).sum()) for side in Hand if states[side] == HandState.LABELLED)
     assert partial >= 5 and lost_chunks >= 5 and untracked_beside_labelled >= 2
 
 
 def test_projected_joints_land_on_the_rendered_hand():
     """Clip poses (first camera) -> FK -> extrinsics -> intrinsics, against the pixels that were drawn."""
-    config = replace(MANY, labelled_share=1.0, seconds=(1.5, 2.5))
+    config = replace(MANY, labelled_share=1.0, seconds=(1, 2))
     models = load_pair()
     hits = total = 0
     moved = []
-    for plan in plan_world(config)[::9]:
+    for plan in plan_world(config)[::8]:
         clip, animation = make_clip(config, plan, "clip.mp4"), animate_clip(config, plan)
         extrinsics = clip.extrinsics
         if len(extrinsics) == 0:
             extrinsics = np.tile(np.eye(3, 4, dtype=np.float32), (plan.frames, 1, 1))
         moved.append(np.abs(extrinsics[-1] - np.eye(3, 4)).max())
-        labels = [image.labels for image in animation.render()]
+        frames = range(0, plan.frames, 8)
+        labels = {t: image.labels for t, image in zip(frames, animation.render(frames), strict=True)}
         for side, hand in zip(Hand, clip.hands, strict=True):
             if hand.state != HandState.LABELLED:
                 continue
             joints = models[side].joints(
                 *(_tensor(a) for a in (_matrix(hand.theta), _matrix(hand.rot), hand.wrist, hand.beta))
             )
-            for t in np.flatnonzero(hand.valid)[::6]:
+            for t in (t for t in frames if hand.valid[t]):
                 assert clip.camera is not None
                 pixels = project(clip.camera, transform_points(extrinsics[t], joints[t].numpy()))
                 mask = labels[t] == HAND_LABELS[side]
                 other = (labels[t] > 0) & ~mask  # an arm, an object or the other hand may hide a joint
+                height, width = mask.shape
                 for u, v in np.floor(pixels).astype(int):
-                    box = np.s_[max(v - 1, 0) : v + 2, max(u - 1, 0) : u + 2]
-                    if (
-                        0 <= u < mask.shape[1]
-                        and 0 <= v < mask.shape[0]
-                        and (mask[box].any() or not other[v, u])
-                    ):
-                        hits += mask[box].any()
+                    if 0 <= u < width and 0 <= v < height and not other[v, u]:
+                        hits += mask[max(v - 1, 0) : v + 2, max(u - 1, 0) : u + 2].any()
                         total += 1
-    assert total > 1000 and hits / total > 0.97
+    assert total > 800 and hits / total > 0.97
     assert min(moved) == 0 and max(moved) > 0.05  # a tripod and a moving head were among them
 
 
@@ -210,8 +206,8 @@ def _tensor(array: np.ndarray):
 
 
 def test_motion_shows_between_all_boundaries():
-    """Every chunk moves the wrist or closes the fingers, in the world frame (camera motion does not count)."""
-    config = replace(MANY, lab_train=120, wild_train=120, seconds=(2, 6))
+    """Every chunk moves the wrist or closes the fingers, in the world frame: camera motion does not count."""
+    config = replace(MANY, lab_train=80, wild_train=80, seconds=(2, 6))
     moves = []
     for plan in plan_world(config):
         animation = animate_clip(config, plan)
@@ -227,23 +223,21 @@ def test_motion_shows_between_all_boundaries():
 
 
 def test_boundary_frames_differ_where_the_hand_is():
-    config = replace(
-        MANY, lab_train=10, lab_val=0, wild_train=0, wild_val=0, seconds=(2, 3), width=128, height=96
-    )
+    config = replace(MANY, lab_train=8, lab_val=0, wild_train=0, wild_val=0, seconds=(2, 3))
+    config = replace(config, width=128, height=96)
     changes = []
     for plan in plan_world(config):
-        images = list(animate_clip(config, plan).render())
-        time_s = np.arange(plan.frames) / plan.fps
-        index = [at_boundary(time_s, plan.time_scale, i) for i in range(plan.n_chunks + 1)]
-        for a, b in zip(index[:-1], index[1:], strict=True):
-            hand = np.isin(images[a].labels, list(HAND_LABELS.values()))
+        animation = animate_clip(config, plan)
+        index = [at_boundary(animation.time_s, plan.time_scale, i) for i in range(plan.n_chunks + 1)]
+        for a, b in pairwise(animation.render(index)):
+            hand = np.isin(a.labels, list(HAND_LABELS.values()))
             assert hand.sum() > 60
-            changes.append(np.abs(images[a].rgb[hand].astype(int) - images[b].rgb[hand]).mean())
+            changes.append(np.abs(a.rgb[hand].astype(int) - b.rgb[hand]).mean())
     assert np.min(changes) > 4 and np.median(changes) > 12
 
 
 def test_factors_change_the_motion():
-    """From one start, each factor alone moves the path of the hand by centimetres (hand choice: another hand)."""
+    """From one start, each factor alone moves the path of the hand by centimetres."""
     base = Composition("push", "far_left", "large", "fast", "right")
     time_s = np.arange(0, 3, 1 / 15)
 
@@ -272,7 +266,7 @@ def test_world_on_disk(world):
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
             assert container.streams.video[0].average_rate == clip.fps
         assert len(frames) == round((clip.end_s - clip.start_s) * clip.fps)
-        assert frames[0].shape == (72, 96, 3)
+        assert frames[0].shape == (48, 64, 3)
     record = json.loads((world / "world.json").read_text())
     assert [c["clip_id"] for c in record["clips"]] == [clip.clip_id for clip in manifest]
 
@@ -280,11 +274,8 @@ def test_world_on_disk(world):
 def test_same_configuration_gives_the_same_bytes(world, tmp_path):
     generate(tmp_path, TINY)
     assert digests(tmp_path) == digests(world)
-    other = plan_world(replace(TINY, seed=1))[0]
-    assert (
-        make_clip(replace(TINY, seed=1), other, "x").instructions
-        != make_clip(TINY, plan_world(TINY)[0], "x").instructions
-    )
+    a, b = (make_clip(c, plan_world(c)[0], "clip.mp4") for c in (TINY, replace(TINY, seed=1)))
+    assert a.instructions != b.instructions and len(a.pose_time_s) != len(b.pose_time_s)
 
 
 def test_rerun_keeps_repairs_and_refuses(world, tmp_path):

@@ -95,9 +95,7 @@ def test_projection_is_kinematics_then_extrinsics_then_pinhole(video):
         Rotation.from_rotvec(track.rot[t]).as_matrix(),
     )
     theta, rot, wrist, beta = (torch.as_tensor(a).float() for a in (*matrices, track.wrist[t], track.beta))
-    points = (
-        hand(theta, rot, wrist, beta).joints.numpy() @ clip.extrinsics[t, :, :3].T + clip.extrinsics[t, :, 3]
-    )
+    points = hand(theta, rot, wrist, beta).joints.numpy() @ clip.extrinsics[t, :, :3].T + clip.extrinsics[t, :, 3]
     assert np.allclose(px, 150 * points[:, :2] / points[:, 2:] + [80, 60], atol=1e-3)
 
 

@@ -6,10 +6,11 @@ from statistics import median
 
 import pytest
 
-from jala_ray.config import RunConfig, override, to_dict
+from jala_ray.config import RunConfig
 from jala_ray.evaluation import html, quality
 from jala_ray.evaluation.figures import MAX_POINTS, Chart, Line, smoothed, thin
 from jala_ray.evaluation.report import main, write_pretrain_report, write_tokenizer_report
+from jala_ray.parsing import override, to_dict
 from jala_ray.types import UserError
 
 SECTIONS = (
@@ -72,9 +73,7 @@ class Page(HTMLParser):
         return next(text for text in self.tiles if text.startswith(name + " "))
 
     def figure(self, title):
-        name = re.search(
-            rf'id="([^"]+)" class="chart" role="img" aria-label="{re.escape(title)}"', self.source
-        )
+        name = re.search(rf'id="([^"]+)" class="chart" role="img" aria-label="{re.escape(title)}"', self.source)
         assert name, f"no chart {title}"
         return self.figures[name[1]]
 
@@ -118,9 +117,7 @@ def run_dir(tmp_path):
     (folder / "checkpoints" / "step_40").mkdir(parents=True)
     config = override(RunConfig(name="tiny"), {"train.steps": 40, "train.batch": 8})
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
-    (folder / "environment.json").write_text(
-        json.dumps({"command": ["python", "jobs/x.py", "a b"], "seed": 7})
-    )
+    (folder / "environment.json").write_text(json.dumps({"command": ["python", "jobs/x.py", "a b"], "seed": 7}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metric_rows()))
     errors = [{"clip_id": f"clip{i}", "field": "video", "reason": "no such <file>"} for i in range(60)]
     (folder / "errors.jsonl").write_text("".join(json.dumps(row) + "\n" for row in errors))
@@ -175,9 +172,7 @@ def test_logged_samples_win_over_steps_times_batch(run_dir):
 def test_charts_hold_the_logged_values(run_dir):
     page = Page(write_pretrain_report(run_dir))
     raw, soft = page.figure("Description text")["data"]
-    assert raw["x"] == list(range(1, 41, 2)) and raw["y"] == pytest.approx(
-        [2.0 / s for s in range(1, 41, 2)], rel=1e-5
-    )
+    assert raw["x"] == list(range(1, 41, 2)) and raw["y"] == pytest.approx([2.0 / s for s in range(1, 41, 2)], rel=1e-5)
     assert soft["meta"] == "smooth" and len(soft["y"]) == 20
     lab, wild = page.figure("Masked chunk prediction") and [
         t for f in page.figures.values() for t in f["data"] if t["name"] in ("Lab", "Wild")
@@ -282,9 +277,9 @@ def test_nothing_from_the_run_becomes_markup(run_dir):
 
 
 def test_elements_escape_text_and_attributes():
-    assert html.el(
-        "p", "<b>", html.el("i", "&"), None, ["x"], class_='a"b', data_x=1, hidden=True, id=None
-    ) == ('<p class="a&quot;b" data-x="1" hidden>&lt;b&gt;<i>&amp;</i>x</p>')
+    assert html.el("p", "<b>", html.el("i", "&"), None, ["x"], class_='a"b', data_x=1, hidden=True, id=None) == (
+        '<p class="a&quot;b" data-x="1" hidden>&lt;b&gt;<i>&amp;</i>x</p>'
+    )
 
 
 QUALITY = {
@@ -301,9 +296,7 @@ QUALITY = {
 
 def test_tokenizer_report(run_dir):
     (run_dir / "quality.json").write_text(json.dumps(QUALITY))
-    append(
-        run_dir, {"step": 41, "loss_rec_wrist": 0.5, "dead_codes": 3}, {"step": 42, "loss_rec_wrist": 0.25}
-    )
+    append(run_dir, {"step": 41, "loss_rec_wrist": 0.5, "dead_codes": 3}, {"step": 42, "loss_rec_wrist": 0.25})
     page = Page(write_tokenizer_report(run_dir))
     assert "0.815 cm" in re.sub(r" +", " ", page.tile("MPJPE"))
     assert "2.50 degrees" in re.sub(r" +", " ", page.tile("Wrist rotation"))

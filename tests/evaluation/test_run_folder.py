@@ -72,9 +72,7 @@ def test_a_row_without_a_step_is_an_error_that_names_it(tmp_path, bad):
 
 
 def test_half_a_line_is_left_out_and_told(tmp_path):
-    write(
-        tmp_path / "metrics.jsonl", {"step": 1, "loss": 1.0}, '{"step": 2, "lo', {"step": 3, "loss": 0.5}, "7"
-    )
+    write(tmp_path / "metrics.jsonl", {"step": 1, "loss": 1.0}, '{"step": 2, "lo', {"step": 3, "loss": 0.5}, "7")
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
     assert read_run(tmp_path).torn == ["metrics.jsonl:2", "metrics.jsonl:4"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jala_ray.hands.convert import RestrictedUnpickler
+from jala_ray.hands.unpickle import RestrictedUnpickler
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ CAMERA = Camera(600.0, 620.0, 330.0, 250.0, 640, 480)
 
 def random_rigid(n: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return np.concatenate([Rotation.random(n, random_state=seed).as_matrix(), rng.normal(size=(n, 3, 1))], -1)
+    return np.concatenate([Rotation.random(n, rng=rng).as_matrix(), rng.normal(size=(n, 3, 1))], -1)
 
 
 def test_projection_is_the_pinhole_formula() -> None:
@@ -31,12 +31,10 @@ def test_points_behind_the_camera_have_no_pixel() -> None:
 
 
 def test_scaling_moves_every_pixel_with_the_image() -> None:
-    points = np.random.default_rng(0).normal(size=(20, 3)) + [0, 0, 5]
+    points = np.random.default_rng(0).normal(loc=(0, 0, 5), size=(20, 3))
     small = cam.scale_camera(CAMERA, 448, 448)
     assert (small.width, small.height) == (448, 448)
-    np.testing.assert_allclose(
-        cam.project(small, points), cam.project(CAMERA, points) * [448 / 640, 448 / 480]
-    )
+    np.testing.assert_allclose(cam.project(small, points), cam.project(CAMERA, points) * [448 / 640, 448 / 480])
     with pytest.raises(UserError, match="camera size"):
         cam.scale_camera(CAMERA, 0, 10)
 
@@ -54,9 +52,7 @@ def test_inverse_and_composition() -> None:
     points = np.random.default_rng(2).normal(size=(5, 21, 3))
     both = cam.transform_points(cam.compose_rigid(a, b), points)
     np.testing.assert_allclose(both, cam.transform_points(a, cam.transform_points(b, points)))
-    np.testing.assert_allclose(
-        cam.transform_points(cam.invert_rigid(a), cam.transform_points(a, points)), points
-    )
+    np.testing.assert_allclose(cam.transform_points(cam.invert_rigid(a), cam.transform_points(a, points)), points)
     np.testing.assert_allclose(cam.transform_points(a, points)[:, 0], cam.transform_points(a, points[:, 0]))
 
 

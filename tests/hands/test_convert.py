@@ -1,6 +1,8 @@
 """convert-mano: pickles that look like MANO's are read, and nothing a pickle asks for is run."""
 
+import os
 import pickle
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -12,6 +14,7 @@ import scipy.sparse
 from jala_ray.hands.__main__ import main
 from jala_ray.hands.convert import convert_mano
 from jala_ray.hands.mano import ASSET_SHAPES, ManoHand, load_asset
+from jala_ray.hands.unpickle import RestrictedUnpickler
 from jala_ray.types import Hand, UserError
 
 
@@ -34,19 +37,15 @@ def official_fields(side: Hand) -> dict:
 @pytest.fixture
 def chumpy(monkeypatch) -> types.SimpleNamespace:
     """Classes that pickle under chumpy's names; gone again before anything is read."""
-    ch, reordering, root = (
-        types.ModuleType("chumpy.ch"),
-        types.ModuleType("chumpy.reordering"),
-        types.ModuleType("chumpy"),
-    )
-    ch.Ch = type("Ch", (), {"__module__": "chumpy.ch"})
-    reordering.Select = type("Select", (), {"__module__": "chumpy.reordering"})
+    root, ch, reordering = (types.ModuleType(f"chumpy{name}") for name in ("", ".ch", ".reordering"))
+    setattr(ch, "Ch", type("Ch", (), {"__module__": "chumpy.ch"}))  # noqa: B010
+    setattr(reordering, "Select", type("Select", (), {"__module__": "chumpy.reordering"}))  # noqa: B010
     for module in (root, ch, reordering):
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
     def make_ch(x: np.ndarray) -> object:
         made = ch.Ch()
-        made.__dict__.update(x=x, _dirty_vars=set() if False else None)
+        made.__dict__.update(x=x, _dirty_vars=None)
         return made
 
     def make_select(x: np.ndarray) -> object:
@@ -69,9 +68,7 @@ def write(path: Path, content: object, protocol: int = 2) -> Path:
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 @pytest.mark.parametrize("side", Hand)
-def test_an_official_looking_pickle_becomes_a_working_npz(
-    tmp_path, chumpy, side: Hand, protocol: int
-) -> None:
+def test_an_official_looking_pickle_becomes_a_working_npz(tmp_path, chumpy, side: Hand, protocol: int) -> None:
     fields = official_fields(side)
     fields["shapedirs"] = chumpy.select(fields["shapedirs"].astype(np.float64))
     fields["posedirs"] = chumpy.ch(fields["posedirs"].astype(np.float64))
@@ -120,26 +117,22 @@ class Malicious:
 
 
 def test_malicious_pickles_are_refused_and_not_run(tmp_path) -> None:
-    import os
-    import subprocess
-
     witness = tmp_path / "witness"
+    source = tmp_path / "MANO_RIGHT.pkl"
     attacks = [
         Malicious(os.system, f"touch {witness}"),
         Malicious(subprocess.check_call, ["touch", str(witness)]),
         Malicious(eval, f"open({str(witness)!r}, 'w')"),
         Malicious(exec, f"open({str(witness)!r}, 'w')"),
-        Malicious(getattr, np, "save"),
+        Malicious(getattr, "text", "upper"),
         Malicious(np.save, str(witness), np.zeros(3)),
         Malicious(np.fromfile, "/etc/hostname"),
         Malicious(scipy.sparse.load_npz, str(witness)),
         Malicious(os.getenv, "HOME"),
     ]
     for attack in attacks:
-        source = write(tmp_path / "MANO_RIGHT.pkl", official_fields(Hand.RIGHT) | {"extra": attack})
-        with pytest.raises(
-            UserError, match=r"refused: the pickle asks for \w+(\.\w+)+, which MANO does not need"
-        ):
+        write(source, official_fields(Hand.RIGHT) | {"extra": attack})
+        with pytest.raises(UserError, match=r"refused: the pickle asks for \w+(\.\w+)+; only arrays are read"):
             convert_mano(source)
     # Names with dots would walk through an allowed module's attributes.
     source.write_bytes(b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__init__\x93.")
@@ -148,11 +141,55 @@ def test_malicious_pickles_are_refused_and_not_run(tmp_path) -> None:
     assert not witness.exists()
 
 
-def test_stand_ins_are_all_that_copyreg_may_build(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"ccopy_reg\n_reconstructor\n(cnumpy\nndarray\nc__builtin__\nobject\nNtR.", "will not build"),
+        # numpy itself would read any address here, and crash.
+        (b"cnumpy\nndarray\n((I1\ntVO\nVAAAAAAAA\ntR.", "takes no arguments"),
+        (b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(VO\ntRVAAAAAAAA\ntR.", "plain dtype"),
+        (b"cnumpy\ndtype\n(VV8\ntR.", "dtype 'V8'"),
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\n(c__builtin__\nobject\n(I0\ntVb\ntR.",
+            "will not build an array",
+        ),
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR"
+            b"(I1\n(I1\ntcnumpy\ndtype\n(VO8\ntRI00\nVAAAAAAAA\ntb.",
+            "array content of type bytes",
+        ),
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR"
+            b"(I1\n(I99\ntcnumpy\ndtype\n(VO8\ntRI00\n(lp0\ntb.",
+            "array content for 0 numbers",
+        ),
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR"
+            b"(I1\n(I99\ntcnumpy\ndtype\n(Vf8\ntRI00\nVAAAAAAAA\ntb.",
+            r"array content for 1 numbers, shape \(99,\)",
+        ),
+    ],
+)
+def test_numpy_is_never_handed_unchecked_bytes(tmp_path, body: bytes, message: str) -> None:
     source = tmp_path / "MANO_RIGHT.pkl"
-    source.write_bytes(b"ccopy_reg\n_reconstructor\n(cnumpy\nndarray\nc__builtin__\nobject\nNtR.")
-    with pytest.raises(UserError, match="refused: will not build"):
+    source.write_bytes(body)
+    with pytest.raises(UserError, match=f"refused: .*{message}"):
         convert_mano(source)
+
+
+def test_nested_content_comes_back_as_plain_arrays(tmp_path) -> None:
+    content = {
+        "a": [np.arange(6.0).reshape(2, 3).T, (np.int64(3), "text")],
+        "b": np.array({"c": np.eye(2)}, object),
+    }
+    for protocol in (2, 5):
+        with write(tmp_path / "a.pkl", content, protocol).open("rb") as file:
+            read = RestrictedUnpickler(file).load()
+        array, (number, text) = read["a"]
+        assert type(array) is np.ndarray and type(read["b"].item()["c"]) is np.ndarray
+        np.testing.assert_array_equal(array, content["a"][0])
+        assert number == 3 and text == "text"
+        pickle.loads(pickle.dumps(read))
 
 
 def test_what_is_not_a_mano_pickle_is_named(tmp_path, capsys) -> None:

@@ -10,7 +10,7 @@ from jala_ray.types import Hand, HandState, HandTrack, UserError
 
 
 def random_pose(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    rotations = torch.from_numpy(Rotation.random(n * 16, random_state=0).as_matrix()).reshape(n, 16, 3, 3)
+    rotations = torch.from_numpy(Rotation.random(n * 16, rng=np.random.default_rng(0)).as_matrix()).reshape(n, 16, 3, 3)
     return rotations[:, 1:], rotations[:, 0], torch.randn(n, 3, dtype=torch.float64)
 
 
@@ -33,8 +33,7 @@ def test_layout_is_wrist_rotation_then_position_then_fingers() -> None:
 
 
 def test_left_fingers_are_mirrored_and_the_left_wrist_is_not() -> None:
-    """A left hand that mirrors a right hand has the right hand's finger features, and its own wrist features.
-    """
+    """A left hand that mirrors a right hand has the right hand's finger features."""
     vector = np.random.default_rng(0).normal(size=(5, 15, 3))
     right = torch.from_numpy(Rotation.from_rotvec(vector.reshape(-1, 3)).as_matrix()).reshape(5, 15, 3, 3)
     mirrored = Rotation.from_rotvec((vector * [1, -1, -1]).reshape(-1, 3)).as_matrix()
@@ -49,8 +48,8 @@ def test_left_fingers_are_mirrored_and_the_left_wrist_is_not() -> None:
 def track(valid: list[bool]) -> HandTrack:
     t = len(valid)
     rng = np.random.default_rng(1)
-    arrays = (rng.normal(size=shape).astype(np.float32) for shape in ((t, 15, 3), (t, 3), (t, 3)))
-    return HandTrack(HandState.LABELLED, np.array(valid), *arrays)
+    theta, rot, wrist = (rng.normal(size=s).astype(np.float32) for s in ((t, 15, 3), (t, 3), (t, 3)))
+    return HandTrack(HandState.LABELLED, np.array(valid), theta, rot, wrist)
 
 
 def test_clip_features_zeroes_invalid_frames_whatever_they_hold() -> None:

@@ -12,7 +12,7 @@ from jala_ray.hands.joints import (
     convert_joints,
     joint_permutation,
 )
-from jala_ray.hands.convert import RestrictedUnpickler
+from jala_ray.hands.unpickle import RestrictedUnpickler
 from jala_ray.types import UserError
 
 
@@ -34,9 +34,7 @@ def test_mediapipe_to_mano_is_the_known_table() -> None:
     expected = [0, 5, 6, 7, 9, 10, 11, 17, 18, 19, 13, 14, 15, 1, 2, 3, 4, 8, 12, 16, 20]
     assert joint_permutation("mediapipe", "mano") == expected
     points = torch.randn(2, 5, 21, 3)
-    torch.testing.assert_close(
-        convert_joints(points, source="mediapipe", target="mano"), points[..., expected, :]
-    )
+    torch.testing.assert_close(convert_joints(points, source="mediapipe", target="mano"), points[..., expected, :])
 
 
 def test_every_bone_stays_within_one_finger() -> None:

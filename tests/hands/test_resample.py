@@ -18,11 +18,9 @@ RATE = np.array([0.3, -0.2, 0.5])
 
 def steady_track(time_s: np.ndarray, valid: np.ndarray | None = None) -> HandTrack:
     t = np.asarray(time_s)[:, None]
-    fingers = np.repeat((t * RATE[::-1])[:, None], 15, 1)
+    fingers = np.repeat((t * RATE[::-1])[:, None], 15, 1).astype(np.float32)
     valid = np.ones(len(t), bool) if valid is None else valid
-    return HandTrack(
-        HandState.LABELLED, valid, *(a.astype(np.float32) for a in (fingers, t * RATE, t * RATE))
-    )
+    return HandTrack(HandState.LABELLED, valid, fingers, (t * RATE).astype(np.float32), (t * RATE).astype(np.float32))
 
 
 def steady_clip(fps: float, seconds: float, time_scale: float, **changes: object) -> Clip:
@@ -58,8 +56,7 @@ def test_interpolates_rotation_and_position_at_any_time() -> None:
 
 
 def test_rotations_take_the_short_way_like_scipy_slerp() -> None:
-    """Axis-angle vectors on both sides of the seam at pi are near each other on the sphere, far as vectors.
-    """
+    """Axis-angle vectors on both sides of the seam at pi are near as rotations, far as vectors."""
     ends = np.array([[0, 0, 3.1], [0, 0, -3.1]])
     time = np.array([0.0, 0.1])
     source = HandTrack(
@@ -114,12 +111,12 @@ def test_no_frames_or_no_samples() -> None:
 def test_bad_tracks_are_named() -> None:
     time = np.arange(4) / 30
     source = steady_track(time)
-    with pytest.raises(UserError, match=r"track.valid: got \(4,\), expected shape \(5,\)"):
+    with pytest.raises(UserError, match=r"track\.valid: got \(4,\), expected shape \(5,\)"):
         resample_track(source, np.arange(5) / 30, time)
     with pytest.raises(UserError, match="time_s: got 'not ascending'"):
         resample_track(source, time[::-1], time)
     source.theta[2, 3, 1] = np.nan
-    with pytest.raises(UserError, match="track.theta of frame 2"):
+    with pytest.raises(UserError, match=r"track\.theta of frame 2"):
         resample_track(source, time, time)
 
 

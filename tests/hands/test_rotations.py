@@ -32,7 +32,7 @@ def test_both_ways_agree_with_scipy(angle: float) -> None:
 
 
 def test_quaternions_agree_with_scipy() -> None:
-    matrix = torch.from_numpy(Rotation.random(500, random_state=0).as_matrix())
+    matrix = torch.from_numpy(Rotation.random(500, rng=np.random.default_rng(0)).as_matrix())
     expected = Rotation.from_matrix(matrix.numpy()).as_quat(canonical=True, scalar_first=True)
     np.testing.assert_allclose(rot.matrix_to_quaternion(matrix).numpy(), expected, atol=1e-10)
 
@@ -55,7 +55,7 @@ def test_gradient_of_the_round_trip_is_the_identity(angle: float) -> None:
 
 
 def test_6d_is_the_first_two_columns_and_maps_back() -> None:
-    matrix = torch.from_numpy(Rotation.random(40, random_state=1).as_matrix()).reshape(4, 10, 3, 3)
+    matrix = torch.from_numpy(Rotation.random(40, rng=np.random.default_rng(1)).as_matrix()).reshape(4, 10, 3, 3)
     six = rot.matrix_to_6d(matrix)
     assert six.shape == (4, 10, 6)
     torch.testing.assert_close(six[..., :3], matrix[..., :, 0])
@@ -73,7 +73,7 @@ def test_gram_schmidt_keeps_the_first_column_and_gives_a_rotation() -> None:
 
 
 def test_projection_finds_the_nearest_rotation() -> None:
-    exact = torch.from_numpy(Rotation.random(100, random_state=2).as_matrix())
+    exact = torch.from_numpy(Rotation.random(100, rng=np.random.default_rng(2)).as_matrix())
     noisy = exact + 0.1 * torch.randn(100, 3, 3, dtype=torch.float64)
     found = rot.project_to_rotation(noisy)
     torch.testing.assert_close(torch.linalg.det(found), torch.ones(100, dtype=torch.float64))
@@ -83,7 +83,7 @@ def test_projection_finds_the_nearest_rotation() -> None:
 
 
 def test_slerp_agrees_with_scipy() -> None:
-    ends = Rotation.random(2, random_state=3)
+    ends = Rotation.random(2, rng=np.random.default_rng(3))
     times = np.linspace(0, 1, 11)
     expected = Slerp([0, 1], ends)(times).as_matrix()
     m0, m1 = torch.from_numpy(ends.as_matrix())

@@ -125,9 +125,7 @@ def test_flex_attention_equals_dense(monkeypatch):
     )
     dense, flex = build(), build(replace(CONFIG, attention="flex_attention"))
     x, position = inputs()
-    block_mask = create_block_mask(
-        lambda b, h, q, k: (k <= q) | (k // 4 == q // 4), B, None, T, T, device="cpu"
-    )
+    block_mask = create_block_mask(lambda b, h, q, k: (k <= q) | (k // 4 == q // 4), B, None, T, T, device="cpu")
     index = torch.arange(T)
     mask = (index <= index[:, None]) | (index // 4 == index[:, None] // 4)
     mask = mask.expand(B, 1, T, T)
@@ -214,15 +212,11 @@ def test_who_gets_gradients(tied, freeze):
     backbone = build(replace(CONFIG, freeze_vision=freeze, language=language)).train()
     received = set(gradients(backbone))
     assert received == set(backbone.trainable())
-    assert {name.split(".")[0] for name in received} == set(backbone.parts()) - (
-        {"vision"} if freeze else set()
-    )
+    assert {name.split(".")[0] for name in received} == set(backbone.parts()) - ({"vision"} if freeze else set())
     assert backbone.vision.training != freeze
     unused = {id(parameter) for parameter in backbone.sometimes_unused()}
     named = dict(backbone.named_parameters())
-    assert {name.split(".")[0] for name, p in named.items() if id(p) in unused} == set(backbone.parts()) - {
-        "language"
-    }
+    assert {name.split(".")[0] for name, p in named.items() if id(p) in unused} == set(backbone.parts()) - {"language"}
     # Safetensors refuses tensors that share memory.
     assert len({t.data_ptr() for t in backbone.state_dict().values()}) == len(backbone.state_dict())
 
@@ -242,14 +236,10 @@ def test_bf16_autocast_stays_close_and_trains():
     expected = backbone(x, causal(), position)[0]
     with torch.autocast("cpu", torch.bfloat16):
         final = backbone(x, causal(), position)[0]
-        loss = (
-            backbone.lm_logits(final).float().pow(2).mean() + backbone.encode_image(tiles(1)).float().mean()
-        )
+        loss = backbone.lm_logits(final).float().pow(2).mean() + backbone.encode_image(tiles(1)).float().mean()
     loss.backward()
     assert F.cosine_similarity(final.float(), expected, dim=-1).min() > 0.99
-    assert all(
-        p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters() if p.requires_grad
-    )
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters() if p.requires_grad)
 
 
 def test_pretrained_folder_grows_to_the_tokenizer(tmp_path):

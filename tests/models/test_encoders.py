@@ -22,9 +22,7 @@ def moving_blob(n: int) -> tuple[Tensor, Tensor]:
     background = F.interpolate(torch.rand(1, 3, 9, 9, generator=generator), size=64, mode="bilinear")
     centre = 10 + 44 * torch.rand(n, 2, generator=generator)
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-    blob = torch.exp(-((x - centre[:, 0, None, None]) ** 2 + (y - centre[:, 1, None, None]) ** 2) / 72)[
-        :, None
-    ]
+    blob = torch.exp(-((x - centre[:, 0, None, None]) ** 2 + (y - centre[:, 1, None, None]) ** 2) / 72)[:, None]
     skin = torch.tensor([0.9, 0.7, 0.55])[:, None, None]
     return ((background * (1 - blob) + skin * blob) * 255).to(torch.uint8), centre
 

@@ -62,10 +62,7 @@ def test_special_ids_are_distinct_and_last(trained):
     ids = [getattr(trained, name) for name in SPECIAL_TOKENS]
     assert len(set(ids)) == len(ids)
     assert min(ids) == trained.vocab_size - len(ids) and max(ids) == trained.vocab_size - 1
-    assert (
-        trained.decode([trained.img_start, trained.img_context, trained.img_end])
-        == "<img><IMG_CONTEXT></img>"
-    )
+    assert trained.decode([trained.img_start, trained.img_context, trained.img_end]) == "<img><IMG_CONTEXT></img>"
 
 
 def test_spelled_out_special_tokens_stay_text(trained):

@@ -45,7 +45,9 @@ def test_ema_formula() -> None:
     for p, a, b in zip(lap.backbone.parameters(), start, goal, strict=True):
         torch.testing.assert_close(p, alpha**k * a + (1 - alpha**k) * b)
     torch.testing.assert_close(lsp.queries, alpha**k * queries + (1 - alpha**k) * queries_goal)
-    assert all(torch.equal(p, b) for p, b in zip(lsp.backbone.parameters(), goal, strict=True)), "LSP's backbone is not moved"
+    assert all(torch.equal(p, b) for p, b in zip(lsp.backbone.parameters(), goal, strict=True)), (
+        "LSP's backbone is not moved"
+    )
     assert torch.equal(lap.queries, queries_goal)
 
 

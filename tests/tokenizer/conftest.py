@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -32,15 +30,6 @@ def smooth_motions(count: int, seed: int) -> Tensor:
 
 
 SMALL = TokenizerConfig(width=32, groups=2, levels=2, codes=32, decay=0.95)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread(_few_threads: None) -> Iterator[None]:
-    """These tensors are too small to share out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from jala_ray.tokenizer.model import MotionTokenizer, TokenizerConfig
+from jala_ray.tokenizer.model import MotionTokenizer, ResidualBlock, TokenizerConfig
 from jala_ray.tokenizer.training import FitResult
 from jala_ray.types import CheckpointError, ConfigError, UserError
 
@@ -25,9 +25,7 @@ def make(config: TokenizerConfig = SMALL) -> MotionTokenizer:
     return MotionTokenizer(config).eval()
 
 
-@pytest.mark.parametrize(
-    ("levels", "codes", "k", "ids"), [(8, 512, 128, 8192), (2, 512, 32, 2048), (2, 64, 32, 256)]
-)
+@pytest.mark.parametrize(("levels", "codes", "k", "ids"), [(8, 512, 128, 8192), (2, 512, 32, 2048), (2, 64, 32, 256)])
 def test_sizes(levels: int, codes: int, k: int, ids: int) -> None:
     tokenizer = make(TokenizerConfig(width=8, levels=levels, codes=codes))
     assert (tokenizer.K, tokenizer.n_ids, tokenizer.n_slots, tokenizer.codes) == (k, ids, 2 * levels, codes)
@@ -69,9 +67,7 @@ def test_decode_gives_raw_features_and_normalisation_is_inside() -> None:
     ids = tokenizer.encode(features)
     tokenizer.set_stats(mean, std)
     shifted = features * std + mean
-    assert (
-        tokenizer.encode(shifted) == ids
-    ).float().mean() > 0.99  # rounding may move a code that lies on a border
+    assert (tokenizer.encode(shifted) == ids).float().mean() > 0.99  # rounding may move a code that lies on a border
     assert torch.allclose(tokenizer.decode(ids), plain * std + mean, atol=1e-5)
 
 
@@ -105,7 +101,7 @@ def test_every_frame_reaches_the_latent_and_only_near_ones_each_step() -> None:
 
 def test_short_dilated_convolutions_equal_the_full_ones() -> None:
     part = make().part("finger")
-    block = next(m for m in part.encoder if type(m).__name__ == "ResidualBlock")
+    block = next(m for m in part.encoder if isinstance(m, ResidualBlock))
     assert block.dilated.dilation == (9,)
     for frames in (4, 8, 9, 10, 16):
         x = torch.randn(2, SMALL.width, frames)
@@ -117,9 +113,7 @@ def test_an_id_outside_its_slot_is_named() -> None:
     tokenizer = make()
     ids = tokenizer.encode(torch.randn(2, 15, 99))
     ids[1, 5] = 0  # position 5 has slot 2: ids 16 to 23
-    with pytest.raises(
-        UserError, match=r"position 5 of chunk 1: got 0, expected an id in \[16, 24\) \(slot 2\)"
-    ):
+    with pytest.raises(UserError, match=r"position 5 of chunk 1: got 0, expected an id in \[16, 24\) \(slot 2\)"):
         tokenizer.decode(ids)
 
 
@@ -173,9 +167,7 @@ def test_save_and_load_are_bit_equal(trained: FitResult, held_out: Tensor, tmp_p
     for name, value in tokenizer.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
     ids = tokenizer.encode(held_out)
-    assert torch.equal(loaded.encode(held_out), ids) and torch.equal(
-        loaded.decode(ids), tokenizer.decode(ids)
-    )
+    assert torch.equal(loaded.encode(held_out), ids) and torch.equal(loaded.decode(ids), tokenizer.decode(ids))
     loaded.save(tmp_path / "again")
     assert MotionTokenizer.load(tmp_path / "again").quality == {"mpjpe_cm": 1.5}
 

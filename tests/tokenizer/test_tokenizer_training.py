@@ -38,9 +38,7 @@ def test_velocity_is_a_finite_difference() -> None:
     ramp = torch.arange(15.0).view(1, 15, 1)
     assert torch.allclose(velocity_loss(target + 0.5 * ramp, target), torch.tensor(0.5 * 0.5**2), atol=1e-5)
     other = torch.randn(4, 15, 9)
-    steps = [
-        F.smooth_l1_loss(other[:, i + 1] - other[:, i], target[:, i + 1] - target[:, i]) for i in range(14)
-    ]
+    steps = [F.smooth_l1_loss(other[:, i + 1] - other[:, i], target[:, i + 1] - target[:, i]) for i in range(14)]
     assert torch.allclose(velocity_loss(other, target), torch.stack(steps).mean())
 
 

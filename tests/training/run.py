@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from jala_ray.config import RunConfig
 from jala_ray.data.plan import Plan
 from jala_ray.data.steps import StepBuilder
-from jala_ray.training import checkpoint, setup
+from jala_ray.training import history, setup
+from jala_ray.training.ddp import distributed
 from jala_ray.training.loop import Run, train
 from tests.support import MIXED, Kind, MemorySource, OpenMemory, make_assets, make_learner, small
 
@@ -72,10 +72,10 @@ def make_run(
         steps_per_epoch=training.plan.steps_per_epoch,
         shares=lambda first: shares(training, first, config.train.steps or 0),
         validation={d: (lambda b=b: shares(b, 0, b.plan.steps_per_epoch)) for d, b in held_out.items()},
-        resume_from=checkpoint.newest(setup.run_folder(config)),
+        resume_from=history.newest(setup.run_folder(config)),
         rank=rank,
         world=world,
-        wrap=(lambda m: DistributedDataParallel(m, broadcast_buffers=False)) if world > 1 else None,
+        wrap=(lambda m: distributed(m, torch.device("cpu"))) if world > 1 else None,
     )
 
 

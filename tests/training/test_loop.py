@@ -1,5 +1,6 @@
 """The loop: resume, ranks, errors, what a run folder holds (METHOD 4, 6; habits 11 and 13)."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 
 from jala_ray import storage
-from jala_ray.training import checkpoint
+from jala_ray.training import checkpoint, history
 from jala_ray.training.loop import train
 from jala_ray.training.optim import lr_factor
 from jala_ray.types import CheckpointError, UserError
@@ -45,7 +46,7 @@ def test_resume_is_exact(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(broken)
     again = make_run(run_config(tmp_path / "b"))
-    assert again.resume_from is not None and checkpoint.step_of(again.resume_from) == 2
+    assert again.resume_from is not None and history.step_of(again.resume_from) == 2
     train(again)
 
     assert rows(again.folder) == rows(straight.folder)
@@ -67,7 +68,7 @@ def test_run_folder_and_checkpoint(tmp_path: Path) -> None:
             assert f"val/{domain}/{key}" in last
     # 20 rows, batches of 6: the fourth step holds the two that are left.
     assert last["samples"] == 20 and last["epoch"] == 1
-    loaded = checkpoint.load(checkpoint.newest(run.folder))
+    loaded = checkpoint.load(history.newest(run.folder))
     assert loaded.config == run.config and loaded.position.step == 4 and loaded.position.samples == 20
     for name, value in run.learner.state_dict().items():
         assert torch.equal(value, loaded.learner.state_dict()[name]), name
@@ -123,7 +124,7 @@ def test_an_epoch_of_nothing_readable_still_steps(tmp_path: Path) -> None:
 def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:
     run = make_run(run_config(tmp_path))
     train(run)
-    newest = Path(checkpoint.newest(run.folder))
+    newest = Path(history.newest(run.folder))
     with pytest.raises(CheckpointError, match="COMMIT"):
         checkpoint.load(str(tmp_path))
     other = make_run(run_config(tmp_path, name="other", objective__perceiver__width=32))
@@ -131,10 +132,10 @@ def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:
         checkpoint.load_weights(other.learner, newest)
     weights = newest / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(UserError, match="model.safetensors"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         checkpoint.load(str(newest))
     (newest / "COMMIT.json").unlink()
-    assert checkpoint.step_of(checkpoint.newest(run.folder)) == 2, "an unfinished checkpoint is passed over"
+    assert history.step_of(history.newest(run.folder)) == 2, "an unfinished checkpoint is passed over"
 
 
 def test_old_checkpoints_are_deleted(tmp_path: Path) -> None:
@@ -148,4 +149,4 @@ def test_schedule() -> None:
     factors = [lr_factor(s, 100, 0.05) for s in range(100)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert max(factors) == 1.0 and factors[-1] < 0.001
-    assert all(a >= b for a, b in zip(factors[5:], factors[6:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[5:]))

@@ -6,9 +6,7 @@ from jala_ray.data.adapters.dexretargeting import DexRetargeting
 from jala_ray.data.adapters.video_folder import VideoFolder
 from jala_ray.data.adapters.vitra import Vitra
 
-ADAPTERS: dict[str, type[Adapter]] = {
-    adapter.name: adapter for adapter in (VideoFolder, Vitra, Arctic, DexRetargeting)
-}
+ADAPTERS: dict[str, type[Adapter]] = {adapter.name: adapter for adapter in (VideoFolder, Vitra, Arctic, DexRetargeting)}
 """By the name on the command line."""
 
 __all__ = ["ADAPTERS", "Adapter", "Arctic", "DexRetargeting", "VideoFolder", "Vitra"]

@@ -68,9 +68,7 @@ class Arctic:
 
     def _sequence(self, file: str, instruction: str, joints: np.ndarray) -> Iterator[Clip]:
         models = load_pair(self.mano_folder)
-        fits = [
-            fit_mano(joints[side], None, side, hand=models[side], iterations=self.iterations) for side in Hand
-        ]
+        fits = [fit_mano(joints[side], None, side, hand=models[side], iterations=self.iterations) for side in Hand]
         axes = person_axes(joints[:, :, 0])
         for start_s, end_s in pieces(0.0, joints.shape[1] / FPS, 1.0):
             frames = slice(round(start_s * FPS), round(end_s * FPS))
@@ -122,9 +120,7 @@ def read_joints(uri: str) -> np.ndarray:
                 joints = convert_joints(arrays[f"joints_{side}"], source="arctic", target="mano")
                 hands.append(joints.astype(np.float64))
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(
-            uri, f"{type(error).__name__}: {error}", "an .npz with joints_left, joints_right"
-        ) from error
+        raise UserError(uri, f"{type(error).__name__}: {error}", "an .npz with joints_left, joints_right") from error
     if hands[0].shape != hands[1].shape or not len(hands[0]):
         raise UserError(uri, [hand.shape for hand in hands], "as many frames, one or more, for both hands")
     return np.stack(hands)

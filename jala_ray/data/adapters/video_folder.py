@@ -73,9 +73,7 @@ class VideoFolder:
                         yield self._rejected(file, span)
                         continue
                     for start, end in pieces(*span, WILD_TIME_SCALE):
-                        clip = video_clip(
-                            uri, file, self.source, info, start, end, [caption.text], split=split
-                        )
+                        clip = video_clip(uri, file, self.source, info, start, end, [caption.text], split=split)
                         yield self._checked(clip, file, reader)
         except (VideoError, StorageError) as error:
             yield self._rejected(file, f"a video that opens: {error}")

@@ -1,8 +1,8 @@
-"""One clip of the world: exact poses, camera and scene as numpy, and its frames as meshes to draw."""
+"""One clip of the world: exact poses, camera and objects as numpy, and its frames as meshes to draw."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,7 +13,15 @@ from scipy.spatial.transform import Rotation
 from jala_ray.data.synthetic.grammar import Composition
 from jala_ray.data.synthetic.motion import HandFrame, HandMotion, PropMotion, animate, draw_start
 from jala_ray.data.synthetic.render import Image, Mesh, Renderer
-from jala_ray.data.synthetic.scene import Scene, Solid, draw_camera, draw_camera_path, draw_scene
+from jala_ray.data.synthetic.scene import (
+    Look,
+    SceneObject,
+    Solid,
+    draw_camera,
+    draw_camera_path,
+    draw_look,
+    draw_objects,
+)
 from jala_ray.hands.camera import first_camera_from_extrinsics, project, transform_points
 from jala_ray.hands.mano import ManoHand, load_pair
 from jala_ray.types import Camera, Domain, Hand
@@ -28,7 +36,10 @@ class Animation:
     """Everything of one clip but its text. Poses are in the world frame; `time_s` (T,) is source time."""
 
     time_s: np.ndarray
-    scene: Scene
+    domain: Domain
+    objects: tuple[SceneObject, ...]
+    """The target first."""
+    look_seed: np.random.SeedSequence
     camera: Camera
     world_to_camera: np.ndarray
     """(T, 3, 4)."""
@@ -59,18 +70,19 @@ class Animation:
         inside = (pixels >= 0) & (pixels < [self.camera.width, self.camera.height])
         return inside.all(-1).mean(-1)
 
-    def render(self) -> Iterator[Image]:
-        """Frames in order."""
-        renderer = Renderer(self.camera, self.scene.look)
+    def render(self, frames: Sequence[int] | None = None) -> Iterator[Image]:
+        """The frames asked for; all of them, in order, by default."""
+        look = draw_look(self.domain, np.random.default_rng(self.look_seed))
+        renderer = Renderer(self.camera, look)
         vertices = {s: _pose(self.hands[s], self.beta, s, vertices=True) for s in self.hands}
-        for t, time in enumerate(self.time_s):
-            meshes = [self._object(i, t) for i in range(len(self.scene.objects))]
+        for t in range(len(self.time_s)) if frames is None else frames:
+            meshes = [self._object(i, t) for i in range(len(self.objects))]
             for side in self.hands:
-                meshes += self._hand(side, vertices[side][t], t)
-            yield renderer.draw(self.world_to_camera[t], meshes, float(time))
+                meshes += self._hand(side, vertices[side][t], t, look)
+            yield renderer.draw(self.world_to_camera[t], meshes, float(self.time_s[t]))
 
     def _object(self, index: int, t: int) -> Mesh:
-        item, solid = self.scene.objects[index], self.scene.objects[index].solid
+        item, solid = self.objects[index], self.objects[index].solid
         position, yaw, squash = item.prop.position, item.yaw, 1.0
         if index == 0:
             position, yaw, squash = self.prop.position[t], item.yaw + self.prop.yaw[t], self.prop.squash[t]
@@ -79,8 +91,7 @@ class Animation:
         points = (solid.vertices * [squash, squash, 1.0]) @ turn.T + position
         return Mesh(points, solid.faces, solid.colours, index + 1)
 
-    def _hand(self, side: Hand, vertices: np.ndarray, t: int) -> list[Mesh]:
-        look = self.scene.look
+    def _hand(self, side: Hand, vertices: np.ndarray, t: int, look: Look) -> list[Mesh]:
         skin = _skin_tone(side) * look.skin
         hand = Mesh(vertices, _faces(side), skin, HAND_LABELS[side])
         wrist = self.hands[side].wrist[t]
@@ -89,9 +100,7 @@ class Animation:
         forearm = (elbow - wrist) / np.linalg.norm(elbow - wrist)
         along = back + 1.6 * forearm
         along /= np.linalg.norm(along)
-        bare = np.stack(
-            [wrist - 0.012 * back, wrist + 0.02 * along, wrist + 0.05 * along, wrist + 0.09 * along]
-        )
+        bare = np.stack([wrist - 0.012 * back, wrist + 0.02 * along, wrist + 0.05 * along, wrist + 0.09 * along])
         arm = _tube(bare, np.array([0.019, 0.025, 0.028, 0.03]), look.skin)
         reach = np.concatenate([[0.0, 0.002], np.linspace(0.03, 0.55, 18)])
         cuff = wrist + 0.075 * along + reach[:, None] * forearm
@@ -108,18 +117,16 @@ def make_animation(
     at_object_share: float,
     seed: np.random.SeedSequence,
 ) -> Animation:
-    """Poses, scene and camera of one clip at source times `time_s` (T,); `size` = (width, height) px."""
-    scene_rng, start_rng, motion_rng, camera_rng, shape_rng = (
-        np.random.default_rng(s) for s in seed.spawn(5)
-    )
-    scene = draw_scene(domain, composition.target, scene_rng)
+    """Poses, objects and camera of one clip at source times `time_s` (T,); `size` = (width, height) px."""
+    *seeds, look_seed = seed.spawn(6)
+    object_rng, start_rng, motion_rng, camera_rng, shape_rng = (np.random.default_rng(s) for s in seeds)
+    objects = draw_objects(domain, composition.target, object_rng)
     start = draw_start(start_rng, at_object_share)
     frames = {side: hand_frame(side) for side in Hand}
-    hands, prop = animate(composition, scene.objects[0].prop, start, frames, time_s / time_scale, motion_rng)
+    hands, prop = animate(composition, objects[0].prop, start, frames, time_s / time_scale, motion_rng)
     beta = shape_rng.normal(0, 0.6, 10)
-    return Animation(
-        time_s, scene, draw_camera(*size), draw_camera_path(domain, time_s, camera_rng), hands, beta, prop
-    )
+    path = draw_camera_path(domain, time_s, camera_rng)
+    return Animation(time_s, domain, objects, look_seed, draw_camera(*size), path, hands, beta, prop)
 
 
 @cache

@@ -42,9 +42,7 @@ class Composition:
         return f"{self.verb}/{self.target}/{self.amplitude}/{self.speed}/{self.hand}"
 
 
-def list_compositions(
-    verbs: Iterable[Verb] = VERBS, hands: Iterable[HandChoice] = HAND_CHOICES
-) -> list[Composition]:
+def list_compositions(verbs: Iterable[Verb] = VERBS, hands: Iterable[HandChoice] = HAND_CHOICES) -> list[Composition]:
     """All compositions of the given verbs and hands, in a fixed order."""
     return [Composition(*c) for c in itertools.product(verbs, TARGETS, AMPLITUDES, SPEEDS, hands)]
 
@@ -59,8 +57,8 @@ def split_compositions(
     """Splits compositions into disjoint sets by whole cells of the factors `held_out_by`, deterministically.
 
     A cell is one combination of values, such as (push, far_left): all its amplitudes, speeds and hands go
-    together, so that a held-out cell asks for a new combination. Every value keeps a cell in `seen`: nothing held
-    out needs an unknown word.
+    together, so that a held-out cell asks for a new combination. Every value keeps a cell in `seen`: nothing
+    held out needs an unknown word.
 
     Raises:
         ConfigError: unknown factor, or shares that leave some value without a seen cell.
@@ -69,9 +67,7 @@ def split_compositions(
         if name not in FACTORS:
             raise ConfigError("held_out_by", name, f"a factor among {FACTORS}")
     if min(wild_only_share, held_out_share) < 0 or wild_only_share + held_out_share >= 1:
-        raise ConfigError(
-            "held_out_share", (wild_only_share, held_out_share), "two shares >= 0 with a sum < 1"
-        )
+        raise ConfigError("held_out_share", (wild_only_share, held_out_share), "two shares >= 0 with a sum < 1")
 
     def cell(c: Composition) -> tuple[str, ...]:
         return tuple(getattr(c, name) for name in held_out_by)
@@ -171,9 +167,7 @@ def write_instructions(c: Composition, noun: str, count: int, rng: np.random.Gen
     texts: list[str] = []
     while len(texts) < count:
         act = _fill(_ACT[c.verb][0], c, noun, rng)
-        text = _pick(_TEMPLATES, rng).format(
-            act=act, speed=_pick(_SPEED[c.speed], rng), hand=_pick(_HAND[c.hand], rng)
-        )
+        text = _pick(_TEMPLATES, rng).format(act=act, speed=_pick(_SPEED[c.speed], rng), hand=_pick(_HAND[c.hand], rng))
         text = text[0].upper() + text[1:]
         if text not in texts:
             texts.append(text)

@@ -18,10 +18,8 @@ from jala_ray.data.synthetic.grammar import Composition, Verb
 from jala_ray.types import Hand
 
 STROKE_SECONDS = {"fast": 1.0, "slow": 2.0}
-_BACK, _AGAIN = (
-    (0.1, 0.22),
-    (0.9, 0.8),
-)  # progress at the ends of later strokes: never the same place twice in a row
+_BACK, _AGAIN = (0.0, 0.1), (1.0, 0.92)
+"""Progress at the ends of later strokes, in turn: never quite the same twice."""
 _Z = np.array([0.0, 0.0, 1.0])
 
 # Finger shapes: curl of index, middle, ring, pinky; spread; thumb opposition; thumb flexion. All 0..1.
@@ -133,9 +131,7 @@ class PropMotion:
 def draw_start(rng: np.random.Generator, at_object_share: float) -> Start:
     """A random start state; a composition and a start state determine the motion up to a small jitter."""
     home = np.array([[-0.15, 0.06, 0.06], [0.15, 0.06, 0.06]]) + rng.uniform(-0.03, 0.03, (2, 3))
-    return Start(
-        bool(rng.random() < at_object_share), home, rng.uniform(-0.1, 0.25, 2), rng.uniform(0, 0.6, 2)
-    )
+    return Start(bool(rng.random() < at_object_share), home, rng.uniform(-0.1, 0.25, 2), rng.uniform(0, 0.6, 2))
 
 
 def animate(
@@ -147,14 +143,12 @@ def animate(
     rng: np.random.Generator,
 ) -> tuple[dict[Hand, HandMotion], PropMotion]:
     """Poses of the acting hand(s) and of the target object at model times `time_s` (T,), seconds."""
-    stroke = STROKE_SECONDS[c.speed] * rng.uniform(0.97, 1.03)
+    stroke = STROKE_SECONDS[c.speed] * rng.uniform(0.985, 1.015)
     strokes = time_s / stroke + (1.0 if start.at_object else 0.0)
     approach, q = _min_jerk(np.clip(strokes, 0, 1)), _progress(strokes - 1)
     sides = {"left": [Hand.LEFT], "right": [Hand.RIGHT], "both": [Hand.LEFT, Hand.RIGHT]}[c.hand]
     act = _Act(c, prop)
-    hands = {
-        side: _move(act, frames[side], start, approach, q, time_s, len(sides) == 2, rng) for side in sides
-    }
+    hands = {side: _move(act, frames[side], start, approach, q, time_s, len(sides) == 2, rng) for side in sides}
     return hands, act.prop_motion(q)
 
 
@@ -248,9 +242,7 @@ class _Act:
         if self.verb in ("push", "pull"):
             carried = np.maximum.accumulate(q)
         pressed = (0.4 if self.large else 0.18) * q if self.verb == "squeeze" else 0.0 * q
-        return PropMotion(
-            self.prop.position + carried[:, None] * self.shift, self.turn * self.aside * q, 1.0 - pressed
-        )
+        return PropMotion(self.prop.position + carried[:, None] * self.shift, self.turn * self.aside * q, 1.0 - pressed)
 
 
 def _move(
@@ -271,9 +263,7 @@ def _move(
         contact = contact + np.array([sign * (act.prop.radius + 0.045), 0, 0])
     shoulder = np.array([sign * 0.17, -0.32, 0.0])
 
-    def attitude(
-        point: np.ndarray, pitch: np.ndarray, roll: np.ndarray
-    ) -> tuple[Rotation, np.ndarray, np.ndarray]:
+    def attitude(point: np.ndarray, pitch: np.ndarray, roll: np.ndarray) -> tuple[Rotation, np.ndarray, np.ndarray]:
         ahead = _unit((point - shoulder) * [1, 1, 0])
         forward = np.cos(pitch)[:, None] * ahead - np.sin(pitch)[:, None] * _Z
         inward = sign * np.cross(_Z, forward)

@@ -83,9 +83,7 @@ class WorldConfig:
                 raise ConfigError(name, getattr(self, name), "a number of clips >= 0")
         low, high = self.seconds
         if not CHUNK_SECONDS <= low <= high <= MAX_CLIP_SECONDS:
-            raise ConfigError(
-                "seconds", self.seconds, f"{CHUNK_SECONDS} <= shortest <= longest <= {MAX_CLIP_SECONDS}"
-            )
+            raise ConfigError("seconds", self.seconds, f"{CHUNK_SECONDS} <= shortest <= longest <= {MAX_CLIP_SECONDS}")
         if not self.fps or not all(15 <= f <= 30 for f in self.fps):
             raise ConfigError("fps", self.fps, "frame rates between 15 and 30")
         if min(self.width, self.height) < 32 or self.width % 2 or self.height % 2:
@@ -93,9 +91,7 @@ class WorldConfig:
         if self.gop < 1:
             raise ConfigError("gop", self.gop, "at least 1 frame")
         if min(self.task_shares) < 0 or sum(self.task_shares[::2]) <= 0:
-            raise ConfigError(
-                "task_shares", self.task_shares, "shares >= 0, generation or description above 0"
-            )
+            raise ConfigError("task_shares", self.task_shares, "shares >= 0, generation or description above 0")
         unknown = [v for v in self.verbs if v not in VERBS]
         if unknown or not self.verbs:
             raise ConfigError("verbs", self.verbs, f"some of {VERBS}")
@@ -105,9 +101,7 @@ class WorldConfig:
         one: tuple[HandChoice, ...] = ("left", "right") if self.two_handed_share < 1 else ()
         two: tuple[HandChoice, ...] = ("both",) if self.two_handed_share > 0 else ()
         every = list_compositions(self.verbs, one + two)
-        return split_compositions(
-            every, self.held_out_by, self.wild_only_share, self.held_out_share, self.seed
-        )
+        return split_compositions(every, self.held_out_by, self.wild_only_share, self.held_out_share, self.seed)
 
 
 @dataclass(frozen=True)
@@ -160,10 +154,7 @@ def plan_world(config: WorldConfig) -> list[ClipPlan]:
             group = (config.seed, d, s)
             chosen = _deal([p for p in pools[domain, split] if p], count, config.two_handed_share, group)
             labelled = domain == "lab" or split == "val"
-            drafts = [
-                _draft(config, domain, split, (*group, i), c, owner[c], labelled)
-                for i, c in enumerate(chosen)
-            ]
+            drafts = [_draft(config, domain, split, (*group, i), c, owner[c], labelled) for i, c in enumerate(chosen)]
             if not labelled:
                 drafts = _label(drafts, round(config.labelled_share * count), config)
             plans += drafts

@@ -104,9 +104,7 @@ class Renderer:
         dark = uniform_filter(np.minimum(uniform_filter(dark, 3) * 3, 1), 5)
         return (1 - 0.45 * dark).repeat(2, 0).repeat(2, 1)[: self.camera.height, : self.camera.width]
 
-    def _meshes(
-        self, world_to_camera: np.ndarray, meshes: Sequence[Mesh]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _meshes(self, world_to_camera: np.ndarray, meshes: Sequence[Mesh]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pixels that meshes cover at `_OVER` times the size: flat index (P,), colour (P, 3), label (P,)."""
         height, width = self.camera.height * _OVER, self.camera.width * _OVER
         first = np.cumsum([0, *(len(m.vertices) for m in meshes[:-1])])
@@ -169,16 +167,12 @@ class Renderer:
         """Brightness of every vertex (V,): ambient plus a soft lamp (half-Lambert)."""
         corner = vertices[faces]
         normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-        total = np.stack(
-            [np.bincount(faces.ravel(), np.repeat(normal[:, k], 3), len(vertices)) for k in range(3)], -1
-        )
+        total = np.stack([np.bincount(faces.ravel(), np.repeat(normal[:, k], 3), len(vertices)) for k in range(3)], -1)
         cosine = total @ self.look.light / np.maximum(np.linalg.norm(total, axis=1), 1e-12)
         return self.look.ambient + (1.12 - self.look.ambient) * (0.5 + 0.5 * cosine) ** 1.3
 
 
-def _project(
-    camera: Camera, world_to_camera: np.ndarray, points: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _project(camera: Camera, world_to_camera: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """World points (V, 3) -> pixels (V, 2) and depth (V,); points behind the camera give finite nonsense."""
     local = points @ world_to_camera[:, :3].T + world_to_camera[:, 3]
     depth = local[:, 2]

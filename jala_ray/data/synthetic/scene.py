@@ -37,9 +37,7 @@ _COLOURS: dict[Domain, dict[str, tuple[int, int, int]]] = {
 # (radius, height) up a surface of revolution, as shares of the prop's radius and height; boxes have none.
 _PROFILES: dict[str, tuple[tuple[float, float], ...]] = {
     "cup": ((0.75, 0), (0.85, 0.08), (1, 1), (0.88, 1), (0.7, 0.12), (0, 0.12)),
-    "ball": tuple(
-        (float(np.sin(a)), float(0.5 - 0.5 * np.cos(a))) for a in np.linspace(0.02, np.pi - 0.02, 12)
-    ),
+    "ball": tuple((float(np.sin(a)), float(0.5 - 0.5 * np.cos(a))) for a in np.linspace(0.02, np.pi - 0.02, 12)),
     "bottle": ((0.95, 0), (1, 0.05), (1, 0.55), (0.45, 0.78), (0.4, 0.98), (0, 1)),
     "can": ((0.95, 0), (1, 0.05), (1, 0.95), (0.92, 1), (0.85, 0.96), (0, 0.96)),
     "bowl": ((0.5, 0), (0.8, 0.35), (1, 1), (0.93, 1), (0.7, 0.4), (0.4, 0.15), (0, 0.12)),
@@ -99,25 +97,17 @@ class Look:
     tint: np.ndarray
 
 
-@dataclass(frozen=True)
-class Scene:
-    domain: Domain
-    objects: tuple[SceneObject, ...]
-    """The target first."""
-    look: Look
-
-
-def draw_scene(domain: Domain, target: Target, rng: np.random.Generator) -> Scene:
-    """Target and two or three other objects in different slots, each name once, and a look."""
-    others = [str(s) for s in rng.permutation([t for t in TARGETS if t != target])]
-    slots = [target, *others[: int(rng.integers(1, 3) if domain == "lab" else rng.integers(2, 4))]]
+def draw_objects(domain: Domain, target: Target, rng: np.random.Generator) -> tuple[SceneObject, ...]:
+    """The target first, then one to three other objects: different slots, each name once."""
+    others: list[Target] = [t for t in TARGETS if t != target]
+    extra = int(rng.integers(1, 3) if domain == "lab" else rng.integers(2, 4))
+    slots: list[Target] = [target, *(others[int(i)] for i in rng.permutation(len(others))[:extra])]
     names = [(c, k) for c in _COLOURS[domain] for k in _KINDS[domain]]
     chosen = rng.choice(len(names), len(slots), replace=False)
-    objects = tuple(
-        _draw_object(*names[i], _COLOURS[domain][names[i][0]], slot, rng)  # pyright: ignore
-        for i, slot in zip(chosen, slots, strict=True)
+    return tuple(
+        _draw_object(colour, kind, _COLOURS[domain][colour], slot, rng)
+        for (colour, kind), slot in zip((names[i] for i in chosen), slots, strict=True)
     )
-    return Scene(domain, objects, _draw_look(domain, rng))
 
 
 def draw_camera(width: int, height: int) -> Camera:
@@ -133,12 +123,8 @@ def draw_camera_path(domain: Domain, time_s: np.ndarray, rng: np.random.Generato
     """
     wild = domain == "wild"
     still = not wild and rng.random() < 0.5
-    eye = np.array([0.0, -0.2, 0.55]) + rng.uniform(-1, 1, 3) * (
-        [0.06, 0.03, 0.05] if wild else [0.02, 0.01, 0.02]
-    )
-    aim = np.array([0.0, 0.19, 0.03]) + rng.uniform(-1, 1, 3) * (
-        [0.03, 0.02, 0.0] if wild else [0.01, 0.01, 0.0]
-    )
+    eye = np.array([0.0, -0.2, 0.55]) + rng.uniform(-1, 1, 3) * ([0.06, 0.03, 0.05] if wild else [0.02, 0.01, 0.02])
+    aim = np.array([0.0, 0.19, 0.03]) + rng.uniform(-1, 1, 3) * ([0.03, 0.02, 0.0] if wild else [0.01, 0.01, 0.0])
     roll = rng.uniform(-0.1, 0.1) if wild else 0.0
     size = 0.0 if still else 1.0 if wild else 0.08
     eyes = eye + size * _drift(time_s, rng) * [0.05, 0.03, 0.03]
@@ -168,14 +154,10 @@ def _draw_object(
     position[:2] += rng.uniform(-0.02, 0.02, 2)
     tone = np.clip(np.array(rgb) / 255 * rng.uniform(0.92, 1.06), 0, 1)
     solid = _box(radius, height, tone) if kind == "box" else _revolve(_PROFILES[kind], radius, height, tone)
-    return SceneObject(
-        f"{colour} {kind}", slot, Prop(position, radius, height), rng.uniform(-0.5, 0.5), solid
-    )
+    return SceneObject(f"{colour} {kind}", slot, Prop(position, radius, height), rng.uniform(-0.5, 0.5), solid)
 
 
-def _revolve(
-    profile: tuple[tuple[float, float], ...], radius: float, height: float, rgb: np.ndarray
-) -> Solid:
+def _revolve(profile: tuple[tuple[float, float], ...], radius: float, height: float, rgb: np.ndarray) -> Solid:
     around = 28
     angle = np.linspace(0, 2 * np.pi, around, endpoint=False)
     # Rings are doubled, so that a sharp edge keeps a sharp shade; a light stripe shows turning.
@@ -210,7 +192,8 @@ def _box(radius: float, height: float, rgb: np.ndarray) -> Solid:
     return Solid(np.array(vertices), np.array(faces), np.array(colours))
 
 
-def _draw_look(domain: Domain, rng: np.random.Generator) -> Look:
+def draw_look(domain: Domain, rng: np.random.Generator) -> Look:
+    """Even light on a plain table (lab), or any table, floor, skin, sleeve and light (wild)."""
     skin = np.array(_SKIN[domain][rng.integers(len(_SKIN[domain]))]) / 255 * rng.uniform(0.95, 1.05)
     if domain == "lab":
         grey = rng.uniform(0.72, 0.8)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from jala_ray.config import to_dict
 from jala_ray.data.manifest import write_manifest
 from jala_ray.data.synthetic.animation import Animation, make_animation
 from jala_ray.data.synthetic.grammar import write_description, write_instructions
 from jala_ray.data.synthetic.plan import ClipPlan, WorldConfig, plan_world
+from jala_ray.parsing import to_dict
 from jala_ray.types import Clip, Hand, HandState, HandTrack, UserError
 from jala_ray.video.write import write_mp4
 
@@ -30,7 +30,7 @@ MIN_IN_VIEW = 0.5
 
 
 def animate_clip(config: WorldConfig, plan: ClipPlan) -> Animation:
-    """Poses, scene and camera of a planned clip."""
+    """Poses, objects and camera of a planned clip."""
     return make_animation(
         plan.composition,
         plan.domain,
@@ -46,7 +46,7 @@ def make_clip(config: WorldConfig, plan: ClipPlan, video_uri: str) -> Clip:
     """The manifest row of a planned clip; its video need not be there yet."""
     animation = animate_clip(config, plan)
     text = plan.rng(4)
-    noun = animation.scene.objects[0].name
+    noun = animation.objects[0].name
     instructions = write_instructions(plan.composition, noun, REPHRASINGS, text)
     description = write_description(plan.composition, noun, text) if plan.labelled else ""
     untracked = HandTrack(HandState.UNTRACKED)
@@ -70,9 +70,7 @@ def make_clip(config: WorldConfig, plan: ClipPlan, video_uri: str) -> Clip:
         camera=animation.camera,
         pose_time_s=animation.time_s if poses else np.zeros(0),
         hands=hands,
-        extrinsics=animation.extrinsics.astype(np.float32)
-        if poses and moving
-        else np.zeros((0, 3, 4), np.float32),
+        extrinsics=animation.extrinsics.astype(np.float32) if poses and moving else np.zeros((0, 3, 4), np.float32),
     )
 
 
@@ -101,9 +99,7 @@ def _label_hands(config: WorldConfig, plan: ClipPlan, animation: Animation) -> t
             np.where(valid.reshape(-1, *(1,) * (a.ndim - 1)), a, 0.0).astype(np.float32)
             for a in (motion.theta, motion.rot, motion.wrist)
         )
-        tracks.append(
-            HandTrack(HandState.LABELLED, valid, theta, rot, wrist, animation.beta.astype(np.float32))
-        )
+        tracks.append(HandTrack(HandState.LABELLED, valid, theta, rot, wrist, animation.beta.astype(np.float32)))
     return tracks[0], tracks[1]
 
 
@@ -181,9 +177,7 @@ def _open_world(folder: Path, config: WorldConfig, overwrite: bool) -> dict[str,
             return {clip["clip_id"]: clip["sha256"] for clip in known["clips"]}
         if not overwrite:
             changed = sorted(
-                k
-                for k in {**known["config"], **to_dict(config)}
-                if known["config"].get(k) != to_dict(config).get(k)
+                k for k in {**known["config"], **to_dict(config)} if known["config"].get(k) != to_dict(config).get(k)
             )
             raise UserError(
                 "synthetic world",

@@ -1,0 +1,1 @@
+"""Clusters, image and runtime environment."""

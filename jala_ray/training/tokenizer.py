@@ -1,0 +1,157 @@
+"""The run that trains a motion tokenizer (METHOD 2): resumable, over one or several ranks, without Ray or files of videos.
+
+The run folder ends with `tokenizer/`, a committed folder that pretraining takes, and `quality.json`. A collapse fails the run.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jala_ray import storage
+from jala_ray.config import TokenizerRunConfig
+from jala_ray.parsing import to_dict
+from jala_ray.storage import StorageOptions
+from jala_ray.tokenizer.model import MotionTokenizer
+from jala_ray.tokenizer.quality import check_collapse, measure_quality
+from jala_ray.tokenizer.statistics import FeatureStats
+from jala_ray.tokenizer.training import TokenizerLearner, batches, build_optimizer, held_out_losses, train_step
+from jala_ray.training import history
+from jala_ray.training.log import RunLog
+from jala_ray.types import UserError
+
+RESULT = "tokenizer"
+"""Folder of the finished tokenizer inside the run folder."""
+
+
+@dataclass
+class Chunks:
+    """Labelled chunks: raw features (C, 15, 99), side (C,) of `Hand`, MANO shape (C, 10)."""
+
+    features: np.ndarray
+    side: np.ndarray
+    beta: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass
+class TokenizerRun:
+    """What the loop works with; every rank holds the same chunks (shared memory on a node under Ray)."""
+
+    config: TokenizerRunConfig
+    folder: str
+    options: StorageOptions
+    train: Chunks
+    held_out: Chunks
+    """May be empty: quality is then measured on the training chunks, and says so."""
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    committed: Callable[[dict[str, Any], str], None] | None = None
+    wrap: Callable[[nn.Module], nn.Module] | None = None
+
+
+def train_tokenizer(run: TokenizerRun) -> dict[str, Any]:
+    """Train to the last step, measure, and commit `tokenizer/`; returns the quality. Raises `CodebookCollapse`."""
+    config, settings = run.config, run.config.train
+    if not len(run.train):
+        remedy = "The manifests need rows of split train with labelled chunks; see `python -m jala_ray.data validate`."
+        raise UserError("manifests", config.manifests, "at least one labelled chunk", remedy)
+
+    # --- model, or what an earlier attempt left ----------------------------------------------------------------------
+    torch.manual_seed(config.seed)
+    stats = FeatureStats.of(run.train.features)
+    tokenizer = MotionTokenizer(config.model)
+    tokenizer.set_stats(torch.from_numpy(stats.mean), torch.from_numpy(stats.std()))
+    learner = TokenizerLearner(tokenizer, settings.batch).to(run.device)
+    optimizer = build_optimizer(learner, settings)
+    start, found = 0, history.newest(run.folder, run.options)
+    if found is not None:
+        start = history.step_of(found)
+        load_state(found, learner, optimizer, run)
+    model = run.wrap(learner) if run.wrap is not None else learner
+    log = RunLog(config, run.folder, start, settings.steps, run.options) if run.rank == 0 else None
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+    features = torch.from_numpy(run.train.features)
+    validation = torch.from_numpy(run.held_out.features).to(run.device)
+    order = batches(len(run.train), settings, run.rank, run.world, start)
+    row: dict[str, Any] = {}
+    for step, indices in enumerate(order, start):
+        losses = train_step(model, optimizer, {"features": features[indices].to(run.device)}, step, settings)
+        done = step + 1
+        final = done == settings.steps
+        evaluate = (final or done % settings.eval_every == 0) and len(validation) > 0
+        if log is not None and (evaluate or final or done % settings.log_every == 0):
+            row = {"step": done, **losses}
+            if evaluate:
+                row |= held_out_losses(learner.export(), validation)
+            log.write(row, [])
+        if final or done % config.checkpoint_every == 0:
+            address = history.address(run.folder, done)
+            if log is not None:
+                save_state(address, learner, optimizer, config, run.options)
+                log.sync()
+            if run.committed is not None:
+                run.committed(row, address)
+
+    # --- result ------------------------------------------------------------------------------------------------------
+    quality = finish(learner.export().eval(), run) if run.rank == 0 else {}
+    if log is not None:
+        history.prune(run.folder, config.keep, run.options)
+        log.close()
+    return quality
+
+
+def finish(tokenizer: MotionTokenizer, run: TokenizerRun) -> dict[str, Any]:
+    """Measure, fail on collapse, and commit the result."""
+    measured = run.held_out if len(run.held_out) else run.train
+    chunks = (torch.from_numpy(a) for a in (measured.features, measured.side, measured.beta))
+    features, side, beta = chunks
+    quality = measure_quality(tokenizer, features, side, beta=beta)
+    quality["held_out"] = len(run.held_out) > 0
+    storage.write_bytes(
+        storage.join(run.folder, "quality.json"), json.dumps(quality, indent=1).encode(), options=run.options
+    )
+    if not run.config.allow_collapse:
+        check_collapse(quality)
+    address = storage.join(run.folder, RESULT)
+    if not storage.is_committed(address, run.options):
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer.save(scratch, quality)
+            storage.upload_dir(scratch, address, run.options, replace_unfinished=True)
+    return quality
+
+
+def save_state(
+    address: str,
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TokenizerRunConfig,
+    options: StorageOptions,
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
+        torch.save(state, folder / "state.pt")
+        (folder / "config.json").write_text(json.dumps(to_dict(config), indent=1))
+        storage.upload_dir(folder, address, options, replace_unfinished=True)
+
+
+def load_state(address: str, learner: nn.Module, optimizer: torch.optim.Optimizer, run: TokenizerRun) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        storage.download_dir(address, Path(scratch) / "state", run.options)
+        state: dict[str, Tensor | Any] = torch.load(Path(scratch) / "state" / "state.pt", weights_only=True)
+    learner.load_state_dict(state["learner"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])

@@ -1,0 +1,61 @@
+"""`make demo`: synthetic hand videos -> motion tokenizer -> JALA checkpoint and report, on a Ray head of its own.
+
+Leaves runs/demo/tokenizer/ and runs/demo/pretrain/ as run folders. Run again, it renders nothing twice and trains anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `infra` is a folder of the repository, not of the installed package
+
+from infra.local_head import Head, local_head  # noqa: E402
+
+RUNTIME = {
+    "working_dir": str(ROOT),
+    "excludes": [".git", ".venv", "runs", "docs", "benchmarks"],
+    "env_vars": {"PYTHONPATH": ".", "TOKENIZERS_PARALLELISM": "false", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"},
+}
+
+
+def render(folder: Path) -> Path:
+    """A world of lab and wild clips with its manifest."""
+    from jala_ray.data.synthetic import WorldConfig, generate
+
+    world = WorldConfig(lab_train=40, wild_train=40, lab_val=8, wild_val=8, width=160, height=120)
+    return Path(generate(folder, world, workers=2))
+
+
+def submit(head: Head, script: str, *arguments: str) -> None:
+    """`ray job submit -- python jobs/SCRIPT ...`, its log on the terminal. Raises `CalledProcessError` if the job fails."""
+    ray = Path(sys.executable).parent / "ray"
+    command = [str(ray), "job", "submit", "--address", head.dashboard, "--runtime-env-json", json.dumps(RUNTIME)]
+    subprocess.run([*command, "--", sys.executable, f"jobs/{script}", *arguments], check=True, cwd=ROOT)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where run folders go")
+    runs = parser.parse_args().runs.absolute()
+    began = time.monotonic()
+    manifest = render(runs / "demo" / "world")
+    print(f"world: {manifest} ({time.monotonic() - began:.0f} s)")
+    for name in ("tokenizer", "pretrain"):
+        shutil.rmtree(runs / "demo" / name, ignore_errors=True)
+    with local_head(num_cpus=2) as head:
+        storage = ["--storage.root", str(runs)]
+        submit(head, "train_tokenizer.py", "demo", "--manifests", str(manifest), *storage)
+        tokenizer = str(runs / "demo" / "tokenizer")
+        submit(head, "pretrain.py", "demo", "--data.manifest", str(manifest), "--motion-tokenizer", tokenizer, *storage)
+    print(f"done in {time.monotonic() - began:.0f} s. Look at {runs / 'demo' / 'pretrain' / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()
