@@ -6,8 +6,8 @@ A Ray that already runs on the machine is neither used nor touched.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -15,10 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PORT_FLAGS = (
@@ -30,7 +29,9 @@ PORT_FLAGS = (
     "--runtime-env-agent-port",
     "--metrics-export-port",
 )
-START_SECONDS = 90
+START_SECONDS = 120
+NODE = "127.0.0.2"
+"""A loopback address that Ray keeps; it would replace 127.0.0.1 by the machine's outer one."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Head:
     dashboard: str
     """http address for `ray job submit --address`."""
     log: Path
+    environment: dict[str, str] = field(repr=False)
+    """For processes that talk to this head: this process's own, with the head's token."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -47,7 +50,7 @@ def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for s in sockets:
-            s.bind(("127.0.0.1", 0))
+            s.bind((NODE, 0))
         return [s.getsockname()[1] for s in sockets]
 
 
@@ -57,11 +60,14 @@ def local_head(num_cpus: int) -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="jala-", dir="/tmp"))  # Ray's sockets need a short path
     log = folder / "head.log"
     ports = dict(zip(PORT_FLAGS, free_ports(len(PORT_FLAGS)), strict=True))
-    head = Head(f"127.0.0.1:{ports['--port']}", f"http://127.0.0.1:{ports['--dashboard-port']}", log)
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--num-cpus={num_cpus}"]
-    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
-    command += [f"{flag}={port}" for flag, port in ports.items()]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    head = Head(f"{NODE}:{ports['--port']}", f"http://{NODE}:{ports['--dashboard-port']}", log, environment)
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--num-cpus={num_cpus}"]
+    command += [f"--node-ip-address={NODE}", f"--dashboard-host={NODE}", f"--temp-dir={folder}"]
+    command += [f"{flag}={port}" for flag, port in ports.items()]
+    # A terminated caller must still end its head: SIGTERM becomes an exception, and `finally` runs.
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
     try:
@@ -69,24 +75,24 @@ def local_head(num_cpus: int) -> Iterator[Head]:
         yield head
     finally:
         _end(process)
+        signal.signal(signal.SIGTERM, previous)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait_until_up(head: Head, process: subprocess.Popen[bytes]) -> None:
+    """Until the job server answers, which it does once the agent that starts jobs is there."""
+    bearer = {"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"}
+    request = urllib.request.Request(f"{head.dashboard}/api/jobs/", headers=bearer)
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        # Jobs need the agent, which comes up after the dashboard.
-        request = f"{head.dashboard}/api/jobs/"
+    problem: OSError | None = None
+    while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(request, timeout=5) as reply:
-                json.load(reply)
+            with urllib.request.urlopen(request, timeout=5):
                 return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            pass  # not up yet; the deadline and the process's end are what counts
-        time.sleep(0.3)
-    raise RuntimeError(f"Ray did not start within {START_SECONDS} s:\n{head.log.read_text()[-4000:]}")
+        except OSError as error:  # refused, or HTTP 500 while the agent is on its way
+            problem = error
+            time.sleep(0.3)
+    raise RuntimeError(f"Ray did not start within {START_SECONDS} s ({problem}):\n{head.log.read_text()[-4000:]}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -116,7 +116,7 @@ VARIANTS: dict[str, Callable[[RunConfig], RunConfig]] = {
 
 DEMO = override(
     replace(TINY, name="demo/pretrain"),
-    {"train.steps": 240, "train.checkpoint_every": 80, "train.validate_every": 80},
+    {"train.steps": 200, "train.checkpoint_every": 100, "train.validate_every": 100, "objective.ema.alpha": 0.97},
 )
 """What `make demo` runs."""
 

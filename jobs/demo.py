@@ -29,7 +29,7 @@ def render(folder: Path) -> Path:
     """A world of lab and wild clips with its manifest."""
     from jala_ray.data.synthetic import WorldConfig, generate
 
-    world = WorldConfig(lab_train=40, wild_train=40, lab_val=8, wild_val=8, width=160, height=120)
+    world = WorldConfig(lab_train=56, wild_train=40, lab_val=8, wild_val=8, width=160, height=120)
     return Path(generate(folder, world, workers=2))
 
 
@@ -37,7 +37,9 @@ def submit(head: Head, script: str, *arguments: str) -> None:
     """`ray job submit -- python jobs/SCRIPT ...`, its log on the terminal. Raises `CalledProcessError` if the job fails."""
     ray = Path(sys.executable).parent / "ray"
     command = [str(ray), "job", "submit", "--address", head.dashboard, "--runtime-env-json", json.dumps(RUNTIME)]
-    subprocess.run([*command, "--", sys.executable, f"jobs/{script}", *arguments], check=True, cwd=ROOT)
+    subprocess.run(
+        [*command, "--", sys.executable, f"jobs/{script}", *arguments], check=True, cwd=ROOT, env=head.environment
+    )
 
 
 def main() -> None:

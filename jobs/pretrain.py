@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 
-from jala_ray.evaluation.publish import publish_pretrain_report
 from jala_ray.presets import configuration
 from jala_ray.training import setup
 from jala_ray.training.launch import launch
@@ -17,6 +16,8 @@ from jala_ray.types import UserError
 def main(argv: list[str]) -> None:
     config = configuration(argv)
     launch(config)
+    from jala_ray.evaluation.publish import publish_pretrain_report  # plots are needed only now
+
     folder = setup.run_folder(config)
     options = setup.storage_options(config)
     print(f"report: {publish_pretrain_report(folder, config.data.manifest, options)}")

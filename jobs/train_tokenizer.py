@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 
-from jala_ray.evaluation.publish import publish_tokenizer_report
 from jala_ray.presets import tokenizer_configuration
 from jala_ray.training import setup
 from jala_ray.training.launch import launch_tokenizer
@@ -17,6 +16,8 @@ from jala_ray.types import UserError
 def main(argv: list[str]) -> None:
     config = tokenizer_configuration(argv)
     launch_tokenizer(config)
+    from jala_ray.evaluation.publish import publish_tokenizer_report  # plots are needed only now
+
     folder, options = setup.run_folder(config), setup.storage_options(config)
     print(f"report: {publish_tokenizer_report(folder, config.manifests[0], options)}")
 

@@ -17,6 +17,7 @@ from moto.server import ThreadedMotoServer
 
 from jala_ray import storage
 from jala_ray.storage import folders, stores
+from jala_ray.storage import s3 as s3_store
 from jala_ray.types import StorageError
 
 BUCKET = "clips"
@@ -164,7 +165,7 @@ def test_damage_is_named(root, folder, tmp_path):
 
 def test_store_that_loses_an_upload_is_found_out(root, folder, monkeypatch):
     """The upload 'succeeds' but the object is absent: no marker may appear."""
-    for store in (stores.LocalStore, stores.S3Store):
+    for store in (stores.LocalStore, s3_store.S3Store):
         real = store.upload
         monkeypatch.setattr(store, "upload", lambda self, s, p, real=real: None if "model" in p else real(self, s, p))
     with pytest.raises(StorageError, match=r"weights/model.safetensors.*missing"):
@@ -218,7 +219,7 @@ def test_two_writers_one_commit(root, folder):
 
 
 def test_upload_that_ended_just_before_the_claim_stays_intact(s3, folder, monkeypatch):
-    real, first = stores.S3Store.write, []
+    real, first = s3_store.S3Store.write, []
 
     def interfere(self, path, data, *, only_new=False):
         if path.endswith(folders.CLAIM_FILE) and not first:
@@ -226,7 +227,7 @@ def test_upload_that_ended_just_before_the_claim_stays_intact(s3, folder, monkey
             first.append(storage.upload_dir(folder, s3))
         real(self, path, data, only_new=only_new)
 
-    monkeypatch.setattr(stores.S3Store, "write", interfere)
+    monkeypatch.setattr(s3_store.S3Store, "write", interfere)
     with pytest.raises(StorageError, match="another upload"):
         storage.upload_dir(folder / "weights", s3)
     assert storage.verify_dir(s3) == first[1] and folders.CLAIM_FILE not in storage.list_files(s3)
@@ -234,25 +235,25 @@ def test_upload_that_ended_just_before_the_claim_stays_intact(s3, folder, monkey
 
 def test_late_marker_is_refused(s3, folder, monkeypatch):
     """Even a writer that got past the claim cannot write over a marker."""
-    real = stores.S3Store.upload
+    real = s3_store.S3Store.upload
 
     def interfere(self, source, path):
         real(self, source, path)
         self.write(storage.join(s3.removeprefix("s3://"), "COMMIT.json"), b"{}")
 
-    monkeypatch.setattr(stores.S3Store, "upload", interfere)
+    monkeypatch.setattr(s3_store.S3Store, "upload", interfere)
     with pytest.raises(StorageError, match=r"PreconditionFailed.*Another writer"):
         storage.upload_dir(folder, s3)
 
 
 def test_takeover_of_a_live_upload_is_noticed(s3, folder, monkeypatch):
-    real = stores.S3Store.upload
+    real = s3_store.S3Store.upload
 
     def interfere(self, source, path):
         real(self, source, path)
         self.write(storage.join(s3.removeprefix("s3://"), folders.CLAIM_FILE), b"someone else's")
 
-    monkeypatch.setattr(stores.S3Store, "upload", interfere)
+    monkeypatch.setattr(s3_store.S3Store, "upload", interfere)
     with pytest.raises(StorageError, match="took over"):
         storage.upload_dir(folder, s3)
     assert not storage.is_committed(s3)
@@ -304,10 +305,10 @@ def test_no_credentials(endpoint, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    stores.s3_client.cache_clear()
+    s3_store.s3_client.cache_clear()
     with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
         storage.read_bytes(f"s3://{BUCKET}/x", storage.StorageOptions(endpoint_url=endpoint))
-    stores.s3_client.cache_clear()
+    s3_store.s3_client.cache_clear()
 
 
 def test_wrong_secret_says_which_variable():
@@ -344,5 +345,5 @@ def test_options_read_the_environment_and_clients_are_shared(monkeypatch):
     resolved = storage.StorageOptions().resolved()
     assert (resolved.endpoint_url, resolved.region) == ("http://from-env:1", "eu-west-9")
     assert storage.StorageOptions(endpoint_url="http://own:2").resolved().endpoint_url == "http://own:2"
-    assert stores.S3Store(resolved).client is stores.S3Store(resolved).client
+    assert s3_store.S3Store(resolved).client is s3_store.S3Store(resolved).client
     assert pickle.loads(pickle.dumps(resolved)) == resolved

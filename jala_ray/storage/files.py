@@ -7,12 +7,13 @@ import io
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import IO, cast
-
-import pyarrow.fs
+from typing import IO, TYPE_CHECKING, cast
 
 from jala_ray.storage.stores import MissingFile, StorageOptions, explained, is_s3, store_for
 from jala_ray.types import StorageError
+
+if TYPE_CHECKING:
+    import pyarrow.fs
 
 Uri = str | os.PathLike[str]
 CHECKSUM_VARIABLE = "AWS_REQUEST_CHECKSUM_CALCULATION"
@@ -200,6 +201,8 @@ def filesystem(uri: Uri, options: StorageOptions | None = None) -> tuple[pyarrow
     reads that switch from the environment alone and without it some S3-compatible servers lose multipart
     uploads; give workers `worker_env()`.
     """
+    import pyarrow.fs
+
     _, path = store_for(uri, options)
     if not is_s3(uri):
         return pyarrow.fs.LocalFileSystem(), os.path.abspath(path)
@@ -210,6 +213,8 @@ def filesystem(uri: Uri, options: StorageOptions | None = None) -> tuple[pyarrow
 
 @functools.lru_cache(maxsize=16)
 def _arrow_s3(options: StorageOptions, pid: int) -> pyarrow.fs.FileSystem:
+    import pyarrow.fs
+
     del pid  # A key only: one file system a process.
     scheme, _, host = (options.endpoint_url or "").rpartition("://")
     return pyarrow.fs.S3FileSystem(

@@ -20,7 +20,6 @@ from jala_ray.storage.stores import (
     MULTIPART_THRESHOLD,
     LocalStore,
     MissingFile,
-    S3Store,
     StorageOptions,
     Store,
     explained,
@@ -310,7 +309,7 @@ def probe(uri: Uri, options: StorageOptions | None = None) -> ProbeReport:
     store, path = store_for(base, quick)
     small = os.urandom(64)
     payloads = {"small": small}
-    if isinstance(store, S3Store):
+    if is_s3(uri):
         payloads["multipart"] = small * (MULTIPART_THRESHOLD // 64 + 1)
     with explained("probe", base, quick), tempfile.TemporaryDirectory() as folder:
         for name, payload in payloads.items():

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import boto3
-import boto3.exceptions
-import botocore.exceptions as aws
-from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
+from typing import Protocol
 
 from jala_ray.types import StorageError
 
@@ -85,6 +78,8 @@ def store_for(uri: str | os.PathLike[str], options: StorageOptions | None = None
     path = text.removeprefix("s3://").rstrip("/")
     if not path.split("/", 1)[0]:
         raise StorageError("address", text, "s3://bucket/key")
+    from jala_ray.storage.s3 import S3Store  # boto3 only where it is needed
+
     return S3Store((options or StorageOptions()).resolved()), path
 
 
@@ -156,102 +151,6 @@ def sync_folder(path: str) -> None:
         os.close(handle)
 
 
-class S3Store:
-    """Objects of an S3 or S3-compatible server, by boto3."""
-
-    def __init__(self, options: StorageOptions) -> None:
-        self.options = options
-
-    @property
-    def client(self) -> Any:
-        return s3_client(self.options, os.getpid())
-
-    def size(self, path: str) -> int:
-        return self.client.head_object(**_key(path))["ContentLength"]
-
-    def read(self, path: str, start: int, end: int | None) -> bytes:
-        if end is not None and end <= start:
-            return b""
-        whole = start == 0 and end is None
-        span = {} if whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
-        return self.client.get_object(**_key(path), **span)["Body"].read()
-
-    def stream(self, path: str) -> Iterator[bytes]:
-        yield from self.client.get_object(**_key(path))["Body"].iter_chunks(STREAM_CHUNK)
-
-    def write(self, path: str, data: bytes, *, only_new: bool = False) -> None:
-        condition = {"IfNoneMatch": "*"} if only_new else {}
-        self.client.put_object(**_key(path), Body=data, **condition)
-
-    def upload(self, source: Path, path: str) -> None:
-        part = max(MULTIPART_THRESHOLD, min(64 * 1024 * 1024, source.stat().st_size // 16))
-        transfer = TransferConfig(
-            multipart_threshold=MULTIPART_THRESHOLD + 1, multipart_chunksize=part, max_concurrency=4
-        )
-        bucket, key = path.split("/", 1)
-        with open(source, "rb") as file:
-            self.client.upload_fileobj(file, bucket, key, Config=transfer)
-
-    def delete(self, path: str) -> None:
-        self.client.delete_object(**_key(path))
-
-    def walk(self, path: str) -> dict[str, int]:
-        bucket, _, prefix = path.partition("/")
-        prefix = prefix and prefix + "/"
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        found = {o["Key"][len(prefix) :]: o["Size"] for page in pages for o in page.get("Contents", ())}
-        return {name: size for name, size in sorted(found.items()) if name and not name.endswith("/")}
-
-    def children(self, path: str) -> list[str]:
-        bucket, _, prefix = path.partition("/")
-        prefix = prefix and prefix + "/"
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
-        names: set[str] = set()
-        for page in pages:
-            names.update(o["Key"][len(prefix) :] for o in page.get("Contents", ()))
-            names.update(o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ()))
-        return sorted(names - {""})
-
-
-def _key(path: str) -> dict[str, str]:
-    bucket, _, key = path.partition("/")
-    if not key:
-        raise StorageError("address", f"s3://{path}", "s3://bucket/key", "The key is missing.")
-    return {"Bucket": bucket, "Key": key}
-
-
-@functools.lru_cache(maxsize=16)
-def s3_client(options: StorageOptions, pid: int) -> Any:
-    """One client a process and set of options: making one takes some 50 ms, and sockets must not cross a fork
-    (hence `pid`).
-    """
-    del pid
-    config = Config(
-        connect_timeout=options.connect_timeout_s,
-        read_timeout=options.read_timeout_s,
-        retries={"mode": "standard", "total_max_attempts": options.attempts},
-        max_pool_connections=32,
-        # Older S3-compatible servers (Ceph RGW among them) refuse or lose bodies with trailing checksums.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if options.endpoint_url else "auto"},
-    )
-    return boto3.Session().client("s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config)
-
-
-_ABSENT = {"404", "NoSuchKey", "NotFound"}
-_REMEDIES = {
-    "NoSuchBucket": "Create the bucket or correct its name.",
-    "PreconditionFailed": "Another writer was first; choose another address or delete what is there.",
-    "ConditionalRequestConflict": "Another writer is at work on the same address.",
-    "InvalidAccessKeyId": "Check AWS_ACCESS_KEY_ID.",
-    "SignatureDoesNotMatch": "Check AWS_SECRET_ACCESS_KEY.",
-    "InvalidRange": "The object is shorter than the range asked for.",
-    "403": "Check the credentials and what they may do with this bucket.",
-    "AccessDenied": "Check the credentials and what they may do with this bucket.",
-}
-
-
 @contextlib.contextmanager
 def explained(operation: str, uri: str | os.PathLike[str], options: StorageOptions | None = None):
     """Turn whatever the operating system or boto3 raises into a StorageError that names the operation, the
@@ -261,39 +160,26 @@ def explained(operation: str, uri: str | os.PathLike[str], options: StorageOptio
         yield
     except StorageError:
         raise
-    except (OSError, aws.BotoCoreError, aws.ClientError, boto3.exceptions.Boto3Error) as error:
+    except Exception as error:
         text = os.fspath(uri)
+        diagnosis = _diagnosis(error, text)
+        if diagnosis is None:
+            raise
         place = text
         if text.startswith("s3://"):
             endpoint = (options or StorageOptions()).resolved().endpoint_url or "AWS"
             place = f"{text} (bucket {text[5:].split('/', 1)[0]!r}, endpoint {endpoint})"
-        cause, remedy, missing = _diagnosis(error)
+        cause, remedy, missing = diagnosis
         kind = MissingFile if missing else StorageError
         raise kind(f"{operation} {place}", cause, "it to succeed", remedy) from error
 
 
-def _diagnosis(error: Exception) -> tuple[str, str, bool]:
-    """(cause, remedy, whether the thing is merely absent)."""
-    if isinstance(error, aws.ClientError):
-        details = error.response.get("Error", {})
-        code = str(details.get("Code", "unknown"))
-        status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-        remedy = _REMEDIES.get(code) or _REMEDIES.get(status, "")
-        if code in _ABSENT:
-            return "no such object", "Check the bucket and the key.", True
-        return f"{code}: {details.get('Message', '')}".rstrip(": "), remedy, False
-    if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError):
-        return (
-            str(error),
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or an instance role.",
-            False,
-        )
-    if isinstance(error, aws.HTTPClientError | aws.ConnectionError):
-        return (
-            f"{type(error).__name__}: {error}",
-            "Check endpoint_url (or AWS_ENDPOINT_URL) and the network.",
-            False,
-        )
+def _diagnosis(error: Exception, uri: str) -> tuple[str, str, bool] | None:
+    """(cause, remedy, whether the thing is merely absent) of a storage problem; None for any other error."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return f"no such file or folder: {error.filename}", "Check the path.", True
-    return f"{type(error).__name__}: {error}", "", False
+    if is_s3(uri):
+        from jala_ray.storage import s3
+
+        return s3.diagnosis(error)
+    return (f"{type(error).__name__}: {error}", "", False) if isinstance(error, OSError) else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from jala_ray import storage
 from jala_ray.config import ClusterConfig, RunConfig, TokenizerRunConfig
 from jala_ray.data.chunks import rows_with_labels
 from jala_ray.data.pipeline import Segment, UnitConfig, chunk_arrays, read_shares
-from jala_ray.data.steps import StepBuilder
+from jala_ray.data.steps import StepBuilder, StepShare
 from jala_ray.parsing import from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
@@ -40,16 +41,6 @@ class RunSegment:
         return Segment(self.builder, first, self.total_steps, self.builder.config.data.steps_per_block)
 
 
-@dataclass(frozen=True)
-class WholeSegment:
-    """All steps of a held-out plan."""
-
-    builder: StepBuilder
-
-    def __call__(self) -> Segment:
-        return Segment(self.builder, 0, self.builder.plan.steps_per_epoch)
-
-
 def launch(config: RunConfig) -> ray.train.Result:
     """Run a pretraining configuration on the connected Ray cluster; returns Ray's result after the last step.
 
@@ -62,14 +53,13 @@ def launch(config: RunConfig) -> ray.train.Result:
     assets = setup.prepare(config)
     plans = setup.manifest_plans(config, assets)
     folder, options = setup.run_folder(config), setup.storage_options(config)
-    segments: dict[str, Any] = {TRAIN: RunSegment(plans.train, folder, plans.total_steps, options)}
-    segments |= {f"val_{domain}": WholeSegment(builder) for domain, builder in plans.held_out.items()}
+    segment = RunSegment(plans.train, folder, plans.total_steps, options)
     payload = {
         "config": to_dict(config),
         "assets": assets,
         "total_steps": plans.total_steps,
         "steps_per_epoch": plans.train.plan.steps_per_epoch,
-        "val_steps": {domain: builder.plan.steps_per_epoch for domain, builder in plans.held_out.items()},
+        "held_out": plans.held_out,
     }
     return fit(
         train_worker,
@@ -77,8 +67,8 @@ def launch(config: RunConfig) -> ray.train.Result:
         config.cluster,
         folder,
         options,
-        datasets=dict.fromkeys(segments, placeholder),
-        dataset_config=UnitConfig(segments),
+        datasets={TRAIN: placeholder},
+        dataset_config=UnitConfig({TRAIN: segment}),
         keep=config.train.keep,
     )
 
@@ -128,7 +118,7 @@ def fit(
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep),
-            worker_runtime_env={"env_vars": storage.worker_env(options)},
+            worker_runtime_env={"env_vars": storage.worker_env(options) | {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
         ),
         datasets=datasets,
         dataset_config=dataset_config,
@@ -159,8 +149,12 @@ def train_worker(payload: dict[str, Any]) -> None:
         torch.use_deterministic_algorithms(True)
     learner = build_learner(config, assets).to(device)
 
-    def shares(name: str, last: int):
-        return lambda first: read_shares(ray.train.get_dataset_shard(name), first, last, rank)
+    def shares(first: int) -> Iterator[StepShare]:
+        return read_shares(ray.train.get_dataset_shard(TRAIN), first, payload["total_steps"], rank)
+
+    def held_out(builder: StepBuilder) -> Iterator[StepShare]:
+        # Few rows, read once: a rank reads its own faster than Ray Data would start.
+        return (builder.build(step, rank, world) for step in range(builder.plan.steps_per_epoch))
 
     train(
         Run(
@@ -171,8 +165,8 @@ def train_worker(payload: dict[str, Any]) -> None:
             device=device,
             total_steps=payload["total_steps"],
             steps_per_epoch=payload["steps_per_epoch"],
-            shares=shares(TRAIN, payload["total_steps"]),
-            validation={d: (lambda d=d, n=n: shares(f"val_{d}", n)(0)) for d, n in payload["val_steps"].items()},
+            shares=shares,
+            validation={domain: functools.partial(held_out, b) for domain, b in payload["held_out"].items()},
             resume_from=history.newest(folder, options),
             rank=rank,
             world=world,

@@ -8,19 +8,21 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jala_ray import storage
 from jala_ray.config import DataConfig, RunConfig, TokenizerRunConfig, check
-from jala_ray.data.assets import Assets
 from jala_ray.data.plan import Plan
-from jala_ray.data.source import Source
 from jala_ray.data.steps import StepBuilder
 from jala_ray.parsing import diff, from_dict
 from jala_ray.storage import StorageOptions
-from jala_ray.training.build import build_assets
 from jala_ray.types import DOMAINS, ConfigError, Domain, Split
+
+if TYPE_CHECKING:
+    from jala_ray.data.assets import Assets
+    from jala_ray.data.source import Source
 
 Rows = Callable[[Split, Domain | None, DataConfig], np.ndarray]
 
@@ -63,6 +65,8 @@ def prepare(config: RunConfig) -> str:
         refuse_other_run(from_dict(RunConfig, json.loads(storage.read_bytes(written, options))), config, folder)
     assets = storage.join(folder, "assets")
     if not storage.is_committed(assets, options):
+        from jala_ray.training.build import build_assets  # loads transformers, which a continued run does without
+
         with tempfile.TemporaryDirectory() as scratch:
             build_assets(config, scratch).save(Path(scratch) / "assets")
             storage.upload_dir(Path(scratch) / "assets", assets, options, replace_unfinished=True)

@@ -102,4 +102,5 @@ def _configure(stream, image: np.ndarray, pixel_format: str, *, gop: int, crf: i
         "keyint_min": str(gop),
         "sc_threshold": "0",
         "flags": "+cgop+bitexact",
+        "x264-params": "mbtree=0",  # its assembly reads beyond its input: the same frames gave other bytes
     }

@@ -26,7 +26,7 @@ from jala_ray.data.synthetic import (
     read_instruction,
     split_compositions,
 )
-from jala_ray.data.synthetic.animation import HAND_LABELS, make_animation
+from jala_ray.data.synthetic.animation import ARM_LABELS, HAND_LABELS, make_animation
 from jala_ray.data.synthetic.grammar import FACTORS, write_description, write_instructions
 from jala_ray.hands.camera import project, transform_points
 from jala_ray.hands.mano import load_pair
@@ -134,7 +134,7 @@ def test_labels_do_not_change_the_videos():
 
 
 def test_states_validity_and_time():
-    config = replace(MANY, labelled_share=0.5, dropout_share=0.5, one_untracked_share=0.5)
+    config = replace(MANY, lab_train=24, wild_train=24, labelled_share=0.5, dropout_share=0.5, one_untracked_share=0.6)
     partial = untracked_beside_labelled = lost_chunks = 0
     for plan in plan_world(config):
         clip = make_clip(config, plan, "clip.mp4")
@@ -162,7 +162,7 @@ def test_projected_joints_land_on_the_rendered_hand():
     """Clip poses (first camera) -> FK -> extrinsics -> intrinsics, against the pixels that were drawn."""
     config = replace(MANY, labelled_share=1.0, seconds=(1, 2))
     models = load_pair()
-    hits = total = 0
+    total = on_body = visible = on_hand = 0
     moved = []
     for plan in plan_world(config)[::8]:
         clip, animation = make_clip(config, plan, "clip.mp4"), animate_clip(config, plan)
@@ -183,12 +183,18 @@ def test_projected_joints_land_on_the_rendered_hand():
                 pixels = project(clip.camera, transform_points(extrinsics[t], joints[t].numpy()))
                 mask = labels[t] == HAND_LABELS[side]
                 other = (labels[t] > 0) & ~mask  # an arm, an object or the other hand may hide a joint
+                body = mask | (labels[t] == ARM_LABELS[side])
                 height, width = mask.shape
                 for u, v in np.floor(pixels).astype(int):
-                    if 0 <= u < width and 0 <= v < height and not other[v, u]:
-                        hits += mask[max(v - 1, 0) : v + 2, max(u - 1, 0) : u + 2].any()
+                    if 0 <= u < width and 0 <= v < height:
+                        box = np.s_[max(v - 1, 0) : v + 2, max(u - 1, 0) : u + 2]
                         total += 1
-    assert total > 800 and hits / total > 0.97
+                        on_body += body[box].any()
+                        if not other[v, u]:
+                            visible += 1
+                            on_hand += mask[box].any()
+    assert total > 800 and on_body / total > 0.9  # the rest is behind an object or the other hand
+    assert visible > 700 and on_hand / visible > 0.99
     assert min(moved) == 0 and max(moved) > 0.05  # a tripod and a moving head were among them
 
 
@@ -207,7 +213,7 @@ def _tensor(array: np.ndarray):
 
 def test_motion_shows_between_all_boundaries():
     """Every chunk moves the wrist or closes the fingers, in the world frame: camera motion does not count."""
-    config = replace(MANY, lab_train=80, wild_train=80, seconds=(2, 6))
+    config = replace(MANY, lab_train=50, wild_train=50, seconds=(2, 6))
     moves = []
     for plan in plan_world(config):
         animation = animate_clip(config, plan)

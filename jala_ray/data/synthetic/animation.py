@@ -26,9 +26,9 @@ from jala_ray.hands.camera import first_camera_from_extrinsics, project, transfo
 from jala_ray.hands.mano import ManoHand, load_pair
 from jala_ray.types import Camera, Domain, Hand
 
-HAND_LABELS = {Hand.LEFT: 101, Hand.RIGHT: 102}
-"""Mask labels of the hands without their arms; objects are 1, 2, ..., arms from 201."""
-_ARM_LABEL, _AROUND = 201, 14
+HAND_LABELS, ARM_LABELS = {Hand.LEFT: 101, Hand.RIGHT: 102}, {Hand.LEFT: 201, Hand.RIGHT: 202}
+"""Mask labels of the hands up to the wrist, and of the arms behind them; objects are 1, 2, ..."""
+_AROUND = 14
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Animation:
         reach = np.concatenate([[0.0, 0.002], np.linspace(0.03, 0.55, 18)])
         cuff = wrist + 0.075 * along + reach[:, None] * forearm
         sleeve = _tube(cuff, np.concatenate([[0.028], 0.036 + 0.017 * reach[1:] / 0.4]), look.sleeve)
-        return [hand, *(Mesh(m.vertices, m.faces, m.colours, _ARM_LABEL + side) for m in (arm, sleeve))]
+        return [hand, *(Mesh(m.vertices, m.faces, m.colours, ARM_LABELS[side]) for m in (arm, sleeve))]
 
 
 def make_animation(

@@ -1,0 +1,135 @@
+"""Objects of S3 and S3-compatible servers, by boto3. Imported only where an address is s3://."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import boto3.exceptions
+import botocore.exceptions as aws
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+
+from jala_ray.storage.stores import MULTIPART_THRESHOLD, STREAM_CHUNK, StorageOptions
+from jala_ray.types import StorageError
+
+
+class S3Store:
+    """Objects of an S3 or S3-compatible server, by boto3."""
+
+    def __init__(self, options: StorageOptions) -> None:
+        self.options = options
+
+    @property
+    def client(self) -> Any:
+        return s3_client(self.options, os.getpid())
+
+    def size(self, path: str) -> int:
+        return self.client.head_object(**_key(path))["ContentLength"]
+
+    def read(self, path: str, start: int, end: int | None) -> bytes:
+        if end is not None and end <= start:
+            return b""
+        whole = start == 0 and end is None
+        span = {} if whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+        return self.client.get_object(**_key(path), **span)["Body"].read()
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        yield from self.client.get_object(**_key(path))["Body"].iter_chunks(STREAM_CHUNK)
+
+    def write(self, path: str, data: bytes, *, only_new: bool = False) -> None:
+        condition = {"IfNoneMatch": "*"} if only_new else {}
+        self.client.put_object(**_key(path), Body=data, **condition)
+
+    def upload(self, source: Path, path: str) -> None:
+        part = max(MULTIPART_THRESHOLD, min(64 * 1024 * 1024, source.stat().st_size // 16))
+        transfer = TransferConfig(
+            multipart_threshold=MULTIPART_THRESHOLD + 1, multipart_chunksize=part, max_concurrency=4
+        )
+        bucket, key = path.split("/", 1)
+        with open(source, "rb") as file:
+            self.client.upload_fileobj(file, bucket, key, Config=transfer)
+
+    def delete(self, path: str) -> None:
+        self.client.delete_object(**_key(path))
+
+    def walk(self, path: str) -> dict[str, int]:
+        bucket, _, prefix = path.partition("/")
+        prefix = prefix and prefix + "/"
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        found = {o["Key"][len(prefix) :]: o["Size"] for page in pages for o in page.get("Contents", ())}
+        return {name: size for name, size in sorted(found.items()) if name and not name.endswith("/")}
+
+    def children(self, path: str) -> list[str]:
+        bucket, _, prefix = path.partition("/")
+        prefix = prefix and prefix + "/"
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        names: set[str] = set()
+        for page in pages:
+            names.update(o["Key"][len(prefix) :] for o in page.get("Contents", ()))
+            names.update(o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ()))
+        return sorted(names - {""})
+
+
+def _key(path: str) -> dict[str, str]:
+    bucket, _, key = path.partition("/")
+    if not key:
+        raise StorageError("address", f"s3://{path}", "s3://bucket/key", "The key is missing.")
+    return {"Bucket": bucket, "Key": key}
+
+
+@functools.lru_cache(maxsize=16)
+def s3_client(options: StorageOptions, pid: int) -> Any:
+    """One client a process and set of options: making one takes some 50 ms, and sockets must not cross a fork
+    (hence `pid`).
+    """
+    del pid
+    config = Config(
+        connect_timeout=options.connect_timeout_s,
+        read_timeout=options.read_timeout_s,
+        retries={"mode": "standard", "total_max_attempts": options.attempts},
+        max_pool_connections=32,
+        # Older S3-compatible servers (Ceph RGW among them) refuse or lose bodies with trailing checksums.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": "path" if options.endpoint_url else "auto"},
+    )
+    return boto3.Session().client("s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config)
+
+
+_ABSENT = {"404", "NoSuchKey", "NotFound"}
+_REMEDIES = {
+    "NoSuchBucket": "Create the bucket or correct its name.",
+    "PreconditionFailed": "Another writer was first; choose another address or delete what is there.",
+    "ConditionalRequestConflict": "Another writer is at work on the same address.",
+    "InvalidAccessKeyId": "Check AWS_ACCESS_KEY_ID.",
+    "SignatureDoesNotMatch": "Check AWS_SECRET_ACCESS_KEY.",
+    "InvalidRange": "The object is shorter than the range asked for.",
+    "403": "Check the credentials and what they may do with this bucket.",
+    "AccessDenied": "Check the credentials and what they may do with this bucket.",
+}
+
+
+def diagnosis(error: Exception) -> tuple[str, str, bool] | None:
+    """(cause, remedy, whether the thing is merely absent) of boto3's and the system's errors; None for others."""
+    if isinstance(error, aws.ClientError):
+        details = error.response.get("Error", {})
+        code = str(details.get("Code", "unknown"))
+        status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+        remedy = _REMEDIES.get(code) or _REMEDIES.get(status, "")
+        if code in _ABSENT:
+            return "no such object", "Check the bucket and the key.", True
+        return f"{code}: {details.get('Message', '')}".rstrip(": "), remedy, False
+    cause = f"{type(error).__name__}: {error}"
+    if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError):
+        remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or an instance role."
+        return str(error), remedy, False
+    if isinstance(error, aws.HTTPClientError | aws.ConnectionError):
+        return cause, "Check endpoint_url (or AWS_ENDPOINT_URL) and the network.", False
+    if isinstance(error, OSError | aws.BotoCoreError | boto3.exceptions.Boto3Error):
+        return cause, "", False
+    return None

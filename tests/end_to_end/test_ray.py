@@ -1,0 +1,119 @@
+"""Ray Data -> Ray Train on real videos, beside the same run in one process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from jala_ray.config import ClusterConfig, RunConfig
+from jala_ray.evaluation.publish import publish_pretrain_report
+from jala_ray.training import checkpoint, history, setup
+from jala_ray.training.launch import check_resources, launch
+from jala_ray.training.local import run_local
+from jala_ray.types import ConfigError
+from tests.end_to_end.conftest import World
+from tests.support import small
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def settings(world: World, root: Path, name: str, **values: object) -> RunConfig:
+    base: dict[str, object] = {
+        "name": name,
+        "storage__root": str(root),
+        "data__manifest": world.manifest,
+        "motion_tokenizer": world.tokenizer,
+        "data__workers": 0,
+        "train__steps": 6,
+        "train__batch": 6,
+        "train__micro_batch": 2,
+        "train__log_every": 1,
+        "train__checkpoint_every": 3,
+        "train__validate_every": 6,
+        "train__val_samples": 4,
+        "log__tensorboard": False,
+        "cluster__max_failures": 0,
+    }
+    return small(**(base | values))
+
+
+def rows(config: RunConfig) -> list[dict]:
+    lines = (Path(setup.run_folder(config)) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def corrupted(world: World, folder: Path, broken: int) -> tuple[World, set[str]]:
+    """A copy of the world in which some training videos hold noise, are cut, or are missing."""
+    source = Path(world.manifest).parent
+    shutil.copytree(source, folder)
+    table = pq.read_table(folder / "manifest.parquet", columns=["clip_id", "video_uri", "split"]).to_pylist()
+    victims = [row for row in table if row["split"] == "train"][:broken]
+    for i, row in enumerate(victims):
+        video = folder / row["video_uri"]
+        if i % 3 == 0:
+            video.write_bytes(b"\x00" * 1000)
+        elif i % 3 == 1:
+            video.unlink()
+        else:
+            video.write_bytes(video.read_bytes()[:200])
+    return World(str(folder / "manifest.parquet"), world.tokenizer), {row["clip_id"] for row in victims}
+
+
+def test_two_ray_workers_equal_one_process(world: World, cluster: None, tmp_path: Path) -> None:
+    """Same rows in the same steps, same draws: the losses of W = 2 on Ray equal those of one process."""
+    through_ray = settings(world, tmp_path, "ray", cluster__workers=2, cluster__cpus_per_worker=0.5)
+    alone = settings(world, tmp_path, "alone")
+    launch(through_ray)
+    run_local(alone)
+    one, two = rows(alone), rows(through_ray)
+    assert [r["step"] for r in two] == list(range(1, 7)) == [r["step"] for r in one]
+    for a, b in zip(one, two, strict=True):
+        for key in (
+            "loss",
+            "loss_mcp",
+            "loss_align",
+            "samples",
+            "chunks_per_s",
+            "val/wild/loss_align",
+            "val/lab/loss_mcp",
+        ):
+            if key in a and not key.endswith("_per_s") and a[key] is not None:
+                assert b[key] == pytest.approx(a[key], abs=2e-4), (a["step"], key)
+    newest = history.newest(setup.run_folder(through_ray))
+    loaded = checkpoint.load(newest)
+    assert loaded.position.step == 6 and loaded.config == through_ray
+    page = Path(publish_pretrain_report(setup.run_folder(through_ray), world.manifest))
+    assert page.name == "report.html" and "data:image" in page.read_text()
+
+
+def test_five_percent_corrupt_clips(world: World, cluster: None, tmp_path: Path) -> None:
+    """The run finishes, and every unreadable row is reported with its reason."""
+    broken, victims = corrupted(world, tmp_path / "broken", 1)
+    config = settings(broken, tmp_path, "corrupt", train__steps=4, cluster__workers=1, cluster__cpus_per_worker=0.5)
+    launch(config)
+    folder = Path(setup.run_folder(config))
+    errors = [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
+    assert {e["clip_id"] for e in errors} == victims
+    assert all(e["reason"] for e in errors)
+    assert rows(config)[-1]["samples"] + len(errors) == 20, "20 rows make one epoch: 6 + 6 + 6 + 2"
+
+
+def test_a_launch_that_starves_reading_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"2 workers x 1 CPU = 2 of 2 CPUs"):
+        check_resources(ClusterConfig(workers=2, cpus_per_worker=1.0), {"CPU": 2.0})
+    check_resources(ClusterConfig(workers=2, cpus_per_worker=0.5), {"CPU": 2.0})
+    with pytest.raises(ConfigError, match="GPU"):
+        check_resources(ClusterConfig(workers=1, cpus_per_worker=1, gpus_per_worker=1), {"CPU": 4.0})

@@ -1,0 +1,116 @@
+"""Configuration: one parser, presets as small diffs, and errors that help."""
+
+from __future__ import annotations
+
+import pytest
+
+from jala_ray.config import RunConfig, TokenizerRunConfig, check
+from jala_ray.parsing import diff, from_dict, override, parse, to_dict
+from jala_ray.presets import BASE, PRESETS, TINY, TOKENIZER_PRESETS, configuration
+from jala_ray.types import ConfigError
+
+READY = override(TINY, {"data.manifest": "m.parquet", "motion_tokenizer": "t"})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_round_trip(name: str) -> None:
+    assert from_dict(RunConfig, to_dict(PRESETS[name])) == PRESETS[name]
+
+
+@pytest.mark.parametrize("name", TOKENIZER_PRESETS)
+def test_json_round_trip_of_tokenizers(name: str) -> None:
+    assert from_dict(TokenizerRunConfig, to_dict(TOKENIZER_PRESETS[name])) == TOKENIZER_PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    ("variant", "keys"),
+    [
+        ("no_align", {"objective.lap", "objective.updates", "objective.align.weight"}),
+        ("labelled_only", {"data.labels"}),
+        ("vjepa", {"model.encoder.kind", "model.encoder.pretrained", "model.encoder.image_size"}),
+    ],
+)
+def test_a_variant_is_its_diff(variant: str, keys: set[str]) -> None:
+    assert diff(BASE, PRESETS[variant]).keys() == keys | {"name"}
+    assert diff(TINY, PRESETS[f"tiny_{variant}"]).keys() <= keys | {"name"}
+
+
+def test_the_paper_in_numbers() -> None:
+    """METHOD 3-6: what the base preset must say."""
+    assert BASE.train.batch == 128 and BASE.train.micro_batch * BASE.cluster.workers == 128
+    assert (BASE.optim.lr, BASE.optim.weight_decay, BASE.optim.betas) == (3e-5, 0.05, (0.9, 0.95))
+    assert (BASE.optim.warmup, BASE.optim.clip, BASE.train.precision) == (0.05, 1.0, "bf16")
+    align, masking = BASE.objective.align, BASE.objective.masking
+    assert (align.weight, align.layer, BASE.objective.ema.alpha) == (0.5, 19, 0.999)
+    assert masking.ratios == pytest.approx([0.05 + 0.1 * i for i in range(10)] + [1.0]) and masking.after == 0.05
+    tokenizer = TOKENIZER_PRESETS["tokenizer"].model
+    assert (tokenizer.groups, tokenizer.levels, tokenizer.codes) == (2, 8, 512)
+    assert (tokenizer.commitment, tokenizer.velocity) == (0.02, 0.5)
+
+
+@pytest.mark.parametrize("name", ["tiny", "demo"])
+def test_short_runs_finish_their_ema(name: str) -> None:
+    config = PRESETS[name]
+    assert config.train.steps and config.objective.ema.alpha**config.train.steps <= 0.01
+
+
+def test_command_line() -> None:
+    config = configuration(["tiny", "--objective.align.weight", "0.1", "--train.steps", "7", "--data.packing", "False"])
+    assert (config.objective.align.weight, config.train.steps, config.data.packing) == (0.1, 7, False)
+    assert diff(config, override(TINY, {"objective.align.weight": 0.1, "train.steps": 7, "data.packing": False})) == {}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["tinny"], "Did you mean tiny"),
+        ([], "preset"),
+        (["tiny", "--objective.align.wieght", "1"], r"Did you mean objective\.align\.weight"),
+        (["tiny", "--objectiv.align.weight=1"], r"objective\.align\.weight"),
+    ],
+)
+def test_typos_are_named(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configuration(argv)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"objective.align.wieght": 0.1}, "Did you mean"),
+        ({"train.steps": "ten"}, r"train\.steps"),
+        ({"train.precision": "bf15"}, "Did you mean bf16"),
+        ({"optim.betas": [0.9]}, "2 values"),
+        ({"data.packing": 1}, "bool"),
+    ],
+)
+def test_overrides_are_typed(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(TINY, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data.manifest": ""}, "--data.manifest"),
+        ({"motion_tokenizer": ""}, "train_tokenizer"),
+        ({"objective.ema.alpha": 1.0}, "0 <= alpha < 1"),
+        ({"objective.align.layer": 5}, r"1\.\.4"),
+        ({"objective.align.layer": 0}, r"1\.\.4"),
+        ({"objective.align.weight": -1.0}, ">= 0"),
+        ({"objective.masking.ratios": [0.0, 0.5]}, r"\(0, 1\]"),
+        ({"train.micro_batch": 0}, ">= 1"),
+        ({"objective.perceiver.heads": 7}, "multiple"),
+    ],
+)
+def test_impossible_settings_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(override(READY, values))
+
+
+def test_a_good_configuration_passes() -> None:
+    check(READY)
+
+
+def test_parse_keeps_the_objective() -> None:
+    assert parse(PRESETS["tiny_next_token"], ["--objective.state", "prefix"]).objective.state == "prefix"
