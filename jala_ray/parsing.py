@@ -82,7 +82,7 @@ def _union(args: tuple[Any, ...], value: Any, where: str) -> Any:
     kind = value.get("kind") if isinstance(value, Mapping) else None
     if kind not in by_kind:
         raise ConfigError(f"{where}.kind", kind, f"one of {', '.join(by_kind)}", suggest(str(kind), by_kind))
-    return from_dict(cast(type, by_kind[kind]), value, f"{where}.")
+    return from_dict(cast(type, by_kind[kind]), cast(Mapping[str, Any], value), f"{where}.")
 
 
 def load_json(cls: type[T], path: str | Path) -> T:

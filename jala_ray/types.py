@@ -20,6 +20,8 @@ CHUNK_SECONDS = CHUNK_FRAMES / MODEL_FPS
 WILD_TIME_SCALE = 0.5
 """Source seconds that one second of model time covers in in-the-wild video (slowed by 0.5)."""
 MAX_CLIP_SECONDS = 10.0
+RHO_WARN, EFFECTIVE_RANK_WARN = 0.05, 4.0
+"""Below these the latent-action space is collapsing (METHOD 5)."""
 WRIST_DIM, FINGER_DIM = 9, 90
 FEATURE_DIM = WRIST_DIM + FINGER_DIM
 """Features a frame: wrist = 6-D rotation + translation (9), fingers = 15 x 6-D (90); wrist first."""

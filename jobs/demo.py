@@ -13,16 +13,14 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `infra` is a folder of the repository, not of the installed package
 
 from infra.local_head import Head, local_head  # noqa: E402
 
-RUNTIME = {
-    "working_dir": str(ROOT),
-    "excludes": [".git", ".venv", "runs", "docs", "benchmarks"],
-    "env_vars": {"PYTHONPATH": ".", "TOKENIZERS_PARALLELISM": "false", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"},
-}
+RUNTIME = yaml.safe_load((ROOT / "infra" / "runtime_env.yaml").read_text()) | {"working_dir": str(ROOT)}
 
 
 def render(folder: Path) -> Path:

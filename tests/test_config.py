@@ -100,6 +100,12 @@ def test_overrides_are_typed(values: dict, message: str) -> None:
         ({"objective.align.weight": -1.0}, ">= 0"),
         ({"objective.masking.ratios": [0.0, 0.5]}, r"\(0, 1\]"),
         ({"train.micro_batch": 0}, ">= 1"),
+        ({"train.steps": 0}, r"train\.steps"),
+        ({"seed": -1}, "seed"),
+        ({"optim.warmup": 5.0}, "warmup"),
+        ({"objective.masking.after": 2.0}, "probability"),
+        ({"name": "../x"}, r"inside storage\.root"),
+        ({"cluster.workers": 0}, r"cluster\.workers"),
         ({"objective.perceiver.heads": 7}, "multiple"),
     ],
 )

@@ -65,7 +65,7 @@ class Assets:
         vocab["token_slots"] = tuple(vocab["token_slots"])
         motion = MotionTokenizer.load(folder / "motion_tokenizer").eval().requires_grad_(False)
         return cls(
-            TextTokenizer.from_pretrained(folder / "text_tokenizer"),
+            TextTokenizer.from_pretrained(str(folder / "text_tokenizer")),
             motion,
             SequenceSpec(Vocab(**vocab), **fields),
         )

@@ -30,21 +30,23 @@ def eligible(index: pa.Table, data: DataConfig, split: Split, domain: Domain | N
 
     `index` is `Manifest.index`. Raises `ManifestError` when a training split has none.
     """
-    import pyarrow.compute as pc  # the path over a features file does without
-
-    keep = pc.and_(pc.equal(index["split"], split), index["has_video"])
+    keep = _equals(index["split"], split) & index["has_video"].to_numpy()
     if domain is not None:
-        keep = pc.and_(keep, pc.equal(index["domain"], domain))
+        keep &= _equals(index["domain"], domain)
     if data.labels == "labelled_only":
-        labelled = [_any_true(index[f"{hand}_labelled"]) for hand in ("left", "right")]
-        wanted = keep.to_numpy() & (labelled[0] | labelled[1])
-    else:
-        wanted = keep.to_numpy()
-    rows = np.flatnonzero(wanted)
+        keep &= _any_true(index["left_labelled"]) | _any_true(index["right_labelled"])
+    rows = np.flatnonzero(keep)
     if not len(rows) and domain is None:
         expected = f"at least one row of split {split!r} with a video"
         raise ManifestError("data.manifest", data.manifest, expected, f"It has {index.num_rows} rows in all.")
     return rows.astype(np.int64)
+
+
+def _equals(column: pa.ChunkedArray, value: str) -> np.ndarray:
+    """(n,) bool; the column is dictionary-encoded, so only its few words are compared."""
+    words = column.unify_dictionaries().combine_chunks()
+    match = np.array([word == value for word in words.dictionary.to_pylist()])
+    return match[words.indices.to_numpy()]
 
 
 def _any_true(lists: pa.ChunkedArray) -> np.ndarray:

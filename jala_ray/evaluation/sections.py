@@ -24,12 +24,12 @@ from jala_ray.evaluation.widgets import (
     table,
     tree,
 )
+from jala_ray.types import EFFECTIVE_RANK_WARN as RANK_WARN
+from jala_ray.types import RHO_WARN
 
 if TYPE_CHECKING:
     from jala_ray.evaluation.overlay import Sample
 
-RHO_WARN = 0.05
-RANK_WARN = 4.0
 """METHOD 5: below these the predictive embeddings are suspected to collapse."""
 MAX_ERRORS = 50
 TERMS = {

@@ -8,9 +8,6 @@ from torch import Tensor
 from jala_ray.models.perceiver import Perceiver
 from jala_ray.objectives.base import Features
 
-RHO_WARN = 0.05
-EFFECTIVE_RANK_WARN = 4.0
-
 
 def effective_rank(x: Tensor, scale: Tensor) -> float:
     """exp of the entropy of the normalised singular values of (M, D) rows.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
@@ -65,13 +65,12 @@ def build_learner(config: RunConfig, assets: Assets, architecture: dict[str, Any
     return Learner(vla, encoder, objective)
 
 
+def make_deterministic() -> None:
+    """Only kernels that give the same bits each time. Call it before the first CUDA operation."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
 def architecture(learner: Learner) -> dict[str, Any]:
     """What `build_learner` needs to rebuild the modules offline."""
     return {"backbone": learner.vla.backbone.hf_config_dict(), "encoder": learner.encoder.hf_config_dict()}
-
-
-def parameter_counts(module: nn.Module) -> dict[str, int]:
-    return {
-        "learned": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        "moved_or_frozen": sum(p.numel() for p in module.parameters() if not p.requires_grad),
-    }

@@ -26,6 +26,7 @@ import torch
 from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.assets import Assets
+from jala_ray.data.features import tokenizer_key
 from jala_ray.parsing import load_json, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training.build import architecture, build_learner
@@ -53,7 +54,6 @@ class Loaded:
     learner: Learner
     assets: Assets
     position: Position
-    folder: Path
 
 
 def write(
@@ -100,7 +100,7 @@ def load(uri: str, options: StorageOptions | None = None) -> Loaded:
         assets = Assets.load(folder)
         learner = build_learner(config, assets, json.loads((folder / "architecture.json").read_text()))
         load_weights(learner, folder)
-        return Loaded(config, learner.eval(), assets, read_position(folder), folder)
+        return Loaded(config, learner.eval(), assets, read_position(folder))
 
 
 def read_position(folder: Path) -> Position:
@@ -124,6 +124,16 @@ def load_weights(learner: Learner, folder: Path) -> None:
             "model.safetensors", str(folder), expected, "Use the preset the checkpoint was made with."
         )
     learner.load_state_dict(stored)
+
+
+def check_tokenizers(folder: Path, assets: Assets) -> None:
+    """Refuse weights learned with other tokenizers: equal sizes would load, and every code mean another motion."""
+    theirs = Assets.load(folder)
+    same_motion = tokenizer_key(theirs) == tokenizer_key(assets)
+    if not same_motion or theirs.spec.vocab != assets.spec.vocab:
+        which = "text" if same_motion else "motion"
+        remedy = f"Pass --motion-tokenizer {folder / 'motion_tokenizer'} and the same model.text."
+        raise CheckpointError("init", str(folder), f"a checkpoint made with this run's {which} tokenizer", remedy)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,4 +17,5 @@ def distributed(module: nn.Module, device: torch.device) -> nn.Module:
         "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     )  # renamed after torch 2.11
     ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, **{sync: False})
+    options: dict[str, Any] = {sync: False, "gradient_as_bucket_view": True}  # no second copy of the gradients
+    return DistributedDataParallel(module, device_ids=ids, **options)

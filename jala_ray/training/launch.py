@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
 import ray.train
-import torch
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from jala_ray import storage
 from jala_ray.config import ClusterConfig, RunConfig, TokenizerRunConfig
@@ -48,7 +47,8 @@ def launch(config: RunConfig) -> ray.train.Result:
     """
     from jala_ray.training import setup
 
-    ensure_ray()
+    config = setup.absolute(config)
+    ensure_ray(setup.storage_options(config))
     check_resources(config.cluster, ray.cluster_resources())
     assets = setup.prepare(config)
     plans = setup.manifest_plans(config, assets)
@@ -77,13 +77,14 @@ def launch_tokenizer(config: TokenizerRunConfig) -> ray.train.Result:
     """Train a motion tokenizer on the connected cluster; a run folder with checkpoints is continued."""
     from jala_ray.training import setup
 
-    ensure_ray()
+    config = setup.absolute(config)
+    ensure_ray(setup.storage_options(config))
     check_resources(config.cluster, ray.cluster_resources())
     folder, options = setup.prepare_tokenizer(config)
     arrays = {}
     for split in SPLITS:
         rows = rows_with_labels(config.manifests, split, config.max_chunks, config.seed)
-        arrays[split] = ray.put(chunk_arrays(rows))  # one copy a node, read in place by its workers
+        arrays[split] = ray.put(chunk_arrays(rows))
     payload = {"config": to_dict(config), "arrays": arrays}
     return fit(tokenizer_worker, payload, config.cluster, folder, options, keep=config.keep)
 
@@ -111,7 +112,7 @@ def fit(
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
         ),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=root,
@@ -136,7 +137,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     # Imported here: the controller unpickles this module too, and needs no model code.
     from jala_ray.data.assets import Assets
     from jala_ray.training import setup
-    from jala_ray.training.build import build_learner
+    from jala_ray.training.build import build_learner, make_deterministic
     from jala_ray.training.ddp import distributed
     from jala_ray.training.loop import Run, train
 
@@ -146,11 +147,13 @@ def train_worker(payload: dict[str, Any]) -> None:
     folder, options = setup.run_folder(config), setup.storage_options(config)
     assets = Assets.open(payload["assets"], options)
     if config.train.deterministic:
-        torch.use_deterministic_algorithms(True)
+        make_deterministic()
     learner = build_learner(config, assets).to(device)
 
     def shares(first: int) -> Iterator[StepShare]:
-        return read_shares(ray.train.get_dataset_shard(TRAIN), first, payload["total_steps"], rank)
+        shard = ray.train.get_dataset_shard(TRAIN)
+        assert shard is not None
+        return read_shares(shard, first, payload["total_steps"], rank)
 
     def held_out(builder: StepBuilder) -> Iterator[StepShare]:
         # Few rows, read once: a rank reads its own faster than Ray Data would start.
@@ -189,8 +192,9 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
     options = setup.storage_options(config)
-    # Ray's shared memory is read-only and torch wants to write: features are only ever indexed, which copies.
-    arrays = {split: {k: np.array(v) for k, v in ray.get(ref).items()} for split, ref in payload["arrays"].items()}
+    stored: dict[str, dict[str, np.ndarray]] = {split: ray.get(ref) for split, ref in payload["arrays"].items()}
+    # A copy a worker: torch refuses Ray's read-only shared memory.
+    arrays = {split: {k: np.array(v) for k, v in parts.items()} for split, parts in stored.items()}
     train_tokenizer(
         TokenizerRun(
             config=config,
@@ -222,13 +226,16 @@ def reporter(options: StorageOptions, rank: int) -> Callable[[dict[str, Any], st
     return committed
 
 
-def ensure_ray() -> None:
-    """Connect to the cluster of `RAY_ADDRESS` or of the submitted job; start a local Ray where there is none."""
+def ensure_ray(options: StorageOptions) -> None:
+    """Connect to the cluster of `RAY_ADDRESS` or of the submitted job; start a local Ray where there is none.
+
+    All tasks of the job reach the object store as the driver does (an endpoint, no secrets).
+    """
     if not ray.is_initialized():
-        ray.init(log_to_driver=True)
+        ray.init(log_to_driver=True, runtime_env={"env_vars": storage.worker_env(options)})
 
 
-def check_resources(cluster: ClusterConfig, resources: dict[str, float]) -> None:
+def check_resources(cluster: ClusterConfig, resources: Mapping[str, float]) -> None:
     """Refuse a launch that would leave no CPU for reading, or ask for GPUs that aren't there, with the arithmetic."""
     if cluster.autoscaling:
         return

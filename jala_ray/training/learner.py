@@ -77,8 +77,7 @@ class Learner(nn.Module):
     def _sometimes_unused(self) -> list[nn.Parameter]:
         return self.vla.own_parameters() + [p for p in self.objective.parameters() if p.requires_grad]
 
-    @staticmethod
-    def _sums(batch: dict[str, Tensor], losses: Losses) -> dict[str, Tensor]:
+    def _sums(self, batch: dict[str, Tensor], losses: Losses) -> dict[str, Tensor]:
         weight = batch["weight"]
         sums = {name: count.double() for name, count in losses.counts.items()}
         for name, term in losses.terms.items():
@@ -88,7 +87,7 @@ class Learner(nn.Module):
         sums["samples"] = (weight > 0).sum().double()
         sums["tokens"] = real.sum().double()
         sums["slots"] = torch.tensor(real.numel(), dtype=torch.float64, device=real.device)
-        sums["chunks"] = (batch["k"] == 0).sum().double()
+        sums["chunks"] = (batch["ids"] == self.vla.vocab.mot_open).sum().double()
         return sums
 
     @torch.no_grad()

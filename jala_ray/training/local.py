@@ -1,7 +1,8 @@
 """The same loop without Ray, in one process: `python -m jala_ray.training.local PRESET --dotted.key value`.
 
-PRESET is a preset's name or a `config.json`. With `--data.features FILE` (made by jobs/export_features.py) it imports only torch,
-transformers, einops, safetensors and numpy; over a manifest, a torch DataLoader decodes videos, which takes PyAV and pyarrow.
+PRESET is a preset's name or a `config.json`; dotted keys take tyro. From a features file (`data.features`, made by
+jobs/export_features.py) the run imports only torch, transformers, einops, safetensors and numpy; over a manifest, a torch
+DataLoader decodes videos, which takes PyAV and pyarrow.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from jala_ray.data.assets import Assets
 from jala_ray.data.steps import StepBuilder, StepShare
 from jala_ray.presets import configuration
 from jala_ray.training import history, setup
-from jala_ray.training.build import build_learner
+from jala_ray.training.build import build_learner, make_deterministic
 from jala_ray.training.loop import Run, train
+from jala_ray.types import UserError
 
 
 class Shares(IterableDataset[StepShare]):
@@ -51,9 +53,10 @@ def loader(builder: StepBuilder, first: int, last: int, workers: int) -> Iterato
 
 def run_local(config: RunConfig, device: torch.device | None = None) -> dict[str, Any]:
     """Train in this process; returns the last metrics. Continues the run folder's newest checkpoint."""
+    config = setup.absolute(config)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.train.deterministic:
-        torch.use_deterministic_algorithms(True)
+        make_deterministic()
     address = setup.prepare(config)
     options, folder = setup.storage_options(config), setup.run_folder(config)
     assets = Assets.open(address, options)
@@ -81,4 +84,7 @@ def run_local(config: RunConfig, device: torch.device | None = None) -> dict[str
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    run_local(configuration(sys.argv[1:]))
+    try:
+        run_local(configuration(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ from jala_ray import storage
 from jala_ray.config import RunConfig, TokenizerRunConfig
 from jala_ray.parsing import flatten, to_dict
 from jala_ray.storage import StorageOptions
+from jala_ray.types import EFFECTIVE_RANK_WARN, RHO_WARN
 
 AnyRun = RunConfig | TokenizerRunConfig
 
@@ -31,10 +33,10 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder))
+        self.writer = SummaryWriter(str(folder), purge_step=start + 1)  # a rollback draws its steps anew
 
     def log(self, row: dict[str, Any], step: int) -> None:
         for name, value in numbers(row).items():
@@ -46,12 +48,12 @@ class TensorBoard:
 
 class WeightsAndBiases:
     def __init__(self, project: str, config: AnyRun, folder: Path) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self.run = wandb.init(
             project=project,
             name=config.name,
-            id=config.name,
+            id=config.name.replace("/", "-"),
             resume="allow",
             config=flatten(config),
             dir=str(folder),
@@ -66,7 +68,7 @@ class WeightsAndBiases:
 
 class MLflow:
     def __init__(self, experiment: str, config: AnyRun) -> None:
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]
 
         self.mlflow = mlflow
         mlflow.set_experiment(experiment)
@@ -100,10 +102,11 @@ class RunLog:
         self.folder = Path(self._scratch.name if self._scratch else run_folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.remote:
-            for name in ("metrics.jsonl", "metrics.cut.jsonl", "errors.jsonl"):
+            for name in ("metrics.jsonl", "metrics.cut.jsonl", "errors.jsonl", "errors.cut.jsonl"):
                 if storage.exists(storage.join(run_folder, name), options):
                     (self.folder / name).write_bytes(storage.read_bytes(storage.join(run_folder, name), options))
-        kept = cut_after(self.folder, start)
+        kept = cut_after(self.folder / "metrics.jsonl", start)
+        cut_after(self.folder / "errors.jsonl", start - 1)  # a step counts its errors from 0, a row its steps from 1
         self.attempt = 1 + max((int(row["attempt"]) for row in kept), default=0)
         (self.folder / "config.json").write_text(json.dumps(to_dict(config), indent=1))
         self._environment(config)
@@ -114,8 +117,10 @@ class RunLog:
 
     def _trackers(self, config: AnyRun) -> list[Tracker]:
         trackers: list[Tracker] = []
-        if config.log.tensorboard:
-            trackers.append(TensorBoard(self.folder / "tensorboard"))
+        if config.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            print("TensorBoard is not installed: curves are in metrics.jsonl alone", flush=True)
+        elif config.log.tensorboard:
+            trackers.append(TensorBoard(self.folder / "tensorboard", self.start))
         if config.log.wandb is not None:
             trackers.append(WeightsAndBiases(config.log.wandb, config, self.folder))
         if config.log.mlflow is not None:
@@ -136,6 +141,8 @@ class RunLog:
         self.errors.flush()
         for tracker in self.trackers:
             tracker.log(row, row["step"])
+        for warning in collapse_warnings(row):
+            print(warning, flush=True)
         print(progress_line(row, self.start, self.total, time.monotonic() - self.began), flush=True)
 
     def sync(self) -> None:
@@ -156,26 +163,42 @@ class RunLog:
             self._scratch.cleanup()
 
 
-def cut_after(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Move the rows after `step` to metrics.cut.jsonl; returns the rows that stay. A half-written last line is dropped there too."""
-    path = folder / "metrics.jsonl"
+def cut_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Move the rows after `step` from NAME.jsonl to NAME.cut.jsonl; returns the rows that stay.
+
+    A half-written last line is moved too.
+    """
     if not path.exists():
         return []
-    kept, cut = [], []
+    kept: list[dict[str, Any]] = []
+    cut: list[str] = []
     for line in path.read_text().splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:  # the process died while writing it
             cut.append(line)
             continue
-        (kept if row["step"] <= step else cut).append(line)
+        if row["step"] <= step:
+            kept.append(row)
+        else:
+            cut.append(line)
     if cut:
-        with (folder / "metrics.cut.jsonl").open("a") as lost:
+        with path.with_suffix(".cut.jsonl").open("a") as lost:
             lost.writelines(line + "\n" for line in cut)
-        fresh = folder / "metrics.jsonl.new"
-        fresh.write_text("".join(line + "\n" for line in kept))
+        fresh = path.with_suffix(".new")
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
         fresh.replace(path)
-    return [json.loads(line) for line in kept]
+    return kept
+
+
+def collapse_warnings(row: dict[str, Any]) -> list[str]:
+    """What METHOD 5 wants to be warned of: latent actions that ignore the second frame, or hardly vary."""
+    limits = {"monitor/rho": RHO_WARN, "monitor/effective_rank_z": EFFECTIVE_RANK_WARN}
+    return [
+        f"WARNING step {row['step']}: {name} = {row[name]:.3f} < {limit:g}: the latent actions are collapsing"
+        for name, limit in limits.items()
+        if name in row and row[name] < limit
+    ]
 
 
 def progress_line(row: dict[str, Any], start: int, total: int, elapsed: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 import time
 from collections import deque
@@ -70,47 +71,65 @@ class Meters:
     steps: int = 0
     started: float = field(default_factory=time.perf_counter)
 
+    def count(self, share: StepShare) -> None:
+        self.errors += share.errors
+        self.rows += share.rows
+        self.steps += 1
+
     def add(self, sums: dict[str, Tensor]) -> None:
         for name, value in sums.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Train until `total_steps`; returns the last logged metrics. Resumes exactly from `resume_from`."""
-    config, learner, options = run.config, run.learner, storage_options(run.config)
-    settings = config.train
+    """Train until `total_steps`; returns the last logged metrics. Resumes exactly from `resume_from`.
 
-    # --- where do we stand -------------------------------------------------------------------------------------------
-    optimizer = build_optimizer(learner, config.optim)
-    position = Position()
+    Raises `UserError` when too many rows can't be read or the loss is no longer finite, before a checkpoint is written.
+    """
+    optimizer = build_optimizer(run.learner, run.config.optim)
+    start = restore(run, optimizer)
+    log = None
+    if run.rank == 0:
+        log = RunLog(run.config, run.folder, start.step, run.total_steps, storage_options(run.config))
+    try:
+        return run_steps(run, optimizer, start, log)
+    finally:
+        if log is not None:
+            log.close()
+
+
+def restore(run: Run, optimizer: torch.optim.Optimizer) -> Position:
+    """Fill learner and optimizer from the run's checkpoint or `config.init` (see `checkpoint.py` for the order)."""
+    options = storage_options(run.config)
     with tempfile.TemporaryDirectory() as scratch:
         if run.resume_from is not None:
             stored = checkpoint.local_copy(run.resume_from, scratch, options)
-            checkpoint.load_weights(learner, stored)
+            checkpoint.load_weights(run.learner, stored)
             checkpoint.load_optimizer(optimizer, stored)
-            position = checkpoint.read_position(stored)
-        elif config.init is not None:
-            checkpoint.load_weights(learner, checkpoint.local_copy(config.init, scratch, options))
-    model = run.wrap(learner) if run.wrap is not None else learner
-    log = RunLog(config, run.folder, position.step, run.total_steps, options) if run.rank == 0 else None
-    if log is not None:
-        history.prune(run.folder, settings.keep, options)
-    held_out = {domain: [m for share in shares() for m in share.micro] for domain, shares in run.validation.items()}
+            return checkpoint.read_position(stored)
+        if run.config.init is not None:
+            stored = checkpoint.local_copy(run.config.init, scratch, options)
+            checkpoint.check_tokenizers(stored, run.assets)
+            checkpoint.load_weights(run.learner, stored)
+    return Position()
 
-    # --- steps -------------------------------------------------------------------------------------------------------
-    model.train()
+
+def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: RunLog | None) -> dict[str, Any]:
+    config, settings, learner = run.config, run.config.train, run.learner
+    model = run.wrap(learner) if run.wrap is not None else learner
     meters, latest, faults = Meters(), dict[str, Any](), ErrorBudget(config)
-    stream = run.shares(position.step)
-    samples = torch.tensor(position.samples, device=run.device)
-    for step in range(position.step, run.total_steps):
+    held_out = read_held_out(run, meters)
+
+    model.train()
+    stream = run.shares(start.step)
+    samples = torch.tensor(start.samples, device=run.device)
+    for step in range(start.step, run.total_steps):
         waited = time.perf_counter()
         share = next(stream)
         meters.wait_s += time.perf_counter() - waited
-        if step == position.step:
+        if step == start.step:
             learner.check_columns(share.micro[0])
-        meters.errors += share.errors
-        meters.rows += share.rows
-        meters.steps += 1
+        meters.count(share)
 
         # The step's loss is the sum over real sequences divided by their number over all ranks and micro-batches.
         micro = [to_device(batch, run.device) for batch in share.micro]
@@ -145,22 +164,38 @@ def train(run: Run) -> dict[str, Any]:
         if log is not None:
             log.write(latest, errors)
         faults.check(latest)
+        refuse_divergence(latest)
         if due["checkpoint"]:
             address = history.address(run.folder, done)
             if log is not None:
-                with tempfile.TemporaryDirectory() as scratch:
-                    checkpoint.write(Path(scratch), config, learner, run.assets, optimizer, position)
-                    storage.upload_dir(scratch, address, options, replace_unfinished=True)
                 log.sync()
+                write_checkpoint(address, run, optimizer, position)
             if run.committed is not None:
                 run.committed(latest, address)
-            if log is not None and run.prunes:
-                history.prune(run.folder, settings.keep, options)
         model.train()
         meters = Meters()
-    if log is not None:
-        log.close()
     return latest
+
+
+def write_checkpoint(address: str, run: Run, optimizer: torch.optim.Optimizer, position: Position) -> None:
+    """Rank 0 writes, verifies and commits; older ones go, unless Ray Train keeps the list."""
+    options = storage_options(run.config)
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint.write(Path(scratch), run.config, run.learner, run.assets, optimizer, position)
+        storage.upload_dir(scratch, address, options, replace_unfinished=True)
+    if run.prunes:
+        history.prune(run.folder, run.config.train.keep, options)
+
+
+def read_held_out(run: Run, meters: Meters) -> dict[str, list[Batch]]:
+    """This rank's held-out batches, read once and kept in memory; rows that can't be read are reported with the first log row."""
+    batches: dict[str, list[Batch]] = {}
+    for domain, shares in run.validation.items():
+        batches[domain] = []
+        for share in shares():
+            batches[domain] += share.micro
+            meters.errors += [error | {"split": "val"} for error in share.errors]
+    return batches
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------
@@ -211,7 +246,7 @@ def gather_metrics(
     row |= {"data_wait": wait / busy, "step_s": seconds / meters.steps}
     row |= {f"{n}_per_s": sums[n] / seconds for n in ("samples", "chunks", "tokens")}
     row["padding"] = 1.0 - sums["tokens"] / sums["slots"]
-    row |= {"rows": int(rows), "quarantined": len(errors), "time_s": time.time()}
+    row |= {"rows": int(rows), "quarantined": sum("split" not in e for e in errors), "time_s": time.time()}
     return row, errors
 
 
@@ -251,6 +286,14 @@ def validate(learner: Learner, held_out: dict[str, list[Batch]], run: Run) -> di
             first = to_device(held_out[domain][0], run.device)
             scores |= monitor(learner, first, run, f"val/{domain}/monitor/")
     return scores
+
+
+def refuse_divergence(row: dict[str, Any]) -> None:
+    """Raises `UserError` on every rank alike, before a checkpoint of NaN replaces a good one."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(row[name]):
+            remedy = "Lower optim.lr, or continue from an older checkpoint; the run's checkpoints are from before."
+            raise UserError(name, row[name], f"a finite number at step {row['step']}", remedy)
 
 
 class ErrorBudget:

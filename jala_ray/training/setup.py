@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from jala_ray import storage
 from jala_ray.config import DataConfig, RunConfig, TokenizerRunConfig, check
 from jala_ray.data.plan import Plan
 from jala_ray.data.steps import StepBuilder
-from jala_ray.parsing import diff, from_dict
+from jala_ray.parsing import diff, from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.types import DOMAINS, ConfigError, Domain, Split
 
@@ -29,6 +29,11 @@ Rows = Callable[[Split, Domain | None, DataConfig], np.ndarray]
 VAL_SEED = 1_000_003
 """Added to the run's seed for held-out draws, which are the same at every validation."""
 
+JOB_COPY = "working_dir_files"
+"""A folder of this name holds the copies that `ray job submit` runs in."""
+
+AnyRun = TypeVar("AnyRun", RunConfig, TokenizerRunConfig)
+
 RESUMABLE = (
     "cluster.",
     "log.",
@@ -36,6 +41,7 @@ RESUMABLE = (
     "data.workers",
     "data.steps_per_block",
     "train.keep",
+    "data.min_rows_for_share",
     "data.max_error_share",
 )
 """Settings that may change between the attempts of one run, because they don't touch its numbers."""
@@ -46,9 +52,29 @@ def storage_options(config: RunConfig | TokenizerRunConfig) -> StorageOptions:
 
 
 def run_folder(config: RunConfig | TokenizerRunConfig) -> str:
-    """Address of the run's folder; local roots become absolute, so that workers in other folders find it."""
+    """Address of the run's folder."""
+    return storage.join(_absolute(config.storage.root), config.name)
+
+
+def absolute(config: AnyRun) -> AnyRun:
+    """The configuration with absolute addresses: workers run in other folders than the driver.
+
+    Raises `ConfigError` for a relative `storage.root` in a submitted job, whose folder is a copy that Ray deletes.
+    """
     root = config.storage.root
-    return storage.join(root if storage.is_s3(root) else str(Path(root).absolute()), config.name)
+    if not storage.is_s3(root) and not Path(root).is_absolute() and JOB_COPY in Path.cwd().parts:
+        remedy = "A submitted job runs in a copy of the working folder that Ray deletes: pass --storage.root."
+        raise ConfigError("storage.root", root, "an absolute folder or an s3:// address", remedy)
+    config = replace(config, storage=replace(config.storage, root=_absolute(root)))
+    if isinstance(config, TokenizerRunConfig):
+        return replace(config, manifests=tuple(map(_absolute, config.manifests)))
+    data = replace(config.data, manifest=_absolute(config.data.manifest), features=_absolute(config.data.features))
+    init = None if config.init is None else _absolute(config.init)
+    return replace(config, data=data, init=init, motion_tokenizer=_absolute(config.motion_tokenizer))
+
+
+def _absolute(address: str) -> str:
+    return address if not address or storage.is_s3(address) else str(Path(address).absolute())
 
 
 def prepare(config: RunConfig) -> str:
@@ -60,9 +86,7 @@ def prepare(config: RunConfig) -> str:
     options, folder = storage_options(config), run_folder(config)
     os.environ.update(storage.worker_env(options))
     storage.probe(folder, options)
-    written = storage.join(folder, "config.json")
-    if storage.exists(written, options):
-        refuse_other_run(from_dict(RunConfig, json.loads(storage.read_bytes(written, options))), config, folder)
+    claim(config, folder, options)
     assets = storage.join(folder, "assets")
     if not storage.is_committed(assets, options):
         from jala_ray.training.build import build_assets  # loads transformers, which a continued run does without
@@ -80,11 +104,17 @@ def prepare_tokenizer(config: TokenizerRunConfig) -> tuple[str, StorageOptions]:
     options, folder = storage_options(config), run_folder(config)
     os.environ.update(storage.worker_env(options))
     storage.probe(folder, options)
+    claim(config, folder, options)
+    return folder, options
+
+
+def claim(config: AnyRun, folder: str, options: StorageOptions) -> None:
+    """Write `config.json` first of all, or compare with the one that is there."""
     written = storage.join(folder, "config.json")
     if storage.exists(written, options):
-        old = from_dict(TokenizerRunConfig, json.loads(storage.read_bytes(written, options)))
-        refuse_other_run(old, config, folder)
-    return folder, options
+        refuse_other_run(from_dict(type(config), json.loads(storage.read_bytes(written, options))), config, folder)
+    else:
+        storage.write_bytes(written, json.dumps(to_dict(config), indent=1).encode(), options=options)
 
 
 def refuse_other_run(old: object, new: object, folder: str) -> None:

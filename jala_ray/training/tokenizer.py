@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jala_ray import storage
 from jala_ray.config import TokenizerRunConfig
@@ -46,7 +47,7 @@ class Chunks:
 
 @dataclass
 class TokenizerRun:
-    """What the loop works with; every rank holds the same chunks (shared memory on a node under Ray)."""
+    """What the loop works with; every rank holds the same chunks."""
 
     config: TokenizerRunConfig
     folder: str
@@ -87,13 +88,17 @@ def train_tokenizer(run: TokenizerRun) -> dict[str, Any]:
     validation = torch.from_numpy(run.held_out.features).to(run.device)
     order = batches(len(run.train), settings, run.rank, run.world, start)
     row: dict[str, Any] = {}
+    since, logged = time.perf_counter(), start
     for step, indices in enumerate(order, start):
         losses = train_step(model, optimizer, {"features": features[indices].to(run.device)}, step, settings)
         done = step + 1
         final = done == settings.steps
         evaluate = (final or done % settings.eval_every == 0) and len(validation) > 0
         if log is not None and (evaluate or final or done % settings.log_every == 0):
-            row = {"step": done, **losses}
+            seconds = (time.perf_counter() - since) / (done - logged)
+            row = {"step": done, **losses, "step_s": seconds, "chunks_per_s": run.world * settings.batch / seconds}
+            row["time_s"] = time.time()
+            since, logged = time.perf_counter(), done
             if evaluate:
                 row |= held_out_losses(learner.export(), validation)
             log.write(row, [])
@@ -108,7 +113,8 @@ def train_tokenizer(run: TokenizerRun) -> dict[str, Any]:
     # --- result ------------------------------------------------------------------------------------------------------
     quality = finish(learner.export().eval(), run) if run.rank == 0 else {}
     if log is not None:
-        history.prune(run.folder, config.keep, run.options)
+        if run.committed is None:  # Ray Train deletes from its own list
+            history.prune(run.folder, config.keep, run.options)
         log.close()
     return quality
 
@@ -151,7 +157,7 @@ def save_state(
 def load_state(address: str, learner: nn.Module, optimizer: torch.optim.Optimizer, run: TokenizerRun) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         storage.download_dir(address, Path(scratch) / "state", run.options)
-        state: dict[str, Tensor | Any] = torch.load(Path(scratch) / "state" / "state.pt", weights_only=True)
+        state: dict[str, Any] = torch.load(Path(scratch) / "state" / "state.pt", weights_only=True)
     learner.load_state_dict(state["learner"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
