@@ -12,7 +12,7 @@ from jala_ray.config import LanguageSizes, RunConfig, VisionSizes
 from jala_ray.data.assets import Assets, SequenceSpec
 from jala_ray.data.collate import Batch, Laid, collate
 from jala_ray.data.plan import Plan, PlanRow
-from jala_ray.data.source import Example, Visuals
+from jala_ray.data.source import BadRow, Example, Visuals
 from jala_ray.data.steps import StepBuilder
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
@@ -95,12 +95,12 @@ class MemorySource:
     assets: Assets
     bad: frozenset[int] = field(default_factory=frozenset)
 
-    def examples(self, rows: Sequence[int]) -> list[Example | UserError]:
+    def examples(self, rows: Sequence[int]) -> list[Example | BadRow]:
         return [self._example(row) for row in rows]
 
-    def _example(self, row: int) -> Example | UserError:
+    def _example(self, row: int) -> Example | BadRow:
         if row in self.bad:
-            return UserError("video", f"clip{row}", "a readable video")
+            return BadRow(f"clip{row}", UserError("video", f"clip{row}", "a readable video"))
         kind, rng = self.kinds[row % len(self.kinds)], np.random.default_rng(row)
         n, motion = kind.chunks, self.assets.motion
         labelled = np.array([[state == L] * n for state in kind.states])

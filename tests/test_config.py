@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jala_ray.config import RunConfig, TokenizerRunConfig, check
+from jala_ray.checks import check
+from jala_ray.config import RunConfig, TokenizerRunConfig
 from jala_ray.parsing import diff, from_dict, override, parse, to_dict
 from jala_ray.presets import BASE, PRESETS, TINY, TOKENIZER_PRESETS, configuration
 from jala_ray.types import ConfigError

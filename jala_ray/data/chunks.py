@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from jala_ray.data.manifest import Manifest
 from jala_ray.hands.resample import chunk_features
@@ -17,34 +21,61 @@ class ManifestRow:
     index: int
 
 
-def rows_with_labels(manifests: tuple[str, ...], split: Split, max_chunks: int, seed: int) -> list[ManifestRow]:
+@dataclass(frozen=True, eq=False)
+class ManifestRows(Sequence[ManifestRow]):
+    """Many rows of a few manifests, in an order of their own; a slice is one too."""
+
+    manifests: tuple[str, ...]
+    which: np.ndarray
+    """(R,) place in `manifests`."""
+    index: np.ndarray
+    """(R,) row of that manifest."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @overload
+    def __getitem__(self, at: int) -> ManifestRow: ...
+    @overload
+    def __getitem__(self, at: slice) -> ManifestRows: ...
+    def __getitem__(self, at: int | slice) -> ManifestRow | ManifestRows:
+        if isinstance(at, slice):
+            return ManifestRows(self.manifests, self.which[at], self.index[at])
+        return ManifestRow(self.manifests[self.which[at]], int(self.index[at]))
+
+
+def rows_with_labels(manifests: tuple[str, ...], split: Split, max_chunks: int, seed: int) -> ManifestRows:
     """Rows of a split that have labelled chunks, each clip once (whatever its task types), in a keyed random order.
 
     Stops where `max_chunks` chunks are reached.
     """
-    found: list[tuple[ManifestRow, int]] = []
+    rows: list[np.ndarray] = [np.zeros(0, np.int64)]
+    chunks: list[np.ndarray] = [np.zeros(0, np.int64)]
     for path in manifests:
-        index = Manifest(path).index
-        seen: set[str] = set()
-        columns = (index[name].to_pylist() for name in ("clip_id", "split", "left_labelled", "right_labelled"))
-        for i, (clip, its_split, left, right) in enumerate(zip(*columns, strict=True)):
-            chunks = sum(left) + sum(right)
-            if its_split == split and chunks and clip not in seen:
-                seen.add(clip)
-                found.append((ManifestRow(path, i), chunks))
-    order = np.random.default_rng(seed).permutation(len(found))
-    chosen: list[ManifestRow] = []
-    total = 0
-    for i in order:
-        if total >= max_chunks:
-            break
-        row, chunks = found[int(i)]
-        chosen.append(row)
-        total += chunks
-    return chosen
+        table = Manifest(path).index
+        labelled = _count_true(table["left_labelled"]) + _count_true(table["right_labelled"])
+        in_split = pc.fill_null(pc.equal(table["split"].cast(pa.string()), split), False)
+        keep = np.flatnonzero(in_split.to_numpy() & (labelled > 0))
+        clips = table["clip_id"].take(pa.array(keep)).combine_chunks().dictionary_encode("encode").indices.to_numpy()
+        keep = keep[np.sort(np.unique(clips, return_index=True)[1])]
+        rows.append(keep)
+        chunks.append(labelled[keep])
+    which = np.repeat(np.arange(len(manifests)), [len(found) for found in rows[1:]])
+    index, counts = np.concatenate(rows), np.concatenate(chunks)
+    order = np.random.default_rng(seed).permutation(len(index))
+    before = np.cumsum(counts[order]) - counts[order]
+    chosen = order[before < max_chunks]
+    return ManifestRows(manifests, which[chosen], index[chosen])
 
 
-def read_chunks(rows: list[ManifestRow]) -> dict[str, np.ndarray]:
+def _count_true(lists: pa.ChunkedArray) -> np.ndarray:
+    """(R,) int64: true values in each row of a list<bool> column."""
+    column = lists.combine_chunks()
+    values = pc.fill_null(column.flatten(), False).to_numpy(zero_copy_only=False)
+    return np.bincount(column.value_parent_indices().to_numpy()[values], minlength=len(column))
+
+
+def read_chunks(rows: Sequence[ManifestRow]) -> dict[str, np.ndarray]:
     """`features` (C, 15, 99) float32, `side` (C,) int64, `beta` (C, 10) float32 of all labelled chunks of some rows."""
     features: list[np.ndarray] = [np.zeros((0, CHUNK_FRAMES, FEATURE_DIM), np.float32)]
     side: list[np.ndarray] = [np.zeros(0, np.int64)]

@@ -19,7 +19,7 @@ Tokens (B, T) int64: `ids`, `sample` (index among the S samples, -1 padding), `p
 `k`, `image_k`, `target`, `pair` (row of `pairs`), `text_target`, all -1 where void; `scored`, `state` bool.
 Samples (S,): `weight` float (0 for padding rows), `plan_row` int64; `images` (S, 3, H, W) uint8.
 Perceivers, per-frame features: `frames` (F, 3, h, w) uint8 or `frame_features` (F, P, Dv); `pairs` (C, 2) and `first` (S, 2) rows
-of it. Features of pairs from a cache: `pair_features` (C, P, Dv), `first_features` (S, P, Dv).
+of it. Features of pairs from a cache: `pair_features` (C, P, Dv), `still_features` (C, P, Dv) of (v_t, v_t), `first_features` (S, P, Dv).
 """
 
 
@@ -40,6 +40,8 @@ class Laid:
     """(F, P, Dv) features of the same boundaries (per-frame encoders)."""
     pair_features: np.ndarray | None = None
     """(1 + C, P, Dv): features of (v_0, v_0), then of every pair of the sequence (pair encoders)."""
+    still_features: np.ndarray | None = None
+    """(C, P, Dv): features of (v_t, v_t) for the same pairs; comes with `pair_features`."""
 
 
 def first_fit(lengths: Seq[int], capacity: int) -> list[list[int]]:
@@ -94,10 +96,12 @@ def collate(samples: Seq[Laid], *, packing: bool, max_tokens: int, pad_multiple:
 
 def _perceiver_columns(samples: Seq[Laid]) -> Batch:
     if samples[0].pair_features is not None:
-        stacks = [s.pair_features for s in samples]
+        stacks = [s.pair_features for s in samples if s.pair_features is not None]
+        stills = [s.still_features for s in samples if s.still_features is not None]
         return {
-            "first_features": torch.from_numpy(np.stack([f[0] for f in stacks if f is not None])),
-            "pair_features": torch.from_numpy(np.concatenate([f[1:] for f in stacks if f is not None])),
+            "first_features": torch.from_numpy(np.stack([f[0] for f in stacks])),
+            "pair_features": torch.from_numpy(np.concatenate([f[1:] for f in stacks])),
+            "still_features": torch.from_numpy(np.concatenate(stills)),
         }
     if not samples[0].boundaries:
         return {}

@@ -1,6 +1,7 @@
 """A features file: everything of a manifest that training reads, in one safetensors file, for machines without a cluster.
 
-It holds, for each row, v_1 for the backbone, the frozen encoder's features of all boundary frames (or pairs), and the motion codes.
+It holds, for each row, v_1 for the backbone, the frozen encoder's features of all boundary frames (or of the pairs (v_t, v_{t+delta})
+and (v_t, v_t)), and the motion codes.
 Reading it needs torch, numpy and safetensors only. It is bound to the encoder and to the motion tokenizer that made it.
 """
 
@@ -19,11 +20,11 @@ import torch
 
 from jala_ray.config import DataConfig
 from jala_ray.data.assets import Assets
-from jala_ray.data.source import Example, Source, Visuals
+from jala_ray.data.source import BadRow, Example, Source, Visuals
 from jala_ray.models.encoders import FrameEncoder
 from jala_ray.types import DOMAINS, Domain, HandState, ManifestError, Split, UserError
 
-FORMAT = "jala_ray.features/1"
+FORMAT = "jala_ray.features/2"
 
 
 def tokenizer_key(assets: Assets) -> str:
@@ -41,35 +42,43 @@ def export_features(
     assets: Assets,
     encoder: FrameEncoder,
     path: str | Path,
-) -> list[UserError]:
-    """Write `path` for the given manifest rows; returns the errors of rows that could not be read, which are left out."""
+) -> list[BadRow]:
+    """Write `path` for the given manifest rows; returns the rows that could not be read, which are left out.
+
+    Pictures are encoded on the device that holds `encoder`.
+    """
+    device = next(encoder.parameters()).device
     meta: list[dict[str, Any]] = []
     tensors: dict[str, list[torch.Tensor]] = {
         "images": [],
         "codes": [],
         "labelled": [],
         "features": [],
+        "still_features": [],
         "first_features": [],
     }
-    errors: list[UserError] = []
+    bad: list[BadRow] = []
     for row, split, domain in rows:
         (example,) = source.examples([row])
+        if isinstance(example, BadRow):
+            bad.append(example)
+            continue
+        n = example.labelled.shape[1]
         try:
-            if isinstance(example, UserError):
-                raise example
-            n = example.labelled.shape[1]
             pictures = source.visuals(row, list(range(n + 1)), [])
         except UserError as error:
-            errors.append(error)
+            bad.append(BadRow(example.clip_id, error))
             continue
         assert pictures.frames is not None
-        frames = torch.from_numpy(pictures.frames)
+        frames = torch.from_numpy(pictures.frames).to(device)
         if encoder.pairs:
-            features = encoder(torch.stack([frames[:-1], frames[1:]], dim=1))
-            tensors["first_features"].append(encoder(frames[:1].expand(2, -1, -1, -1)[None]))
+            # A still pair is a frame twice; that of the first frame is what LSP reads.
+            stills = encoder(torch.stack([frames[:-1], frames[:-1]], dim=1)).cpu()
+            tensors["still_features"].append(stills)
+            tensors["first_features"].append(stills[:1])
+            tensors["features"].append(encoder(torch.stack([frames[:-1], frames[1:]], dim=1)).cpu())
         else:
-            features = encoder(frames)
-        tensors["features"].append(features)
+            tensors["features"].append(encoder(frames).cpu())
         tensors["images"].append(torch.from_numpy(pictures.image)[None])
         tensors["codes"].append(torch.from_numpy(example.codes).transpose(0, 1))
         tensors["labelled"].append(torch.from_numpy(example.labelled).T)
@@ -86,7 +95,7 @@ def export_features(
             }
         )
     if not meta:
-        raise ManifestError("rows", len(rows), "at least one readable row", str(errors[0]) if errors else "")
+        raise ManifestError("rows", len(rows), "at least one readable row", str(bad[0].error) if bad else "")
     packed = {name: torch.cat(parts).contiguous() for name, parts in tensors.items() if parts}
     packed["meta"] = torch.frombuffer(bytearray(json.dumps(meta).encode()), dtype=torch.uint8)
     keys = {
@@ -96,7 +105,7 @@ def export_features(
         "pairs": str(encoder.pairs),
     }
     safetensors.torch.save_file(packed, path, metadata=keys)
-    return errors
+    return bad
 
 
 class FeatureSource:
@@ -138,7 +147,7 @@ class FeatureSource:
     def _chunks(self, row: int) -> slice:
         return slice(int(self.chunk_start[row]), int(self.chunk_start[row + 1]))
 
-    def examples(self, rows: Sequence[int]) -> list[Example | UserError]:
+    def examples(self, rows: Sequence[int]) -> list[Example | BadRow]:
         return [self._example(row) for row in rows]
 
     def _example(self, row: int) -> Example:
@@ -155,13 +164,14 @@ class FeatureSource:
             return Visuals(image)
         first = int(self.feature_start[row])
         if self.pairs:
-            of_pairs = self.tensors["features"][[first + time for time in pairs]]
-            return Visuals(
-                image, pair_features=np.concatenate([self.tensors["first_features"][row : row + 1], of_pairs])
-            )
+            at = np.array([first + time for time in pairs], np.int64)
+            of_pairs = np.concatenate([self.tensors["first_features"][row : row + 1], self.tensors["features"][at]])
+            return Visuals(image, pair_features=of_pairs, still_features=self.tensors["still_features"][at])
         return Visuals(image, features=self.tensors["features"][[first + b for b in boundaries]])
 
     def blank(self) -> Visuals:
         image = np.zeros_like(self.tensors["images"][0])
         nothing = np.zeros_like(self.tensors["features"][:1])
-        return Visuals(image, pair_features=nothing) if self.pairs else Visuals(image, features=nothing)
+        if self.pairs:
+            return Visuals(image, pair_features=nothing, still_features=nothing[:0])
+        return Visuals(image, features=nothing)

@@ -118,11 +118,12 @@ def build_sequence(
     build.add(tokenizer.user_close_assistant_open())
     chunks(in_user, n)
     if task == "description":
-        answer = [*tokenizer.encode(text.answer), *tokenizer.assistant_close()]
-        # The token before the answer predicts its first token; the last one predicts nothing.
+        words, close = tokenizer.encode(text.answer), tokenizer.assistant_close()
+        # Each token predicts the next one, from the one before the answer to the turn's end; the template's line break is no answer.
+        targets = [*words, close[0]]
         build.parts["text_target"][-1] = build.parts["text_target"][-1].copy()
-        build.parts["text_target"][-1][-1] = answer[0]
-        build.add(answer, text_target=np.array([*answer[1:], -1]))
+        build.parts["text_target"][-1][-1] = targets[0]
+        build.add([*words, *close], text_target=np.array([*targets[1:], *[-1] * len(close)]))
     else:
         build.add(tokenizer.assistant_close())
     return build.finish(pairs)

@@ -7,7 +7,7 @@ meets its own units, step after step, whatever W and m are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,15 +112,17 @@ CHUNK_ROWS = 64
 """Clips a task of `chunk_arrays`."""
 
 
-def chunk_arrays(rows: list[ManifestRow]) -> dict[str, np.ndarray]:
+def chunk_arrays(rows: Sequence[ManifestRow]) -> dict[str, np.ndarray]:
     """All labelled chunks of manifest rows (see `data.chunks.read_chunks`), read by a Ray Data job, in the rows' order."""
     if not rows:
         return read_chunks([])
     groups = -(-len(rows) // CHUNK_ROWS)
+    stored = ray.put(rows)  # once a node, not once a task
 
     def stage(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         torch.set_num_threads(1)
-        arrays = [read_chunks(rows[i * CHUNK_ROWS : (i + 1) * CHUNK_ROWS]) for i in batch["id"]]
+        mine = ray.get(stored)
+        arrays = [read_chunks(mine[i * CHUNK_ROWS : (i + 1) * CHUNK_ROWS]) for i in batch["id"]]
         flat = {"features": np.float32, "side": np.int64, "beta": np.float32}
         return {name: [a[name].astype(kind).tobytes() for a in arrays] for name, kind in flat.items()}
 

@@ -6,14 +6,27 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from jala_ray import storage
+from jala_ray.data.validation import DURATION_SLACK, STATES
 from jala_ray.hands.resample import chunk_features
-from jala_ray.types import HAND_NAMES, Camera, Clip, HandState, HandTrack, ManifestError
+from jala_ray.types import (
+    DOMAINS,
+    HAND_NAMES,
+    MAX_CLIP_SECONDS,
+    SPLITS,
+    TASK_TYPES,
+    Camera,
+    Clip,
+    HandState,
+    HandTrack,
+    ManifestError,
+)
 
 SCHEMA_VERSION = "1"
 VERSION_KEY = b"jala_ray.manifest.version"
@@ -70,30 +83,39 @@ def clip_to_row(clip: Clip) -> dict[str, Any]:
 def row_to_clip(row: Mapping[str, Any], base: str | None = None) -> Clip:
     """The clip of a manifest row (a dict of scalars and arrays or lists, as `clip_to_row` or Ray Data gives).
 
-    `base`: the manifest's folder; a relative `video_uri` is resolved against it.
+    `base`: the manifest's folder; a relative `video_uri` is resolved against it. Raises `ManifestError` with the column and its
+    value where the row could not become a clip or would become a wrong one; `validate` knows more rules.
     """
-    camera = None
-    if row["camera_fx"] is not None and not np.isnan(row["camera_fx"]):  # pandas turns null into NaN
-        size = {name: int(row[f"camera_{name}"]) for name in ("width", "height")}
-        camera = Camera(**{name: float(row[f"camera_{name}"]) for name in ("fx", "fy", "cx", "cy")}, **size)
-    left, right = (_row_to_hand(row, side) for side in HAND_NAMES)
+    start_s, end_s = _number(row, "start_s"), _number(row, "end_s")
+    fps, time_scale = _number(row, "fps", positive=True), _number(row, "time_scale", positive=True)
+    seconds = (end_s - start_s) / time_scale
+    slack = min(DURATION_SLACK / fps / time_scale, MAX_CLIP_SECONDS)  # a nonsense rate must not excuse hours
+    if not 0 < seconds <= MAX_CLIP_SECONDS + slack:
+        expected = f"later than start_s by at most {MAX_CLIP_SECONDS:g} s of model time"
+        raise ManifestError("end_s", f"{end_s:g} ({seconds:.3f} s of model time)", expected)
+    pose_time_s = _array(row, "pose_time_s")
+    frames = len(pose_time_s)
+    extrinsics = _array(row, "extrinsics")
+    if len(extrinsics) not in (0, 12 * frames):
+        raise ManifestError("extrinsics", f"{len(extrinsics)} values", f"none, or 12 for each of {frames} pose frames")
+    left, right = (_row_to_hand(row, side, frames) for side in HAND_NAMES)
     return Clip(
-        clip_id=row["clip_id"],
-        source=row["source"],
-        domain=row["domain"],
-        split=row["split"],
-        task_type=row["task_type"],
-        video_uri=resolve_uri(row["video_uri"], base),
-        start_s=float(row["start_s"]),
-        end_s=float(row["end_s"]),
-        fps=float(row["fps"]),
-        time_scale=float(row["time_scale"]),
-        instructions=tuple(str(text) for text in row["instructions"]),
-        description=row["description"],
-        camera=camera,
-        pose_time_s=np.array(row["pose_time_s"], np.float32),
+        clip_id=_text(row, "clip_id"),
+        source=_text(row, "source"),
+        domain=_choice(row, "domain", DOMAINS),
+        split=_choice(row, "split", SPLITS),
+        task_type=_choice(row, "task_type", TASK_TYPES),
+        video_uri=None if row["video_uri"] is None else resolve_uri(_text(row, "video_uri"), base),
+        start_s=start_s,
+        end_s=end_s,
+        fps=fps,
+        time_scale=time_scale,
+        instructions=_instructions(row),
+        description=_text(row, "description"),
+        camera=_camera(row),
+        pose_time_s=pose_time_s,
         hands=(left, right),
-        extrinsics=np.array(row["extrinsics"], np.float32).reshape(-1, 3, 4),
+        extrinsics=extrinsics.reshape(-1, 3, 4),
     )
 
 
@@ -127,16 +149,68 @@ def _flat(values: Any, dtype: type) -> np.ndarray:
     return np.ascontiguousarray(values, dtype).reshape(-1)
 
 
-def _row_to_hand(row: Mapping[str, Any], side: str) -> HandTrack:
+def _row_to_hand(row: Mapping[str, Any], side: str, frames: int) -> HandTrack:
+    state = HandState[_choice(row, f"{side}_state", STATES).upper()]
+    poses = frames if state is HandState.LABELLED else 0
+    beta = _array(row, f"{side}_beta")
+    if state is HandState.LABELLED and len(beta) != 10:
+        raise ManifestError(f"{side}_beta", f"{len(beta)} values", "10 values")
     return HandTrack(
-        state=HandState[row[f"{side}_state"].upper()],
-        valid=np.array(row[f"{side}_valid"], np.bool_),
-        theta=np.array(row[f"{side}_theta"], np.float32).reshape(-1, 15, 3),
-        rot=np.array(row[f"{side}_rot"], np.float32).reshape(-1, 3),
-        wrist=np.array(row[f"{side}_wrist"], np.float32).reshape(-1, 3),
-        beta=np.array(row[f"{side}_beta"], np.float32),
-        confidence=float(row[f"{side}_confidence"]),
+        state=state,
+        valid=_array(row, f"{side}_valid", np.bool_, poses),
+        theta=_array(row, f"{side}_theta", np.float32, 45 * poses).reshape(-1, 15, 3),
+        rot=_array(row, f"{side}_rot", np.float32, 3 * poses).reshape(-1, 3),
+        wrist=_array(row, f"{side}_wrist", np.float32, 3 * poses).reshape(-1, 3),
+        beta=beta,
+        confidence=_number(row, f"{side}_confidence"),
     )
+
+
+def _camera(row: Mapping[str, Any]) -> Camera | None:
+    names = [f"camera_{name}" for name in _CAMERA]
+    if all(row[name] is None or np.isnan(row[name]) for name in names):  # pandas turns null into NaN
+        return None
+    fx, fy, cx, cy, width, height = (_number(row, n, positive=n not in ("camera_cx", "camera_cy")) for n in names)
+    return Camera(fx, fy, cx, cy, int(width), int(height))
+
+
+def _instructions(row: Mapping[str, Any]) -> tuple[str, ...]:
+    texts = row["instructions"]
+    if texts is None or not all(isinstance(text, str) for text in texts):
+        raise ManifestError("instructions", texts, "a list of texts")
+    return tuple(str(text) for text in texts)
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    if not isinstance(row[name], str):
+        raise ManifestError(name, row[name], "a text")
+    return row[name]
+
+
+def _choice(row: Mapping[str, Any], name: str, choices: Sequence[str]) -> Any:
+    if row[name] not in choices:
+        raise ManifestError(name, row[name], f"one of {', '.join(choices)}")
+    return row[name]
+
+
+def _number(row: Mapping[str, Any], name: str, positive: bool = False) -> float:
+    value = row[name]
+    if not isinstance(value, Real) or not np.isfinite(value) or (positive and value <= 0):
+        raise ManifestError(name, value, "a finite number > 0" if positive else "a finite number")
+    return float(value)
+
+
+def _array(row: Mapping[str, Any], name: str, dtype: type = np.float32, length: int | None = None) -> np.ndarray:
+    """A list column as its own (L,) array, all finite; of `length` if given."""
+    if row[name] is None:
+        raise ManifestError(name, None, "a list")
+    values = np.array(row[name], dtype)
+    if length is not None and len(values) != length:
+        raise ManifestError(name, f"{len(values)} values", f"{length}, by its hand's state and the pose times")
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise ManifestError(f"{name}[{bad[0]}]", float(values[bad[0]]), "finite numbers")
+    return values
 
 
 def rows_to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -157,7 +231,7 @@ def table_row(table: pa.Table, i: int) -> dict[str, Any]:
     row = {}
     for name in table.column_names:
         scalar = table[name][i]
-        if isinstance(scalar, pa.ListScalar) and not pa.types.is_string(scalar.type.value_type):
+        if isinstance(scalar, pa.ListScalar) and scalar.is_valid and not pa.types.is_string(scalar.type.value_type):
             row[name] = scalar.values.to_numpy(zero_copy_only=False)
         else:
             row[name] = scalar.as_py()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
-from jala_ray.types import Clip, HandState, TaskType, UserError
+from jala_ray.types import Clip, HandState, ManifestError, TaskType, UserError
 
 if TYPE_CHECKING:
     from jala_ray.data.assets import Assets
@@ -33,6 +33,14 @@ class Example:
     """N seconds of model time."""
 
 
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used, and why. `clip_id` is "row I" where even the id cannot be read."""
+
+    clip_id: str
+    error: UserError
+
+
 @dataclass
 class Visuals:
     """Pictures of one sample; the arrays of `collate.Laid`."""
@@ -41,15 +49,19 @@ class Visuals:
     frames: np.ndarray | None = None
     features: np.ndarray | None = None
     pair_features: np.ndarray | None = None
+    still_features: np.ndarray | None = None
 
 
 class Source(Protocol):
-    """Random access to examples. Bad rows come back as the `UserError` that says why, never as an exception."""
+    """Random access to examples. A bad row comes back as a `BadRow`, never as an exception."""
 
-    def examples(self, rows: Sequence[int]) -> list[Example | UserError]: ...
+    def examples(self, rows: Sequence[int]) -> list[Example | BadRow]: ...
 
     def visuals(self, row: int, boundaries: Sequence[int], pairs: Sequence[int]) -> Visuals:
-        """v_0 for the backbone; the encoder's frames or features of `boundaries`, or of (v_0, v_0) and `pairs`."""
+        """v_0 for the backbone; the encoder's frames or features of `boundaries`, or of (v_0, v_0) and `pairs`.
+
+        Raises `UserError` when they cannot be had, as a damaged video's.
+        """
         ...
 
     def blank(self) -> Visuals:
@@ -64,40 +76,80 @@ class ManifestSource:
         self.manifest, self.assets = manifest, assets
         self._clips: dict[int, Clip] = {}
 
-    def examples(self, rows: Sequence[int]) -> list[Example | UserError]:
+    def examples(self, rows: Sequence[int]) -> list[Example | BadRow]:
+        self._clips = {}
+        found: dict[int, Example | BadRow] = {}
+        chunks: dict[int, np.ndarray] = {}
+        for row in sorted(set(rows)):  # in the order of the file: neighbours share a row group
+            name = f"row {row}"
+            try:
+                values = self._read(row)
+                name = str(values["clip_id"] or name)
+                found[row], chunks[row] = self._example(row, values)
+            except UserError as error:
+                found[row] = BadRow(name, error)
+        self._tokenise(found, chunks)
+        return [found[row] for row in rows]
+
+    def _read(self, row: int) -> dict[str, Any]:
+        """Columns of a row as stored. Raises `StorageError` or `ManifestError` when its row group cannot be read."""
+        import pyarrow as pa
+
+        from jala_ray.storage.stores import explained
+
+        path = self.manifest.path
+        try:
+            with explained("read manifest", path, self.manifest.options):
+                return self.manifest.row(row)
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise ManifestError(f"row {row} of {path}", str(error), "readable values", "Write it again.") from error
+
+    def _example(self, row: int, values: dict[str, Any]) -> tuple[Example, np.ndarray]:
+        """The example, its codes still 0, and its labelled chunks (C, 15, 99) in the order of `codes[labelled]`."""
+        from jala_ray.data.rows import row_to_clip
         from jala_ray.hands.resample import chunk_features
 
-        self._clips = dict(zip(rows, self.manifest.take(rows), strict=True))
-        found: list[Example | UserError] = []
-        chunks: list[np.ndarray] = []
-        for row in rows:
-            try:
-                clip = self._clips[row]
-                features, labelled = chunk_features(clip)
-                if not labelled.shape[1]:
-                    raise UserError("clip", clip.clip_id, "at least one second of model time")
-                chunks.append(features[labelled])
-                codes = np.zeros((*labelled.shape, self.assets.motion.K), np.int64)
-                states = (clip.hands[0].state, clip.hands[1].state)
-                example = Example(
-                    *(clip.clip_id, clip.task_type, states, labelled, codes),
-                    *(clip.instructions, clip.description, float(labelled.shape[1])),
-                )
-                found.append(example)
-            except UserError as error:
-                found.append(error)
-        self._tokenise([e for e in found if isinstance(e, Example)], chunks)
-        return found
+        clip = row_to_clip(values, self.manifest.base)
+        features, labelled = chunk_features(clip)
+        if not labelled.shape[1]:
+            shown = f"{clip.model_seconds:.3f} s of model time"
+            raise ManifestError("end_s", shown, "at least one chunk, 1 s of model time")
+        self._clips[row] = clip
+        codes = np.zeros((*labelled.shape, self.assets.motion.K), np.int64)
+        states = (clip.hands[0].state, clip.hands[1].state)
+        example = Example(
+            *(clip.clip_id, clip.task_type, states, labelled, codes),
+            *(clip.instructions, clip.description, float(labelled.shape[1])),
+        )
+        return example, features[labelled]
 
-    def _tokenise(self, examples: list[Example], chunks: list[np.ndarray]) -> None:
-        """One call of the motion tokenizer for all labelled chunks of a step's share."""
-        if not sum(map(len, chunks)):
-            return
-        codes = self.assets.motion.encode(torch.from_numpy(np.concatenate(chunks))).numpy()
-        start = 0
-        for example, mine in zip(examples, chunks, strict=True):
-            example.codes[example.labelled] = codes[start : start + len(mine)]
-            start += len(mine)
+    def _tokenise(self, found: dict[int, Example | BadRow], chunks: dict[int, np.ndarray]) -> None:
+        """Fill in the codes by one call of the motion tokenizer; where it refuses, example by example."""
+        try:
+            encoded = self._encode(list(chunks.values()))
+        except UserError:
+            encoded = [self._encode_one(features) for features in chunks.values()]
+        for row, codes in zip(chunks, encoded, strict=True):
+            example = found[row]
+            assert isinstance(example, Example)
+            if isinstance(codes, UserError):
+                found[row] = BadRow(example.clip_id, codes)
+            else:
+                example.codes[example.labelled] = codes
+
+    def _encode(self, chunks: list[np.ndarray]) -> list[np.ndarray]:
+        """Chunks (C, 15, 99) of each example -> their ids (C, K)."""
+        ends = np.cumsum([len(features) for features in chunks])
+        if not len(ends) or not ends[-1]:
+            return [np.zeros((0, self.assets.motion.K), np.int64) for _ in chunks]
+        ids = self.assets.motion.encode(torch.from_numpy(np.concatenate(chunks))).numpy()
+        return np.split(ids, ends[:-1])
+
+    def _encode_one(self, features: np.ndarray) -> np.ndarray | UserError:
+        try:
+            return self._encode([features])[0]
+        except UserError as error:
+            return error
 
     def visuals(self, row: int, boundaries: Sequence[int], pairs: Sequence[int]) -> Visuals:
         from jala_ray.video.frames import clip_frames

@@ -21,7 +21,7 @@ from jala_ray.data.draw import draw, generator
 from jala_ray.data.instructions import TEMPLATES, render
 from jala_ray.data.layout import SampleText, build_sequence
 from jala_ray.data.plan import Plan, PlanRow
-from jala_ray.data.source import Example, ManifestSource, Source
+from jala_ray.data.source import BadRow, Example, ManifestSource, Source
 from jala_ray.storage import StorageOptions
 from jala_ray.types import Hand, HandState, UserError
 
@@ -108,16 +108,13 @@ class StepBuilder:
         laid: list[Laid] = []
         errors: list[dict[str, Any]] = []
         for row, example in zip(rows, source.examples([row.index for row in rows]), strict=True):
-            problem = example if isinstance(example, UserError) else None
-            if isinstance(example, Example):
-                try:
-                    laid.append(self._sample(row, example))
-                except UserError as error:
-                    problem = error
-            if problem is not None:
-                name = example.clip_id if isinstance(example, Example) else f"row {row.index}"
+            try:
+                if isinstance(example, BadRow):
+                    raise example.error
+                laid.append(self._sample(row, example))
+            except UserError as error:
                 place = {"step": step, "epoch": row.epoch, "plan_row": row.plan_row}
-                errors.append({"clip_id": name, **place, "field": problem.field, "reason": str(problem)})
+                errors.append({"clip_id": example.clip_id, **place, "field": error.field, "reason": str(error)})
         return laid, errors
 
     def _sample(self, row: PlanRow, example: Example) -> Laid:
@@ -154,7 +151,7 @@ class StepBuilder:
         pictures = source.visuals(row.index, boundaries, sequence.pairs)
         return Laid(
             *(row.plan_row, 1.0, sequence, pictures.image, boundaries),
-            *(pictures.frames, pictures.features, pictures.pair_features),
+            *(pictures.frames, pictures.features, pictures.pair_features, pictures.still_features),
         )
 
     @staticmethod
@@ -186,7 +183,10 @@ class StepBuilder:
         )
         black = source.blank()
         boundaries = [0] if layout.frames else []
-        return Laid(-1, 0.0, sequence, black.image, boundaries, black.frames, black.features, black.pair_features)
+        return Laid(
+            *(-1, 0.0, sequence, black.image, boundaries),
+            *(black.frames, black.features, black.pair_features, black.still_features),
+        )
 
 
 @dataclass(frozen=True)

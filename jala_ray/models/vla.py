@@ -30,9 +30,17 @@ class MotionHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(slots * codes, width).normal_(std=0.02))
 
     def forward(self, hidden: Tensor, slot: Tensor) -> Tensor:
-        """`hidden` (M, D), `slot` (M,) of each position -> logits (M, codes)."""
-        logits = (hidden @ self.weight.T.to(hidden.dtype)).unflatten(-1, (self.slots, self.codes))
-        return logits[torch.arange(len(slot), device=slot.device), slot]
+        """`hidden` (M, D), `slot` (M,) of each position -> logits (M, codes). M = 0 is fine.
+
+        Positions are brought together by slot, so that only the logits that are asked for are computed.
+        """
+        order = slot.argsort(stable=True)
+        groups = hidden[order].split(torch.bincount(slot, minlength=self.slots).tolist())
+        weights = self.weight.to(hidden.dtype).unflatten(0, (self.slots, self.codes))
+        # Without positions one empty product still ties the result to the weight.
+        present = [s for s, group in enumerate(groups) if len(group)] or [0]
+        logits = torch.cat([groups[s] @ weights[s].T for s in present])
+        return logits[order.argsort()]
 
 
 class VLA(nn.Module):

@@ -7,7 +7,8 @@ import copy
 import torch
 from torch import Tensor
 
-from jala_ray.config import JalaConfig, check_layer
+from jala_ray.checks import check_layer
+from jala_ray.config import JalaConfig
 from jala_ray.models.perceiver import Perceiver, decoupled_ema
 from jala_ray.models.vla import VLA, Out
 from jala_ray.objectives.base import Features, Losses, Objective, code_loss, sample_mean, text_loss

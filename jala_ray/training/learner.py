@@ -31,7 +31,7 @@ class Learner(nn.Module):
     def check_columns(self, batch: dict[str, Tensor]) -> None:
         """Refuse a batch that lacks what the objective needs. Raises `UserError` with the missing columns."""
         if self.objective.needs_features and ("pair_features" in batch or "first_features" in batch):
-            needed: tuple[str, ...] = ("first_features", "pair_features")
+            needed: tuple[str, ...] = ("first_features", "pair_features", "still_features")
         else:
             needed = self.objective.columns
         missing = [name for name in needed if name not in batch]
@@ -45,7 +45,8 @@ class Learner(nn.Module):
         if not self.objective.needs_features:
             return None
         if "first_features" in batch:
-            return Features(batch["first_features"][:, None], batch["pair_features"][:, None])
+            first, pairs, unmoved = (batch[f"{name}_features"][:, None] for name in ("first", "pair", "still"))
+            return Features(first, pairs, unmoved if still else None)
         pairs = batch["pairs"]
         stills = pairs[:, :1].expand(-1, 2)
         if self.encoder.pairs:

@@ -29,6 +29,7 @@ from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, 
 from jala_ray.training.setup import storage_options
 from jala_ray.types import DOMAINS, UserError
 
+HEALTH = ("loss", "grad_norm")
 EVENTS = ("log", "monitor", "validate", "checkpoint")
 
 
@@ -157,9 +158,10 @@ def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: 
             continue
         position = Position(done, done // run.steps_per_epoch, int(samples))
         latest, errors = gather_metrics(meters, run, position, float(norm), optimizer)
-        if due["monitor"] and run.rank == 0:
+        alive = all(math.isfinite(latest[name]) for name in HEALTH)  # else monitors would fail first, and hide why
+        if due["monitor"] and alive and run.rank == 0:
             latest |= monitor(learner, micro[0], run, "monitor/")
-        if due["validate"]:
+        if due["validate"] and alive:
             latest |= validate(learner, held_out, run)
         if log is not None:
             log.write(latest, errors)
@@ -290,7 +292,7 @@ def validate(learner: Learner, held_out: dict[str, list[Batch]], run: Run) -> di
 
 def refuse_divergence(row: dict[str, Any]) -> None:
     """Raises `UserError` on every rank alike, before a checkpoint of NaN replaces a good one."""
-    for name in ("loss", "grad_norm"):
+    for name in HEALTH:
         if not math.isfinite(row[name]):
             remedy = "Lower optim.lr, or continue from an older checkpoint; the run's checkpoints are from before."
             raise UserError(name, row[name], f"a finite number at step {row['step']}", remedy)

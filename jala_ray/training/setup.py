@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from jala_ray import storage
-from jala_ray.config import DataConfig, RunConfig, TokenizerRunConfig, check
+from jala_ray.checks import check
+from jala_ray.config import DataConfig, RunConfig, TokenizerRunConfig
 from jala_ray.data.plan import Plan
 from jala_ray.data.steps import StepBuilder
 from jala_ray.parsing import diff, from_dict, to_dict

@@ -101,7 +101,7 @@ def test_quarantined_rows_are_reported(tmp_path: Path) -> None:
     run = make_run(run_config(tmp_path, data__max_error_share=0.5), bad=frozenset({3, 4, 5}))
     train(run)
     errors = [json.loads(line) for line in (Path(run.folder) / "errors.jsonl").read_text().splitlines()]
-    assert sorted(e["clip_id"] for e in errors) == ["row 3", "row 4", "row 5"]
+    assert sorted(e["clip_id"] for e in errors) == ["clip3", "clip4", "clip5"]
     assert all("a readable video" in e["reason"] for e in errors)
     assert rows(run.folder)[-1]["samples"] == 17
 
@@ -150,3 +150,11 @@ def test_schedule() -> None:
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert max(factors) == 1.0 and factors[-1] < 0.001
     assert all(a >= b for a, b in itertools.pairwise(factors[5:]))
+
+
+def test_divergence_stops_before_the_checkpoint(tmp_path: Path) -> None:
+    """A NaN never replaces a good checkpoint."""
+    run = make_run(run_config(tmp_path, optim__lr=1e30, optim__warmup=0.0))
+    with pytest.raises(UserError, match="finite number"):
+        train(run)
+    assert all(history.step_of(uri) < 4 for uri in history.committed_steps(run.folder))
