@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
             if i % 4 == 1:
                 clip = dataclasses.replace(clip, hands=(clip.hands[0], HandTrack(HandState.ABSENT)))
             if i % 6 == 2:
-                clip = dataclasses.replace(clip, hands=(HandTrack(HandState.UNTRACKED),) * 2)
+                clip = dataclasses.replace(clip, hands=(HandTrack(HandState.UNTRACKED),) * 2, video_uri="a.mp4")
             clips.append(clip)
             if i % 3 == 0:
                 clips.append(dataclasses.replace(clip, task_type="description"))

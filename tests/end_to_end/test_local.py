@@ -23,7 +23,6 @@ from jala_ray.types import ManifestError
 from tests.end_to_end.conftest import World
 from tests.end_to_end.test_ray import rows, settings
 
-ALLOWED = {"torch", "transformers", "einops", "safetensors", "numpy", "tokenizers", "jala_ray"}
 FORBIDDEN = (
     "ray",
     "av",
@@ -88,11 +87,13 @@ def test_imports_of_the_local_path(world: World, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     program = f"""
 import sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {FORBIDDEN!r}:
-            raise ImportError("hidden: " + name)
-sys.meta_path.insert(0, Hidden())
+from importlib.machinery import PathFinder
+class Without(PathFinder):
+    # Packages that a bare GPU machine lacks are simply not there.
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {FORBIDDEN!r} else super().find_spec(name, path, target)
+sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.meta_path]
 sys.argv = ["local", {str(tmp_path / "config.json")!r}]
 import runpy
 runpy.run_module("jala_ray.training.local", run_name="__main__")
