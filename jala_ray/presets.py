@@ -9,6 +9,7 @@ from typing import TypeVar
 from jala_ray.config import (
     BackboneConfig,
     ClusterConfig,
+    DataConfig,
     EncoderConfig,
     JalaConfig,
     LanguageSizes,
@@ -54,6 +55,7 @@ TINY = RunConfig(
         JalaConfig(),
         {"align.layer": 3, "ema.alpha": 0.98, "perceiver.width": 64, "perceiver.heads": 4},
     ),
+    data=DataConfig(max_tokens=1024),
     optim=OptimConfig(lr=1e-3),
     train=TrainConfig(
         steps=300,
@@ -116,7 +118,7 @@ VARIANTS: dict[str, Callable[[RunConfig], RunConfig]] = {
 
 DEMO = override(
     replace(TINY, name="demo/pretrain"),
-    {"train.steps": 200, "train.checkpoint_every": 100, "train.validate_every": 100, "objective.ema.alpha": 0.97},
+    {"train.steps": 180, "train.checkpoint_every": 90, "train.validate_every": 90, "objective.ema.alpha": 0.97},
 )
 """What `make demo` runs."""
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jala_ray.data.manifest import Manifest
+from jala_ray.data.plan import equals
 from jala_ray.hands.resample import chunk_features
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, Hand, Split
 
@@ -28,11 +29,11 @@ class ManifestRows(Sequence[ManifestRow]):
     manifests: tuple[str, ...]
     which: np.ndarray
     """(R,) place in `manifests`."""
-    index: np.ndarray
+    row: np.ndarray
     """(R,) row of that manifest."""
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.row)
 
     @overload
     def __getitem__(self, at: int) -> ManifestRow: ...
@@ -40,8 +41,8 @@ class ManifestRows(Sequence[ManifestRow]):
     def __getitem__(self, at: slice) -> ManifestRows: ...
     def __getitem__(self, at: int | slice) -> ManifestRow | ManifestRows:
         if isinstance(at, slice):
-            return ManifestRows(self.manifests, self.which[at], self.index[at])
-        return ManifestRow(self.manifests[self.which[at]], int(self.index[at]))
+            return ManifestRows(self.manifests, self.which[at], self.row[at])
+        return ManifestRow(self.manifests[self.which[at]], int(self.row[at]))
 
 
 def rows_with_labels(manifests: tuple[str, ...], split: Split, max_chunks: int, seed: int) -> ManifestRows:
@@ -54,8 +55,7 @@ def rows_with_labels(manifests: tuple[str, ...], split: Split, max_chunks: int, 
     for path in manifests:
         table = Manifest(path).index
         labelled = _count_true(table["left_labelled"]) + _count_true(table["right_labelled"])
-        in_split = pc.fill_null(pc.equal(table["split"].cast(pa.string()), split), False)
-        keep = np.flatnonzero(in_split.to_numpy() & (labelled > 0))
+        keep = np.flatnonzero(equals(table["split"], split) & (labelled > 0))
         clips = table["clip_id"].take(pa.array(keep)).combine_chunks().dictionary_encode("encode").indices.to_numpy()
         keep = keep[np.sort(np.unique(clips, return_index=True)[1])]
         rows.append(keep)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 import ray.train
@@ -58,7 +59,7 @@ def unit_dataset(segment: Segment, world: int) -> ray.data.Dataset:
     blocks = -(-(segment.last - segment.first) // m) * world
     dataset = ray.data.range(blocks * m, override_num_blocks=blocks)
     return dataset.map_batches(
-        build_units,
+        cast(Any, build_units),
         batch_size=m,
         fn_kwargs={"segment": segment, "world": world},
         zero_copy_batch=True,
@@ -94,7 +95,8 @@ def read_shares(shard: ray.data.DataIterator, first: int, last: int, rank: int) 
     """A rank's shares of steps `first` .. `last - 1`, in order. Raises `UserError` if the stream hands out anything else."""
     expected = first
     for batch in shard.iter_batches(batch_size=1, prefetch_batches=1, batch_format="pyarrow"):
-        step, owner = batch["step"][0].as_py(), batch["rank"][0].as_py()
+        (row,) = cast(pa.Table, batch).to_pylist()
+        step, owner = row["step"], row["rank"]
         if (step, owner) != (expected, rank):
             got, wanted = f"step {step} of rank {owner}", f"step {expected} of rank {rank}"
             raise UserError(
@@ -102,7 +104,7 @@ def read_shares(shard: ray.data.DataIterator, first: int, last: int, rank: int) 
             )
         if step >= last:
             return
-        yield StepShare.from_bytes(batch["share"][0].as_py())
+        yield StepShare.from_bytes(row["share"])
         expected += 1
     if expected < last:
         raise UserError("data stream", f"{expected - first} steps", f"{last - first} steps", "The stream ended early.")
@@ -126,7 +128,7 @@ def chunk_arrays(rows: Sequence[ManifestRow]) -> dict[str, np.ndarray]:
         flat = {"features": np.float32, "side": np.int64, "beta": np.float32}
         return {name: [a[name].astype(kind).tobytes() for a in arrays] for name, kind in flat.items()}
 
-    dataset = ray.data.range(groups, override_num_blocks=groups).map_batches(stage, batch_size=1)
+    dataset = ray.data.range(groups, override_num_blocks=groups).map_batches(cast(Any, stage), batch_size=1)
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     parts: dict[str, list[np.ndarray]] = {"features": [], "side": [], "beta": []}

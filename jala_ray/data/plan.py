@@ -30,9 +30,9 @@ def eligible(index: pa.Table, data: DataConfig, split: Split, domain: Domain | N
 
     `index` is `Manifest.index`. Raises `ManifestError` when a training split has none.
     """
-    keep = _equals(index["split"], split) & index["has_video"].to_numpy()
+    keep = equals(index["split"], split) & index["has_video"].to_numpy()
     if domain is not None:
-        keep &= _equals(index["domain"], domain)
+        keep &= equals(index["domain"], domain)
     if data.labels == "labelled_only":
         keep &= _any_true(index["left_labelled"]) | _any_true(index["right_labelled"])
     rows = np.flatnonzero(keep)
@@ -42,7 +42,7 @@ def eligible(index: pa.Table, data: DataConfig, split: Split, domain: Domain | N
     return rows.astype(np.int64)
 
 
-def _equals(column: pa.ChunkedArray, value: str) -> np.ndarray:
+def equals(column: pa.ChunkedArray, value: str) -> np.ndarray:
     """(n,) bool; the column is dictionary-encoded, so only its few words are compared."""
     words = column.unify_dictionaries().combine_chunks()
     match = np.array([word == value for word in words.dictionary.to_pylist()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -195,7 +196,7 @@ def _choice(row: Mapping[str, Any], name: str, choices: Sequence[str]) -> Any:
 
 def _number(row: Mapping[str, Any], name: str, positive: bool = False) -> float:
     value = row[name]
-    if not isinstance(value, Real) or not np.isfinite(value) or (positive and value <= 0):
+    if not isinstance(value, Real) or not math.isfinite(value) or (positive and value <= 0):
         raise ManifestError(name, value, "a finite number > 0" if positive else "a finite number")
     return float(value)
 

@@ -60,6 +60,7 @@ class VLA(nn.Module):
         nn.init.normal_(self.motion_embedding.weight, std=scale)
         nn.init.normal_(self.hand_embedding.weight, std=scale)
         self.register_buffer("token_slots", torch.tensor(vocab.token_slots), persistent=False)
+        self.token_slots: Tensor
 
     def embed(self, batch: dict[str, Tensor], extra: Tensor | None = None) -> Tensor:
         """Token, image and hand embeddings, plus `extra` (B, T, D), an objective's own additions (LSP latents).

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
@@ -215,7 +216,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 def no_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager[Any]:
     """DDP reduces gradients on the last micro-batch of a step only."""
-    return model.no_sync() if skip and hasattr(model, "no_sync") else contextlib.nullcontext()
+    return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def reduce_sum(value: Tensor, world: int) -> Tensor:

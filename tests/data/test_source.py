@@ -31,7 +31,7 @@ def make_clip(name: str, seconds: float = 2.0, **change: Any) -> Clip:
     def track() -> HandTrack:
         turn = rng.normal(0, 0.3, (2, 16, 3)) * np.linspace(0, 1, frames)[:, None, None, None].repeat(2, 1)
         pose = turn.sum(1).astype(np.float32)
-        wrist = np.linspace([0, 0, 0.4], rng.normal(0, 0.1, 3) + [0, 0, 0.5], frames).astype(np.float32)
+        wrist = np.linspace([0, 0, 0.4], rng.normal([0, 0, 0.5], 0.1), frames).astype(np.float32)
         return HandTrack(HandState.LABELLED, np.ones(frames, bool), pose[:, 1:], pose[:, 0], wrist)
 
     clip = Clip(
