@@ -9,7 +9,7 @@ import pytest
 
 from jala_ray.data.chunks import ManifestRow, ManifestRows, read_chunks, rows_with_labels
 from jala_ray.data.manifest import Manifest, write_manifest
-from jala_ray.types import HandState, HandTrack
+from jala_ray.types import HandState, HandTrack, Split
 from tests.data.test_source import make_clip
 
 
@@ -33,7 +33,7 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def by_hand(manifests: tuple[str, ...], split: str, max_chunks: int, seed: int) -> list[ManifestRow]:
+def by_hand(manifests: tuple[str, ...], split: Split, max_chunks: int, seed: int) -> list[ManifestRow]:
     found = []
     for path in manifests:
         seen = set()
@@ -53,7 +53,7 @@ def by_hand(manifests: tuple[str, ...], split: str, max_chunks: int, seed: int) 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("max_chunks", [0, 1, 7, 1000])
-def test_rows_are_those_of_the_definition(manifests: tuple[str, ...], split: str, max_chunks: int) -> None:
+def test_rows_are_those_of_the_definition(manifests: tuple[str, ...], split: Split, max_chunks: int) -> None:
     for seed in (0, 1):
         rows = rows_with_labels(manifests, split, max_chunks, seed)
         assert list(rows) == by_hand(manifests, split, max_chunks, seed)

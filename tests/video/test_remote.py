@@ -7,7 +7,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from jala_ray import storage
-from jala_ray.storage.stores import S3Store
+from jala_ray.storage.s3 import S3Store
 from jala_ray.types import StorageError, VideoError
 from jala_ray.video import decode
 from jala_ray.video.decode import VideoReader, decode_frames, probe
