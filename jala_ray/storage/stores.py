@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def explained(operation: str, uri: str | os.PathLike[str], options: StorageOptio
         raise
     except Exception as error:
         text = os.fspath(uri)
-        diagnosis = _diagnosis(error, text)
+        diagnosis = _diagnosis(error)
         if diagnosis is None:
             raise
         place = text
@@ -174,12 +175,11 @@ def explained(operation: str, uri: str | os.PathLike[str], options: StorageOptio
         raise kind(f"{operation} {place}", cause, "it to succeed", remedy) from error
 
 
-def _diagnosis(error: Exception, uri: str) -> tuple[str, str, bool] | None:
+def _diagnosis(error: Exception) -> tuple[str, str, bool] | None:
     """(cause, remedy, whether the thing is merely absent) of a storage problem; None for any other error."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return f"no such file or folder: {error.filename}", "Check the path.", True
-    if is_s3(uri):
-        from jala_ray.storage import s3
-
+    s3 = sys.modules.get("jala_ray.storage.s3")  # boto3's errors can only come from there
+    if s3 is not None:
         return s3.diagnosis(error)
     return (f"{type(error).__name__}: {error}", "", False) if isinstance(error, OSError) else None
