@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -232,7 +233,9 @@ def ensure_ray(options: StorageOptions) -> None:
     All tasks of the job reach the object store as the driver does (an endpoint, no secrets).
     """
     if not ray.is_initialized():
-        ray.init(log_to_driver=True, runtime_env={"env_vars": storage.worker_env(options)})
+        # Ray refuses a variable that the submitted job's own environment sets too; tasks inherit that one.
+        missing = {k: v for k, v in storage.worker_env(options).items() if k not in os.environ}
+        ray.init(log_to_driver=True, runtime_env={"env_vars": missing})
 
 
 def check_resources(cluster: ClusterConfig, resources: Mapping[str, float]) -> None:
