@@ -1,0 +1,60 @@
+"""A run whose videos, manifest, tokenizer and run folder all lie in a bucket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from jala_ray import storage
+from jala_ray.evaluation.publish import publish_pretrain_report
+from jala_ray.parsing import override
+from jala_ray.training import checkpoint, history, setup
+from jala_ray.training.local import run_local
+from tests.end_to_end.conftest import World
+from tests.end_to_end.test_ray import settings
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    for name in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION"):
+        monkeypatch.setenv(name, "")  # restored afterwards: a run sets them for its process
+        monkeypatch.delenv(name)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="lab")
+    yield endpoint
+    server.stop()
+
+
+def test_everything_in_a_bucket(world: World, bucket: str, tmp_path: Path) -> None:
+    options = storage.StorageOptions(endpoint_url=bucket)
+    folder = Path(world.manifest).parent
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        storage.write_bytes(f"s3://lab/world/{name}", path.read_bytes(), options=options)
+    storage.upload_dir(world.tokenizer, "s3://lab/tokenizer", options)
+
+    remote = World("s3://lab/world/manifest.parquet", "s3://lab/tokenizer")
+    config = settings(remote, tmp_path, "remote", train__steps=4, train__checkpoint_every=2)
+    config = override(config, {"storage.root": "s3://lab/runs", "storage.endpoint_url": bucket})
+    run_local(config)
+
+    run = setup.run_folder(config)
+    newest = history.newest(run, options)
+    assert newest is not None and history.step_of(newest) == 4
+    loaded = checkpoint.load(newest, options)
+    assert loaded.position.step == 4
+    rows = storage.read_bytes(f"{run}/metrics.jsonl", options).decode().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4]
+    assert run_local(config) == {}, "a finished run has nothing left to do"
+    report = publish_pretrain_report(run, config.data.manifest, options)
+    assert b"<html" in storage.read_bytes(report, options)
