@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from infra.local_head import NODE, free_ports
 from jala_ray.config import ClusterConfig, RunConfig
 from jala_ray.evaluation.publish import publish_pretrain_report
 from jala_ray.training import checkpoint, history, setup
@@ -25,7 +26,9 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # With the dashboard: without it Train's cleaner cannot see a busy controller, and takes its workers away.
+    (port,) = free_ports(1)
+    ray.init(num_cpus=2, dashboard_host=NODE, dashboard_port=port, include_dashboard=True, log_to_driver=False)
     yield
     ray.shutdown()
 
