@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from einops import rearrange
@@ -111,9 +110,6 @@ class Perceiver(nn.Module):
         """Choose which half learns by gradient; the other is moved by EMA or stays (METHOD 5, 'who learns from what')."""
         self.backbone.requires_grad_(backbone)
         self.queries.requires_grad_(queries)
-
-    def learned(self) -> Iterator[nn.Parameter]:
-        return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
 
 @torch.no_grad()
