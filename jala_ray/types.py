@@ -119,6 +119,41 @@ class HandTrack:
 
 
 @dataclass(frozen=True)
+class PacketIndex:
+    """Where a clip's boundary frames lie in its video file, so that they are read and decoded without opening it.
+
+    Holds the packets that the boundary frames need, in decoding order: from each one's governing keyframe to itself.
+    """
+
+    codec: str
+    """FFmpeg's name of the decoder."""
+    extradata: bytes
+    """The codec's configuration record."""
+    width: int
+    height: int
+    time_base: tuple[int, int]
+    """Seconds a tick of `pts`, as numerator and denominator."""
+    pixel_aspect: float
+    """Width over height of a stored pixel."""
+    turns: int
+    """Counter-clockwise quarter turns that bring a stored frame upright."""
+    color: tuple[int, int]
+    """FFmpeg's numbers of the colour space and range that the container states."""
+    file_size: int
+    """Bytes of the video when it was indexed."""
+    offset: np.ndarray
+    """(n,) int64 byte of the file at which each packet begins."""
+    size: np.ndarray
+    """(n,) int32 bytes."""
+    pts: np.ndarray
+    """(n,) int64 presentation times, ticks."""
+    key: np.ndarray
+    """(n,) bool: decoding can begin here."""
+    boundary: np.ndarray
+    """(N + 1,) int32: the packet of every boundary frame."""
+
+
+@dataclass(frozen=True)
 class Clip:
     """One manifest row: a span of a video (or of motion alone) with its text, camera and hands.
 
@@ -149,6 +184,8 @@ class Clip:
     """(left, right)."""
     extrinsics: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 4), np.float32))
     """(T, 3, 4) first-camera coordinates -> camera of pose frame t, or (0, 3, 4) when the camera is still or unknown."""
+    packets: PacketIndex | None = None
+    """Of the boundary frames in `video_uri`; without it the file is opened and searched for each of them."""
 
     @property
     def model_seconds(self) -> float:

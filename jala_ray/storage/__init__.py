@@ -10,6 +10,7 @@ of this package.
 """
 
 from jala_ray.storage.files import (
+    ChangedFile,
     RangeFile,
     delete,
     exists,
@@ -19,6 +20,7 @@ from jala_ray.storage.files import (
     open_file,
     read_bytes,
     read_range,
+    read_ranges,
     size,
     worker_env,
     write_bytes,
@@ -36,16 +38,18 @@ from jala_ray.storage.folders import (
     upload_dir,
     verify_dir,
 )
-from jala_ray.storage.stores import MissingFile, StorageOptions, is_s3, join
+from jala_ray.storage.stores import MissingFile, StorageOptions, absolute, is_s3, join
 
 __all__ = [
     "COMMIT_FILE",
+    "ChangedFile",
     "Commit",
     "FileEntry",
     "MissingFile",
     "ProbeReport",
     "RangeFile",
     "StorageOptions",
+    "absolute",
     "delete",
     "delete_dir",
     "download_dir",
@@ -61,6 +65,7 @@ __all__ = [
     "read_bytes",
     "read_commit",
     "read_range",
+    "read_ranges",
     "size",
     "upload_dir",
     "verify_dir",

@@ -6,7 +6,7 @@ import functools
 import io
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, cast
 
 from jala_ray.storage.stores import MissingFile, StorageOptions, explained, is_s3, store_for
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pyarrow.fs
 
 Uri = str | os.PathLike[str]
+S3_GAP_BYTES = 512 * 1024
+"""Ranges of an object nearer to one another than this come in one GET: a request costs more than its bytes in between."""
 CHECKSUM_VARIABLE = "AWS_REQUEST_CHECKSUM_CALCULATION"
 
 
@@ -40,6 +42,46 @@ def read_range(uri: Uri, start: int, end: int, options: StorageOptions | None = 
             f"read {uri}", f"{len(data)} bytes at {start}", f"{end - start} bytes", "The file is shorter."
         )
     return data
+
+
+class ChangedFile(StorageError):
+    """A file has another size than when it was indexed."""
+
+
+def read_ranges(
+    uri: Uri,
+    ranges: Sequence[tuple[int, int]],
+    options: StorageOptions | None = None,
+    *,
+    expected_size: int | None = None,
+) -> list[bytes]:
+    """Several byte ranges [start, end) of one file, ascending. Ranges that lie near one another come in one request.
+
+    Raises MissingFile, StorageError if the file ends before a range, ChangedFile if its size is not `expected_size`.
+    """
+    gap = S3_GAP_BYTES if is_s3(uri) else 0
+    spans: list[list[int]] = []
+    for start, end in ranges:
+        if spans and 0 <= start - spans[-1][1] <= gap:
+            spans[-1][1] = end
+        else:
+            spans.append([start, end])
+    with explained("read", uri, options):
+        store, path = store_for(uri, options)
+        parts, size = store.read_spans(path, spans)
+    if expected_size is not None and size != expected_size:
+        raise ChangedFile(f"size of {uri}", size, f"{expected_size} bytes", "It changed after it was indexed.")
+    for (start, end), part in zip(spans, parts, strict=True):
+        if len(part) != end - start:
+            raise StorageError(
+                f"read {uri}", f"{len(part)} bytes at {start}", f"{end - start} bytes", "The file is shorter."
+            )
+    found, which = [], 0
+    for start, end in ranges:
+        while not spans[which][0] <= start <= end <= spans[which][1]:
+            which += 1
+        found.append(parts[which][start - spans[which][0] : end - spans[which][0]])
+    return found
 
 
 def write_bytes(uri: Uri, data: bytes, options: StorageOptions | None = None, *, only_new: bool = False) -> None:

@@ -1,18 +1,22 @@
-"""Objects of S3 and S3-compatible servers, by boto3. Imported only where an address is s3://."""
+"""Objects of S3 and S3-compatible servers, by boto3 and, for ranged reads, obstore. Imported only where an address is s3://."""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import boto3
 import boto3.exceptions
 import botocore.exceptions as aws
+import obstore
+import obstore.exceptions
+import obstore.store
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
+from obstore.auth.boto3 import Boto3CredentialProvider
 
 from jala_ray.storage.stores import MULTIPART_THRESHOLD, STREAM_CHUNK, StorageOptions
 from jala_ray.types import StorageError
@@ -34,9 +38,21 @@ class S3Store:
     def read(self, path: str, start: int, end: int | None) -> bytes:
         if end is not None and end <= start:
             return b""
-        whole = start == 0 and end is None
-        span = {} if whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+        if end is not None:
+            return self.read_spans(path, [(start, end)])[0][0]
+        span = {"Range": f"bytes={start}-"} if start else {}
         return self.client.get_object(**_key(path), **span)["Body"].read()
+
+    def read_spans(self, path: str, spans: Sequence[Sequence[int]]) -> tuple[list[bytes], int]:
+        """By obstore: a ranged GET costs boto3 2 ms of processor time and obstore a quarter of that, and samples are read so."""
+        bucket, key = _key(path).values()
+        store = range_store(self.options, bucket, os.getpid())
+        parts, size = [], 0
+        for start, end in spans:
+            found = obstore.get(store, key, options={"range": (start, end)})
+            size = found.meta["size"]
+            parts.append(bytes(found.bytes()))
+        return parts, size
 
     def stream(self, path: str) -> Iterator[bytes]:
         yield from self.client.get_object(**_key(path))["Body"].iter_chunks(STREAM_CHUNK)
@@ -101,6 +117,30 @@ def s3_client(options: StorageOptions, pid: int) -> Any:
     return boto3.Session().client("s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config)
 
 
+@functools.lru_cache(maxsize=64)
+def range_store(options: StorageOptions, bucket: str, pid: int) -> obstore.store.S3Store:
+    """One client a process, bucket and set of options, for ranged reads."""
+    del pid
+    endpoint = options.endpoint_url
+    session = boto3.Session(region_name=options.region)
+    if session.get_credentials() is None:
+        raise aws.NoCredentialsError
+    place: dict[str, Any] = {"region": options.region, "virtual_hosted_style_request": endpoint is None}
+    if endpoint:
+        place["endpoint"] = endpoint
+    return obstore.store.S3Store(
+        bucket,
+        **place,
+        credential_provider=Boto3CredentialProvider(session),
+        client_options={
+            "allow_http": endpoint is not None and endpoint.startswith("http://"),
+            "connect_timeout": f"{options.connect_timeout_s}s",
+            "timeout": f"{options.read_timeout_s}s",
+        },
+        retry_config={"max_retries": options.attempts - 1},
+    )
+
+
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 _REMEDIES = {
     "NoSuchBucket": "Create the bucket or correct its name.",
@@ -125,6 +165,8 @@ def diagnosis(error: Exception) -> tuple[str, str, bool] | None:
             return "no such object", "Check the bucket and the key.", True
         return f"{code}: {details.get('Message', '')}".rstrip(": "), remedy, False
     cause = f"{type(error).__name__}: {error}"
+    if isinstance(error, obstore.exceptions.BaseError):
+        return _of_obstore(error)
     if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError):
         remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or an instance role."
         return str(error), remedy, False
@@ -133,3 +175,16 @@ def diagnosis(error: Exception) -> tuple[str, str, bool] | None:
     if isinstance(error, OSError | aws.BotoCoreError | boto3.exceptions.Boto3Error):
         return cause, "", False
     return None
+
+
+def _of_obstore(error: obstore.exceptions.BaseError) -> tuple[str, str, bool]:
+    said = str(error).split("\n\nDebug source")[0]
+    code = next((code for code in _REMEDIES if f"<Code>{code}</Code>" in said), None)
+    if code is None and isinstance(error, obstore.exceptions.NotFoundError | FileNotFoundError):
+        return "no such object", "Check the bucket and the key.", True
+    if code is None and isinstance(
+        error, obstore.exceptions.PermissionDeniedError | obstore.exceptions.UnauthenticatedError
+    ):
+        code = "AccessDenied"
+    remedy = _REMEDIES[code] if code else "Check endpoint_url (or AWS_ENDPOINT_URL) and the network."
+    return f"{code}: {said}" if code else said, remedy, False

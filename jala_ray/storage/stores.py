@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -53,6 +53,11 @@ def is_s3(uri: str | os.PathLike[str]) -> bool:
     return text.startswith("s3://")
 
 
+def absolute(address: str) -> str:
+    """An address that means the same in every process: local paths made absolute; "" stays so."""
+    return address if not address or is_s3(address) else os.path.abspath(os.path.expanduser(address))
+
+
 def join(uri: str | os.PathLike[str], *parts: str) -> str:
     """`uri` with path parts appended, for local and S3 addresses alike."""
     return "/".join([os.fspath(uri).rstrip("/"), *(part.strip("/") for part in parts if part)])
@@ -63,6 +68,10 @@ class Store(Protocol):
 
     def size(self, path: str) -> int: ...
     def read(self, path: str, start: int, end: int | None) -> bytes: ...
+    def read_spans(self, path: str, spans: Sequence[Sequence[int]]) -> tuple[list[bytes], int]:
+        """Some [start, end) of a file, and the file's size."""
+        ...
+
     def stream(self, path: str) -> Iterator[bytes]: ...
     def write(self, path: str, data: bytes, *, only_new: bool = False) -> None: ...
     def upload(self, source: Path, path: str) -> None: ...
@@ -96,6 +105,13 @@ class LocalStore:
         with open(path, "rb") as file:
             file.seek(start)
             return file.read(-1 if end is None else end - start)
+
+    def read_spans(self, path: str, spans: Sequence[Sequence[int]]) -> tuple[list[bytes], int]:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            return [os.pread(file, end - start, start) for start, end in spans], os.fstat(file).st_size
+        finally:
+            os.close(file)
 
     def stream(self, path: str) -> Iterator[bytes]:
         with open(path, "rb") as file:
