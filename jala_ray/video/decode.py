@@ -2,8 +2,8 @@
 
 Times are seconds on the file's own presentation timeline, as a player shows it: edit lists are applied, and a
 video whose first frame carries 1.5 s begins at 1.5 s. The frame shown at t is the last one whose presentation
-time is at most t (within half a tick of the file's clock); before the first frame it is the first, up to one
-frame after the last it is the last.
+time is at most t (within half a tick of the file's clock, and within a millisecond); before the first frame it
+is the first, up to one frame after the last it is the last. docs/video.md says what becomes of odd files.
 """
 
 from __future__ import annotations
@@ -13,18 +13,24 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.stream import VideoStream
 
 from jala_ray.storage import MissingFile, StorageOptions, is_s3, open_file
 from jala_ray.types import StorageError, VideoError
 from jala_ray.video.finder import FrameFinder
-from jala_ray.video.picture import Picture
+from jala_ray.video.picture import MAX_PIXELS, Picture
 
 T = TypeVar("T")
+
+MAX_DURATION_S = 48 * 3600.0
+"""A header that promises more is damaged; whoever went through such a video second by second would never end."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class VideoInfo:
     rotation: int
     """Degrees counter-clockwise by which stored frames are turned for display: 0, 90, 180 or 270."""
     codec: str
+    mirrored: bool = False
+    """Whether stored frames are flipped left to right before they are turned."""
 
 
 def probe(uri: str | os.PathLike[str], options: StorageOptions | None = None) -> VideoInfo:
@@ -61,6 +69,16 @@ def decode_frames(
         return reader.read(times_s)
 
 
+def main_stream(container: InputContainer) -> VideoStream | None:
+    """The video stream that is shown where a file has several: libavformat's choice, as in ffplay. A cover
+    picture is none.
+    """
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        return None
+    return cast("VideoStream", stream)
+
+
 class VideoReader:
     """An open video, local or s3://, for one ask or several; use it in a `with` block or close it.
 
@@ -75,13 +93,16 @@ class VideoReader:
             self._container = opened.enter_context(
                 av.open(self._source(opened, options), "r", metadata_errors="replace")
             )
-            if not self._container.streams.video:
+            stream = main_stream(self._container)
+            if stream is None:
                 raise self._error("no video stream", "a file with video")
-            self._stream = self._container.streams.video[0]
+            self._stream = stream
             if self._stream.codec_context is None:
                 raise self._error("an unknown codec", "a video that decodes")
+            self._stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             self._stream.codec_context.thread_count = threads
-            self._stream.codec_context.thread_type = "AUTO"
+            # Threads over frames report an error some frames late: it would not be known which one is damaged.
+            self._stream.codec_context.thread_type = "SLICE"
             self._finder = FrameFinder(self._container, self._stream, self.uri)
             self._resources = opened.pop_all()
 
@@ -124,21 +145,28 @@ class VideoReader:
             first = self._picture(self._finder.first())
             start_s = self._finder.time_s(first.frame)
             height, width = first.size
+            duration_s = self._duration(start_s)
+            if not 0 <= duration_s <= MAX_DURATION_S:
+                remedy = "Its header is damaged: remux it."
+                raise self._error(f"a duration of {duration_s:.0f} s", f"at most {MAX_DURATION_S:.0f} s", remedy)
             return VideoInfo(
                 width,
                 height,
                 self._finder.fps,
                 start_s,
-                self._duration(start_s),
+                duration_s,
                 90 * first.turns,
                 self._codec(),
+                first.mirrored,
             )
 
     def _duration(self, start_s: float) -> float:
         if self._stream.duration:
             return self._stream.duration * self._finder.tick_s
         if self._container.duration:
-            return self._container.duration / 1e6
+            end = self._container.duration / 1e6
+            from_zero = "matroska" in self._container.format.name and start_s < end
+            return end - start_s if from_zero else end
         return self._finder.end_s() - start_s
 
     def _codec(self) -> str:
@@ -188,5 +216,5 @@ class VideoReader:
         except (VideoError, StorageError):
             raise
         except (FFmpegError, OSError, EOFError) as error:
-            message = f"cannot {operation} it: {error.strerror if isinstance(error, OSError) else error}"
+            message = f"cannot {operation} it: {error.strerror if isinstance(error, FFmpegError | OSError) else error}"
             raise self._error(message, "a video that decodes", "The file is damaged or not a video.") from error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import overload
 
 import numpy as np
 
 from jala_ray.storage import StorageOptions
 from jala_ray.types import CHUNK_SECONDS, Clip, VideoError
 from jala_ray.video.decode import VideoReader
+from jala_ray.video.packets import decode_packets, fetch_packets
 from jala_ray.video.picture import Picture, Size
 
 
@@ -22,38 +22,70 @@ def boundary_times(clip: Clip) -> np.ndarray:
     return clip.start_s + np.arange(clip.n_chunks + 1) * (CHUNK_SECONDS * clip.time_scale)
 
 
-@overload
-def clip_frames(
-    clip: Clip, indices: Sequence[int], size: Size, options: StorageOptions | None = None
-) -> np.ndarray: ...
-@overload
-def clip_frames(
-    clip: Clip, indices: Sequence[int], size: Mapping[str, Size], options: StorageOptions | None = None
-) -> dict[str, np.ndarray]: ...
-def clip_frames(clip, indices, size, options=None):
-    """Boundary frames `indices` (M of 0..N, any order, repeats allowed) as (M, 3, h, w) uint8 upright RGB.
+Wanted = Mapping[str, tuple[Size, Sequence[int]]]
+"""name -> ((h, w), boundaries of 0..N in any order, repeats allowed)."""
+Pictures = dict[str, np.ndarray]
+"""name -> (M, 3, h, w) uint8 upright RGB, a picture for each boundary asked for."""
 
-    `size` is one (h, w), or a name -> (h, w) mapping that gives a dict of arrays from a single decode.
+
+def clip_frames(clip: Clip, wanted: Wanted, options: StorageOptions | None = None) -> Pictures:
+    """Boundary frames of one clip, every one decoded once and brought to the sizes it is wanted in.
+
     Pictures are squashed to the size without keeping their aspect, as a one-tile InternVL input is (bicubic,
     antialiased); a camera scales alike in `hands.camera.scale_camera`. Only the frames asked for, and what
-    their codec needs to reach them, are decoded.
+    their codec needs to reach them, are decoded; with a packet index the file is not opened as a video at all.
 
-    Raises VideoError: no video, an index outside 0..N, a file or frame that cannot be decoded.
+    Raises VideoError: no video, a boundary outside 0..N, a file or frame that cannot be decoded. StorageError: no access.
     """
+    return decode_clip(clip, wanted, fetch_clip(clip, wanted, options), options)
+
+
+def boundaries_of(clip: Clip, wanted: Wanted) -> list[int]:
+    """All boundaries that are wanted in some size, ascending. Raises VideoError for what the clip has not."""
     if clip.video_uri is None:
         raise VideoError(f"video of clip {clip.clip_id}", None, "a video", "Motion-only clips have no frames.")
-    wanted = np.asarray(indices, dtype=np.int64)
-    if wanted.ndim != 1 or (wanted < 0).any() or (wanted > clip.n_chunks).any():
-        raise VideoError(f"boundary indices of clip {clip.clip_id}", list(indices), f"a list of 0..{clip.n_chunks}")
-    sizes: Mapping[str, Size] = size if isinstance(size, Mapping) else {"": size}
+    found = sorted({int(b) for _, boundaries in wanted.values() for b in boundaries})
+    if found and not 0 <= found[0] <= found[-1] <= clip.n_chunks:
+        raise VideoError(f"boundary indices of clip {clip.clip_id}", found, f"a list of 0..{clip.n_chunks}")
+    return found
 
-    def resized(picture: Picture) -> dict[str, np.ndarray]:
-        return {name: picture.rgb(hw).transpose(2, 0, 1) for name, hw in sizes.items()}
 
-    with VideoReader(clip.video_uri, options=options) as reader:
-        images = reader.each(boundary_times(clip)[wanted], resized)
-    arrays = {
-        name: np.stack([image[name] for image in images]) if images else np.zeros((0, 3, *hw), np.uint8)
-        for name, hw in sizes.items()
-    }
-    return arrays if isinstance(size, Mapping) else arrays[""]
+def fetch_clip(clip: Clip, wanted: Wanted, options: StorageOptions | None = None) -> dict[int, bytes] | None:
+    """The bytes that decoding will need, where the clip's packet index tells them; else None."""
+    boundaries, index = boundaries_of(clip, wanted), clip.packets
+    if index is None or not boundaries:
+        return None
+    if len(index.boundary) != clip.n_chunks + 1:
+        field, found = f"packet index of clip {clip.clip_id}", f"{len(index.boundary)} boundaries"
+        raise VideoError(field, found, f"{clip.n_chunks + 1}", "Write the manifest again.")
+    assert clip.video_uri is not None
+    return fetch_packets(clip.video_uri, index, boundaries, options)
+
+
+def decode_clip(
+    clip: Clip, wanted: Wanted, packets: Mapping[int, bytes] | None, options: StorageOptions | None = None
+) -> Pictures:
+    """The pictures, from the bytes that `fetch_clip` gave."""
+    boundaries = boundaries_of(clip, wanted)
+    assert clip.video_uri is not None
+    if packets is not None and clip.packets is not None:
+        decoded = decode_packets(clip.video_uri, clip.packets, packets, boundaries, _kept)
+    elif boundaries:
+        with VideoReader(clip.video_uri, options=options) as reader:
+            decoded = reader.each(boundary_times(clip)[boundaries], _kept)
+    else:
+        decoded = []
+    pictures = dict(zip(boundaries, decoded, strict=True))
+    return {name: _stack([pictures[b] for b in chosen], size) for name, (size, chosen) in wanted.items()}
+
+
+def _kept(picture: Picture) -> Picture:
+    return picture
+
+
+def _stack(pictures: Sequence[Picture], size: Size) -> np.ndarray:
+    """(M, 3, h, w) uint8."""
+    out = np.empty((len(pictures), 3, *size), np.uint8)
+    for picture, place in zip(pictures, out, strict=True):
+        place[:] = picture.rgb(size).transpose(2, 0, 1)
+    return out

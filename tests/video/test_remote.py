@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from jala_ray import storage
 from jala_ray.storage.s3 import S3Store
@@ -76,19 +75,11 @@ def test_a_failing_store_is_a_storage_error(long_video, monkeypatch):
         probe("s3://b/x")
 
 
-def test_through_an_s3_server(make_video, monkeypatch):
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        options = storage.StorageOptions(endpoint_url=f"http://{host}:{port}")
-        S3Store(options.resolved()).client.create_bucket(Bucket="videos")
-        storage.write_bytes("s3://videos/a.mp4", make_video(90).read_bytes(), options)
-        with VideoReader("s3://videos/a.mp4", options=options) as reader:
-            assert numbers_of(reader.read([2.5, 0.1])) == [75, 3]
-        with pytest.raises(VideoError, match=r"videos/none.mp4.*no such object"):
-            probe("s3://videos/none.mp4", options)
-    finally:
-        server.stop()
+def test_through_an_s3_server(make_video, s3_endpoint):
+    options = storage.StorageOptions(endpoint_url=s3_endpoint)
+    S3Store(options.resolved()).client.create_bucket(Bucket="videos")
+    storage.write_bytes("s3://videos/a.mp4", make_video(90).read_bytes(), options)
+    with VideoReader("s3://videos/a.mp4", options=options) as reader:
+        assert numbers_of(reader.read([2.5, 0.1])) == [75, 3]
+    with pytest.raises(VideoError, match=r"videos/none.mp4.*no such object"):
+        probe("s3://videos/none.mp4", options)

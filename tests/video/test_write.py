@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from jala_ray.types import VideoError
+from jala_ray.types import StorageError, VideoError
 from jala_ray.video.decode import decode_frames, probe
 from jala_ray.video.write import write_mp4
 from tests.video.numbered import numbered, numbers_of
@@ -60,6 +60,6 @@ def test_bad_frames_leave_no_file(tmp_path):
             write_mp4(path, frames, 30)
     with pytest.raises(VideoError, match="fps"):
         write_mp4(path, [good], 0)
-    with pytest.raises(VideoError, match="can be written"):
+    with pytest.raises(StorageError, match="can be written"):
         write_mp4(tmp_path / "no" / "folder.mp4", [good], 30)
     assert list(tmp_path.iterdir()) == []
