@@ -15,6 +15,8 @@ AT_LEAST: dict[str, float] = {
     "data.min_rows_for_share": 1,
     "data.steps_per_block": 1,
     "data.workers": 0,
+    "data.window": 1,
+    "data.wild_fraction": 0,
     "train.epochs": 1,
     "train.batch": 1,
     "train.micro_batch": 1,
@@ -37,7 +39,7 @@ AT_LEAST: dict[str, float] = {
 
 def check(config: RunConfig) -> None:
     """Refuse what cannot work, before anything starts. Raises `ConfigError`."""
-    if not config.data.manifest and not config.data.features:
+    if not config.data.manifest and not config.data.cache:
         raise ConfigError("data.manifest", config.data.manifest, "a manifest", "Pass --data.manifest PATH.")
     if not config.motion_tokenizer:
         remedy = "Train one with jobs/train_tokenizer.py and pass --motion-tokenizer PATH."
@@ -50,6 +52,10 @@ def check(config: RunConfig) -> None:
             raise ConfigError(key, value, f"a number >= {least:g}")
     if config.train.steps is not None and config.train.steps < 1:
         raise ConfigError("train.steps", config.train.steps, "an integer >= 1, or None for train.epochs")
+    if config.data.epoch_rows is not None and config.data.epoch_rows < 1:
+        raise ConfigError("data.epoch_rows", config.data.epoch_rows, "an integer >= 1, or None for the manifest's rows")
+    if config.data.wild_fraction > 1:
+        raise ConfigError("data.wild_fraction", config.data.wild_fraction, "a share from 0 to 1")
     optim = config.optim
     if not 0 <= optim.warmup <= 1 or optim.clip <= 0 or not all(0 <= beta < 1 for beta in optim.betas):
         raise ConfigError("optim", optim, "warmup in [0, 1], clip > 0 and betas in [0, 1)")

@@ -173,10 +173,21 @@ ObjectiveConfig = JalaConfig | NextTokenConfig
 class DataConfig:
     manifest: str = ""
     """Parquet file or folder, local or s3://. Rows of split `train` are trained on, rows of `val` validated on."""
-    features: str = ""
-    """Features file to train from instead of the manifest, on the path without Ray."""
+    cache: str = ""
+    """Folder made by jobs/cache.py, local or s3://: codes, and features where it holds them, come from there. `manifest` may be left
+    out then; where it is given, the cache must be of that manifest."""
     labels: Literal["all", "labelled_only"] = "all"
     """`labelled_only` leaves out every row without a labelled chunk."""
+    source_weights: tuple[tuple[str, float], ...] = ()
+    """Share of every source in an epoch, normalised: `--data.source-weights ego4d 2 arctic 1`. Empty: by its rows."""
+    task_weights: tuple[tuple[str, float], ...] = ()
+    """Share of every task type, likewise (METHOD 4: generation 42.4, continuation 15.5, description 12.9, pure_video 29.1)."""
+    epoch_rows: int | None = None
+    """Length of an epoch in samples; None: as many as there are rows. With weights rows may come more than once, or not at all."""
+    wild_fraction: float = 1.0
+    """Share of the wild clips that is trained on (METHOD 11); the clips of a smaller share are among those of a larger one."""
+    window: int = 2
+    """Rows of one video that lie next to one another in the manifest come together, up to so many: their frames are read at once."""
     packing: bool = True
     """Pack samples into rows of `max_tokens`; False pads one sample a row."""
     max_tokens: int = 4096

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
 
     folder = setup.run_folder(config)
     options = setup.storage_options(config)
-    print(f"report: {publish_pretrain_report(folder, config.data.manifest, options)}")
+    print(f"report: {publish_pretrain_report(folder, config.data.manifest or None, options)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import tempfile
 from dataclasses import dataclass
@@ -69,3 +70,11 @@ class Assets:
             motion,
             SequenceSpec(Vocab(**vocab), **fields),
         )
+
+
+def tokenizer_key(assets: Assets) -> str:
+    """Digest of the motion tokenizer's weights: codes from another tokenizer mean other motions."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(assets.motion.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

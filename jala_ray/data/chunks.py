@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jala_ray.data.catalogue import equals
 from jala_ray.data.manifest import Manifest
-from jala_ray.data.plan import equals
 from jala_ray.hands.resample import chunk_features
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, Hand, Split
 

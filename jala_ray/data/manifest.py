@@ -1,26 +1,39 @@
-"""The manifest: one Parquet row per (clip, task type), with text, camera, hand poses (docs/manifest.md).
+"""The manifest: one row per (clip, task type), with text, camera, hand poses (docs/manifest.md).
 
-A manifest is one `.parquet` file or a folder of them. Poses are flat list columns, so a row streams through
-Arrow without a pickle; row groups are small, so that one clip can be read without its neighbours.
+A manifest is a `.parquet` file with a `.rows` file beside it, or a folder of such pairs. The Parquet files hold what planning needs of
+every row; the whole rows lie one after another in the `.rows` files, each to be had by one ranged read (`rowfile.py`).
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from itertools import islice, pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from jala_ray import storage
-from jala_ray.data.rows import SCHEMA, VERSION_KEY, check_schema, clip_id, clip_to_row, row_to_clip, table_row
+from jala_ray.data import rowfile
+from jala_ray.data.places import RowAddress
+from jala_ray.data.rows import (
+    INDEX_COLUMNS,
+    SCHEMA,
+    VERSION_KEY,
+    check_schema,
+    clip_id,
+    clip_to_row,
+    row_to_clip,
+    table_row,
+)
 from jala_ray.data.validation import DUPLICATE, RowProblem, validate_table
-from jala_ray.data.writing import Rejection, WriteReport, absolute, parquet_files, write_manifest
+from jala_ray.data.writing import Rejection, WriteReport, absolute, parquet_files, rows_file, write_manifest
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.stores import explained
 from jala_ray.types import Clip, ManifestError
@@ -31,6 +44,7 @@ __all__ = [
     "VERSION_KEY",
     "Manifest",
     "Rejection",
+    "RowAddress",
     "WriteReport",
     "clip_id",
     "clip_to_row",
@@ -39,111 +53,144 @@ __all__ = [
     "write_manifest",
 ]
 
-CACHED_GROUPS = 8
-INDEX_COLUMNS = (
-    *("clip_id", "source", "domain", "split", "task_type", "start_s", "end_s", "fps", "time_scale"),
-    *("n_chunks", "left_state", "right_state", "left_labelled", "right_labelled"),
-)
+T = TypeVar("T")
+
+SCAN_ROWS = 256
+"""Rows read at once where all of a manifest are read in order."""
 _REPEATING = ["source", "domain", "split", "task_type", "left_state", "right_state"]
+_PLACE = {"row_offset": -1, "row_size": -1, "row_crc": 0}
+"""Where a row lies, and what a null there reads: nowhere, so that the row is refused when it is asked for."""
 
 
 class Manifest:
-    """A stored manifest, read lazily: `index` is the light columns of all rows, `clip(i)` reads a row group.
+    """A stored manifest, read lazily: `index` is the light columns of all rows, `clip(i)` is one ranged read.
 
-    Picklable (a worker opens it again by its path); one instance serves one thread.
+    Picklable (a worker opens it again by its path).
     """
 
     def __init__(self, path: str | os.PathLike[str], options: StorageOptions | None = None) -> None:
         self.path, self.options = absolute(path), options
-        self._groups: list[tuple[str, int]] = []
-        self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
-        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._fs, root = storage.filesystem(self.path, options)
         with explained("read manifest", self.path, options):
             self.base, self._files = _manifest_files(self._fs, root, self.path)
-            self.group_starts = self._scan()
-            """(G + 1,) first row of each row group, and the number of rows."""
+            counts = [self._count(file) for file in self._files]
+        self.starts = np.cumsum([0, *counts], dtype=np.int64)
+        """(files + 1,) first row of each file, and the number of rows."""
+        self.row_files = [rows_file(self._shown(file)) for file in self._files]
+        """Address of each file of rows."""
 
-    def _scan(self) -> np.ndarray:
-        starts = [0]
-        for file in self._files:
-            try:
-                metadata = pq.read_metadata(file, filesystem=self._fs)
-            except pa.ArrowInvalid as error:
-                raise ManifestError(file, str(error), "a whole Parquet file", "Write it again.") from error
-            check_schema(metadata.schema.to_arrow_schema(), file)
-            for group in range(metadata.num_row_groups):
-                starts.append(starts[-1] + metadata.row_group(group).num_rows)
-                self._groups.append((file, group))
-        return np.asarray(starts, np.int64)
+    def _count(self, file: str) -> int:
+        try:
+            metadata = pq.read_metadata(file, filesystem=self._fs)
+            schema = metadata.schema.to_arrow_schema()
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise ManifestError(file, str(error), "a whole Parquet file", "Write it again.") from error
+        check_schema(schema, file)
+        return metadata.num_rows
+
+    def _shown(self, file: str) -> str:
+        """Address of a file as the rest of the package wants it: with s3:// where it lies there."""
+        return f"s3://{file}" if storage.is_s3(self.path) else file
 
     def __len__(self) -> int:
-        return int(self.group_starts[-1])
+        return int(self.starts[-1])
 
     def __reduce__(self):
         return type(self), (self.path, self.options)
 
     def __iter__(self) -> Iterator[Clip]:
-        for group in range(len(self._groups)):
-            table = self.read_group(group)
-            for i in range(table.num_rows):
-                yield row_to_clip(table_row(table, i), self.base)
+        for _, table in self.scan():
+            if isinstance(table, ManifestError):
+                raise table
+            yield row_to_clip(table_row(table, 0), self.base)
 
     @cached_property
     def index(self) -> pa.Table:
-        """`INDEX_COLUMNS` of every row, and `has_video` (bool): what planning needs; no poses or text."""
-        tables = []
-        for file in self._files:
-            source = pq.ParquetFile(file, filesystem=self._fs, read_dictionary=[*_REPEATING, "video_uri"])
-            table = source.read(columns=[*INDEX_COLUMNS, "video_uri"])
-            has_video = table["video_uri"].is_valid()
-            tables.append(table.drop_columns("video_uri").append_column("has_video", has_video))
+        """`INDEX_COLUMNS` of every row, and `has_video` (bool): no poses, no text."""
+        table = self.columns(INDEX_COLUMNS)
+        return table.append_column("has_video", table["video_uri"].is_valid())
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Some columns of the Parquet files, of every row; words that repeat are dictionary-encoded."""
+        tables = [self.file_columns(file, names) for file in range(len(self._files))]
         return pa.concat_tables(tables).unify_dictionaries()
+
+    def file_columns(self, file: int, names: Sequence[str]) -> pa.Table:
+        """The same of one file. Raises `ManifestError` where it is damaged, `StorageError` where it cannot be reached."""
+        path = self._files[file]
+        repeating = [name for name in _REPEATING if name in names]
+        try:
+            with explained("read manifest", self.path, self.options):
+                table = pq.ParquetFile(path, filesystem=self._fs, read_dictionary=repeating).read(columns=list(names))
+            table.validate(full=True)
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise ManifestError(path, str(error), "readable columns", "The file is damaged: write it again.") from error
+        for name in table.column_names:
+            if name in _PLACE and table[name].null_count:
+                filled = pc.fill_null(table[name], _PLACE[name])
+                table = table.set_column(table.column_names.index(name), table.schema.field(name), filled)
+        return table
+
+    @cached_property
+    def places(self) -> Mapping[str, np.ndarray]:
+        """Where every row lies in its file: `row_offset` (R,) int64, `row_size` (R,) int32, `row_crc` (R,) uint32."""
+        table = self.columns([*_PLACE])
+        return {name: table[name].to_numpy() for name in _PLACE}
+
+    def address(self, i: int) -> RowAddress:
+        """Where row `i` lies. The first call reads the places of all rows."""
+        if not 0 <= i < len(self):
+            raise ManifestError("row", i, f"0 <= row < {len(self)}", f"The manifest is {self.path}.")
+        file = int(np.searchsorted(self.starts, i, side="right")) - 1
+        offset, size, crc = (int(self.places[name][i]) for name in _PLACE)
+        return RowAddress(self.row_files[file], offset, size, crc)
 
     def row(self, i: int) -> dict[str, Any]:
         """Row `i` as a dict, list columns as numpy arrays; `video_uri` as stored."""
-        if not 0 <= i < len(self):
-            raise ManifestError("row", i, f"0 <= row < {len(self)}", f"The manifest is {self.path}.")
-        group = int(np.searchsorted(self.group_starts, i, side="right")) - 1
-        return table_row(self._group(group), i - int(self.group_starts[group]))
+        return rowfile.unpack_row(rowfile.fetch(self.address(i), self.options))
 
     def clip(self, i: int) -> Clip:
-        """Clip of row `i`. Reads the row group that holds it; the last few row groups stay in memory."""
+        """Clip of row `i`."""
         return row_to_clip(self.row(i), self.base)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> list[Clip]:
-        """Clips of many rows, in the order asked for; each row group is read once."""
+        """Clips of many rows, in the order asked for; each row is read once."""
         clips: dict[int, Clip] = {i: self.clip(i) for i in sorted({int(i) for i in indices})}
         return [clips[int(i)] for i in indices]
 
-    def read_group(self, group: int) -> pa.Table:
-        """All columns of one row group, past the cache."""
-        file, number = self._groups[group]
-        if file not in self._open:
-            self._open[file] = pq.ParquetFile(file, filesystem=self._fs)
-            if len(self._open) > CACHED_GROUPS:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(file)
-        with explained("read manifest", self.path, self.options):
-            return self._open[file].read_row_group(number, columns=SCHEMA.names)
-
-    def _group(self, group: int) -> pa.Table:
-        if group not in self._cache:
-            self._cache[group] = self.read_group(group)
-            if len(self._cache) > CACHED_GROUPS:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(group)
-        return self._cache[group]
+    def scan(self) -> Iterator[tuple[int, pa.Table | ManifestError]]:
+        """Every row in order, as a table of one row in `SCHEMA`, or why it cannot be read. Some hundreds come in one read."""
+        for first, last in pairwise(self.starts.tolist()):
+            for begin in range(first, last, SCAN_ROWS):
+                rows = range(begin, min(begin + SCAN_ROWS, last))
+                yield from zip(rows, rowfile.fetch_all([self.address(i) for i in rows], self.options), strict=True)
 
 
 def validate(path: str | os.PathLike[str], options: StorageOptions | None = None) -> list[RowProblem]:
     """Every problem of a stored manifest, row by row, duplicates over all of its files included."""
     manifest = Manifest(path, options)
     problems: list[RowProblem] = []
-    for group, first in enumerate(manifest.group_starts[:-1]):
-        found = validate_table(manifest.read_group(group), first_row=int(first))
-        problems += [problem for problem in found if problem.field != DUPLICATE]
+    ids = manifest.index["clip_id"].to_pylist()
+    for batch in batched(manifest.scan(), SCAN_ROWS):
+        sound = [(i, table) for i, table in batch if isinstance(table, pa.Table)]
+        for i, error in batch:
+            if isinstance(error, ManifestError):
+                problems.append(RowProblem(i, ids[i], error.field, error.value, error.expected))
+        if sound:
+            table = pa.concat_tables([table for _, table in sound])
+            found = [replace(problem, row=sound[problem.row][0]) for problem in validate_table(table)]
+            problems += [problem for problem in found if problem.field != DUPLICATE]
+            for (i, _), inside in zip(sound, table["clip_id"].to_pylist(), strict=True):
+                if inside != ids[i]:
+                    problems.append(RowProblem(i, ids[i], "clip_id of the row", inside, "that of the Parquet file"))
     return sorted(problems + _duplicates(manifest.index), key=lambda problem: problem.row)
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter (itertools has it from Python 3.12)."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def _duplicates(index: pa.Table) -> list[RowProblem]:

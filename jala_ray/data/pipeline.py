@@ -7,9 +7,10 @@ meets its own units, step after step, whatever W and m are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,18 +20,66 @@ import ray.train
 import torch
 
 from jala_ray.data.chunks import ManifestRow, read_chunks
-from jala_ray.data.steps import StepBuilder, StepShare
+from jala_ray.data.plan import Plan, PlanRow, Span, Steps, plan_rows
+from jala_ray.data.steps import ShareBuilder, StepBuilder, StepShare, Unit
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, UserError
+
+T = TypeVar("T")
+
+SLAB_ROWS = 1 << 20
+"""Plan rows of one object in Ray's store (22 bytes each)."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Steps `first` .. `last - 1` of a builder's plan, to be streamed."""
+    """Steps `first` .. `last - 1` of a plan, to be streamed in blocks of `steps_per_block`."""
 
     builder: StepBuilder
     first: int
     last: int
     steps_per_block: int = 1
+
+
+@dataclass(frozen=True)
+class StoredPlan:
+    """The plan rows of a segment, in Ray's object store: tasks fetch the slab they need, and a node holds it once."""
+
+    slabs: list[ray.ObjectRef]
+    """Of `places.PLACE`, `SLAB_ROWS` each, one epoch after another."""
+    files: tuple[str, ...]
+    steps: Steps
+    epoch: int
+    """The first one; `start` is its first row that is stored."""
+    start: int
+
+    @classmethod
+    def put(cls, plan: Plan, first: int, last: int) -> StoredPlan:
+        """Store what steps `first` .. `last - 1` need."""
+        begin = plan.steps.share(first, 0, 1)
+        slabs: list[ray.ObjectRef] = []
+        parts, held = [], 0
+        for epoch in range(begin.epoch, plan.steps.share(last - 1, 0, 1).epoch + 1):
+            places = plan.places(Span(epoch, begin.first if epoch == begin.epoch else 0, plan.steps.rows))
+            parts, held = [*parts, places], held + len(places)
+            while held >= SLAB_ROWS:
+                whole = np.concatenate(parts)
+                slabs.append(ray.put(whole[:SLAB_ROWS]))
+                parts, held = [whole[SLAB_ROWS:]], held - SLAB_ROWS
+        slabs.append(ray.put(np.concatenate(parts)))
+        return cls(slabs, plan.catalogue.files, plan.steps, begin.epoch, begin.first)
+
+    def rows(self, step: int, rank: int, world: int) -> list[PlanRow]:
+        """As `Plan.share`."""
+        span = self.steps.share(step, rank, world)
+        if not len(span):
+            return []
+        begin = (span.epoch - self.epoch) * self.steps.rows - self.start + span.first
+        end = begin + len(span)
+        parts = []
+        for slab in range(begin // SLAB_ROWS, (end - 1) // SLAB_ROWS + 1):
+            base = slab * SLAB_ROWS
+            parts.append(ray.get(self.slabs[slab])[max(0, begin - base) : end - base])
+        return plan_rows(np.concatenate(parts), self.files, span.epoch, span.first)
 
 
 def unit(index: int, world: int, m: int) -> tuple[int, int]:
@@ -40,31 +89,41 @@ def unit(index: int, world: int, m: int) -> tuple[int, int]:
     return j * m + within, rank
 
 
-def build_units(batch: dict[str, np.ndarray], segment: Segment, world: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Stage:
     """The map stage: unit numbers -> serialised shares. Units past the segment's end come back empty."""
-    torch.set_num_threads(1)  # one task a core; more threads would fight over it
-    out: dict[str, list[Any]] = {"step": [], "rank": [], "share": []}
-    for index in batch["id"]:
-        after, rank = unit(int(index), world, segment.steps_per_block)
-        step = segment.first + after
-        share = segment.builder.build(step, rank, world).to_bytes() if step < segment.last else b""
-        for name, value in (("step", step), ("rank", rank), ("share", share)):
-            out[name].append(value)
-    return out
+
+    builder: ShareBuilder
+    plan: StoredPlan
+    first: int
+    last: int
+    steps_per_block: int
+    world: int
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        torch.set_num_threads(1)  # one task a core; more threads would fight over it
+        units = [unit(int(index), self.world, self.steps_per_block) for index in batch["id"]]
+        places = [(self.first + after, rank) for after, rank in units]
+        wanted = [
+            Unit(step, self.plan.rows(step, rank, self.world), self.world) for step, rank in places if step < self.last
+        ]
+        shares = [share.to_bytes() for share in self.builder.shares(wanted)]
+        shares += [b""] * (len(places) - len(shares))  # the end of a segment is the end of a block
+        return {
+            "step": [step for step, _ in places],
+            "rank": [rank for _, rank in places],
+            "share": pa.array(shares, pa.large_binary()),
+        }
 
 
 def unit_dataset(segment: Segment, world: int) -> ray.data.Dataset:
     """All units of a segment for `world` ranks, one block of m units a task."""
     m = segment.steps_per_block
     blocks = -(-(segment.last - segment.first) // m) * world
+    plan = StoredPlan.put(segment.builder.plan, segment.first, max(segment.last, segment.first + 1))
+    stage = Stage(segment.builder.builder, plan, segment.first, segment.last, m, world)
     dataset = ray.data.range(blocks * m, override_num_blocks=blocks)
-    return dataset.map_batches(
-        cast(Any, build_units),
-        batch_size=m,
-        fn_kwargs={"segment": segment, "world": world},
-        zero_copy_batch=True,
-        num_cpus=1,
-    )
+    return dataset.map_batches(cast(Any, stage.__call__), batch_size=m, zero_copy_batch=True, num_cpus=1)
 
 
 class UnitConfig(ray.train.DataConfig):
@@ -95,8 +154,8 @@ def read_shares(shard: ray.data.DataIterator, first: int, last: int, rank: int) 
     """A rank's shares of steps `first` .. `last - 1`, in order. Raises `UserError` if the stream hands out anything else."""
     expected = first
     for batch in shard.iter_batches(batch_size=1, prefetch_batches=1, batch_format="pyarrow"):
-        (row,) = cast(pa.Table, batch).to_pylist()
-        step, owner = row["step"], row["rank"]
+        table = cast(pa.Table, batch)
+        step, owner = table["step"][0].as_py(), table["rank"][0].as_py()
         if (step, owner) != (expected, rank):
             got, wanted = f"step {step} of rank {owner}", f"step {expected} of rank {rank}"
             raise UserError(
@@ -104,7 +163,7 @@ def read_shares(shard: ray.data.DataIterator, first: int, last: int, rank: int) 
             )
         if step >= last:
             return
-        yield StepShare.from_bytes(row["share"])
+        yield StepShare.from_buffer(memoryview(table["share"][0].as_buffer()))
         expected += 1
     if expected < last:
         raise UserError("data stream", f"{expected - first} steps", f"{last - first} steps", "The stream ended early.")
@@ -137,3 +196,36 @@ def chunk_arrays(rows: Sequence[ManifestRow]) -> dict[str, np.ndarray]:
         parts["side"].append(np.frombuffer(row["side"], np.int64))
         parts["beta"].append(np.frombuffer(row["beta"], np.float32).reshape(-1, 10))
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def work_through(
+    items: Sequence[T], work: Callable[[T], dict[str, Any]], *, num_cpus: float = 1.0, num_gpus: float = 0.0
+) -> Iterator[dict[str, Any]]:
+    """`work(item)` of every item by a Ray Data job; the dicts it returns, in the order in which they are done.
+
+    `work` reports what is wrong with an item in its dict: an exception stops the job. With GPUs, actors do it, as many as the cluster
+    has room for: a task with a GPU ends its process, and what that has loaded. Raises `UserError` where the cluster has none.
+    """
+    if not items:
+        return
+    stored = ray.put(list(items))  # once a node, not once a task
+
+    class Stage:
+        def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+            torch.set_num_threads(max(1, int(num_cpus)))
+            return {"result": [json.dumps(work(ray.get(stored)[int(i)])) for i in batch["id"]]}
+
+    stage: Any = Stage().__call__
+    options: dict[str, Any] = {"num_cpus": num_cpus}
+    if num_gpus:
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        if gpus < num_gpus:
+            remedy = "On a cluster that grows on demand, start a GPU node first."
+            raise UserError("GPUs a task", num_gpus, f"at most the cluster's {gpus:g}", remedy)
+        actors = ray.data.ActorPoolStrategy(min_size=1, max_size=min(int(gpus / num_gpus), len(items)))
+        stage, options = Stage, {"num_gpus": num_gpus, "compute": actors}
+    dataset = ray.data.range(len(items), override_num_blocks=len(items))
+    dataset = dataset.map_batches(stage, batch_size=1, **options)
+    dataset.context.enable_progress_bars = False  # the job has its own
+    for row in dataset.iter_rows():
+        yield json.loads(row["result"])

@@ -1,17 +1,15 @@
-"""The order of an epoch, a pure function of (manifest, settings, seed, epoch), and each rank's share of each step."""
+"""The order of an epoch, a pure function of (manifest, mixture, seed, epoch), and each rank's share of each step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
 
 import numpy as np
 
 from jala_ray.config import DataConfig
-from jala_ray.types import Domain, ManifestError, Split
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from jala_ray.data.mixture import apportion, cell_shares
+from jala_ray.data.places import Catalogue, RowAddress, address
 
 
 @dataclass(frozen=True)
@@ -23,78 +21,168 @@ class PlanRow:
     """Position in the epoch's order."""
     index: int
     """Row of the manifest."""
+    address: RowAddress | None = None
+    """Where that row lies."""
 
 
-def eligible(index: pa.Table, data: DataConfig, split: Split, domain: Domain | None = None) -> np.ndarray:
-    """Manifest rows (n,) int64 that a plan may hold: of this split (and domain), with video, with labels if asked for.
+def plan_rows(places: np.ndarray, files: tuple[str, ...], epoch: int, first: int) -> list[PlanRow]:
+    """Plan rows `first`, `first` + 1, ... of an epoch, from their entries of `catalogue.PLACE`."""
+    return [PlanRow(epoch, first + i, int(place["row"]), address(place, files)) for i, place in enumerate(places)]
 
-    `index` is `Manifest.index`. Raises `ManifestError` when a training split has none.
+
+def rows_digest(epoch: int, rows: np.ndarray) -> int:
+    """A sum over plan rows of an epoch that tells sets of them apart (signed 64 bits, wrapping): a set counts the same however it is
+    dealt out to ranks and steps.
     """
-    keep = equals(index["split"], split) & index["has_video"].to_numpy()
-    if domain is not None:
-        keep &= equals(index["domain"], domain)
-    if data.labels == "labelled_only":
-        keep &= _any_true(index["left_labelled"]) | _any_true(index["right_labelled"])
-    rows = np.flatnonzero(keep)
-    if not len(rows) and domain is None:
-        expected = f"at least one row of split {split!r} with a video"
-        raise ManifestError("data.manifest", data.manifest, expected, f"It has {index.num_rows} rows in all.")
-    return rows.astype(np.int64)
+    mixed = (np.asarray(rows, np.int64).astype(np.uint64) + np.uint64(epoch << 40)) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of SplitMix64
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return int((mixed ^ (mixed >> np.uint64(31))).sum(dtype=np.uint64).astype(np.int64))
 
 
-def equals(column: pa.ChunkedArray, value: str) -> np.ndarray:
-    """(n,) bool; the column is dictionary-encoded, so only its few words are compared."""
-    words = column.unify_dictionaries().combine_chunks()
-    match = np.array([word == value for word in words.dictionary.to_pylist()])
-    return match[words.indices.to_numpy()]
+@dataclass(frozen=True)
+class Span:
+    """Plan rows `first` .. `last` - 1 of an epoch."""
+
+    epoch: int
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first)
 
 
-def _any_true(lists: pa.ChunkedArray) -> np.ndarray:
-    """(n,) bool: which rows of a list<bool> column hold a true value."""
-    column = lists.combine_chunks()
-    values = column.flatten().to_numpy(zero_copy_only=False).astype(bool)
-    found = np.zeros(len(column), bool)
-    found[column.value_parent_indices().to_numpy()[values]] = True
-    return found
+@dataclass(frozen=True)
+class Steps:
+    """Which plan rows each step and each rank consumes; arithmetic alone, so every process can have it.
+
+    Step s of an epoch consumes plan rows [sB, (s+1)B), whatever the number of ranks; its last step holds what is left.
+    """
+
+    rows: int
+    """Of an epoch."""
+    batch: int
+    """B, sequences of one step over all ranks."""
+
+    @property
+    def per_epoch(self) -> int:
+        return -(-self.rows // self.batch)
+
+    def share(self, step: int, rank: int, world: int) -> Span:
+        """Rank `rank`'s rows of global step `step` (from 0, epochs one after another): at most ceil(B / world) of them, maybe none."""
+        epoch, within = divmod(step, self.per_epoch)
+        size = -(-self.batch // world)
+        first = within * self.batch + rank * size
+        last = min(first + size, (within + 1) * self.batch, self.rows)
+        return Span(epoch, first, max(first, last))
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The rows to be read, step by step. Step s of an epoch consumes plan rows [sB, (s+1)B), whatever the number of ranks."""
+    """The rows to be read, step by step."""
 
-    rows: np.ndarray
-    """(n,) eligible manifest rows."""
+    catalogue: Catalogue
     batch: int
-    """B, sequences of one step over all ranks."""
     seed: int
+    data: DataConfig = field(default_factory=DataConfig)
     shuffle: bool = True
     _orders: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __reduce__(self):
-        return type(self), (self.rows, self.batch, self.seed, self.shuffle)
+        return type(self), (self.catalogue, self.batch, self.seed, self.data, self.shuffle)
+
+    @cached_property
+    def counts(self) -> np.ndarray | None:
+        """(C,) rows of every mixture cell in an epoch; None: each row once."""
+        data, catalogue = self.data, self.catalogue
+        if not (data.source_weights or data.task_weights or data.epoch_rows):
+            return None
+        sizes = np.bincount(catalogue.cell, minlength=len(catalogue.cells))
+        used = np.flatnonzero(sizes)
+        counts = np.zeros(len(sizes), np.int64)
+        shares = cell_shares([catalogue.cells[c] for c in used], sizes[used], data)
+        counts[used] = apportion(shares, data.epoch_rows or len(catalogue))
+        return counts
+
+    @cached_property
+    def steps(self) -> Steps:
+        return Steps(len(self.catalogue) if self.counts is None else int(self.counts.sum()), self.batch)
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.rows) // self.batch)
+        return self.steps.per_epoch
 
     def order(self, epoch: int) -> np.ndarray:
-        """(n,) manifest rows in the order of this epoch. The last one asked for stays in memory."""
-        if not self.shuffle:
-            return self.rows
+        """(rows,) uint32 places in the catalogue, in the order of this epoch. The last one asked for stays in memory."""
         if epoch not in self._orders:
             self._orders.clear()
-            shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
-            self._orders[epoch] = self.rows[shuffled]
+            self._orders[epoch] = self._order(epoch)
         return self._orders[epoch]
 
-    def share(self, step: int, rank: int, world: int) -> list[PlanRow]:
-        """Rank `rank`'s rows of global step `step` (from 0, epochs one after another): at most ceil(B / world) of them.
+    def _order(self, epoch: int) -> np.ndarray:
+        chosen = self._drawn(epoch)
+        if not self.shuffle:
+            return chosen
+        rng = np.random.default_rng((self.seed, epoch))
+        starts = _windows(self.catalogue.new_video, chosen, self.data.window, rng)
+        return _shuffled(chosen, starts, rng)
 
-        The last step of an epoch holds what is left, so that some ranks may get fewer rows, or none.
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """(rows,) uint32 places in the catalogue, ascending: each once, or the epoch's draw of every cell.
+
+        A cell of n rows that gives c to the epoch gives each of them c // n times, and c % n drawn ones once more.
         """
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = self.order(epoch)
-        size = -(-self.batch // world)
-        first = within * self.batch + rank * size
-        last = min(first + size, (within + 1) * self.batch, len(order))
-        return [PlanRow(epoch, i, int(order[i])) for i in range(first, last)]
+        if self.counts is None:
+            return np.arange(len(self.catalogue), dtype=np.uint32)
+        cell = self.catalogue.cell
+        times = np.zeros(len(cell), np.uint32)
+        for number, count in enumerate(self.counts):
+            if count:
+                members = np.flatnonzero(cell == number)
+                whole, rest = divmod(int(count), len(members))
+                times[members] += whole
+                rng = np.random.default_rng((self.seed, epoch, number))
+                times[rng.choice(members, rest, replace=False, shuffle=False)] += 1
+        return np.repeat(np.arange(len(cell), dtype=np.uint32), times)
+
+    def places(self, span: Span) -> np.ndarray:
+        """(len(span),) of `catalogue.PLACE`: the rows of a span of an epoch."""
+        return self.catalogue.place[self.order(span.epoch)[span.first : span.last]]
+
+    def share(self, step: int, rank: int, world: int) -> list[PlanRow]:
+        """Rank `rank`'s rows of global step `step`; see `Steps`."""
+        span = self.steps.share(step, rank, world)
+        return plan_rows(self.places(span), self.catalogue.files, span.epoch, span.first)
+
+
+def _windows(new_video: np.ndarray, chosen: np.ndarray, window: int, rng: np.random.Generator) -> np.ndarray:
+    """(G,) where the windows begin in `chosen`, ascending: at every video, and within one every `window` rows.
+
+    Where the first window of a longer run begins to count is drawn, so that its rows meet other neighbours in every epoch.
+    """
+    run = np.cumsum(new_video, dtype=np.uint32)[chosen]
+    new = np.ones(len(chosen), bool)
+    new[1:] = run[1:] != run[:-1]
+    if window > 1:
+        first = np.flatnonzero(new)
+        lengths = np.diff(first, append=len(chosen))
+        phase = rng.integers(window, size=len(first), dtype=np.uint32).astype(np.int64)
+        phase[lengths <= window] = 0  # such a run is one window
+        place = np.arange(len(chosen), dtype=np.int64)
+        place += np.repeat(phase - first, lengths)
+        new |= place % window == 0
+    else:
+        new[:] = True
+    return np.flatnonzero(new).astype(np.uint32)
+
+
+def _shuffled(chosen: np.ndarray, starts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`chosen` with its windows in random order."""
+    lengths = np.diff(starts, append=np.uint32(len(chosen)))
+    order = np.arange(len(starts), dtype=np.uint32)
+    rng.shuffle(order)
+    lengths = lengths[order]
+    ends = np.cumsum(lengths, dtype=np.int64)
+    # The j-th row of the result lies j - (end of the windows before) rows into its window.
+    shift = starts[order].astype(np.int64) - (ends - lengths)
+    return chosen[np.arange(len(chosen)) + np.repeat(shift, lengths)]

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from jala_ray import storage
 from jala_ray.data.validation import DURATION_SLACK, STATES
-from jala_ray.hands.resample import chunk_features
+from jala_ray.hands.resample import labelled_chunks
 from jala_ray.types import (
     DOMAINS,
     HAND_NAMES,
@@ -27,13 +27,19 @@ from jala_ray.types import (
     HandState,
     HandTrack,
     ManifestError,
+    PacketIndex,
 )
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 VERSION_KEY = b"jala_ray.manifest.version"
 
 _FLOATS = pa.list_(pa.float32())
 _BOOLS = pa.list_(pa.bool_())
+_STREAM = ("codec", "width", "height", "time_base", "pixel_aspect", "turns", "color", "file_size")
+_WHOLE = {"width": (1, 2**16), "height": (1, 2**16), "turns": (0, 3), "file_size": (1, 2**62)}
+_PAIRS = {"time_base": (1, 2**31 - 1), "color": (0, 255)}
+"""Least and largest values of what a packet index says of its stream; both of a pair."""
+MAX_PIXEL_ASPECT = 1000.0
 _CAMERA = {name: pa.float64() for name in ("fx", "fy", "cx", "cy")} | {
     "width": pa.int32(),
     "height": pa.int32(),
@@ -47,6 +53,7 @@ _HAND = {
     "wrist": _FLOATS,
     "beta": _FLOATS,
 }
+_PACKETS = {"offset": pa.int64(), "size": pa.int32(), "pts": pa.int64(), "key": pa.bool_(), "boundary": pa.int32()}
 _BASE_FIELDS = [
     *((name, pa.string()) for name in ("clip_id", "source", "domain", "split", "task_type", "video_uri")),
     *((name, pa.float64()) for name in ("start_s", "end_s", "fps", "time_scale")),
@@ -56,14 +63,27 @@ _BASE_FIELDS = [
     ("pose_time_s", _FLOATS),
     ("extrinsics", _FLOATS),
     *((f"{side}_{name}", kind) for side in HAND_NAMES for name, kind in _HAND.items()),
+    ("packet_stream", pa.string()),
+    ("packet_extradata", pa.binary()),
+    *((f"packet_{name}", pa.list_(kind)) for name, kind in _PACKETS.items()),
 ]
 _DERIVED_FIELDS = [("n_chunks", pa.int16()), *((f"{side}_labelled", _BOOLS) for side in HAND_NAMES)]
 SCHEMA = pa.schema(
     [pa.field(name, kind) for name, kind in _BASE_FIELDS + _DERIVED_FIELDS],
     metadata={VERSION_KEY: SCHEMA_VERSION.encode()},
 )
-"""Every column of a manifest, in order, with the version in its metadata."""
+"""Every column of a row, in order, with the version in its metadata."""
 BASE_SCHEMA = pa.schema([pa.field(name, kind) for name, kind in _BASE_FIELDS])
+INDEX_COLUMNS = (
+    *("clip_id", "source", "domain", "split", "task_type", "start_s", "end_s", "fps", "time_scale"),
+    *("n_chunks", "left_state", "right_state", "left_labelled", "right_labelled", "video_uri"),
+)
+INDEX_SCHEMA = pa.schema(
+    [SCHEMA.field(name) for name in INDEX_COLUMNS]
+    + [pa.field("row_offset", pa.int64()), pa.field("row_size", pa.int32()), pa.field("row_crc", pa.uint32())],
+    metadata=SCHEMA.metadata,
+)
+"""Columns of the Parquet files: what planning needs of each row, and where the whole row lies (`rowfile.py`)."""
 
 
 def clip_id(source: str, video: str, start_s: float, end_s: float, *extra: str) -> str:
@@ -106,7 +126,7 @@ def row_to_clip(row: Mapping[str, Any], base: str | None = None) -> Clip:
         domain=_choice(row, "domain", DOMAINS),
         split=_choice(row, "split", SPLITS),
         task_type=_choice(row, "task_type", TASK_TYPES),
-        video_uri=None if row["video_uri"] is None else resolve_uri(_text(row, "video_uri"), base),
+        video_uri=None if row["video_uri"] is None else resolve_uri(_address(row, "video_uri"), base),
         start_s=start_s,
         end_s=end_s,
         fps=fps,
@@ -117,6 +137,7 @@ def row_to_clip(row: Mapping[str, Any], base: str | None = None) -> Clip:
         pose_time_s=pose_time_s,
         hands=(left, right),
         extrinsics=extrinsics.reshape(-1, 3, 4),
+        packets=_row_to_packets(row),
     )
 
 
@@ -137,11 +158,16 @@ def base_row(clip: Clip) -> dict[str, Any]:
         row |= {f"{side}_state": state, f"{side}_confidence": float(hand.confidence)}
         row[f"{side}_valid"] = _flat(hand.valid, np.bool_)
         row |= {f"{side}_{name}": _flat(getattr(hand, name), np.float32) for name in list(_HAND)[3:]}
+    packets = clip.packets
+    row["packet_stream"] = json.dumps({name: getattr(packets, name) for name in _STREAM}) if packets else ""
+    row["packet_extradata"] = packets.extradata if packets else b""
+    for name, kind in _PACKETS.items():
+        row[f"packet_{name}"] = _flat(getattr(packets, name) if packets else [], kind.to_pandas_dtype())
     return row
 
 
 def derived_row(clip: Clip) -> dict[str, Any]:
-    _, labelled = chunk_features(clip)
+    labelled = labelled_chunks(clip)
     sides = {f"{side}_labelled": labelled[i] for i, side in enumerate(HAND_NAMES)}
     return {"n_chunks": clip.n_chunks, **sides}
 
@@ -167,6 +193,56 @@ def _row_to_hand(row: Mapping[str, Any], side: str, frames: int) -> HandTrack:
     )
 
 
+def _row_to_packets(row: Mapping[str, Any]) -> PacketIndex | None:
+    if not row["packet_stream"]:
+        return None
+    stream = _packet_stream(_text(row, "packet_stream"))
+    extradata = row["packet_extradata"]
+    if not isinstance(extradata, bytes):
+        raise ManifestError("packet_extradata", extradata, "bytes")
+    arrays: dict[str, Any] = {name: _whole_numbers(row, f"packet_{name}", kind) for name, kind in _PACKETS.items()}
+    index = PacketIndex(extradata=extradata, **stream, **arrays)
+    count = len(index.offset)
+    lengths = {len(index.size), len(index.pts), len(index.key), count}
+    if len(lengths) > 1 or not count or not index.key[0]:
+        raise ManifestError(
+            "packet_offset", f"{sorted(lengths)} packets", "equally many of everything, a keyframe first"
+        )
+    if (index.size <= 0).any() or (index.offset < 0).any() or (index.offset > index.file_size - index.size).any():
+        raise ManifestError("packet_offset", "packets elsewhere", f"all within the video's {index.file_size} bytes")
+    if not len(index.boundary) or index.boundary.min() < 0 or index.boundary.max() >= count:
+        raise ManifestError("packet_boundary", index.boundary.tolist(), f"places in 0..{count - 1}")
+    return index
+
+
+def _packet_stream(text: str) -> dict[str, Any]:
+    """Fields of a packet index from their JSON, each checked: what decoders are told must not surprise them."""
+    try:
+        facts = json.loads(text)
+        stream: dict[str, Any] = {name: facts[name] for name in _STREAM}
+        whole = [(stream[name], bounds) for name, bounds in _WHOLE.items()]
+        for name, bounds in _PAIRS.items():
+            first, second = stream[name]
+            stream[name] = (first, second)
+            whole += [(first, bounds), (second, bounds)]
+        aspect = float(stream["pixel_aspect"])
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+        raise ManifestError("packet_stream", text, f"JSON with {', '.join(_STREAM)}", f"{error!r}") from error
+    right = all(type(value) is int and low <= value <= high for value, (low, high) in whole)
+    if not right or not isinstance(stream["codec"], str) or not 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT:
+        raise ManifestError("packet_stream", text, "a codec's name, and numbers that a video can have")
+    return stream
+
+
+def _whole_numbers(row: Mapping[str, Any], name: str, kind: pa.DataType) -> np.ndarray:
+    """A list column of whole numbers or truth values as its own (L,) array."""
+    values = np.asarray(row[name] if row[name] is not None else [None])
+    numbers = values.astype(kind.to_pandas_dtype()) if values.dtype.kind in "iub" or not len(values) else None
+    if numbers is None or not np.array_equal(numbers, values):
+        raise ManifestError(name, row[name], f"a list of {kind} without nulls")
+    return numbers
+
+
 def _camera(row: Mapping[str, Any]) -> Camera | None:
     names = [f"camera_{name}" for name in _CAMERA]
     if all(row[name] is None or np.isnan(row[name]) for name in names):  # pandas turns null into NaN
@@ -186,6 +262,13 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     if not isinstance(row[name], str):
         raise ManifestError(name, row[name], "a text")
     return row[name]
+
+
+def _address(row: Mapping[str, Any], name: str) -> str:
+    address = _text(row, name)
+    if "\0" in address:
+        raise ManifestError(name, address, "a path or s3:// address")
+    return address
 
 
 def _choice(row: Mapping[str, Any], name: str, choices: Sequence[str]) -> Any:
@@ -248,14 +331,14 @@ def check_schema(schema: pa.Schema, file: str) -> None:
             f"schema version {SCHEMA_VERSION}",
             "This Parquet file is no manifest: build one with write_manifest or `python -m jala_ray.data`.",
         )
-    if version.decode() != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION.encode():
         raise ManifestError(
             f"{file}: schema version",
-            version.decode(),
+            version.decode(errors="replace"),
             f"version {SCHEMA_VERSION}",
             "Convert the source again with this version of jala_ray.",
         )
-    for wanted in SCHEMA:
+    for wanted in INDEX_SCHEMA:
         index = schema.get_field_index(wanted.name)
         found = schema.field(index).type if index >= 0 else None
         if found is None or not _same_type(found, wanted.type):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable
+import struct
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +23,9 @@ from jala_ray.config import RunConfig
 from jala_ray.data.collate import Batch, Laid, collate
 from jala_ray.data.draw import draw, generator
 from jala_ray.data.instructions import TEMPLATES, render
-from jala_ray.data.layout import SampleText, build_sequence
+from jala_ray.data.layout import SampleText, Sequence, build_sequence
 from jala_ray.data.plan import Plan, PlanRow
-from jala_ray.data.source import BadRow, Example, ManifestSource, Source
+from jala_ray.data.source import BadRow, Example, Look, ManifestSource, Source, Visuals
 from jala_ray.storage import StorageOptions
 from jala_ray.types import Hand, HandState, UserError
 
@@ -42,15 +46,25 @@ class StepShare:
     """Quarantined rows: clip_id, step, epoch, plan_row, field, reason."""
 
     def to_bytes(self) -> bytes:
-        """One buffer (safetensors), for Ray's object store."""
+        """One buffer (safetensors), for Ray's object store. Raises `UserError` where it would not fit one cell of Arrow."""
         facts = {"step": self.step, "rows": self.rows, "errors": self.errors, "micro": len(self.micro)}
         tensors = {f"{i}/{name}": t.contiguous() for i, batch in enumerate(self.micro) for name, t in batch.items()}
         tensors["facts"] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if size > MAX_SHARE_BYTES:
+            remedy = "Take a smaller train.batch or more workers."
+            raise UserError("a rank's share of a step", f"{size / 2**30:.1f} GiB", "less than 2 GiB", remedy)
         return safetensors.torch.save(tensors)
 
     @classmethod
-    def from_bytes(cls, payload: bytes) -> StepShare:
-        tensors = safetensors.torch.load(payload)
+    def from_buffer(cls, payload: bytes | memoryview) -> StepShare:
+        """The share, its tensors views of the buffer, which is not copied. They must not be written to."""
+        view = memoryview(payload)
+        (length,) = struct.unpack_from("<Q", view)
+        header = json.loads(bytes(view[8 : 8 + length]))
+        header.pop("__metadata__", None)
+        body = view[8 + length :]
+        tensors = {name: _tensor(body, entry) for name, entry in header.items()}
         facts = json.loads(bytes(tensors.pop("facts").numpy()))
         micro: list[dict[str, Tensor]] = [{} for _ in range(facts["micro"])]
         for key, tensor in tensors.items():
@@ -59,15 +73,55 @@ class StepShare:
         return cls(facts["step"], micro, facts["rows"], facts["errors"])
 
 
+MAX_SHARE_BYTES = 2**31 - 2**20
+_DTYPES = {
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "I64": torch.int64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+def _tensor(body: memoryview, entry: dict[str, Any]) -> Tensor:
+    """A view of one tensor of a safetensors buffer."""
+    begin, end = entry["data_offsets"]
+    dtype = _DTYPES[entry["dtype"]]
+    if begin == end:
+        return torch.zeros(entry["shape"], dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(body[begin:end], dtype=dtype).reshape(entry["shape"])
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One rank's part of one step: what a `StepShare` is made of."""
+
+    step: int
+    rows: list[PlanRow]
+    world: int
+
+
 @dataclass
-class StepBuilder:
+class _Arranged:
+    """A unit whose samples are drawn and laid out, and whose pictures are on their way."""
+
+    unit: Unit
+    samples: list[tuple[PlanRow, Look, Sequence]]
+    pictures: Iterator[Visuals | UserError]
+    errors: list[dict[str, Any]]
+
+
+@dataclass
+class ShareBuilder:
     """Reads, draws, lays out and collates. Picklable; workers open what they need once a process.
 
     `open_source` is called in the worker and gives the source and the assets.
     """
 
     config: RunConfig
-    plan: Plan
     open_source: Callable[[], tuple[Source, Assets]]
     seed: int
 
@@ -78,19 +132,57 @@ class StepBuilder:
     def _opened(self) -> tuple[Source, Assets]:
         return self.open_source()
 
-    def build(self, step: int, rank: int, world: int) -> StepShare:
-        """Micro-batches of rank `rank` of `world` for global step `step`; see `Plan.share`.
+    def shares(self, units: Iterable[Unit]) -> Iterator[StepShare]:
+        """The share of every unit, in order. While one is decoded, the next one's packets are fetched, and the rows of the one after.
 
         A row that cannot be read is quarantined with its reason; a micro-batch without any real row holds one padding
         sample of weight 0, so that all ranks run the same passes.
         """
-        train = self.config.train
-        rows = self.plan.share(step, rank, world)
-        laid, errors = self.lay_out(rows, step)
-        size = -(-train.batch // world)
-        count = -(-size // train.micro_batch)
+        source, _ = self._opened
+        coming: Unit | None = None
+        waiting: _Arranged | None = None
+        for unit in chain(units, (None,)):
+            if unit is not None:
+                source.expect(unit.rows)
+            arranged = self._arrange(coming) if coming is not None else None
+            if waiting is not None:
+                yield self._finish(waiting)
+            coming, waiting = unit, arranged
+        if waiting is not None:
+            yield self._finish(waiting)
+
+    def lay_out(self, rows: list[PlanRow], step: int) -> tuple[list[Laid], list[dict[str, Any]]]:
+        """Samples that can be read, and the errors of those that cannot."""
+        return self._look(self._arrange(Unit(step, rows, 1)))
+
+    def _arrange(self, unit: Unit) -> _Arranged:
+        source, _ = self._opened
+        samples: list[tuple[PlanRow, Look, Sequence]] = []
+        errors: list[dict[str, Any]] = []
+        for row, example in zip(unit.rows, source.examples(unit.rows), strict=True):
+            try:
+                if isinstance(example, BadRow):
+                    raise example.error
+                samples.append((row, *self._sample(row, example)))
+            except UserError as error:
+                errors.append(_quarantined(unit, row, example.clip_id, error))
+        return _Arranged(unit, samples, source.visuals([look for _, look, _ in samples]), errors)
+
+    def _look(self, arranged: _Arranged) -> tuple[list[Laid], list[dict[str, Any]]]:
+        laid, errors = [], list(arranged.errors)
+        for (row, look, sequence), pictures in zip(arranged.samples, arranged.pictures, strict=True):
+            if isinstance(pictures, UserError):
+                errors.append(_quarantined(arranged.unit, row, look.example.clip_id, pictures))
+            else:
+                arrays = (pictures.frames, pictures.features, pictures.pair_features, pictures.still_features)
+                laid.append(Laid(row.plan_row, 1.0, sequence, pictures.image, list(look.boundaries), *arrays))
+        return laid, errors
+
+    def _finish(self, arranged: _Arranged) -> StepShare:
+        unit, train, data = arranged.unit, self.config.train, self.config.data
+        laid, errors = self._look(arranged)
+        count = math.ceil(math.ceil(train.batch / unit.world) / train.micro_batch)
         groups = [laid[i * train.micro_batch : (i + 1) * train.micro_batch] for i in range(count)]
-        data = self.config.data
         micro = [
             collate(
                 group or [self._padding()],
@@ -100,25 +192,10 @@ class StepBuilder:
             )
             for group in groups
         ]
-        return StepShare(step, micro, len(rows), errors)
+        return StepShare(unit.step, micro, len(unit.rows), errors)
 
-    def lay_out(self, rows: list[PlanRow], step: int) -> tuple[list[Laid], list[dict[str, Any]]]:
-        """Samples that can be read, and the errors of those that cannot."""
-        source, _ = self._opened
-        laid: list[Laid] = []
-        errors: list[dict[str, Any]] = []
-        for row, example in zip(rows, source.examples([row.index for row in rows]), strict=True):
-            try:
-                if isinstance(example, BadRow):
-                    raise example.error
-                laid.append(self._sample(row, example))
-            except UserError as error:
-                place = {"step": step, "epoch": row.epoch, "plan_row": row.plan_row}
-                errors.append({"clip_id": example.clip_id, **place, "field": error.field, "reason": str(error)})
-        return laid, errors
-
-    def _sample(self, row: PlanRow, example: Example) -> Laid:
-        source, assets = self._opened
+    def _sample(self, row: PlanRow, example: Example) -> tuple[Look, Sequence]:
+        _, assets = self._opened
         layout, spec = self.config.objective.layout, assets.spec
         chance = draw(
             generator(self.seed, row.epoch, row.plan_row),
@@ -148,11 +225,7 @@ class StepBuilder:
             )
             raise UserError("tokens", len(sequence), f"<= data.max_tokens = {self.config.data.max_tokens}", remedy)
         boundaries = sorted({0, *sequence.pairs, *(time + 1 for time in sequence.pairs)}) if layout.frames else []
-        pictures = source.visuals(row.index, boundaries, sequence.pairs)
-        return Laid(
-            *(row.plan_row, 1.0, sequence, pictures.image, boundaries),
-            *(pictures.frames, pictures.features, pictures.pair_features, pictures.still_features),
-        )
+        return Look(example, boundaries, sequence.pairs), sequence
 
     @staticmethod
     def _text(example: Example, template: int, instruction: int) -> SampleText:
@@ -189,11 +262,36 @@ class StepBuilder:
         )
 
 
+def _quarantined(unit: Unit, row: PlanRow, clip_id: str, error: UserError) -> dict[str, Any]:
+    place = {"step": unit.step, "epoch": row.epoch, "plan_row": row.plan_row}
+    return {"clip_id": clip_id, **place, "field": error.field, "reason": str(error)}
+
+
+@dataclass
+class StepBuilder:
+    """A plan and what builds its shares."""
+
+    builder: ShareBuilder
+    plan: Plan
+
+    def unit(self, step: int, rank: int, world: int) -> Unit:
+        return Unit(step, self.plan.share(step, rank, world), world)
+
+    def build(self, step: int, rank: int, world: int) -> StepShare:
+        """Micro-batches of rank `rank` of `world` for global step `step`; see `plan.Steps`."""
+        return next(self.stream([step], rank, world))
+
+    def stream(self, steps: Iterable[int], rank: int, world: int) -> Iterator[StepShare]:
+        """The same for several steps, one after another."""
+        return self.builder.shares(self.unit(step, rank, world) for step in steps)
+
+
 @dataclass(frozen=True)
 class OpenManifest:
-    """`StepBuilder.open_source` for a manifest and an assets folder; opened once a process, shared by builders."""
+    """`ShareBuilder.open_source` for a manifest and an assets folder; opened once a process, shared by builders."""
 
-    manifest: str
+    base: str
+    """The manifest's folder."""
     assets: str
     options: StorageOptions
 
@@ -205,8 +303,7 @@ class OpenManifest:
 def _open_manifest(opener: OpenManifest) -> tuple[Source, Assets]:
     # Imported here: Ray's coordinating processes unpickle builders and need none of this.
     from jala_ray.data.assets import Assets
-    from jala_ray.data.manifest import Manifest
 
     os.environ.update(storage.worker_env(opener.options))  # videos and manifest are reached as the run folder is
     assets = Assets.open(opener.assets, opener.options)
-    return ManifestSource(Manifest(opener.manifest), assets), assets
+    return ManifestSource(opener.base, assets, opener.options), assets

@@ -35,12 +35,10 @@ def resample_track(
     """
     time, at = np.asarray(time_s, np.float64), np.asarray(at_s, np.float64)
     _check_track(track, time)
-    usable = np.asarray(track.valid, bool)
-    if not usable.any() or not len(at):
+    valid, left, right, fraction = _valid_at(np.asarray(track.valid, bool), time, at, max_gap_s)
+    if not valid.any():
         zeros = np.zeros((len(at), 17, 3), np.float32)
-        return zeros[:, 1:16], zeros[:, 0], zeros[:, 16], np.zeros(len(at), bool)
-    left, right, fraction, reachable = _neighbours(time, at, max_gap_s)
-    valid = reachable & usable[left] & usable[right]
+        return zeros[:, 1:16], zeros[:, 0], zeros[:, 16], valid
     lo, hi, part = left[valid], right[valid], torch.from_numpy(fraction[valid])
     rotations = torch.from_numpy(np.concatenate([track.rot[:, None], track.theta], 1).astype(np.float64))
     start, end = (axis_angle_to_matrix(rotations[torch.from_numpy(i)]) for i in (lo, hi))
@@ -62,8 +60,7 @@ def chunk_features(clip: Clip, *, max_gap_s: float = MAX_GAP_S) -> tuple[np.ndar
     n = clip.n_chunks
     features = np.zeros((len(Hand), n, CHUNK_FRAMES, FEATURE_DIM), np.float32)
     labelled = np.zeros((len(Hand), n), bool)
-    model_s = np.arange(n)[:, None] * (CHUNK_FRAMES / MODEL_FPS) + np.arange(CHUNK_FRAMES) / MODEL_FPS
-    at = (model_s * clip.time_scale).ravel()
+    at = model_times(n) * clip.time_scale
     for side in Hand:
         track = clip.hands[side]
         if track.state is not HandState.LABELLED or n == 0:
@@ -74,6 +71,38 @@ def chunk_features(clip: Clip, *, max_gap_s: float = MAX_GAP_S) -> tuple[np.ndar
         labelled[side] = valid.reshape(n, CHUNK_FRAMES).all(1)
         features[side] = np.where(labelled[side, :, None, None], flat.reshape(n, CHUNK_FRAMES, FEATURE_DIM), 0.0)
     return features, labelled
+
+
+def labelled_chunks(clip: Clip, *, max_gap_s: float = MAX_GAP_S) -> np.ndarray:
+    """labelled (2, N) bool as `chunk_features` gives it, from the frames' validity alone."""
+    n = clip.n_chunks
+    labelled = np.zeros((len(Hand), n), bool)
+    at = model_times(n) * clip.time_scale
+    time = np.asarray(clip.pose_time_s, np.float64)
+    for side in Hand:
+        track = clip.hands[side]
+        if track.state is HandState.LABELLED and n:
+            _check_track(track, time)
+            valid = _valid_at(np.asarray(track.valid, bool), time, at, max_gap_s)[0]
+            labelled[side] = valid.reshape(n, CHUNK_FRAMES).all(1)
+    return labelled
+
+
+def model_times(chunks: int) -> np.ndarray:
+    """(chunks * 15,) model seconds of the frames of all chunks."""
+    at = np.arange(chunks)[:, None] * (CHUNK_FRAMES / MODEL_FPS) + np.arange(CHUNK_FRAMES) / MODEL_FPS
+    return at.ravel()
+
+
+def _valid_at(
+    usable: np.ndarray, time: np.ndarray, at: np.ndarray, max_gap_s: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """valid (M,), and the frames before and after each sample with the second's share."""
+    if not usable.any() or not len(at):
+        nothing = np.zeros(len(at), np.int64)
+        return np.zeros(len(at), bool), nothing, nothing, np.zeros(len(at))
+    left, right, fraction, reachable = _neighbours(time, at, max_gap_s)
+    return reachable & usable[left] & usable[right], left, right, fraction
 
 
 def _neighbours(

@@ -15,6 +15,7 @@ from jala_ray.data.assets import Assets
 from jala_ray.data.collate import Laid
 from jala_ray.data.layout import Sequence
 from jala_ray.data.manifest import Manifest, write_manifest
+from jala_ray.data.plan import PlanRow
 from jala_ray.presets import PRESETS
 from jala_ray.types import HandState, TaskType
 from jala_ray.video.frames import boundary_times
@@ -42,7 +43,7 @@ def draws(kind: Kind, preset: str = "tiny") -> list[Sequence]:
 
 def truth(kind: Kind) -> tuple[np.ndarray, np.ndarray]:
     """Labelled (2, N) and codes (2, N, K) of row 0, which every draw lays out."""
-    (example,) = MemorySource([kind], config_of("tiny")[1]).examples([0])
+    (example,) = MemorySource([kind], config_of("tiny")[1]).examples([PlanRow(0, 0, 0)])
     return example.labelled, example.codes  # type: ignore[union-attr]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
+from jala_ray import storage
 from jala_ray.data.manifest import (
     INDEX_COLUMNS,
     SCHEMA,
@@ -108,11 +108,11 @@ def test_single_file_round_trip(tmp_path):
     report = write_manifest(clips, tmp_path / "m.parquet")
     assert (report.rows, report.quarantined, report.errors_path) == (70, 0, None)
     manifest = Manifest(report.path)
-    assert len(manifest) == 70 and len(manifest.group_starts) > 2  # poses of 70 clips exceed one row group
+    assert len(manifest) == 70
     expected = [dataclasses.replace(c, video_uri=str(tmp_path / "videos/a.mp4")) for c in clips]
     for i in (0, 3, 39):
         assert_same(manifest.clip(i), expected[i])
-    assert manifest.clip(0).hands[0].theta.flags.writeable  # its own memory, not the row group's
+    assert manifest.clip(0).hands[0].theta.flags.writeable  # its own memory, not the stored row's
     taken = manifest.take(np.array([39, 0, 39, 3]))
     assert [c.clip_id for c in taken] == ["clip39", "clip0", "clip39", "clip3"]
     assert [c.clip_id for c in manifest] == [c.clip_id for c in clips]
@@ -149,13 +149,13 @@ def test_video_addresses(tmp_path):
 
 
 def test_other_versions_and_foreign_files_are_refused(tmp_path):
-    table = pa.Table.from_pylist([clip_to_row(make_clip())], schema=SCHEMA)
-    for metadata, message in (({VERSION_KEY: b"0"}, "got '0', expected version 1"), (None, "got None")):
+    table = pq.read_table(write_manifest([make_clip()], tmp_path / "m.parquet").path)
+    for metadata, message in (({VERSION_KEY: b"1"}, "got '1', expected version 2"), (None, "got None")):
         pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "m.parquet")
         with pytest.raises(ManifestError, match=message):
             Manifest(tmp_path / "m.parquet")
-    pq.write_table(table.drop_columns("left_rot"), tmp_path / "m.parquet")
-    with pytest.raises(ManifestError, match="column left_rot"):
+    pq.write_table(table.drop_columns("row_crc"), tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="column row_crc"):
         Manifest(tmp_path / "m.parquet")
     with pytest.raises(ManifestError, match="manifest path"):
         Manifest(tmp_path / "nothing")
@@ -264,7 +264,8 @@ def test_duplicates_are_found_across_row_groups_and_files(tmp_path):
     folder = tmp_path / "set"
     write_manifest(clips, folder)
     write_manifest(clips[5:6], tmp_path / "copy.parquet")
-    (tmp_path / "copy.parquet").rename(folder / "part-99999.parquet")
+    for suffix in (".parquet", ".rows"):
+        (tmp_path / f"copy{suffix}").rename(folder / f"part-99999{suffix}")
     assert [(p.row, p.clip_id) for p in validate(folder)] == [(60, "clip5")]
 
 
@@ -287,7 +288,7 @@ def test_a_failing_source_leaves_nothing(tmp_path):
 
     with pytest.raises(RuntimeError):
         write_manifest(clips(), tmp_path / "set", rows_per_file=30)
-    assert not list((tmp_path / "set").glob("*.parquet"))
+    assert not list((tmp_path / "set").iterdir())
 
 
 def test_clip_id_is_stable_and_tells_spans_apart():
@@ -305,30 +306,23 @@ def test_the_schema_is_documented():
     assert json.dumps(SCHEMA.metadata[VERSION_KEY].decode()) in text
 
 
-def test_s3_round_trip_and_unreadable_bucket(monkeypatch):
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        client = boto3.client("s3", region_name="us-east-1")
-        client.create_bucket(Bucket="sets")
-        clips = [make_clip("a"), make_clip("b", end_s=1.0), make_clip("c", video_uri="s3://sets/m/v/x.mp4")]
-        for path in ("s3://sets/m", "s3://sets/m/one.parquet"):
-            report = write_manifest(clips, path, on_error="quarantine")
-            assert (report.rows, report.quarantined) == (2, 1)
-            manifest = Manifest(path)
-            assert [c.video_uri for c in manifest] == ["s3://sets/m/videos/a.mp4", "s3://sets/m/v/x.mp4"]
-            assert manifest.row(1)["video_uri"] == "v/x.mp4"
-            client.delete_object(Bucket="sets", Key="m/part-00000.parquet")
-        with pytest.raises(StorageError, match="nowhere"):
-            write_manifest(clips[:1], "s3://nowhere/m")
-        with pytest.raises((StorageError, ManifestError), match="nowhere"):
-            Manifest("s3://nowhere/m.parquet")
-    finally:
-        server.stop()
+def test_s3_round_trip_and_unreadable_bucket(s3_endpoint, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    client = boto3.client("s3", region_name="us-east-1")
+    client.create_bucket(Bucket="sets")
+    clips = [make_clip("a"), make_clip("b", end_s=1.0), make_clip("c", video_uri="s3://sets/m/v/x.mp4")]
+    for path in ("s3://sets/m", "s3://sets/m/one.parquet"):
+        report = write_manifest(clips, path, on_error="quarantine")
+        assert (report.rows, report.quarantined) == (2, 1)
+        manifest = Manifest(path)
+        assert [c.video_uri for c in manifest] == ["s3://sets/m/videos/a.mp4", "s3://sets/m/v/x.mp4"]
+        assert manifest.row(1)["video_uri"] == "v/x.mp4"
+        for name in ("part-00000.parquet", "part-00000.rows"):
+            client.delete_object(Bucket="sets", Key=f"m/{name}")
+    with pytest.raises(StorageError, match="nowhere"):
+        write_manifest(clips[:1], "s3://nowhere/m")
+    with pytest.raises((StorageError, ManifestError), match="nowhere"):
+        Manifest("s3://nowhere/m.parquet")
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -337,3 +331,43 @@ def test_a_damaged_file_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ManifestError, match="a whole Parquet file"):
         Manifest(path)
+
+
+def test_a_damaged_row_is_named_and_the_others_are_read(tmp_path):
+    report = write_manifest([make_clip(name) for name in "abc"], tmp_path / "m.parquet")
+    manifest = Manifest(report.path)
+    place = manifest.address(1)
+    rows = tmp_path / "m.rows"
+    content = bytearray(rows.read_bytes())
+    content[place.offset + place.size // 2] ^= 1
+    rows.write_bytes(content)
+    with pytest.raises(ManifestError, match=rf"row at byte {place.offset} of .*m\.rows: got 'other bytes'"):
+        manifest.clip(1)
+    assert [manifest.clip(i).clip_id for i in (0, 2)] == ["a", "c"]
+    (problem,) = validate(report.path)
+    assert (problem.row, problem.clip_id) == (1, "b") and "other bytes" in str(problem)
+    rows.write_bytes(content[: place.offset])
+    with pytest.raises(StorageError, match="shorter"):
+        manifest.clip(2)
+
+
+def test_the_parquet_file_and_the_rows_must_agree(tmp_path):
+    path = Path(write_manifest([make_clip(name) for name in "ab"], tmp_path / "m.parquet").path)
+    table = pq.read_table(path)
+    swapped = table.set_column(0, "clip_id", pa.array(["b", "a"]))
+    pq.write_table(swapped.replace_schema_metadata(table.schema.metadata), path)
+    assert [(p.row, p.field) for p in validate(path)] == [(0, "clip_id of the row"), (1, "clip_id of the row")]
+
+
+def test_one_row_costs_one_read_of_its_own_size(tmp_path, monkeypatch):
+    manifest = Manifest(write_manifest([make_clip(str(i)) for i in range(50)], tmp_path / "m.parquet").path)
+    manifest.address(0)  # the places of all rows are read once
+    read, real = [], storage.read_range
+
+    def counting(uri, start, end, options=None):
+        read.append(end - start)
+        return real(uri, start, end, options)
+
+    monkeypatch.setattr(storage, "read_range", counting)
+    assert manifest.clip(31).clip_id == "31"
+    assert read == [int(manifest.places["row_size"][31])]

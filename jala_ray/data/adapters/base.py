@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -18,7 +19,10 @@ from jala_ray.types import (
     HandTrack,
     Split,
     UserError,
+    VideoError,
 )
+from jala_ray.video.frames import boundary_times
+from jala_ray.video.packets import PacketScan
 
 
 class Adapter(Protocol):
@@ -63,3 +67,22 @@ def pieces(start_s: float, end_s: float, time_scale: float) -> list[tuple[float,
 def untracked_hands() -> tuple[HandTrack, HandTrack]:
     """Both hands of a video without detections."""
     return HandTrack(HandState.UNTRACKED), HandTrack(HandState.UNTRACKED)
+
+
+def with_packets(items: Iterable[Clip | Rejection]) -> Iterator[Clip | Rejection]:
+    """Clips with the packet indices of their videos; a video that lends itself to none, or does not open, stays as it is.
+
+    Reads every packet of every video once, where clips of one video follow each other.
+    """
+    scanned: tuple[str, PacketScan | None] = ("", None)
+    for item in items:
+        if isinstance(item, Rejection) or item.video_uri is None or item.packets is not None:
+            yield item
+            continue
+        try:
+            if scanned[0] != item.video_uri:
+                scanned = (item.video_uri, None)
+                scanned = (item.video_uri, PacketScan(item.video_uri))
+            yield replace(item, packets=scanned[1].index(boundary_times(item)) if scanned[1] else None)
+        except VideoError:
+            yield item  # reading the sample will say what is wrong with it

@@ -14,6 +14,7 @@ from jala_ray import storage
 from jala_ray.data.adapters.base import pieces, split_of, untracked_hands
 from jala_ray.data.rows import clip_id
 from jala_ray.data.writing import Rejection
+from jala_ray.storage import StorageOptions
 from jala_ray.types import WILD_TIME_SCALE, Clip, Domain, Split, StorageError, UserError, VideoError
 from jala_ray.video.decode import VideoInfo, VideoReader
 
@@ -28,6 +29,17 @@ class Caption:
     text: str
     start: float | None = None
     end: float | None = None
+
+
+@dataclass(frozen=True)
+class FolderVideo:
+    """A video of a folder, as the folder's listing and the captions tell, unopened."""
+
+    name: str
+    """Relative to the folder."""
+    size: int | None
+    """Bytes; None: captions name it and it is not there."""
+    captions: tuple[Caption, ...]
 
 
 @dataclass(frozen=True)
@@ -49,34 +61,52 @@ class VideoFolder:
     domain: ClassVar[Domain] = "wild"
 
     def clips(self) -> Iterator[Clip | Rejection]:
-        files = sorted(f for f in storage.list_files(self.folder) if f.lower().endswith(VIDEO_SUFFIXES))
-        if not files:
+        for video in self.videos():
+            if video.size is None:
+                yield self.absent(video)
+                continue
+            try:
+                with VideoReader(storage.join(self.folder, video.name)) as reader:
+                    for span in self.spans(video, reader):
+                        if isinstance(span, Rejection):
+                            yield span
+                            continue
+                        for start, end in pieces(span.start_s, span.end_s, WILD_TIME_SCALE):
+                            clip = self._clip(video.name, reader.info, start, end, list(span.instructions))
+                            yield self._checked(clip, video.name, reader)
+            except (VideoError, StorageError) as error:
+                yield self.rejected(video.name, f"a video that opens: {error}")
+
+    def videos(self, options: StorageOptions | None = None) -> list[FolderVideo]:
+        """The videos of the folder and those that captions name, by name. Opens none of them."""
+        sizes = {
+            name: size
+            for name, size in storage.list_files(self.folder, options).items()
+            if name.lower().endswith(VIDEO_SUFFIXES)
+        }
+        if not sizes:
             suffixes = ", ".join(VIDEO_SUFFIXES)
             raise UserError("folder", self.folder, f"a folder with videos ({suffixes})", "Check the path.")
         captions: dict[str, list[Caption]] = {}
-        for caption in read_captions(self.captions) if self.captions else ():
+        for caption in read_captions(self.captions, options) if self.captions else ():
             captions.setdefault(caption.file, []).append(caption)
-        for file in sorted(captions.keys() - set(files)):
-            yield self._rejected(file, f"a video in {self.folder} (named in {self.captions})")
-        for file in files:
-            yield from self._video(file, captions.get(file, [Caption(file, self.instruction)]))
+        return [
+            FolderVideo(name, sizes.get(name), tuple(captions.get(name, [Caption(name, self.instruction)])))
+            for name in sorted(sizes.keys() | captions.keys())
+        ]
 
-    def _video(self, file: str, captions: list[Caption]) -> Iterator[Clip | Rejection]:
-        uri = storage.join(self.folder, file)
-        split = split_of(file, self.val_fraction)
-        try:
-            with VideoReader(uri) as reader:
-                info = reader.info
-                for caption in captions:
-                    span = _span(caption, info)
-                    if isinstance(span, str):
-                        yield self._rejected(file, span)
-                        continue
-                    for start, end in pieces(*span, WILD_TIME_SCALE):
-                        clip = video_clip(uri, file, self.source, info, start, end, [caption.text], split=split)
-                        yield self._checked(clip, file, reader)
-        except (VideoError, StorageError) as error:
-            yield self._rejected(file, f"a video that opens: {error}")
+    def spans(self, video: FolderVideo, reader: VideoReader) -> Iterator[Clip | Rejection]:
+        """One clip a caption, however long its span is."""
+        for caption in video.captions:
+            span = _span(caption, reader.info)
+            if isinstance(span, str):
+                yield self.rejected(video.name, span)
+            else:
+                yield self._clip(video.name, reader.info, *span, [caption.text])
+
+    def _clip(self, file: str, info: VideoInfo, start_s: float, end_s: float, texts: list[str]) -> Clip:
+        uri, split = storage.join(self.folder, file), split_of(file, self.val_fraction)
+        return video_clip(uri, file, self.source, info, start_s, end_s, texts, split=split)
 
     def _checked(self, clip: Clip, file: str, reader: VideoReader) -> Clip | Rejection:
         """The clip, if its last frame can be decoded: a header may promise more than the file holds."""
@@ -85,19 +115,24 @@ class VideoFolder:
             reader.read([max(clip.start_s, last_s)])
         except VideoError as error:
             span = f"{clip.start_s:.2f} to {clip.end_s:.2f} s"
-            return self._rejected(file, f"frames from {span}: {error}", clip.clip_id)
+            return self.rejected(file, f"frames from {span}: {error}", clip.clip_id)
         return clip
 
-    def _rejected(self, file: str, reason: str, identity: str | None = None) -> Rejection:
+    def absent(self, video: FolderVideo) -> Rejection:
+        """The record of captions whose video is not there."""
+        return self.rejected(video.name, f"a video in {self.folder} (named in {self.captions})")
+
+    def rejected(self, file: str, reason: str, identity: str | None = None) -> Rejection:
+        """The record of a video or span that does not become a clip."""
         uri = storage.join(self.folder, file)
         identity = identity or clip_id(self.source, file, 0.0, 0.0, "rejected")
         return Rejection(identity, self.source, uri, reason)
 
 
-def read_captions(uri: str) -> list[Caption]:
+def read_captions(uri: str, options: StorageOptions | None = None) -> list[Caption]:
     """Parse a captions file (JSON lines). Raises UserError that names the line and the key."""
     captions = []
-    for number, line in enumerate(storage.read_bytes(uri).decode("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(storage.read_bytes(uri, options).decode("utf-8-sig").splitlines(), 1):
         if not line.strip():
             continue
         where = f"{uri}, line {number}"

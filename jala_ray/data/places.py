@@ -1,0 +1,100 @@
+"""What planning knows of the rows that may be drawn, as arrays. Needs numpy alone, for machines without Arrow."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+PLACE = np.dtype([("row", "<u4"), ("file", "<u2"), ("crc", "<u4"), ("size", "<i4"), ("offset", "<i8")])
+"""One row: its number in the manifest, and where it lies."""
+
+
+class RowAddress(NamedTuple):
+    """Where a stored row lies (`rowfile.py`)."""
+
+    file: str
+    """Address of the `.rows` file, local or s3://."""
+    offset: int
+    size: int
+    crc: int
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """Rows in the manifest's order. 27 bytes each, so 7.5 M clips take 0.2 GB."""
+
+    place: np.ndarray
+    """(n,) of `PLACE`."""
+    cell: np.ndarray
+    """(n,) uint16: place in `cells`."""
+    new_video: np.ndarray
+    """(n,) bool: the row's video is not that of the row before it."""
+    cells: tuple[tuple[str, str], ...] = (("", ""),)
+    """(source, task type) of every mixture cell."""
+    files: tuple[str, ...] = ()
+    """Addresses of the `.rows` files; empty where rows are reached by their number alone."""
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def take(self, chosen: np.ndarray) -> Catalogue:
+        """Some of the rows, by their ascending places (m,)."""
+        run = np.cumsum(self.new_video)[chosen]
+        new = np.ones(len(run), bool)
+        new[1:] = run[1:] != run[:-1]  # a video's first row may be left out
+        return Catalogue(self.place[chosen], self.cell[chosen], new, self.cells, self.files)
+
+    def digest(self) -> str:
+        """Of the rows and where they lie: a manifest that was written anew has another one."""
+        hashed = hashlib.blake2b(self.place.tobytes(), digest_size=8)
+        hashed.update(self.cell.tobytes())
+        return hashed.hexdigest()
+
+
+def address(place: np.void, files: tuple[str, ...]) -> RowAddress | None:
+    if not files:
+        return None
+    return RowAddress(files[place["file"]], int(place["offset"]), int(place["size"]), int(place["crc"]))
+
+
+def by_number(rows: np.ndarray) -> Catalogue:
+    """A catalogue of rows that are reached by their number, as those in memory are."""
+    place = np.zeros(len(rows), PLACE)
+    place["row"] = rows
+    return Catalogue(place, np.zeros(len(rows), np.uint16), np.ones(len(rows), bool))
+
+
+def selected(found: Catalogue, hashed: np.ndarray | None, fraction: float) -> Catalogue:
+    """`fraction` of the wild clips, by `hashed` (n,) of `clip_hashes` (not needed where all stay).
+
+    Cells without rows are left out and the others numbered by name, so that a manifest and its cache have the same plans.
+    """
+    if fraction < 1:
+        assert hashed is not None
+        found = found.take(np.flatnonzero(thinned(hashed, fraction)))
+    used = np.flatnonzero(np.bincount(found.cell, minlength=len(found.cells))).tolist()
+    used.sort(key=lambda cell: found.cells[cell])
+    number = np.zeros(max(1, len(found.cells)), np.uint16)
+    number[used] = np.arange(len(used))
+    return replace(found, cell=number[found.cell], cells=tuple(found.cells[cell] for cell in used))
+
+
+def thinned(hashed: np.ndarray, fraction: float) -> np.ndarray:
+    """(n,) bool: which rows stay, by `clip_hashes`: all that are not wild, and the `fraction` of wild clips with the lowest hashes."""
+    wild = hashed > 0
+    clips = np.unique(hashed[wild])
+    count = round(fraction * len(clips))
+    return ~wild | (hashed <= clips[count - 1]) if count else ~wild
+
+
+def clip_hashes(ids: Iterable[str], wild: Sequence[bool] | np.ndarray) -> np.ndarray:
+    """(n,) uint64: of a wild row's clip, never 0; 0 of the others."""
+    hashed = np.zeros(len(wild), np.uint64)
+    for i, (clip, is_wild) in enumerate(zip(ids, wild, strict=True)):
+        if is_wild:
+            hashed[i] = int.from_bytes(hashlib.blake2b(clip.encode(), digest_size=8).digest(), "little") | 1
+    return hashed

@@ -1,0 +1,512 @@
+"""Training clips out of raw videos: the right frames and poses, everything once, and what goes wrong in a table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jala_ray.data.adapters.video_folder import VideoFolder
+from jala_ray.data.manifest import Manifest, validate, write_manifest
+from jala_ray.data.prepare import Piece, Preparation, PrepareConfig
+from jala_ray.data.prepare_progress import Meter, clock, follow
+from jala_ray.data.writing import Part
+from jala_ray.hands.resample import labelled_chunks
+from jala_ray.types import Clip, ConfigError, Hand, HandState
+from jala_ray.video.decode import decode_frames
+from jala_ray.video.frames import boundary_times, clip_frames
+from jala_ray.video.write import write_mp4
+from tests.data.test_manifest import make_clip
+from tests.data.test_segments import joints_of, moving_clip, seen_from, with_validity, world_joints, world_to_camera
+from tests.video.numbered import HEIGHT, WIDTH, encode, numbered, numbers_of
+
+QUICK = PrepareConfig(short_side=HEIGHT, crf=12, preset="ultrafast")
+TEXT = "Use the hands as the activity in view requires"
+
+
+def prepared(source: str | VideoFolder, out: Path, settings: PrepareConfig = QUICK, **options) -> Preparation:
+    """All of the work done in a loop, as a job does it."""
+    work = Preparation(source, str(out), settings)
+    pieces = work.pieces()
+    for piece in work.begin(pieces, **options):
+        assert work.do(piece)["error"] == ""
+    work.finish(pieces)
+    return work
+
+
+def clips_of(out: Path) -> list[Clip]:
+    """The prepared clips, which obey all the rules, each found where the index says."""
+    assert validate(out) == []
+    manifest = Manifest(out)
+    clips = list(manifest)
+    assert [clip.clip_id for clip in clips] == manifest.index["clip_id"].to_pylist()
+    assert [manifest.clip(i).clip_id for i in range(len(clips))] == [clip.clip_id for clip in clips]
+    return clips
+
+
+def errors_of(out: Path) -> list[dict]:
+    path = out / "errors/rows.parquet"
+    return pq.read_table(path).to_pylist() if path.exists() else []
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def boundary_numbers(clip: Clip) -> list[int]:
+    """Of the frames that training would see, by packet index, which must agree with a search through the file."""
+    assert clip.packets is not None and clip.video_uri is not None
+    seen = clip_frames(clip, {"all": ((HEIGHT, WIDTH), range(clip.n_chunks + 1))})["all"]
+    numbers = numbers_of(seen.transpose(0, 2, 3, 1))
+    assert numbers == numbers_of(decode_frames(clip.video_uri, boundary_times(clip)))
+    return numbers
+
+
+def check_file(clip: Clip) -> None:
+    """A file of its own, from 0 s, at the training rate, a keyframe on every chunk boundary and nowhere else."""
+    assert clip.video_uri is not None and clip.packets is not None
+    assert clip.start_s == 0 and len(clip.packets.offset) == clip.n_chunks + 1 and clip.packets.key.all()
+    assert clip.packets.boundary.tolist() == list(range(clip.n_chunks + 1))
+    tick = Fraction(*clip.packets.time_base)
+    chunk_s = Fraction(clip.time_scale).limit_denominator(100)
+    assert [int(pts) * tick for pts in clip.packets.pts] == [k * chunk_s for k in range(clip.n_chunks + 1)]
+    with av.open(clip.video_uri) as container:
+        (stream,) = container.streams
+        assert stream.type == "video" and stream.average_rate == 15 / chunk_s
+        base = stream.time_base or Fraction(0)
+        keys = [p.pts * base for p in container.demux(stream) if p.is_keyframe and p.pts is not None]
+    assert keys == [k * chunk_s for k in range(len(keys))] and len(keys) == clip.n_chunks + 1
+    data = Path(clip.video_uri).read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+
+
+# --- a folder --------------------------------------------------------------------------------------------------------
+
+
+def with_sound(path: Path, frames: int, fps: int) -> None:
+    """Numbered frames and a tone."""
+    with av.open(str(path), "w") as container:
+        video, audio = container.add_stream("libx264", rate=fps), container.add_stream("aac", rate=16000)
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for image in numbered(frames):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        tone = np.sin(np.arange(16000 * frames // fps) / 10).astype(np.float32)[None]
+        sound = av.AudioFrame.from_ndarray(tone, format="flt", layout="mono")
+        sound.rate = 16000
+        container.mux(audio.encode(sound))
+        for stream in (video, audio):
+            container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """a: 6 s of 25 fps with sound; sub/b: begins at 1.5 s, B-frames; captions."""
+    folder = tmp_path_factory.mktemp("raw")
+    (folder / "sub").mkdir()
+    with_sound(folder / "a.mp4", 150, 25)
+    encode(folder / "sub/b.mp4", [135_000 + 3000 * k for k in range(120)], Fraction(1, 90000), bf="2", g="40")
+    lines = [
+        {"file": "sub/b.mp4", "text": "Pour.", "start": 0.4, "end": 2.5},
+        {"file": "sub/b.mp4", "text": "Wipe.", "start": 2.0},
+        {"file": "gone.mp4", "text": "Never seen."},
+    ]
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def captioned(folder: Path) -> VideoFolder:
+    return VideoFolder(str(folder), str(folder / "captions.jsonl"), val_fraction=0.5)
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prepared") / "set"
+    prepared(captioned(folder), out)
+    return out
+
+
+def test_a_folder_with_captions(folder: Path, done: Path) -> None:
+    """Every boundary shows the frame that the raw video shows at that time."""
+    expected = {
+        ("a.mp4", TEXT): [(0.0, 10), (5.0, 2)],  # (raw seconds, chunks): 6 s are 12 s of model time
+        ("sub/b.mp4", "Pour."): [(1.9, 4)],
+        ("sub/b.mp4", "Wipe."): [(3.5, 4)],
+    }
+    clips = clips_of(done)
+    assert len(clips) == sum(map(len, expected.values()))
+    for (file, text), spans in expected.items():
+        mine = [clip for clip in clips if clip.instructions == (text,)]
+        for clip, (start, chunks) in zip(mine, spans, strict=True):
+            check_file(clip)
+            assert (clip.n_chunks, clip.time_scale, clip.domain, clip.task_type) == (chunks, 0.5, "wild", "pure_video")
+            raw = decode_frames(folder / file, start + 0.5 * np.arange(chunks + 1))
+            assert boundary_numbers(clip) == numbers_of(raw)
+    splits = {clip.instructions[0]: clip.split for clip in clips}
+    assert splits["Pour."] == splits["Wipe."], "one video, one split"
+
+
+def test_captions_of_missing_videos_are_listed(folder: Path, done: Path) -> None:
+    (row,) = errors_of(done)
+    assert row["video_uri"] == f"{folder}/gone.mp4" and "named in" in row["problems"][0]
+    summary = json.loads((done / "summary.json").read_text())
+    assert (summary["rows"], summary["videos"], summary["set_aside"]) == (4, 4, 1)
+    assert summary["source_seconds"] == pytest.approx(6 + 2 + 2, abs=0.1)
+    (line,) = Preparation(captioned(folder), str(done), QUICK).set_aside(5)
+    assert line == f"{folder}/gone.mp4: a video in {folder} (named in {folder}/captions.jsonl)"
+
+
+def test_a_rerun_does_nothing(folder: Path, done: Path) -> None:
+    def stamps() -> dict[str, int]:
+        return {str(p): p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()}
+
+    before = stamps()
+    work = Preparation(captioned(folder), str(done), QUICK)
+    pieces = work.pieces()
+    assert len(pieces) == 3 and work.begin(pieces) == []
+    assert work.finish(pieces)["rows"] == 4
+    assert stamps() == before
+
+
+def test_two_runs_are_alike_wherever_the_input_lies(folder: Path, done: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(folder, tmp_path / "raw")
+    prepared(captioned(moved), tmp_path / "again")
+    one, two = files_of(done), files_of(tmp_path / "again")
+    assert one.keys() == two.keys()
+    for name in one:
+        if name.endswith((".mp4", ".rows")):
+            assert one[name] == two[name], name
+        elif name.endswith(".parquet") and "errors" not in name:
+            assert pq.read_table(done / name).equals(pq.read_table(tmp_path / "again" / name)), name
+
+
+def test_the_set_can_be_moved(done: Path, tmp_path: Path) -> None:
+    before = [boundary_numbers(clip) for clip in clips_of(done)]
+    moved = shutil.copytree(done, tmp_path / "elsewhere")
+    clips = clips_of(moved)
+    assert all(clip.video_uri is not None and clip.video_uri.startswith(str(moved)) for clip in clips)
+    assert [boundary_numbers(clip) for clip in clips] == before
+
+
+def test_a_crash_between_video_and_part_is_repaired(folder: Path, done: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(done, tmp_path / "set")
+    work = Preparation(captioned(folder), str(out), QUICK)
+    pieces = work.pieces()
+    whole = files_of(out)
+    (out / f"_parts/{pieces[0].name}.parquet").unlink()
+    (out / f"_parts/{pieces[0].name}.rows").write_bytes(b"half")
+    (out / "summary.json").unlink()  # work had begun
+    (out / "part-00000.parquet").unlink()
+    assert work.begin(pieces) == [pieces[0]]
+    work.do(pieces[0])
+    work.finish(pieces)
+    assert files_of(out) == whole
+
+
+def test_errors_are_whole_before_a_part_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that is there counts as done: a run killed at this moment must not lose what was set aside."""
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/zero.mp4").touch()
+    work = Preparation(VideoFolder(str(tmp_path / "raw")), str(tmp_path / "out"), QUICK)
+    (piece,) = work.begin(work.pieces())
+    parts, finish, seen = tmp_path / "out/_parts", Part.close, []
+
+    def watched(part: Part) -> None:
+        errors = pq.read_table(parts / f"errors/{piece.name}.parquet")
+        seen.append((errors.num_rows, (parts / f"{piece.name}.parquet").exists()))
+        finish(part)
+
+    monkeypatch.setattr(Part, "close", watched)
+    assert work.do(piece)["rejected"] == 1 and seen == [(1, False)]
+    assert sorted(p.name for p in parts.iterdir()) == sorted([f"{piece.name}.parquet", f"{piece.name}.rows", "errors"])
+
+
+def test_other_settings_and_places_are_refused(folder: Path, done: Path, tmp_path: Path) -> None:
+    source, out = captioned(folder), str(done)
+    for field, settings in {
+        "crf": replace(QUICK, crf=20),
+        "cut": replace(QUICK, cut=("shots",)),
+        "short_side": replace(QUICK, short_side=32),
+    }.items():
+        work = Preparation(source, out, settings)
+        with pytest.raises(ConfigError, match=rf"{field}: got .* as before.*Choose another place"):
+            work.begin(work.pieces())
+    with pytest.raises(ConfigError, match="val_fraction"):
+        work = Preparation(replace(source, val_fraction=0.0), out, QUICK)
+        work.begin(work.pieces())
+    with pytest.raises(ConfigError, match="taken for raw videos"):
+        work = Preparation(source, f"{folder}/prepared", QUICK)
+        work.begin(work.pieces())
+    shutil.copy(done / "part-00000.parquet", tmp_path)
+    with pytest.raises(ConfigError, match=r"part-00000.parquet, which the prepared manifest would replace"):
+        work = Preparation(source, str(tmp_path), QUICK)
+        work.begin(work.pieces())
+    wrong: list[dict[str, Any]] = [{"short_side": 8}, {"crf": 52}, {"preset": "quick"}, {"cut": ("scenes",)}]
+    for bad in wrong:
+        with pytest.raises(ConfigError, match=next(iter(bad))):
+            PrepareConfig(**bad)
+
+
+@pytest.mark.parametrize(("short_side", "expected"), [(32, (48, 32)), (448, (96, 64))])
+def test_the_size_is_bounded_and_nothing_enlarged(tmp_path: Path, short_side: int, expected: tuple[int, int]) -> None:
+    (tmp_path / "raw").mkdir()
+    write_mp4(tmp_path / "raw/a.mp4", numbered(30), 30, preset="ultrafast")
+    prepared(VideoFolder(str(tmp_path / "raw")), tmp_path / "out", replace(QUICK, short_side=short_side))
+    (clip,) = clips_of(tmp_path / "out")
+    assert clip.packets is not None and (clip.packets.width, clip.packets.height) == expected
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A good video, one cut off whose header claims 8 s, an empty one, one without index, one too short."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    write_mp4(raw / "good.mp4", numbered(45), 30, preset="ultrafast")
+    write_mp4(raw / "cut.mp4", numbered(240), 30, gop=10, preset="ultrafast")
+    whole = (raw / "cut.mp4").read_bytes()
+    (raw / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 5])
+    (raw / "empty.mp4").touch()
+    (raw / "noise.mp4").write_bytes(whole[-3000:])
+    write_mp4(raw / "short.mp4", numbered(5), 30, preset="ultrafast")
+    return raw
+
+
+def test_damage_is_told_and_what_is_whole_is_kept(damaged: Path, tmp_path: Path) -> None:
+    prepared(VideoFolder(str(damaged)), tmp_path / "out")
+    clips = clips_of(tmp_path / "out")
+    salvaged, good = sorted(clips, key=lambda clip: -clip.n_chunks)
+    assert (good.n_chunks, boundary_numbers(good)) == (3, [0, 15, 30, 44])
+    check_file(salvaged)
+    assert 2 < salvaged.n_chunks < 10, "whole chunks before the damage"
+    assert boundary_numbers(salvaged) == [15 * k for k in range(salvaged.n_chunks + 1)]
+    reasons: dict[str, list[str]] = {}
+    for row in errors_of(tmp_path / "out"):
+        reasons.setdefault(Path(row["video_uri"]).name, []).extend(row["problems"])
+    assert reasons.keys() == {"cut.mp4", "empty.mp4", "noise.mp4", "short.mp4"}
+    rest, lost = sorted(reasons["cut.mp4"], key=lambda reason: "5.00 to 8.00" in reason)
+    assert f"frames from {salvaged.end_s:.2f} to 5.00 s" in rest and "frames from 5.00 to 8.00 s" in lost
+    assert "empty file" in reasons["empty.mp4"][0]
+    assert "a video that opens" in reasons["noise.mp4"][0]
+    assert "at least one chunk" in reasons["short.mp4"][0]
+
+
+def test_a_replaced_video_is_prepared_again(damaged: Path, tmp_path: Path) -> None:
+    source = VideoFolder(str(damaged))
+    prepared(source, tmp_path / "out")
+    shutil.copy(damaged / "good.mp4", damaged / "empty.mp4")  # of another size: noticed
+    work = Preparation(source, str(tmp_path / "out"), QUICK)
+    assert [piece.video for piece in work.missing(work.pieces())] == ["empty.mp4"]
+    prepared(source, tmp_path / "out")
+    assert len(clips_of(tmp_path / "out")) == 3
+    assert "empty.mp4" not in str(errors_of(tmp_path / "out"))
+
+
+def test_errors_are_tried_again_if_asked(tmp_path: Path) -> None:
+    """Of a manifest's videos no sizes are known."""
+    manifest = str(tmp_path / "raw.parquet")
+    clip = replace(make_clip("a", 1.0), video_uri=str(tmp_path / "late.mp4"))
+    write_manifest([clip, replace(clip, clip_id="b", video_uri=str(tmp_path / "never.mp4"))], manifest)
+    prepared(manifest, tmp_path / "out")
+    assert not clips_of(tmp_path / "out") and len(errors_of(tmp_path / "out")) == 2
+    write_mp4(tmp_path / "late.mp4", numbered(120), 30, preset="ultrafast")
+    prepared(manifest, tmp_path / "out")
+    assert not clips_of(tmp_path / "out")
+    prepared(manifest, tmp_path / "out", retry=True)
+    assert [clip.clip_id for clip in clips_of(tmp_path / "out")] == ["a"]
+    (row,) = errors_of(tmp_path / "out")
+    assert row["clip_id"] == "b" and "no such file" in row["problems"][0]
+
+
+def test_a_store_that_fails_leaves_no_part(damaged: Path, tmp_path: Path) -> None:
+    work = Preparation(VideoFolder(str(damaged)), str(tmp_path / "out"), QUICK)
+    pieces = work.begin(work.pieces())
+    (tmp_path / "out/videos").write_text("in the way")
+    good = next(piece for piece in pieces if piece.video == "good.mp4")
+    facts = work.do(good)
+    assert "videos" in facts["error"] and facts["clips"] == facts["bytes"] == 0
+    assert not [p for p in (tmp_path / "out").rglob("*") if good.name in p.name]
+    (tmp_path / "out/videos").unlink()
+    assert good in work.missing(pieces)
+    assert work.do(good)["clips"] == 1 and good not in work.missing(pieces)
+
+
+# --- a manifest ------------------------------------------------------------------------------------------------------
+
+CUT_FRAME, FRAMES = 100, 240
+
+
+def two_shots() -> Iterator[np.ndarray]:
+    """Numbered frames whose picture changes for good at `CUT_FRAME`; the numbers are faint, lest they look like cuts."""
+    for number, image in enumerate(numbered(FRAMES)):
+        image[:16] = np.where(image[:16] > 127, 150, 100)
+        if number >= CUT_FRAME:
+            image[16:] = 255 - image[16:]
+        yield image
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("labelled") / "video.mp4"
+    write_mp4(path, two_shots(), 30, preset="ultrafast", bframes=2)
+    return path
+
+
+def raw_manifest(path: Path, *clips: Clip) -> str:
+    write_manifest(clips, path)
+    return str(path)
+
+
+def check_poses(clip: Clip, first: int) -> None:
+    """Joints at every valid pose frame are those of the world, seen by the camera of raw frame `first`."""
+    start = first / 30 - 2.0  # `moving_clip` begins at 2 s of its video
+    camera = world_to_camera(np.array(start))
+    for side in Hand:
+        track = clip.hands[side]
+        if track.state is HandState.LABELLED:
+            time = start + clip.pose_time_s.astype(np.float64)
+            expected = seen_from(camera, world_joints(side, time))
+            np.testing.assert_allclose(joints_of(track, side)[track.valid], expected[track.valid], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("cut", "expected"),
+    [  # (first raw frame, chunks, labelled chunks)
+        ((), [(60, 10, 6)]),
+        (("shots",), [(60, 2, 1), (100, 7, 4)]),
+        (("validity",), [(73, 6, 6), (163, 3, 0)]),
+        (("shots", "validity"), [(73, 1, 1), (100, 4, 4), (160, 3, 0)]),
+    ],
+    ids=["whole", "shots", "validity", "both"],
+)
+def test_labels_stay_with_their_frames(video: Path, tmp_path: Path, cut: tuple, expected: list) -> None:
+    """The right hand is valid from raw frame 73 to 169, the camera moves, and a new shot begins at frame 100."""
+    valid = np.zeros(150, bool)
+    valid[13:110] = True
+    clip = with_validity(replace(moving_clip(5.0), video_uri=str(video)), valid)
+    source = raw_manifest(tmp_path / "raw.parquet", clip)
+    prepared(source, tmp_path / "out", replace(QUICK, cut=cut))
+    clips = clips_of(tmp_path / "out")
+    assert errors_of(tmp_path / "out") == []
+    found = [(boundary_numbers(c)[0], c.n_chunks, int(labelled_chunks(c).sum())) for c in clips]
+    assert found == expected
+    for part, (first, chunks, labelled) in zip(clips, expected, strict=True):
+        check_file(part)
+        check_poses(part, first)
+        assert boundary_numbers(part) == [first + 15 * k for k in range(chunks + 1)]
+        assert (part.task_type, part.time_scale) == ("generation" if labelled else "pure_video", 0.5)
+    if not cut:
+        assert clips[0].clip_id == clip.clip_id, "a clip that is not cut keeps its name"
+
+
+def test_lab_clips_have_half_the_rate(video: Path, tmp_path: Path) -> None:
+    lab = replace(moving_clip(6.0), video_uri=str(video), domain="lab", time_scale=1.0)
+    wild = replace(moving_clip(5.0), video_uri=str(video), clip_id="wild")
+    prepared(raw_manifest(tmp_path / "raw.parquet", lab, wild), tmp_path / "out")
+    by_domain = {clip.domain: clip for clip in clips_of(tmp_path / "out")}
+    for domain, (chunks, step, fps) in {"lab": (6, 30, 15), "wild": (10, 15, 30)}.items():
+        clip = by_domain[domain]
+        check_file(clip)
+        check_poses(clip, 60)
+        assert (clip.n_chunks, clip.fps) == (chunks, fps)
+        assert boundary_numbers(clip) == [min(60 + step * k, FRAMES - 1) for k in range(chunks + 1)]
+
+
+def tasks_of(clip: Clip) -> list[Clip]:
+    """Three rows of one clip."""
+    described = replace(clip, task_type="description", instructions=(), description="A hand moves.")
+    return [replace(clip, task_type="continuation"), described, clip]
+
+
+def test_rows_of_one_span_share_a_file(video: Path, tmp_path: Path) -> None:
+    """Wherever they stand in the manifest."""
+    clip, motion = replace(moving_clip(3.0), video_uri=str(video)), replace(moving_clip(2.0), video_uri=None)
+    other = replace(clip, clip_id="other", start_s=3.0, end_s=6.0)
+    rows = [*tasks_of(clip)[:2], other, replace(motion, clip_id="motion"), clip]
+    work = prepared(raw_manifest(tmp_path / "raw.parquet", *rows), tmp_path / "out")
+    assert [len(piece.rows) for piece in work.pieces()] == [4, 1]
+    clips = clips_of(tmp_path / "out")
+    by_id: dict[str, list[Clip]] = {}
+    for found in clips:
+        by_id.setdefault(found.clip_id, []).append(found)
+    assert {found.task_type for found in by_id[clip.clip_id]} == {"generation", "continuation", "description"}
+    assert len({found.video_uri for found in by_id[clip.clip_id]}) == 1
+    assert by_id["motion"][0].video_uri is None
+    assert len(list((tmp_path / "out/videos").rglob("*.mp4"))) == 2
+
+
+def test_parts_that_lose_their_task_do_not_become_copies(video: Path, tmp_path: Path) -> None:
+    """A continuation of one chunk is a generation, and without labels a pure video, as the other row is already."""
+    valid = np.zeros(90, bool)
+    valid[40:60] = True
+    clip = with_validity(replace(moving_clip(3.0), video_uri=str(video)), valid)
+    source = raw_manifest(tmp_path / "raw.parquet", *tasks_of(clip))
+    prepared(source, tmp_path / "out", replace(QUICK, cut=("validity",)))
+    keys = [(boundary_numbers(c)[0], c.n_chunks, c.task_type) for c in clips_of(tmp_path / "out")]
+    bare = [(first, 2, task) for first in (60, 115) for task in ("description", "pure_video")]
+    assert sorted(keys) == sorted([*bare, (100, 1, "description"), (100, 1, "generation")])
+    assert errors_of(tmp_path / "out") == []
+
+
+def test_a_labelled_clip_is_not_shortened(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "cut.mp4", numbered(FRAMES), 30, gop=10, preset="ultrafast")
+    whole = (tmp_path / "cut.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 3 // 5])
+    clip = replace(moving_clip(5.0), video_uri=str(tmp_path / "cut.mp4"))
+    prepared(raw_manifest(tmp_path / "raw.parquet", clip), tmp_path / "out")
+    assert clips_of(tmp_path / "out") == []
+    (row,) = errors_of(tmp_path / "out")
+    assert row["clip_id"] == clip.clip_id and "frames from 2.00 to 7.00 s" in row["problems"][0]
+
+
+def test_poses_of_slow_sources_stay_valid(tmp_path: Path) -> None:
+    """A pose a frame of 10 fps before the clip is within the rules there, and remains so."""
+    write_mp4(tmp_path / "slow.mp4", numbered(80), 10, preset="ultrafast")
+    clip = replace(moving_clip(4.0, fps=10), video_uri=str(tmp_path / "slow.mp4"))
+    clip = replace(clip, pose_time_s=clip.pose_time_s - 0.12)
+    prepared(raw_manifest(tmp_path / "raw.parquet", clip), tmp_path / "out")
+    (found,) = clips_of(tmp_path / "out")
+    np.testing.assert_allclose(found.pose_time_s, clip.pose_time_s, atol=1e-6)
+
+
+def test_rows_that_changed_are_prepared_again(video: Path, tmp_path: Path) -> None:
+    clip = replace(moving_clip(2.0), video_uri=str(video))
+    source = raw_manifest(tmp_path / "raw.parquet", clip, replace(clip, clip_id="same", video_uri="other.mp4"))
+    before = Preparation(source, str(tmp_path / "out"), QUICK).pieces()
+    assert Preparation(source, str(tmp_path / "out"), QUICK).pieces() == before
+    raw_manifest(
+        tmp_path / "raw.parquet",
+        replace(clip, instructions=("stop",)),
+        replace(clip, clip_id="same", video_uri="other.mp4"),
+    )
+    after = Preparation(source, str(tmp_path / "out"), QUICK).pieces()
+    assert [a.name == b.name for a, b in zip(before, after, strict=True)] == [False, True]
+
+
+# --- as it is watched ------------------------------------------------------------------------------------------------
+
+
+def test_a_log_gets_a_line_every_twentieth(capsys: pytest.CaptureFixture[str]) -> None:
+    pieces = [Piece(str(i), f"{i}.mp4", 1.0) for i in range(200)]
+    facts = {"weight": 1.0, "clips": 2, "rejected": 0, "seconds": 5.0, "bytes": 10, "error": ""}
+    results = [facts | {"video": piece.video} for piece in pieces]
+    results[150] |= {"error": "no room", "clips": 0}
+    meter = Meter(pieces)
+    follow(results, meter)
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert len(lines) == 20
+    assert lines[0].startswith("  5% | 10/200, 20 clips, 0 set aside | ") and " x real time | ETA 0:00" in lines[0]
+    assert lines[-1].startswith("100% | 200/200, 398 clips")
+    assert err == "failed: 150.mp4: no room\n" and meter.failed == ["no room"]
+    assert [clock(s) for s in (0.4, 61, 3599.6, 36_000)] == ["0:00", "1:01", "1:00:00", "10:00:00"]
