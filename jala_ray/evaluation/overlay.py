@@ -103,7 +103,7 @@ def draw_boundaries(clip: Clip, hands: dict[Hand, ManoHand], height: int, bounda
     else:
         shape = camera.width, camera.height
     width = round(height * shape[0] / shape[1])
-    pixels = clip_frames(clip, list(range(len(times))), size=(height, width))
+    pixels = clip_frames(clip, {"all": ((height, width), range(len(times)))})["all"]
     frames = []
     for i, (time_s, array) in enumerate(zip(times, pixels, strict=True)):
         image = Image.fromarray(np.ascontiguousarray(np.moveaxis(array, 0, -1)))

@@ -13,8 +13,8 @@ REPORT = "report.html"
 SMALL_FILES = (".json", ".jsonl")
 
 
-def publish_pretrain_report(folder: str, manifest: str, options: StorageOptions | None = None) -> str:
-    """Write `report.html` of a pretraining run; returns its address."""
+def publish_pretrain_report(folder: str, manifest: str | None, options: StorageOptions | None = None) -> str:
+    """Write `report.html` of a pretraining run, without sample frames where no manifest is given; returns its address."""
     if not storage.is_s3(folder):
         return str(write_pretrain_report(folder, manifest, Path(folder) / "assets" / "motion_tokenizer"))
     with tempfile.TemporaryDirectory() as scratch:
