@@ -25,8 +25,7 @@ import torch
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
-from jala_ray.data.assets import Assets
-from jala_ray.data.features import tokenizer_key
+from jala_ray.data.assets import Assets, tokenizer_key
 from jala_ray.parsing import load_json, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training.build import architecture, build_learner

@@ -38,7 +38,7 @@ class RunSegment:
     def __call__(self) -> Segment:
         done = history.newest(self.folder, self.options)
         first = history.step_of(done) if done is not None else 0
-        return Segment(self.builder, first, self.total_steps, self.builder.config.data.steps_per_block)
+        return Segment(self.builder, first, self.total_steps, self.builder.builder.config.data.steps_per_block)
 
 
 def launch(config: RunConfig) -> ray.train.Result:
@@ -52,7 +52,8 @@ def launch(config: RunConfig) -> ray.train.Result:
     ensure_ray(setup.storage_options(config))
     check_resources(config.cluster, ray.cluster_resources())
     assets = setup.prepare(config)
-    plans = setup.manifest_plans(config, assets)
+    plans = setup.plans(config, assets)
+    setup.claim_plan(config, plans)
     folder, options = setup.run_folder(config), setup.storage_options(config)
     segment = RunSegment(plans.train, folder, plans.total_steps, options)
     payload = {
@@ -158,7 +159,7 @@ def train_worker(payload: dict[str, Any]) -> None:
 
     def held_out(builder: StepBuilder) -> Iterator[StepShare]:
         # Few rows, read once: a rank reads its own faster than Ray Data would start.
-        return (builder.build(step, rank, world) for step in range(builder.plan.steps_per_epoch))
+        return builder.stream(range(builder.plan.steps_per_epoch), rank, world)
 
     train(
         Run(

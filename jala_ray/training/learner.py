@@ -45,7 +45,7 @@ class Learner(nn.Module):
         if not self.objective.needs_features:
             return None
         if "first_features" in batch:
-            first, pairs, unmoved = (batch[f"{name}_features"][:, None] for name in ("first", "pair", "still"))
+            first, pairs, unmoved = (batch[f"{name}_features"][:, None].float() for name in ("first", "pair", "still"))
             return Features(first, pairs, unmoved if still else None)
         pairs = batch["pairs"]
         stills = pairs[:, :1].expand(-1, 2)
@@ -56,7 +56,8 @@ class Learner(nn.Module):
                 return self.encoder(frames[index])[:, None]
 
             return Features(encode(batch["first"]), encode(pairs), encode(stills) if still else None)
-        rows = batch["frame_features"] if "frame_features" in batch else self.encoder(batch["frames"])
+        # A cache may hold halves, which modules in float32 refuse.
+        rows = batch["frame_features"].float() if "frame_features" in batch else self.encoder(batch["frames"])
         return Features(rows[batch["first"]], rows[pairs], rows[stills] if still else None)
 
     def run(self, batch: dict[str, Tensor], still: bool = False) -> tuple[Features | None, Out, Losses]:

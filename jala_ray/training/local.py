@@ -1,8 +1,8 @@
 """The same loop without Ray, in one process: `python -m jala_ray.training.local PRESET --dotted.key value`.
 
-PRESET is a preset's name or a `config.json`; dotted keys take tyro. From a features file (`data.features`, made by
-jobs/export_features.py) the run imports only torch, transformers, einops, safetensors and numpy; over a manifest, a torch
-DataLoader decodes videos, which takes PyAV and pyarrow.
+PRESET is a preset's name or a `config.json`; dotted keys take tyro. A torch DataLoader reads the rows. Over a manifest that takes PyAV
+and pyarrow; from a cache that holds everything (`data.cache`, made by `jobs/cache.py --store all`) the run imports only torch,
+transformers, einops, safetensors and numpy.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ class Shares(IterableDataset[StepShare]):
     def __iter__(self) -> Iterator[StepShare]:
         info = get_worker_info()
         start, stride = (info.id, info.num_workers) if info is not None else (0, 1)
-        for step in range(self.first + start, self.last, stride):
-            yield self.builder.build(step, rank=0, world=1)
+        yield from self.builder.stream(range(self.first + start, self.last, stride), rank=0, world=1)
 
 
 def loader(builder: StepBuilder, first: int, last: int, workers: int) -> Iterator[StepShare]:
@@ -60,8 +59,8 @@ def run_local(config: RunConfig, device: torch.device | None = None) -> dict[str
     address = setup.prepare(config)
     options, folder = setup.storage_options(config), setup.run_folder(config)
     assets = Assets.open(address, options)
-    plans = setup.feature_plans(config, assets) if config.data.features else setup.manifest_plans(config, address)
-    workers = 0 if config.data.features else config.data.workers
+    plans, workers = setup.plans(config, address), config.data.workers
+    setup.claim_plan(config, plans)
 
     def held_out(builder: StepBuilder) -> Iterator[StepShare]:
         return loader(builder, 0, builder.plan.steps_per_epoch, workers)

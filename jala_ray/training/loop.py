@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.assets import Assets
 from jala_ray.data.collate import Batch
+from jala_ray.data.plan import rows_digest
 from jala_ray.data.steps import StepShare
 from jala_ray.training import checkpoint, history
 from jala_ray.training.checkpoint import Position
@@ -70,13 +72,18 @@ class Meters:
     wait_s: float = 0.0
     errors: list[dict[str, Any]] = field(default_factory=list)
     rows: int = 0
+    digest: int = 0
+    """`plan.rows_digest` of the rows met, read or quarantined."""
     steps: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    def count(self, share: StepShare) -> None:
+    def count(self, share: StepShare, epoch: int) -> None:
         self.errors += share.errors
         self.rows += share.rows
         self.steps += 1
+        met = torch.cat([batch["plan_row"][batch["plan_row"] >= 0] for batch in share.micro]).tolist()
+        met += [error["plan_row"] for error in share.errors]
+        self.digest += rows_digest(epoch, np.array(met, np.int64))
 
     def add(self, sums: dict[str, Tensor]) -> None:
         for name, value in sums.items():
@@ -131,7 +138,7 @@ def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: 
         meters.wait_s += time.perf_counter() - waited
         if step == start.step:
             learner.check_columns(share.micro[0])
-        meters.count(share)
+        meters.count(share, step // run.steps_per_epoch)
 
         # The step's loss is the sum over real sequences divided by their number over all ranks and micro-batches.
         micro = [to_device(batch, run.device) for batch in share.micro]
@@ -249,8 +256,15 @@ def gather_metrics(
     row |= {"data_wait": wait / busy, "step_s": seconds / meters.steps}
     row |= {f"{n}_per_s": sums[n] / seconds for n in ("samples", "chunks", "tokens")}
     row["padding"] = 1.0 - sums["tokens"] / sums["slots"]
+    digest = reduce_sum(torch.tensor(_wrapped(meters.digest), device=run.device), run.world)
+    row["rows_digest"] = f"{int(digest) % 2**64:016x}"
     row |= {"rows": int(rows), "quarantined": sum("split" not in e for e in errors), "time_s": time.time()}
     return row, errors
+
+
+def _wrapped(value: int) -> int:
+    """`value` modulo 2**64, signed, as a tensor holds it."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def term_means(sums: dict[str, float], prefix: str = "") -> dict[str, Any]:

@@ -15,8 +15,9 @@ import numpy as np
 from jala_ray import storage
 from jala_ray.checks import check
 from jala_ray.config import DataConfig, RunConfig, TokenizerRunConfig
+from jala_ray.data.places import Catalogue
 from jala_ray.data.plan import Plan
-from jala_ray.data.steps import StepBuilder
+from jala_ray.data.steps import ShareBuilder, StepBuilder
 from jala_ray.parsing import diff, from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.types import DOMAINS, ConfigError, Domain, Split
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from jala_ray.data.assets import Assets
     from jala_ray.data.source import Source
 
-Rows = Callable[[Split, Domain | None, DataConfig], np.ndarray]
+Rows = Callable[[Split, Domain | None, DataConfig], Catalogue]
 
 VAL_SEED = 1_000_003
 """Added to the run's seed for held-out draws, which are the same at every validation."""
@@ -69,7 +70,7 @@ def absolute(config: AnyRun) -> AnyRun:
     config = replace(config, storage=replace(config.storage, root=_absolute(root)))
     if isinstance(config, TokenizerRunConfig):
         return replace(config, manifests=tuple(map(_absolute, config.manifests)))
-    data = replace(config.data, manifest=_absolute(config.data.manifest), features=_absolute(config.data.features))
+    data = replace(config.data, manifest=_absolute(config.data.manifest), cache=_absolute(config.data.cache))
     init = None if config.init is None else _absolute(config.init)
     return replace(config, data=data, init=init, motion_tokenizer=_absolute(config.motion_tokenizer))
 
@@ -136,43 +137,88 @@ class Plans:
     total_steps: int
 
 
-def feature_plans(config: RunConfig, assets: Assets) -> Plans:
-    """Plans over `config.data.features`; held-out rows as in `manifest_plans`."""
-    from jala_ray.data.features import FeatureSource
-    from jala_ray.models.encoders import encoder_key
+def claim_plan(config: RunConfig, plans: Plans) -> None:
+    """Write down what the run's epochs consist of, or compare with what they did when it began.
 
-    source = FeatureSource(config.data.features, assets, encoder_key(config.model.encoder))
+    Raises `ConfigError` where the manifest has changed: the rest of an epoch would hold other rows, and the run's exactness would be lost.
+    """
+    options, plan = storage_options(config), plans.train.plan
+    written = storage.join(run_folder(config), "plan.json")
+    now = {"rows": plan.steps.rows, "manifest_rows": len(plan.catalogue), "digest": plan.catalogue.digest()}
+    if storage.exists(written, options):
+        was = json.loads(storage.read_bytes(written, options))
+        if was != now:
+            remedy = "The manifest has changed since the run began. Bring it back, or start under another --name."
+            raise ConfigError("data.manifest", now, f"the rows that the run began with, {was}", remedy)
+    else:
+        storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
 
-    def rows(split: Split, domain: Domain | None, data: DataConfig) -> np.ndarray:
-        return source.rows(split, domain, data)
 
-    return _plans(config, rows, lambda: (source, assets))
+def plans(config: RunConfig, assets: str) -> Plans:
+    """Plans over `config.data.cache` where there is one, else over the manifest; `assets` is their address."""
+    return cache_plans(config, assets) if config.data.cache else manifest_plans(config, assets)
 
 
 def _plans(config: RunConfig, rows: Rows, opener: Callable[[], tuple[Source, Assets]]) -> Plans:
     batch, seed = config.train.batch, config.seed
-    train = StepBuilder(config, Plan(rows("train", None, config.data), batch, seed), opener, seed)
+    plan = Plan(rows("train", None, config.data), batch, seed, config.data)
+    train = StepBuilder(ShareBuilder(config, opener, seed), plan)
     held_out = {}
     for domain in DOMAINS:
         found = rows("val", domain, replace(config.data, labels="all"))
         if len(found):
             # A fixed random part of the held-out rows, in a fixed order.
-            chosen = Plan(found, batch, VAL_SEED).order(0)[: config.train.val_samples]
-            plan = Plan(chosen, batch, VAL_SEED, shuffle=False)
-            held_out[domain] = StepBuilder(config, plan, opener, seed + VAL_SEED)
+            alone = DataConfig(window=1)
+            chosen = Plan(found, batch, VAL_SEED, alone).order(0)[: config.train.val_samples]
+            plan = Plan(found.take(np.sort(chosen)), batch, VAL_SEED, alone, shuffle=False)
+            held_out[domain] = StepBuilder(ShareBuilder(config, opener, seed + VAL_SEED), plan)
     epochs = config.train.epochs * train.plan.steps_per_epoch
     return Plans(train, held_out, config.train.steps if config.train.steps is not None else epochs)
 
 
 def manifest_plans(config: RunConfig, assets: str) -> Plans:
     """Plans over `config.data.manifest`."""
+    from jala_ray.data.catalogue import catalogue
     from jala_ray.data.manifest import Manifest
-    from jala_ray.data.plan import eligible
     from jala_ray.data.steps import OpenManifest
 
-    index = Manifest(config.data.manifest).index
+    manifest = Manifest(config.data.manifest)
 
-    def rows(split: Split, domain: Domain | None, data: DataConfig) -> np.ndarray:
-        return eligible(index, data, split, domain)
+    def rows(split: Split, domain: Domain | None, data: DataConfig) -> Catalogue:
+        return catalogue(manifest, data, split, domain)
 
-    return _plans(config, rows, OpenManifest(config.data.manifest, assets, storage_options(config)))
+    return _plans(config, rows, OpenManifest(manifest.base, assets, storage_options(config)))
+
+
+def cache_plans(config: RunConfig, assets: str) -> Plans:
+    """Plans over `config.data.cache`: those of its manifest, without the rows that it lacks.
+
+    Raises `ManifestError` where the cache was made with another tokenizer, encoder, preprocessing or manifest.
+    """
+    from jala_ray.data.assets import Assets, tokenizer_key
+    from jala_ray.data.cache import Cache, CacheIndex
+    from jala_ray.data.cache_source import OpenCache
+    from jala_ray.models.encoders import encoder_key
+
+    options, features = storage_options(config), config.objective.layout.frames
+    cache = Cache.open(config.data.cache, options)
+    base, manifest = cache.base, None
+    if config.data.manifest:
+        from jala_ray.data.cache_making import manifest_key
+        from jala_ray.data.manifest import Manifest
+
+        stored = Manifest(config.data.manifest)
+        base, manifest = stored.base, manifest_key(stored)
+    own = Assets.open(assets, options)
+    cache.refuse_stale(
+        tokenizer=tokenizer_key(own),
+        encoder=encoder_key(config.model.encoder) if features else None,
+        image_size=own.spec.image_size,
+        manifest=manifest,
+    )
+    index = CacheIndex.read(cache, options)
+
+    def rows(split: Split, domain: Domain | None, data: DataConfig) -> Catalogue:
+        return index.catalogue(cache, data, split, domain)
+
+    return _plans(config, rows, OpenCache(cache, base, assets, options, features))

@@ -1,4 +1,4 @@
-"""The path without Ray: a features file, and what it may import."""
+"""The path without Ray: over a cache, and what it may import."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from jala_ray.data.features import FeatureSource, export_features
-from jala_ray.data.manifest import Manifest
-from jala_ray.data.source import ManifestSource
-from jala_ray.models.encoders import FrameEncoder
-from jala_ray.parsing import to_dict
+from jala_ray.config import RunConfig
+from jala_ray.parsing import override, to_dict
 from jala_ray.presets import PRESETS
 from jala_ray.training import setup
-from jala_ray.training.build import build_assets
 from jala_ray.training.local import run_local
 from jala_ray.types import ManifestError
+from jobs.cache import main as make_cache
 from tests.end_to_end.conftest import World
 from tests.end_to_end.test_ray import rows, settings
 
@@ -39,51 +36,47 @@ FORBIDDEN = (
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def export(world: World, tmp_path: Path, preset: str) -> str:
-    config = settings(world, tmp_path, "x")
-    config = small_like(preset, config)
-    assets = build_assets(config, tmp_path)
-    manifest = Manifest(world.manifest)
-    index = manifest.index.select(["split", "domain"]).to_pylist()
-    chosen = [(i, r["split"], r["domain"]) for i, r in enumerate(index)]
-    encoder = FrameEncoder.build(config.model.encoder)
-    path = str(tmp_path / f"{preset}.safetensors")
-    assert export_features(ManifestSource(manifest, assets), chosen, assets, encoder, path) == []
+def cached(config: RunConfig, folder: Path, store: str) -> str:
+    """A cache of the configuration's manifest, by the job."""
+    settings, path = folder / f"{store}.json", str(folder / store)
+    settings.write_text(json.dumps(to_dict(config)))
+    make_cache([str(settings), path, "--local", "--store", store, "--dtype", "float32", "--part-rows", "5"])
     return path
 
 
-def small_like(preset: str, config):
-    from dataclasses import replace
-
-    encoder = replace(config.model.encoder, kind=PRESETS[preset].model.encoder.kind)
-    return replace(config, model=replace(config.model, encoder=encoder))
+def like(preset: str, config: RunConfig) -> RunConfig:
+    return override(config, {"model.encoder.kind": PRESETS[preset].model.encoder.kind})
 
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny_vjepa"])
-def test_features_train_as_videos_do(world: World, tmp_path: Path, preset: str) -> None:
-    """Same draws, same codes, same features: the run over a features file has the losses of the run over videos."""
-    path = export(world, tmp_path, preset)
-    videos = small_like(preset, settings(world, tmp_path, "videos", train__steps=3))
-    stored = small_like(preset, settings(world, tmp_path, "stored", train__steps=3, data__features=path))
+def test_a_cache_trains_as_videos_do(world: World, tmp_path: Path, preset: str) -> None:
+    """Same plans, same draws, same codes, same features: runs over caches have the losses of the run over videos."""
+    videos = like(preset, settings(world, tmp_path, "videos", train__steps=3, train__validate_every=3))
     run_local(videos)
-    run_local(stored)
-    for a, b in zip(rows(videos), rows(stored), strict=True):
-        for key in ("loss", "loss_mcp", "loss_align", "samples"):
-            if a[key] is not None:
-                assert b[key] == pytest.approx(a[key], abs=1e-4), (a["step"], key)
+    for store in ("codes", "features", "all"):
+        manifest = "" if store == "features" else world.manifest
+        path = cached(videos, tmp_path, store)
+        over = override(videos, {"name": f"over_{store}", "data.cache": path, "data.manifest": manifest})
+        run_local(over)
+        for a, b in zip(rows(videos), rows(over), strict=True):
+            for key in ("loss", "loss_mcp", "loss_align", "samples", "rows_digest", "val/lab/loss_mcp"):
+                if a.get(key) is not None:
+                    same = a[key] if isinstance(a[key], str) else pytest.approx(a[key], abs=1e-4)
+                    assert b[key] == same, (store, a["step"], key)
 
 
-def test_stale_features_are_refused(world: World, tmp_path: Path) -> None:
-    path = export(world, tmp_path, "tiny")
-    config = settings(world, tmp_path, "x")
-    with pytest.raises(ManifestError, match="stale"):
-        FeatureSource(path, build_assets(config, tmp_path), "another encoder")
+def test_a_stale_cache_is_refused(world: World, tmp_path: Path) -> None:
+    config = settings(world, tmp_path, "made")
+    path = cached(config, tmp_path, "features")
+    other = override(like("tiny_vjepa", config), {"name": "stale", "data.cache": path})
+    with pytest.raises(ManifestError, match=r"encoder: got 'dinov3-.*, expected 'vjepa2-.*jobs/cache.py"):
+        run_local(other)
 
 
 def test_imports_of_the_local_path(world: World, tmp_path: Path) -> None:
-    """With everything else hidden, `python -m jala_ray.training.local config.json` trains from a features file."""
-    path = export(world, tmp_path, "tiny")
-    config = settings(world, tmp_path, "bare", train__steps=2, data__features=path, data__manifest="")
+    """With everything else hidden, `python -m jala_ray.training.local config.json` trains from a cache that holds all."""
+    config = settings(world, tmp_path, "bare", train__steps=2)
+    config = override(config, {"data.cache": cached(config, tmp_path, "all"), "data.manifest": ""})
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     program = f"""
 import sys

@@ -14,7 +14,8 @@ from jala_ray.data.draw import Draw
 from jala_ray.data.instructions import render
 from jala_ray.data.layout import SampleText, build_sequence
 from jala_ray.data.manifest import Manifest
-from jala_ray.data.source import Example, ManifestSource
+from jala_ray.data.plan import PlanRow
+from jala_ray.data.source import Example, Look, ManifestSource, Visuals
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.hands.features import features_to_pose
 from jala_ray.hands.mano import load_pair
@@ -29,7 +30,7 @@ from tests.end_to_end.conftest import train_quickly
 pytestmark = pytest.mark.slow
 
 
-def predict(loaded: checkpoint.Loaded, source: ManifestSource, row: int, hand: int, time: int) -> np.ndarray:
+def predict(loaded: checkpoint.Loaded, source: ManifestSource, row: PlanRow, hand: int, time: int) -> np.ndarray:
     """Codes (K,) of one chunk, fully masked, with the earlier ones intact: one forward pass, most likely code each."""
     (example,) = source.examples([row])
     assert isinstance(example, Example)
@@ -46,7 +47,8 @@ def predict(loaded: checkpoint.Loaded, source: ManifestSource, row: int, hand: i
         layout=layout,
         image_tokens=spec.image_tokens,
     )
-    pictures = source.visuals(row, [0], [])
+    (pictures,) = source.visuals([Look(example, [0], [])])
+    assert isinstance(pictures, Visuals)
     batch = collate([Laid(0, 1.0, sequence, pictures.image, [0], pictures.frames)], packing=False, max_tokens=4096)
     learner = loaded.learner
     with torch.no_grad():
@@ -99,13 +101,13 @@ def test_eight_clips_by_heart(tmp_path: Path) -> None:
 
     loaded = checkpoint.load(history.newest(setup.run_folder(config)))
     clips = Manifest(manifest)
-    source = ManifestSource(clips, loaded.assets)
+    source = ManifestSource(clips.base, loaded.assets)
     right, extra, two_handed = [], [], 0
     for row, clip in enumerate(clips):
         features, labelled = chunk_features(clip)
         two_handed += bool(labelled.any(axis=1).all())
         for hand, time in zip(*np.nonzero(labelled), strict=True):
-            codes = predict(loaded, source, row, int(hand), int(time))
+            codes = predict(loaded, source, PlanRow(0, row, row, clips.address(row)), int(hand), int(time))
             truth = loaded.assets.motion.encode(torch.from_numpy(features[hand, time][None]))
             right.append((codes == truth[0].numpy()).mean())
             decoded = loaded.assets.motion.decode(torch.from_numpy(codes)[None])

@@ -14,10 +14,12 @@ import ray
 from infra.local_head import NODE, free_ports
 from jala_ray.config import ClusterConfig, RunConfig
 from jala_ray.evaluation.publish import publish_pretrain_report
+from jala_ray.parsing import override, to_dict
 from jala_ray.training import checkpoint, history, setup
 from jala_ray.training.launch import check_resources, launch
 from jala_ray.training.local import run_local
 from jala_ray.types import ConfigError
+from jobs.cache import main as make_cache
 from tests.end_to_end.conftest import World
 from tests.support import small
 
@@ -28,7 +30,10 @@ pytestmark = pytest.mark.cluster
 def cluster() -> Iterator[None]:
     # With the dashboard: without it Train's cleaner cannot see a busy controller, and takes its workers away.
     (port,) = free_ports(1)
-    ray.init(num_cpus=2, dashboard_host=NODE, dashboard_port=port, include_dashboard=True, log_to_driver=False)
+    # The GPU is a number: what asks for one is scheduled, and finds no device.
+    ray.init(
+        num_cpus=2, num_gpus=1, dashboard_host=NODE, dashboard_port=port, include_dashboard=True, log_to_driver=False
+    )
     yield
     ray.shutdown()
 
@@ -100,6 +105,27 @@ def test_two_ray_workers_equal_one_process(world: World, cluster: None, tmp_path
     assert loaded.position.step == 6 and loaded.config == through_ray
     page = Path(publish_pretrain_report(setup.run_folder(through_ray), world.manifest))
     assert page.name == "report.html" and "data:image" in page.read_text()
+
+
+def test_a_run_over_a_cache_equals_one_over_videos(world: World, cluster: None, tmp_path: Path) -> None:
+    """Ray Data makes the cache, and two Ray workers train from it: the losses are those of one process over the videos."""
+    videos = settings(world, tmp_path, "videos", train__steps=4, train__validate_every=4)
+    (tmp_path / "videos.json").write_text(json.dumps(to_dict(videos)))
+    path = str(tmp_path / "cache")
+    job = [str(tmp_path / "videos.json"), path, "--dtype", "float32", "--part-rows", "7"]
+    make_cache(job)
+    content = {p: p.read_bytes() for p in Path(path).rglob("*") if p.is_file()}
+    shutil.rmtree(Path(path, "parts/00001"))
+    make_cache([*job, "--gpus-per-task", "0.5"])  # by actors, and only what is missing
+    assert {p: p.read_bytes() for p in Path(path).rglob("*") if p.is_file()} == content
+    over = {"name": "over_cache", "data.cache": path, "cluster.workers": 2, "cluster.cpus_per_worker": 0.5}
+    stored = override(videos, over)
+    launch(stored)
+    run_local(videos)
+    for a, b in zip(rows(videos), rows(stored), strict=True):
+        for key in ("loss", "loss_mcp", "loss_align", "samples", "val/wild/loss_align", "val/lab/loss_mcp"):
+            if a.get(key) is not None:
+                assert b[key] == pytest.approx(a[key], abs=2e-4), (a["step"], key)
 
 
 def test_five_percent_corrupt_clips(world: World, cluster: None, tmp_path: Path) -> None:

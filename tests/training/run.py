@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from jala_ray.config import RunConfig
+from jala_ray.data.places import by_number
 from jala_ray.data.plan import Plan
-from jala_ray.data.steps import StepBuilder
+from jala_ray.data.steps import ShareBuilder, StepBuilder
 from jala_ray.training import history, setup
 from jala_ray.training.ddp import distributed
 from jala_ray.training.loop import Run, train
@@ -53,8 +54,8 @@ def make_run(
     source = MemorySource(kinds, assets, bad)
 
     def builder(indices: np.ndarray, keep_order: bool) -> StepBuilder:
-        plan = Plan(indices, config.train.batch, config.seed, shuffle=not keep_order)
-        return StepBuilder(config, plan, OpenMemory(source), config.seed)
+        plan = Plan(by_number(indices), config.train.batch, config.seed, shuffle=not keep_order)
+        return StepBuilder(ShareBuilder(config, OpenMemory(source), config.seed), plan)
 
     training = builder(np.arange(rows), not shuffle)
 
