@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -30,3 +33,25 @@ def _seeded() -> None:
     """Each test draws the same numbers whatever ran before it."""
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def _object_store() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_endpoint(_object_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of an S3 server that holds nothing. Keys to it are in the environment, the address is not."""
+    request = urllib.request.Request(f"{_object_store}/moto-api/reset", method="POST")
+    urllib.request.urlopen(request).close()  # all servers of a process share what they hold
+    for name in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION"):
+        monkeypatch.setenv(name, "")  # restored afterwards: a job sets them for its process
+        monkeypatch.delenv(name)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    return _object_store

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,9 +11,10 @@ import torch
 from jala_ray.config import LanguageSizes, RunConfig, VisionSizes
 from jala_ray.data.assets import Assets, SequenceSpec
 from jala_ray.data.collate import Batch, Laid, collate
+from jala_ray.data.places import by_number
 from jala_ray.data.plan import Plan, PlanRow
-from jala_ray.data.source import BadRow, Example, Visuals
-from jala_ray.data.steps import StepBuilder
+from jala_ray.data.source import BadRow, Example, Look, Visuals
+from jala_ray.data.steps import ShareBuilder, StepBuilder
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
 from jala_ray.parsing import override
@@ -95,8 +96,11 @@ class MemorySource:
     assets: Assets
     bad: frozenset[int] = field(default_factory=frozenset)
 
-    def examples(self, rows: Sequence[int]) -> list[Example | BadRow]:
-        return [self._example(row) for row in rows]
+    def expect(self, rows: Iterable[PlanRow]) -> None:
+        """Everything is in memory."""
+
+    def examples(self, rows: Sequence[PlanRow]) -> list[Example | BadRow]:
+        return [self._example(row.index) for row in rows]
 
     def _example(self, row: int) -> Example | BadRow:
         if row in self.bad:
@@ -109,10 +113,13 @@ class MemorySource:
         within = rng.integers(0, motion.codes, (2, n, motion.K))
         codes = within + motion.token_slots.numpy() * motion.codes
         codes[~labelled] = 0
-        words = (("move the cup", "push the cup"), "the hand moves the cup", float(n))
+        words = (("move the cup", "push the cup"), "the hand moves the cup", float(n), row)
         return Example(f"clip{row}", kind.task, kind.states, labelled, codes, *words)
 
-    def visuals(self, row: int, boundaries: Sequence[int], pairs: Sequence[int]) -> Visuals:
+    def visuals(self, looks: Sequence[Look]) -> Iterator[Visuals | UserError]:
+        return (self._visuals(look.example.row, look.boundaries) for look in looks)
+
+    def _visuals(self, row: int, boundaries: Sequence[int]) -> Visuals:
         rng, spec = np.random.default_rng(1000 + row), self.assets.spec
         image = rng.integers(0, 256, (3, spec.image_size, spec.image_size), np.uint8)
         frames = rng.integers(
@@ -137,15 +144,14 @@ class OpenMemory:
 
 
 def make_builder(config: RunConfig, source: MemorySource, n_rows: int) -> StepBuilder:
-    return StepBuilder(
-        config, Plan(np.arange(n_rows), config.train.batch, config.seed), OpenMemory(source), config.seed
-    )
+    plan = Plan(by_number(np.arange(n_rows)), config.train.batch, config.seed)
+    return StepBuilder(ShareBuilder(config, OpenMemory(source), config.seed), plan)
 
 
 def lay_out(config: RunConfig, assets: Assets, kinds: Sequence[Kind] = MIXED, epoch: int = 0) -> list[Laid]:
     """The samples of `kinds`, laid out with their own draws."""
     builder = make_builder(config, MemorySource(kinds, assets), len(kinds))
-    laid, errors = builder.lay_out([PlanRow(epoch, i, i) for i in range(len(kinds))], 0)
+    laid, errors = builder.builder.lay_out([PlanRow(epoch, i, i) for i in range(len(kinds))], 0)
     assert not errors
     return laid
 

@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 
 from jala_ray.data.adapters import ADAPTERS
+from jala_ray.data.adapters.video_folder import VideoFolder
 from jala_ray.data.manifest import Manifest, validate
+from jala_ray.data.prepare import PrepareConfig
 from jala_ray.parsing import flatten
 from jala_ray.presets import PRESETS, TOKENIZER_PRESETS
+from jobs.cache import parser as cache_parser
+from jobs.prepare import PrepareJob
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "infra/README.md", *(ROOT / "docs").rglob("*.md")])
@@ -82,10 +86,14 @@ def test_flags_are_known(document: Path) -> None:
         given = flags(rest) - {"help"}
         if name == "jobs/train_tokenizer.py":
             known = set(flatten(TOKENIZER_PRESETS[rest[0]]))
-        elif name in ("jobs/pretrain.py", "jobs/export_features.py", "jala_ray.training.local"):
+        elif name in ("jobs/pretrain.py", "jala_ray.training.local"):
             known = set(flatten(PRESETS[rest[0]]))
+        elif name == "jobs/cache.py":
+            known = set(flatten(PRESETS[rest[0]])) | set(vars(cache_parser().parse_args(["preset", "out"])))
         elif name == "jala_ray.data" and rest[0] == "convert":
-            known = fields(ADAPTERS[rest[1]]) | {"on_error"}
+            known = fields(ADAPTERS[rest[1]]) | {"on_error", "packets"}
+        elif name == "jobs/prepare.py":
+            known = fields(PrepareJob) | fields(PrepareConfig) | fields(VideoFolder)
         else:
             known = set()
         assert given <= known, f"{' '.join(words)}: unknown {sorted(given - known)}"

@@ -13,7 +13,6 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from jala_ray import storage
 from jala_ray.storage import folders, stores
@@ -23,28 +22,12 @@ from jala_ray.types import StorageError
 BUCKET = "clips"
 
 
-@pytest.fixture(scope="module")
-def endpoint():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def s3(endpoint, monkeypatch):
+def s3(s3_endpoint, monkeypatch):
     """An S3 folder that nothing else uses; the endpoint comes from the environment."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    client.create_bucket(Bucket=BUCKET)
-    uri = f"s3://{BUCKET}/run-{time.monotonic_ns()}"
-    yield uri
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
-        for item in page.get("Contents", ()):
-            client.delete_object(Bucket=BUCKET, Key=item["Key"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket=BUCKET)
+    return f"s3://{BUCKET}/run"
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -265,10 +248,10 @@ def test_probe(root):
     assert storage.list_files(root) == {}
 
 
-def test_probe_names_a_missing_bucket(s3, endpoint):
+def test_probe_names_a_missing_bucket(s3, s3_endpoint):
     with pytest.raises(StorageError) as caught:
         storage.probe("s3://nowhere/run")
-    for part in ("nowhere", endpoint, "upload", "NoSuchBucket", "Create the bucket"):
+    for part in ("nowhere", s3_endpoint, "upload", "NoSuchBucket", "Create the bucket"):
         assert part in str(caught.value)
 
 
@@ -299,7 +282,7 @@ def test_silent_endpoint_fails_in_seconds(monkeypatch):
         assert time.monotonic() - begun < 8
 
 
-def test_no_credentials(endpoint, monkeypatch, tmp_path):
+def test_no_credentials(s3_endpoint, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -307,7 +290,7 @@ def test_no_credentials(endpoint, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     s3_store.s3_client.cache_clear()
     with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
-        storage.read_bytes(f"s3://{BUCKET}/x", storage.StorageOptions(endpoint_url=endpoint))
+        storage.read_bytes(f"s3://{BUCKET}/x", storage.StorageOptions(endpoint_url=s3_endpoint))
     s3_store.s3_client.cache_clear()
 
 
