@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,3 +30,8 @@ def report(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], 
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(json.dumps(dict(figures)))
+
+
+def peak_mb() -> float:
+    """Largest resident size of this process so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
