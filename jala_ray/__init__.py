@@ -1,0 +1,16 @@
+"""Pretrain vision-language-action models on human video: JALA on Ray Data, Ray Train and Ray Tune."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["Generator", "generate"]
+
+
+def __getattr__(name: str) -> Any:
+    """`generate` and `Generator`, loaded when they are asked for: importing the package loads nothing else."""
+    if name in __all__:
+        from jala_ray import generation
+
+        return getattr(generation, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from operator import attrgetter
 
-from jala_ray.config import JalaConfig, RunConfig
+from jala_ray.config import JalaConfig, LapaActionsConfig, LapaCodesConfig, RunConfig
 from jala_ray.types import ConfigError
 
 AT_LEAST: dict[str, float] = {
@@ -64,6 +64,8 @@ def check(config: RunConfig) -> None:
         raise ConfigError("objective.perceiver.width", perceiver.width, "a multiple of 4 and of perceiver.heads")
     if isinstance(config.objective, JalaConfig):
         check_jala(config.objective, config)
+    elif isinstance(config.objective, LapaActionsConfig | LapaCodesConfig):
+        check_lapa(config.objective, config)
 
 
 def check_jala(objective: JalaConfig, config: RunConfig) -> None:
@@ -72,6 +74,9 @@ def check_jala(objective: JalaConfig, config: RunConfig) -> None:
         raise ConfigError("objective.ema.alpha", objective.ema.alpha, "0 <= alpha < 1", remedy)
     if objective.align.weight < 0 or not math.isfinite(objective.align.weight):
         raise ConfigError("objective.align.weight", objective.align.weight, "a finite number >= 0")
+    if not objective.mcp and not (objective.lap and objective.align.weight):
+        remedy = "Without codes to predict, alignment is all there is: set objective.lap and objective.align.weight."
+        raise ConfigError("objective.mcp", objective.mcp, "True, or an alignment that trains", remedy)
     masking = objective.masking
     if not masking.ratios or not all(0 < r <= 1 for r in masking.ratios):
         raise ConfigError("objective.masking.ratios", masking.ratios, "ratios in (0, 1]")
@@ -79,6 +84,24 @@ def check_jala(objective: JalaConfig, config: RunConfig) -> None:
         raise ConfigError("objective.masking.after", masking.after, "a probability")
     if config.model.backbone.pretrained is None:
         check_layer(objective.align.layer, config.model.backbone.language.layers)
+
+
+def check_lapa(objective: LapaActionsConfig | LapaCodesConfig, config: RunConfig) -> None:
+    actions = objective.actions
+    for name, least in {"tokens": 1, "codes": 2, "width": 2, "commitment": 0, "decay": 0}.items():
+        value = getattr(actions, name)
+        if not math.isfinite(value) or value < least:
+            raise ConfigError(f"objective.actions.{name}", value, f"a number >= {least}")
+    if actions.width % 2:
+        raise ConfigError("objective.actions.width", actions.width, "an even number")
+    if actions.decay >= 1:
+        raise ConfigError("objective.actions.decay", actions.decay, "0 <= decay < 1", "At 1 no codebook would learn.")
+    if config.model.encoder.kind != "dinov3":
+        remedy = "The forward model needs features of each frame alone; vjepa2 gives those of pairs."
+        raise ConfigError("model.encoder.kind", config.model.encoder.kind, "dinov3", remedy)
+    if objective.inherits and config.init is None:
+        remedy = "Train lapa_actions first and pass --init with one of its checkpoints."
+        raise ConfigError("init", config.init, f"a checkpoint that holds {', '.join(objective.inherits)}", remedy)
 
 
 def check_layer(layer: int, n_layers: int) -> None:

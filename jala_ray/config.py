@@ -126,6 +126,8 @@ class LayoutSpec:
     pairs: bool
     """Boundary pairs of aligned chunks are decoded."""
     align_all_target: bool = False
+    labels: bool = True
+    """False: labelled chunks are laid out like untracked ones, as [MASK] without targets (LAPA sees no labels)."""
 
     @property
     def frames(self) -> bool:
@@ -133,16 +135,42 @@ class LayoutSpec:
         return self.pairs or self.state != "none"
 
 
+class ObjectiveTraits:
+    """What the rest may ask of any objective's configuration without knowing its name; a kind overrides what differs.
+
+    Beside these every kind has `layout` and `perceiver`.
+    """
+
+    @property
+    def generates(self) -> bool:
+        """A model trained this way predicts motion codes, so that motion can be generated from it."""
+        return True
+
+    @property
+    def trains_vla(self) -> bool:
+        """False: only the objective's own modules learn, and nobody takes over the checkpoint's `vla`."""
+        return True
+
+    @property
+    def inherits(self) -> tuple[str, ...]:
+        """Modules of the objective that must come from the checkpoint `init`, made by another objective."""
+        return ()
+
+
 @dataclass(frozen=True)
-class JalaConfig:
+class JalaConfig(ObjectiveTraits):
     """Masked chunk prediction with LSP, and joint alignment with LAP's latent actions (METHOD 4, 5)."""
 
     kind: Literal["jala"] = "jala"
+    mcp: bool = True
+    """False: alignment alone (`align_only`). Masks stay as they are, no code is predicted, the motion head is frozen."""
     lap: bool = True
     """False: no alignment at all (`no_align`)."""
     updates: Literal["decoupled", "gradient"] = "decoupled"
-    """Decoupled: eqs. 6, 7. Gradient: both perceivers learn by their own gradients, no EMA."""
-    state: Literal["mask", "prefix"] = "mask"
+    """Decoupled: eqs. 6, 7; without LSP, LAP's backbone stays at its start. Gradient: both perceivers learn by their own
+    gradients, no EMA."""
+    state: Literal["mask", "prefix", "none"] = "mask"
+    """Where LSP's latents enter; none: there is no LSP (`no_lsp`)."""
     align: AlignConfig = field(default_factory=AlignConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     perceiver: PerceiverConfig = field(default_factory=PerceiverConfig)
@@ -152,9 +180,13 @@ class JalaConfig:
     def layout(self) -> LayoutSpec:
         return LayoutSpec(True, self.masking, self.state, self.lap, self.align.positions == "target")
 
+    @property
+    def generates(self) -> bool:
+        return self.mcp
+
 
 @dataclass(frozen=True)
-class NextTokenConfig:
+class NextTokenConfig(ObjectiveTraits):
     """Being-H0: next-token prediction of motion tokens on labelled data, optionally with LSP features as a prefix."""
 
     kind: Literal["next_token"] = "next_token"
@@ -166,7 +198,67 @@ class NextTokenConfig:
         return LayoutSpec(False, None, self.state, False)
 
 
-ObjectiveConfig = JalaConfig | NextTokenConfig
+@dataclass(frozen=True)
+class LatentActionConfig:
+    """Discrete latent actions of a pair of frames; by default as many as LAPA's, 8^4 (METHOD 9)."""
+
+    tokens: int = 4
+    """Codes a pair; each has a codebook of its own."""
+    codes: int = 8
+    """Vectors a codebook."""
+    width: int = 32
+    """Of a code's vector."""
+    commitment: float = 0.25
+    """Weight of the commitment loss."""
+    decay: float = 0.99
+    """EMA decay of the codebooks, an optimizer step."""
+
+
+@dataclass(frozen=True)
+class LapaActionsConfig(ObjectiveTraits):
+    """LAPA-dagger, first stage: inverse and forward dynamics over frozen features, codes learned by reconstruction (METHOD 9)."""
+
+    kind: Literal["lapa_actions"] = "lapa_actions"
+    actions: LatentActionConfig = field(default_factory=LatentActionConfig)
+    perceiver: PerceiverConfig = field(default_factory=PerceiverConfig)
+    """Sizes of the inverse and of the forward model."""
+
+    @property
+    def layout(self) -> LayoutSpec:
+        return LayoutSpec(True, MaskingConfig(), "none", True, labels=False)
+
+    @property
+    def generates(self) -> bool:
+        return False
+
+    @property
+    def trains_vla(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class LapaCodesConfig(ObjectiveTraits):
+    """LAPA-dagger, second stage: the VLA predicts the codes that the first stage's model (`init`) gives to every chunk (METHOD 9)."""
+
+    kind: Literal["lapa_codes"] = "lapa_codes"
+    actions: LatentActionConfig = field(default_factory=LatentActionConfig)
+    perceiver: PerceiverConfig = field(default_factory=PerceiverConfig)
+    """As in the first stage."""
+
+    @property
+    def layout(self) -> LayoutSpec:
+        return LayoutSpec(True, MaskingConfig(), "none", True, labels=False)
+
+    @property
+    def generates(self) -> bool:
+        return False
+
+    @property
+    def inherits(self) -> tuple[str, ...]:
+        return ("actions",)
+
+
+ObjectiveConfig = JalaConfig | NextTokenConfig | LapaActionsConfig | LapaCodesConfig
 
 
 @dataclass(frozen=True)
@@ -274,7 +366,8 @@ class RunConfig:
     motion_tokenizer: str = ""
     """Folder or s3:// address of a trained motion tokenizer."""
     init: str | None = None
-    """Checkpoint whose weights the run starts from (not its optimizer or data position)."""
+    """Checkpoint whose weights the run starts from (not its optimizer or data position). Made with another objective, it gives its
+    VLA and what the new one inherits; the rest starts anew (`training/checkpoint.py`)."""
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -390,3 +483,23 @@ class TokenizerRunConfig:
         for name in ("max_chunks", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "an integer >= 1")
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How motion is decoded (METHOD 7)."""
+
+    passes: int = 20
+    """Forward passes a chunk of masked prediction; next-token prediction takes K whatever stands here."""
+    ensemble: int = 4
+    """E: decodes of each chunk whose motions are averaged; 1 is one greedy decode."""
+    temperature: float = 1.0
+    """Of the Gumbel noise that tells the decodes of an ensemble apart."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("passes", "ensemble"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"generation.{name}", getattr(self, name), "an integer >= 1")
+        if not self.temperature > 0:
+            raise ConfigError("generation.temperature", self.temperature, "a number > 0", "For greedy take ensemble 1.")

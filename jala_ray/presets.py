@@ -13,6 +13,8 @@ from jala_ray.config import (
     EncoderConfig,
     JalaConfig,
     LanguageSizes,
+    LapaActionsConfig,
+    LapaCodesConfig,
     ModelConfig,
     NextTokenConfig,
     OptimConfig,
@@ -92,6 +94,21 @@ def no_align(base: RunConfig) -> RunConfig:
     return override(base, {"objective.lap": False, "objective.updates": "gradient", "objective.align.weight": 0.0})
 
 
+def no_decoupling(base: RunConfig) -> RunConfig:
+    """Both perceivers learn by their own gradients, no EMA."""
+    return override(base, {"objective.updates": "gradient"})
+
+
+def no_lsp(base: RunConfig) -> RunConfig:
+    """Plain [MASK]; LAP's backbone stays at its start, its queries learn."""
+    return override(base, {"objective.state": "none"})
+
+
+def align_only(base: RunConfig) -> RunConfig:
+    """No masked chunk prediction: the same masks, aligned alone. Judged by probes, it can't generate."""
+    return override(base, {"objective.mcp": False})
+
+
 def labelled_only(base: RunConfig) -> RunConfig:
     """Lab and labelled wild clips, alignment on."""
     return override(base, {"data.labels": "labelled_only"})
@@ -108,12 +125,28 @@ def next_token_dino(base: RunConfig) -> RunConfig:
     return override(next_token(base), {"objective.state": "prefix"})
 
 
+def lapa_actions(base: RunConfig) -> RunConfig:
+    """LAPA-dagger, first stage: the latent-action model. It trains no VLA, so the smallest one stands in for it."""
+    model = replace(base.model, backbone=BackboneConfig(), text=TextConfig())
+    return replace(base, model=model, objective=LapaActionsConfig(perceiver=base.objective.perceiver))
+
+
+def lapa_codes(base: RunConfig) -> RunConfig:
+    """LAPA-dagger, second stage: the VLA predicts latent-action codes; `init` names the first. Real tokens come after it, by `init` too."""
+    return replace(base, objective=LapaCodesConfig(perceiver=base.objective.perceiver))
+
+
 VARIANTS: dict[str, Callable[[RunConfig], RunConfig]] = {
     "vjepa": vjepa,
     "no_align": no_align,
+    "no_decoupling": no_decoupling,
+    "no_lsp": no_lsp,
+    "align_only": align_only,
     "labelled_only": labelled_only,
     "next_token": next_token,
     "next_token_dino": next_token_dino,
+    "lapa_actions": lapa_actions,
+    "lapa_codes": lapa_codes,
 }
 
 DEMO = override(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jala_ray.checks import check
-from jala_ray.config import RunConfig, TokenizerRunConfig
+from jala_ray.config import BackboneConfig, RunConfig, TextConfig, TokenizerRunConfig
 from jala_ray.parsing import diff, from_dict, override, parse, to_dict
 from jala_ray.presets import BASE, PRESETS, TINY, TOKENIZER_PRESETS, configuration
 from jala_ray.types import ConfigError
@@ -28,12 +28,55 @@ def test_json_round_trip_of_tokenizers(name: str) -> None:
     [
         ("no_align", {"objective.lap", "objective.updates", "objective.align.weight"}),
         ("labelled_only", {"data.labels"}),
+        ("no_decoupling", {"objective.updates"}),
+        ("no_lsp", {"objective.state"}),
+        ("align_only", {"objective.mcp"}),
         ("vjepa", {"model.encoder.kind", "model.encoder.pretrained", "model.encoder.image_size"}),
     ],
 )
 def test_a_variant_is_its_diff(variant: str, keys: set[str]) -> None:
     assert diff(BASE, PRESETS[variant]).keys() == keys | {"name"}
     assert diff(TINY, PRESETS[f"tiny_{variant}"]).keys() <= keys | {"name"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "key", "values"),
+    [
+        ("no_decoupling", "objective.updates", ("decoupled", "gradient")),
+        ("no_lsp", "objective.state", ("mask", "none")),
+        ("align_only", "objective.mcp", (True, False)),
+    ],
+)
+def test_an_ablation_is_one_setting(variant: str, key: str, values: tuple[object, object]) -> None:
+    for base, name in ((BASE, variant), (TINY, f"tiny_{variant}")):
+        assert diff(base, PRESETS[name]) == {"name": (base.name, name), key: values}
+
+
+@pytest.mark.parametrize("variant", ["next_token", "next_token_dino", "lapa_actions", "lapa_codes"])
+def test_a_baseline_changes_its_objective_alone(variant: str) -> None:
+    """Same data but for next token's labels, same optimiser, same encoder; the model only where none is trained."""
+    allowed = {"next_token": {"data.labels"}, "next_token_dino": {"data.labels"}}.get(variant, set())
+    for base, name in ((BASE, variant), (TINY, f"tiny_{variant}")):
+        others = {key for key in diff(base, PRESETS[name]) if not key.startswith("objective.")} - {"name"}
+        assert {key for key in others if not key.startswith(("model.backbone.", "model.text."))} == allowed
+        assert PRESETS[name].objective.perceiver == base.objective.perceiver
+        model = PRESETS[name].model
+        if PRESETS[name].objective.trains_vla:
+            assert model == base.model
+        else:
+            assert (model.backbone, model.text, model.encoder) == (BackboneConfig(), TextConfig(), base.model.encoder)
+
+
+def test_which_presets_generate() -> None:
+    """The others are judged by probes, or by what is trained on top of them."""
+    silent = {name for name, config in PRESETS.items() if not config.objective.generates}
+    assert silent == {
+        f"{size}{name}" for size in ("", "tiny_") for name in ("align_only", "lapa_actions", "lapa_codes")
+    }
+    assert {name for name, config in PRESETS.items() if not config.objective.trains_vla} == {
+        "lapa_actions",
+        "tiny_lapa_actions",
+    }
 
 
 def test_the_paper_in_numbers() -> None:
@@ -115,8 +158,35 @@ def test_impossible_settings_are_refused(values: dict, message: str) -> None:
         check(override(READY, values))
 
 
-def test_a_good_configuration_passes() -> None:
-    check(READY)
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("tiny_align_only", {"objective.align.weight": 0.0}, r"objective\.mcp"),
+        ("tiny_align_only", {"objective.lap": False}, r"objective\.mcp"),
+        ("tiny_lapa_codes", {"init": None}, "lapa_actions"),
+        ("tiny_lapa_codes", {"model.encoder.kind": "vjepa2"}, "dinov3"),
+        ("tiny_lapa_actions", {"model.encoder.kind": "vjepa2"}, "dinov3"),
+        ("tiny_lapa_actions", {"objective.actions.codes": 1}, ">= 2"),
+        ("tiny_lapa_actions", {"objective.actions.tokens": 0}, ">= 1"),
+        ("tiny_lapa_actions", {"objective.actions.width": 7}, "even"),
+        ("tiny_lapa_actions", {"objective.actions.decay": 1.0}, "0 <= decay < 1"),
+        ("tiny_lapa_actions", {"objective.actions.commitment": -1.0}, ">= 0"),
+        ("tiny_lapa_actions", {"objective.perceiver.layers": 0}, ">= 1"),
+    ],
+)
+def test_impossible_variants_are_refused(name: str, values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(override(ready(name), values))
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("tiny")])
+def test_a_good_configuration_passes(name: str) -> None:
+    check(ready(name))
+
+
+def ready(name: str) -> RunConfig:
+    config = override(PRESETS[name], {"data.manifest": "m.parquet", "motion_tokenizer": "t"})
+    return override(config, {"init": "c"}) if config.objective.inherits else config
 
 
 def test_parse_keeps_the_objective() -> None:

@@ -18,6 +18,7 @@ from jala_ray.data.prepare import PrepareConfig
 from jala_ray.parsing import flatten
 from jala_ray.presets import PRESETS, TOKENIZER_PRESETS
 from jobs.cache import parser as cache_parser
+from jobs.evaluate import parser as evaluate_parser
 from jobs.prepare import PrepareJob
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +93,8 @@ def test_flags_are_known(document: Path) -> None:
             known = set(flatten(PRESETS[rest[0]])) | set(vars(cache_parser().parse_args(["preset", "out"])))
         elif name == "jala_ray.data" and rest[0] == "convert":
             known = fields(ADAPTERS[rest[1]]) | {"on_error", "packets"}
+        elif name == "jobs/evaluate.py":
+            known = set(vars(evaluate_parser().parse_args(["out", "checkpoint"])))
         elif name == "jobs/prepare.py":
             known = fields(PrepareJob) | fields(PrepareConfig) | fields(VideoFolder)
         else:

@@ -20,6 +20,8 @@ from jala_ray.storage import s3 as s3_store
 from jala_ray.types import StorageError
 
 BUCKET = "clips"
+PATIENCE_S = 40
+"""Far above the storage's own time-outs on a slow machine, far below those that its clients have by default."""
 
 
 @pytest.fixture
@@ -264,7 +266,7 @@ def test_unreachable_endpoint_fails_in_seconds(monkeypatch):
         begun = time.monotonic()
         with pytest.raises(StorageError, match=rf"{address}.*endpoint_url"):
             storage.probe(f"s3://{BUCKET}/x", storage.StorageOptions(endpoint_url=address))
-        assert time.monotonic() - begun < 8
+        assert time.monotonic() - begun < PATIENCE_S
 
 
 def test_silent_endpoint_fails_in_seconds(monkeypatch):
@@ -279,7 +281,7 @@ def test_silent_endpoint_fails_in_seconds(monkeypatch):
         begun = time.monotonic()
         with pytest.raises(StorageError, match="endpoint"):
             storage.probe(f"s3://{BUCKET}/x", options)
-        assert time.monotonic() - begun < 8
+        assert time.monotonic() - begun < PATIENCE_S
 
 
 def test_no_credentials(s3_endpoint, monkeypatch, tmp_path):

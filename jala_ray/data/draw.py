@@ -51,8 +51,9 @@ def draw(
     `labelled` (2, N) bool says which hand-chunks have motion codes. Hybrid masking (METHOD 4): the target is one labelled
     hand-chunk, uniformly; earlier chunks stay intact; in it each token is masked with a ratio drawn from `ratios`,
     at least one; each token of later chunks with probability `after`. Untracked chunks are masked throughout and
-    aligned throughout. Description masks and aligns nothing.
+    aligned throughout; so are all chunks of a layout without labels. Description aligns nothing, and masks nothing else.
     """
+    labelled = labelled & layout.labels
     n = labelled.shape[1]
     template, instruction = int(rng.integers(n_templates)), int(rng.integers(max(n_instructions, 1)))
     prompt = int(rng.integers(1, n)) if task == "continuation" and n >= 2 else 0

@@ -90,8 +90,9 @@ def build_sequence(
 
     `labelled` (2, N) bool; `codes` (2, N, K) motion ids in [0, vocab.motion), anything where not labelled. The user turn holds
     the text, then the image, then (continuation) the first m time steps or (description) all chunks; the assistant turn holds
-    the rest, or the answer.
+    the rest, or the answer. A layout without labels lays out every chunk as an untracked one.
     """
+    labelled = labelled & layout.labels
     build = _Builder()
     n = labelled.shape[1]
     pairs: list[int] = []

@@ -30,9 +30,7 @@ def state_embeddings(lsp: Perceiver, batch: dict[str, Tensor], features: Feature
 
 
 class Jala(Objective):
-    """Owns LSP and, unless `lap` is off (`no_align`), LAP. See METHOD 5 for who learns from what."""
-
-    needs_features = True
+    """Owns LSP, unless `state` is none (`no_lsp`), and LAP, unless `lap` is off (`no_align`). See METHOD 5 for who learns from what."""
 
     def __init__(self, config: JalaConfig, vla: VLA, feature_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -40,27 +38,35 @@ class Jala(Objective):
         self.config = config
         self.width = vla.backbone.hidden_size
         self.taps = (config.align.layer,) if config.lap else ()
-        self.columns = ("first", "pairs") if config.lap else ("first",)
+        start = Perceiver(config.perceiver, vla.vocab.chunk_tokens, feature_dim, grid, self.width)
+        self.lsp = start if config.state != "none" else None
+        self.lap = copy.deepcopy(start) if config.lap else None
+        self.needs_features = config.layout.frames
+        self.columns = (("first",) if self.lsp is not None else ()) + (("pairs",) if self.lap is not None else ())
         decoupled = config.updates == "decoupled" and config.lap
-        self.lsp = Perceiver(config.perceiver, vla.vocab.chunk_tokens, feature_dim, grid, self.width)
-        self.lap = copy.deepcopy(self.lsp) if config.lap else None
-        self.lsp.set_gradients(backbone=True, queries=not decoupled)
+        if self.lsp is not None:
+            self.lsp.set_gradients(backbone=True, queries=not decoupled)
         if self.lap is not None:
             self.lap.set_gradients(backbone=not decoupled, queries=True)
         self.decoupled = decoupled
+        if not config.mcp:  # a head that nothing trains must not decay either
+            vla.motion_head.requires_grad_(False)
 
-    def extra(self, batch: dict[str, Tensor], features: Features | None) -> Tensor:
+    def extra(self, batch: dict[str, Tensor], features: Features | None) -> Tensor | None:
+        if self.lsp is None:
+            return None
         assert features is not None
         return state_embeddings(self.lsp, batch, features, self.width)
 
     def loss(self, vla: VLA, batch: dict[str, Tensor], features: Features | None, out: Out) -> Losses:
         """`L = 1[labelled] L_MCP + lambda L_align + L_text` (eq. 4), as per-sample terms."""
-        assert features is not None
-        at = batch["scored"]
-        mcp, has_mcp, counts = code_loss(vla, batch, out.final[at], at)
-        text, has_text = text_loss(vla, batch, out)
-        losses = Losses({"mcp": mcp, "text": text}, {"mcp": has_mcp, "text": has_text}, counts)
+        losses = Losses({}, {})
+        if self.config.mcp:
+            at = batch["scored"]
+            losses.terms["mcp"], losses.has["mcp"], losses.counts = code_loss(vla, batch, out.final[at], at)
+        losses.terms["text"], losses.has["text"] = text_loss(vla, batch, out)
         if self.lap is not None:
+            assert features is not None
             at = batch["pair"] >= 0
             h = out.hidden[self.config.align.layer][at].float()
             z = gather_latents(self.lap(features.pairs), batch["pair"][at], batch, at).float()
@@ -70,11 +76,12 @@ class Jala(Objective):
         return losses
 
     def term_weights(self) -> dict[str, float]:
-        weights = {"mcp": 1.0, "text": 1.0}
+        weights = {"mcp": 1.0} if self.config.mcp else {}
+        weights["text"] = 1.0
         return weights | {"align": self.config.align.weight} if self.lap is not None else weights
 
     def after_step(self) -> None:
-        if self.decoupled and self.lap is not None:
+        if self.decoupled and self.lap is not None and self.lsp is not None:
             decoupled_ema(self.lap, self.lsp, self.config.ema.alpha)
 
     @torch.no_grad()

@@ -10,23 +10,30 @@ step-00000040/
 
 Order of the cases at a run's start: (1) a committed checkpoint in the run's folder: everything continues from the newest one;
 (2) `config.init`: its weights, step 0, new optimizer; (3) neither: pretrained or random weights, step 0.
+
+What `init` takes over (`take_over`): all weights where the objectives' modules have the same names. Otherwise `vla.` and `encoder.`, if the
+other objective trained them, and of the objective's own modules those that its configuration `inherits`; the others start anew, all of
+them, since perceivers that begin apart would not be a pair.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.assets import Assets, tokenizer_key
-from jala_ray.parsing import load_json, to_dict
+from jala_ray.models.encoders import encoder_key
+from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training.build import architecture, build_learner
 from jala_ray.training.learner import Learner
@@ -96,6 +103,9 @@ def load(uri: str, options: StorageOptions | None = None) -> Loaded:
     with tempfile.TemporaryDirectory() as scratch:
         folder = local_copy(uri, scratch, options)
         config = load_json(RunConfig, folder / "config.json")
+        if config.model.backbone.attention == "flex_attention":
+            # It is made for training's shapes: every other length would compile anew.
+            config = override(config, {"model.backbone.attention": "sdpa"})
         assets = Assets.load(folder)
         learner = build_learner(config, assets, json.loads((folder / "architecture.json").read_text()))
         load_weights(learner, folder)
@@ -112,17 +122,78 @@ def read_position(folder: Path) -> Position:
 def load_weights(learner: Learner, folder: Path) -> None:
     """Fill `learner` from a checkpoint folder; every name and shape must fit."""
     stored = safetensors.torch.load_file(folder / "model.safetensors")
-    own = learner.state_dict()
+    refuse_misfit(stored, learner.state_dict(), folder, "Use the preset the checkpoint was made with.")
+    learner.load_state_dict(stored)
+
+
+def refuse_misfit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor], folder: Path, remedy: str) -> None:
+    """Raises `CheckpointError` unless names and shapes are the same."""
     wrong = sorted(own.keys() ^ stored.keys()) or [n for n in own if own[n].shape != stored[n].shape]
     if wrong:
         shapes = [tuple(t[wrong[0]].shape) if wrong[0] in t else "absent" for t in (stored, own)]
         expected = (
             f"weights of this configuration ({len(wrong)} differ; {wrong[0]}: stored {shapes[0]}, wanted {shapes[1]})"
         )
-        raise CheckpointError(
-            "model.safetensors", str(folder), expected, "Use the preset the checkpoint was made with."
-        )
-    learner.load_state_dict(stored)
+        raise CheckpointError("model.safetensors", str(folder), expected, remedy)
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """What `init` gave a run, by part: `encoder`, `vla`, `objective.lap`, ..., in this order."""
+
+    taken: tuple[str, ...]
+    new: tuple[str, ...]
+    """Parts of the learner that keep the weights it was built with."""
+    left: tuple[str, ...]
+    """Parts of the checkpoint without a place in the learner."""
+
+    def __str__(self) -> str:
+        named = {"taken": self.taken, "new": self.new, "not taken": self.left}
+        return "; ".join(f"{word}: {', '.join(parts)}" for word, parts in named.items() if parts)
+
+
+def take_over(learner: Learner, folder: Path, config: RunConfig, assets: Assets) -> TakenOver:
+    """Start `learner`, built from `config` and `assets`, with weights of a checkpoint folder of another run; see above for which.
+
+    Raises `CheckpointError` where the tokenizers differ from those the VLA learned with, a part that is wanted is absent or has other
+    shapes, or inherited modules learned on the features of another encoder.
+    """
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    theirs, own = load_json(RunConfig, folder / "config.json"), learner.state_dict()
+    if _names(own, "objective") == _names(stored, "objective"):
+        check_tokenizers(folder, assets)
+        load_weights(learner, folder)
+        return TakenOver(_parts(own), (), ())
+
+    inherits = config.objective.inherits
+    wanted = (*(("encoder", "vla") if theirs.objective.trains_vla else ()), *(f"objective.{name}" for name in inherits))
+    if not wanted:
+        remedy = "Name a checkpoint of a later stage, or start without --init."
+        expected = f"a checkpoint that a run of {config.objective.kind} can begin with"
+        raise CheckpointError("init", f"{folder} ({theirs.objective.kind})", expected, remedy)
+    if "vla" in wanted:
+        check_tokenizers(folder, assets)
+    if inherits and encoder_key(theirs.model.encoder) != encoder_key(config.model.encoder):
+        remedy = "Inherited modules read the features they learned on: set model.encoder as in that run."
+        raise CheckpointError("init", str(folder), f"a checkpoint made with the encoder {config.model.encoder}", remedy)
+    names = {name for part in wanted for name in _names(own, part) | _names(stored, part)}
+    taken = {name: tensor for name, tensor in stored.items() if name in names}
+    remedy = f"A run of {config.objective.kind} takes {', '.join(wanted)} from it: use the settings and stage they were made with."
+    refuse_misfit(taken, {name: tensor for name, tensor in own.items() if name in names}, folder, remedy)
+    learner.load_state_dict(taken, strict=False)
+    new, left = (tuple(p for p in _parts(weights) if p not in wanted) for weights in (own, stored))
+    return TakenOver(wanted, new, left)
+
+
+def _names(weights: Mapping[str, Tensor], part: str) -> set[str]:
+    return {name for name in weights if name.startswith(f"{part}.")}
+
+
+def _parts(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """`encoder`, `vla`, then the objective's modules."""
+    paths = (name.split(".") for name in weights)
+    parts = {".".join(path[: 2 if path[0] == "objective" else 1]) for path in paths}
+    return tuple(sorted(parts, key=lambda part: ("." in part, part)))
 
 
 def check_tokenizers(folder: Path, assets: Assets) -> None:

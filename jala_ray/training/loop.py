@@ -118,8 +118,9 @@ def restore(run: Run, optimizer: torch.optim.Optimizer) -> Position:
             return checkpoint.read_position(stored)
         if run.config.init is not None:
             stored = checkpoint.local_copy(run.config.init, scratch, options)
-            checkpoint.check_tokenizers(stored, run.assets)
-            checkpoint.load_weights(run.learner, stored)
+            begun = checkpoint.take_over(run.learner, stored, run.config, run.assets)
+            if run.rank == 0:
+                print(f"init {run.config.init}: {begun}", flush=True)
     return Position()
 
 

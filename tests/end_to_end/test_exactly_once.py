@@ -101,6 +101,7 @@ def test_a_process_killed_three_times(world: World, tmp_path: Path, unbroken: Ru
     check_same_numbers(config, unbroken, 1e-6)
 
 
+@pytest.mark.slow
 def test_ray_workers_killed_three_times_within_a_run(
     world: World, cluster: None, tmp_path: Path, unbroken: RunConfig
 ) -> None:

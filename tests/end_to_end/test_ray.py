@@ -20,6 +20,7 @@ from jala_ray.training.launch import check_resources, launch
 from jala_ray.training.local import run_local
 from jala_ray.types import ConfigError
 from jobs.cache import main as make_cache
+from jobs.evaluate import main as evaluate
 from tests.end_to_end.conftest import World
 from tests.support import small
 
@@ -107,6 +108,7 @@ def test_two_ray_workers_equal_one_process(world: World, cluster: None, tmp_path
     assert page.name == "report.html" and "data:image" in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_run_over_a_cache_equals_one_over_videos(world: World, cluster: None, tmp_path: Path) -> None:
     """Ray Data makes the cache, and two Ray workers train from it: the losses are those of one process over the videos."""
     videos = settings(world, tmp_path, "videos", train__steps=4, train__validate_every=4)
@@ -128,6 +130,7 @@ def test_a_run_over_a_cache_equals_one_over_videos(world: World, cluster: None, 
                 assert b[key] == pytest.approx(a[key], abs=2e-4), (a["step"], key)
 
 
+@pytest.mark.slow
 def test_five_percent_corrupt_clips(world: World, cluster: None, tmp_path: Path) -> None:
     """The run finishes, and every unreadable row is reported with its reason."""
     broken, victims = corrupted(world, tmp_path / "broken", 1)
@@ -146,3 +149,14 @@ def test_a_launch_that_starves_reading_is_refused() -> None:
     check_resources(ClusterConfig(workers=2, cpus_per_worker=0.5), {"CPU": 2.0})
     with pytest.raises(ConfigError, match="GPU"):
         check_resources(ClusterConfig(workers=1, cpus_per_worker=1, gpus_per_worker=1), {"CPU": 4.0})
+
+
+@pytest.mark.slow
+def test_an_evaluation_on_ray_equals_one_in_a_loop(world: World, tmp_path: Path, cluster: None) -> None:
+    config = settings(world, tmp_path, "evaluated", train__steps=2, train__checkpoint_every=2)
+    run_local(config)
+    arguments = [setup.run_folder(config), "--passes", "2", "--ensemble", "2", "--no-latents"]
+    for name, how in (("ray", []), ("loop", ["--local"])):
+        evaluate([str(tmp_path / name), *arguments, *how])
+    scores = [json.loads((tmp_path / name / "evaluation.json").read_text())["scores"] for name in ("ray", "loop")]
+    assert scores[0] == scores[1]

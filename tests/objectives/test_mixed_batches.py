@@ -9,7 +9,11 @@ from tests.support import MIXED, lay_out, make_assets, make_batch, make_learner,
 PER_SAMPLE = 1e-5
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_no_align", "tiny_next_token", "tiny_next_token_dino", "tiny_vjepa"])
+NAMES = ["tiny", "tiny_no_align", "tiny_next_token", "tiny_next_token_dino", "tiny_vjepa"]
+NAMES += ["tiny_no_decoupling", "tiny_no_lsp", "tiny_align_only", "tiny_lapa_actions", "tiny_lapa_codes"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("packing", [False, True])
 def test_each_sample_keeps_its_loss(name: str, packing: bool) -> None:
     config = small(PRESETS[name], data__labels="all")
@@ -22,7 +26,9 @@ def test_each_sample_keeps_its_loss(name: str, packing: bool) -> None:
     _, _, together = learner.run(batch)
     for i, sample in enumerate(laid):
         _, _, alone = learner.run(make_batch([sample]))
+        assert alone.terms.keys() == together.terms.keys() and alone.terms
         for term, values in alone.terms.items():
+            assert alone.has[term][0] == together.has[term][i], (term, MIXED[i])
             assert values[0].item() == pytest.approx(together.terms[term][i].item(), abs=PER_SAMPLE), (term, MIXED[i])
 
 

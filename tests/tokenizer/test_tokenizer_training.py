@@ -181,7 +181,7 @@ def test_two_ranks_equal_one_process(motions: Tensor, tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    errors = [process.communicate(timeout=600)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], errors
 
     optimizer = build_optimizer(learner, train)

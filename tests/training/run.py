@@ -84,7 +84,7 @@ def one_of_two(rank: int, root: str, kinds: Sequence[Kind]) -> None:
     """Entry of a spawned process: rank `rank` of 2; rank 0 saves the weights of both for comparison."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{root}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=600))
     config = run_config(Path(root), name="two", train__batch=4)
     run = make_run(config, kinds=kinds, rows=len(kinds), shuffle=False, rank=rank, world=2)
     train(run)

@@ -41,6 +41,28 @@
   const drawAll = () => Promise.all(shown().map(draw));
   drawAll().then(() => { document.documentElement.dataset.drawn = "yes"; });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  // A picture or video that does not load says so, whatever the browser would show in its place.
+  const settle = (node, loaded) => {
+    node.dataset.loaded = loaded ? "yes" : "no";
+    if (loaded || node.classList.contains("broken")) return;
+    node.classList.add("broken");
+    const note = document.createElement("span");
+    note.className = "badge bad";
+    note.textContent = "does not load";
+    node.after(note);
+  };
+  for (const image of document.images) image.decode().then(() => settle(image, true), () => settle(image, false));
+  for (const video of document.querySelectorAll("video")) {
+    video.addEventListener("loadeddata", () => settle(video, true));
+    video.addEventListener("error", () => settle(video, false));
+    if (video.error) settle(video, false);
+    else if (video.readyState > 1) settle(video, true);
+  }
+  for (const box of document.querySelectorAll("input[data-play]")) {
+    box.addEventListener("change", () => {
+      for (const video of document.querySelectorAll("video")) box.checked ? video.play().catch(() => {}) : video.pause();
+    });
+  }
   for (const node of document.querySelectorAll("details")) node.addEventListener("toggle", drawAll);
   for (const box of document.querySelectorAll("input[data-state]")) {
     box.addEventListener("change", () => { state[box.dataset.state] = box.checked; drawAll(); });

@@ -1,0 +1,224 @@
+"""Rows of a manifest -> records: what each model generates, the truth, the tokenizer's floor and two trivial baselines (METHOD 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import torch
+
+from jala_ray.data.assets import tokenizer_key
+from jala_ray.data.catalogue import equals
+from jala_ray.data.chunks import rows_with_labels
+from jala_ray.data.manifest import Manifest
+from jala_ray.data.plan import PlanRow
+from jala_ray.data.source import BadRow, Example, Look, ManifestSource, Visuals
+from jala_ray.evaluation.records import ClipRecord, HandRecord
+from jala_ray.generation import Generator, Motion
+from jala_ray.generation.motion import joints_of, mean_motion
+from jala_ray.generation.prompt import Prompt, prompt_of
+from jala_ray.hands.features import pose_to_features
+from jala_ray.hands.mano import load_pair
+from jala_ray.hands.resample import chunk_features, model_times, resample_track
+from jala_ray.hands.rotations import axis_angle_to_matrix
+from jala_ray.storage import StorageOptions
+from jala_ray.tokenizer.model import MotionTokenizer
+from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, Clip, Hand, HandState, ManifestError, Split, UserError
+
+FLOOR, HOLD_FIRST, MEAN_MOTION = "floor", "hold_first", "mean_motion"
+Task = Literal["generation", "continuation"]
+"""Every clip is generated from its first frame and instruction, or continued from the first half of its time steps."""
+
+
+def rows_to_evaluate(manifest: Manifest, split: Split, samples: int | None, seed: int = 0) -> np.ndarray:
+    """Rows of a split with a video and a labelled chunk, each clip once; at most `samples` a domain, a keyed random part of them.
+
+    Raises `ManifestError` when there are none.
+    """
+    index = manifest.index
+    labelled = np.array([any(left) or any(right) for left, right in _flags(manifest)])
+    keep = np.flatnonzero(equals(index["split"], split) & index["has_video"].to_numpy() & labelled)
+    clips = np.array(index["clip_id"].to_pylist(), object)[keep].astype(str)
+    keep = keep[np.sort(np.unique(clips, return_index=True)[1])]
+    if not len(keep):
+        remedy = "Generation is scored against labels: see `python -m jala_ray.data inspect`."
+        raise ManifestError(f"rows of split {split} in {manifest.path}", 0, "at least one labelled clip", remedy)
+    if samples is None:
+        return keep
+    domains = np.array(index["domain"].to_pylist())[keep]
+    chosen = [
+        np.random.default_rng((seed, number)).permutation(keep[domains == domain])[:samples]
+        for number, domain in enumerate(np.unique(domains))
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def _flags(manifest: Manifest) -> Iterator[tuple[list[bool], list[bool]]]:
+    index = manifest.index
+    return zip(index["left_labelled"].to_pylist(), index["right_labelled"].to_pylist(), strict=True)
+
+
+# --- truth and trivial rows ------------------------------------------------------------------------------------------
+
+
+def true_features(clip: Clip, hand: Hand) -> tuple[np.ndarray, np.ndarray]:
+    """Features (T, 99) float32 of a labelled hand at the model frames, and valid (T,)."""
+    times = model_times(clip.n_chunks) * clip.time_scale
+    theta, rot, wrist, valid = resample_track(clip.hands[hand], clip.pose_time_s, times)
+    matrices = axis_angle_to_matrix(torch.from_numpy(np.concatenate([rot[:, None], theta], 1)))
+    return pose_to_features(matrices[:, 1:], matrices[:, 0], torch.from_numpy(wrist), hand).numpy(), valid
+
+
+def floor_features(tokenizer: MotionTokenizer, features: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+    """What remains of features (T, 99) after tokenising; chunks that are not `labelled` (N,) stay as they are."""
+    out = features.reshape(-1, CHUNK_FRAMES, FEATURE_DIM).copy()
+    if labelled.any():
+        chunks = torch.from_numpy(out[labelled])
+        out[labelled] = tokenizer.decode(tokenizer.encode(chunks)).numpy()
+    return out.reshape(-1, FEATURE_DIM)
+
+
+@dataclass(frozen=True)
+class MeanMotion:
+    """The mean of the training split's labelled motion, frame by frame of a clip."""
+
+    features: tuple[np.ndarray, np.ndarray]
+    """(T, 99) for each hand; T = 0 for one without labels."""
+
+    @classmethod
+    def of(cls, manifest: Manifest, max_chunks: int = 2000, seed: int = 0) -> MeanMotion:
+        """Over a keyed random part of the training rows."""
+        stacks: tuple[list[list[np.ndarray]], ...] = ([], [])
+        for row in rows_with_labels((manifest.path,), "train", max_chunks, seed):
+            motion, labelled = chunk_features(manifest.clip(row.index))
+            for hand in Hand:
+                for time in np.flatnonzero(labelled[hand]):
+                    while len(stacks[hand]) <= time:
+                        stacks[hand].append([])
+                    stacks[hand][time].append(motion[hand, time])
+        left, right = (cls._mean(stack) for stack in stacks)
+        return cls((left, right))
+
+    @staticmethod
+    def _mean(stack: list[list[np.ndarray]]) -> np.ndarray:
+        """Up to the first chunk that no clip has."""
+        known = next((i for i, chunks in enumerate(stack) if not chunks), len(stack))
+        means = [mean_motion(torch.from_numpy(np.stack(chunks))).numpy() for chunks in stack[:known]]
+        return np.concatenate(means) if means else np.zeros((0, FEATURE_DIM), np.float32)
+
+    def over(self, hand: Hand, frames: int) -> np.ndarray | None:
+        """(frames, 99), its last frame held where the training clips end; None for a hand without labels."""
+        mine = self.features[hand]
+        return mine[np.minimum(np.arange(frames), len(mine) - 1)] if len(mine) else None
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Predictor:
+    """Evaluates rows of a manifest for several models at once, so that all see the same clips."""
+
+    manifest: Manifest
+    models: Mapping[str, Generator]
+    """By the label of their row."""
+    mean: MeanMotion
+    task: Task = "generation"
+    batch: int = 8
+    options: StorageOptions | None = None
+
+    def __post_init__(self) -> None:
+        self._hands = load_pair()
+        self._keys = {label: tokenizer_key(model.assets) for label, model in self.models.items()}
+        self._sources = {
+            label: ManifestSource(self.manifest.base, model.assets, self.options)
+            for label, model in self.models.items()
+        }
+
+    def _floor(self, label: str) -> str:
+        """Models of the first one's tokenizer share a floor."""
+        return FLOOR if self._keys[label] == next(iter(self._keys.values())) else f"{FLOOR} of {label}"
+
+    def records(self, rows: Sequence[int]) -> Iterator[ClipRecord]:
+        """A record for every row, in order; a row that cannot be read is a record with its `failure`."""
+        todo = iter(rows)
+        while group := list(islice(todo, self.batch)):
+            yield from self._group(group)
+
+    def _group(self, rows: list[int]) -> list[ClipRecord]:
+        generated: dict[str, dict[int, Motion]] = {}
+        failures: dict[int, UserError] = {}
+        examples: dict[int, Example] = {}
+        for label, model in self.models.items():
+            prompts, generated[label] = dict[int, Prompt](), {}
+            for row, example, seen in self._seen(label, rows):
+                try:
+                    if isinstance(example, BadRow):
+                        raise example.error
+                    if isinstance(seen, UserError):
+                        raise seen
+                    given = example.labelled.shape[1] // 2 if self.task == "continuation" else 0
+                    prompts[row], examples[row] = prompt_of(example, seen, given), example
+                except UserError as error:
+                    failures.setdefault(row, error)
+            for row, motion in zip(prompts, model.batch(list(prompts.values())), strict=True):
+                generated[label][row] = motion
+        return [self._record(row, examples, generated, failures) for row in rows]
+
+    def _seen(self, label: str, rows: list[int]) -> Iterator[tuple[int, Example | BadRow, Visuals | UserError | None]]:
+        """Each row's example, and its first frame as this model wants it."""
+        source = self._sources[label]
+        boundaries = [0] if self.models[label].config.objective.layout.frames else []
+        places = [PlanRow(0, i, row, self.manifest.address(row)) for i, row in enumerate(rows)]
+        examples = source.examples(places)
+        looks = [Look(example, boundaries, []) for example in examples if isinstance(example, Example)]
+        pictures = source.visuals(looks)
+        for row, example in zip(rows, examples, strict=True):
+            yield row, example, next(pictures) if isinstance(example, Example) else None
+
+    def _record(
+        self,
+        row: int,
+        examples: Mapping[int, Example],
+        generated: Mapping[str, Mapping[int, Motion]],
+        failures: Mapping[int, UserError],
+    ) -> ClipRecord:
+        stored = self.manifest.row(row)
+        source, domain, task = (stored[name] for name in ("source", "domain", "task_type"))
+        example = examples.get(row)
+        instruction = example.instructions[0] if example is not None and len(example.instructions) else ""
+        facts = (str(stored["clip_id"]), row, source, domain, task)
+        if row in failures or example is None or example.clip is None:
+            return ClipRecord(*facts, 0, instruction, (), str(failures.get(row, "it cannot be read")))
+        clip = example.clip
+        motions = {label: mine[row] for label, mine in generated.items()}
+        hands = [
+            self._hand(clip, hand, motions, example.labelled[hand])
+            for hand in Hand
+            if clip.hands[hand].state is HandState.LABELLED
+        ]
+        return ClipRecord(*facts, clip.n_chunks, instruction, tuple(h for h in hands if h.valid.any()))
+
+    def _hand(self, clip: Clip, hand: Hand, motions: Mapping[str, Motion], labelled: np.ndarray) -> HandRecord:
+        features, valid = true_features(clip, hand)
+        if not valid.any():
+            return HandRecord(hand, valid, np.zeros((len(valid), 21, 3), np.float32), {})
+        predicted = {label: motion.features[hand] for label, motion in motions.items()}
+        for label, model in self.models.items():
+            if (name := self._floor(label)) not in predicted:
+                predicted[name] = floor_features(model.motion, features, labelled)
+        first = features[np.flatnonzero(valid)[0]]
+        predicted[HOLD_FIRST] = np.broadcast_to(first, features.shape)
+        mean = self.mean.over(hand, len(features))
+        if mean is not None:
+            predicted[MEAN_MOTION] = mean
+        beta = clip.hands[hand].beta
+        joints = {name: joints_of(motion, hand, beta, self._hands[hand]) for name, motion in predicted.items()}
+        true = joints_of(np.where(valid[:, None], features, first), hand, beta, self._hands[hand])
+        scored = valid.copy()
+        if self.task == "continuation":
+            scored[: clip.n_chunks // 2 * CHUNK_FRAMES] = False
+        return HandRecord(hand, scored, np.where(valid[:, None, None], true, 0.0).astype(np.float32), joints)

@@ -1,0 +1,114 @@
+"""Forward passes over pieces of a batch's sequences, with a key-value cache of what came before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jala_ray.models.backbone import KVCache
+from jala_ray.models.masks import may_attend
+from jala_ray.models.vla import VLA
+
+VOID = {"ids": 0, "sample": -1, "position": 0, "block": -1, "hand": -1, "k": -1, "image_k": -1}
+"""Columns that a piece has, and what stands in its padding."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive tokens of every row of a batch: columns (B, L) as in `collate.Batch`, and additions (B, L, D)."""
+
+    columns: dict[str, Tensor]
+    extra: Tensor | None
+
+    @classmethod
+    def cut(cls, batch: dict[str, Tensor], extra: Tensor | None, index: Tensor) -> Piece:
+        """Tokens `index` (B, L) of each row; -1 is padding."""
+        safe, void = index.clamp(min=0), index < 0
+        columns = {name: batch[name].gather(1, safe).masked_fill(void, fill) for name, fill in VOID.items()}
+        if extra is not None:
+            wide = safe[..., None].expand(*safe.shape, extra.shape[-1])
+            extra = extra.gather(1, wide) * ~void[..., None]
+        return cls(columns, extra)
+
+    def __len__(self) -> int:
+        return self.columns["ids"].shape[1]
+
+    def with_ids(self, ids: Tensor, keeps_extra: Tensor | None = None) -> Piece:
+        """Other tokens (B, L) in the same places; additions stay where `keeps_extra` (B, L) holds, and nowhere by default."""
+        extra = self.extra
+        if extra is not None:
+            extra = extra * (torch.zeros_like(ids, dtype=torch.bool) if keeps_extra is None else keeps_extra)[..., None]
+        return Piece(self.columns | {"ids": ids}, extra)
+
+    def take(self, rows: Tensor) -> Piece:
+        """Batch rows `rows` (B',)."""
+        extra = None if self.extra is None else self.extra[rows]
+        return Piece({name: column[rows] for name, column in self.columns.items()}, extra)
+
+    def tokens(self, first: int, last: int) -> Piece:
+        extra = None if self.extra is None else self.extra[:, first:last]
+        return Piece({name: column[:, first:last] for name, column in self.columns.items()}, extra)
+
+    def __add__(self, other: Piece) -> Piece:
+        extra = None
+        if self.extra is not None and other.extra is not None:
+            extra = torch.cat([self.extra, other.extra], 1)
+        return Piece(
+            {name: torch.cat([column, other.columns[name]], 1) for name, column in self.columns.items()}, extra
+        )
+
+
+class Context:
+    """What the rows of a batch have seen so far: keys, values, and the columns that say who may look at them."""
+
+    def __init__(self, vla: VLA, images: Tensor) -> None:
+        """`images` (S, 3, H, W) uint8, which `sample` of the pieces counts."""
+        self.vla, self.images = vla, images
+        self.cache = KVCache()
+        self.columns: dict[str, Tensor] = {}
+        self.passes = 0
+        """Forward passes of the backbone so far."""
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def run(self, piece: Piece, keep: int) -> Tensor:
+        """Final hidden states (B, L, D) of a piece; the first `keep` of its tokens stay for later pieces to see."""
+        past, length = len(self), len(piece)
+        seen = {name: piece.columns[name] for name in ("sample", "block")}
+        if past:
+            seen = {name: torch.cat([self.columns[name], column], 1) for name, column in seen.items()}
+        sample, block = piece.columns["sample"], piece.columns["block"]
+        index = torch.arange(past + length, device=sample.device)
+        mask = may_attend(
+            sample[:, :, None],
+            seen["sample"][:, None, :],
+            block[:, :, None],
+            seen["block"][:, None, :],
+            index[past:, None],
+            index[None, :],
+        )
+        has_picture = bool((piece.columns["image_k"] >= 0).any())
+        images = self.images if has_picture else self.images[:0]
+        embedded = self.vla.embed(piece.columns | {"images": images}, piece.extra)
+        self.cache.growing = keep > 0
+        final, _, _ = self.vla.backbone(embedded, mask[:, None], piece.columns["position"], (), self.cache)
+        self.passes += 1
+        if keep:
+            self.columns = seen
+            self.crop(past + keep)
+        return final
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        self.cache.crop(length)
+        self.columns = {name: column[:, :length] for name, column in self.columns.items()}
+
+    def take(self, rows: Tensor) -> Context:
+        """A context of its own for batch rows `rows` (B',), repeats allowed."""
+        other = Context(self.vla, self.images)
+        other.cache.pairs = [(key[rows], value[rows]) for key, value in self.cache.pairs]
+        other.columns = {name: column[rows] for name, column in self.columns.items()}
+        return other

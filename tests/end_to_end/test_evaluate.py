@@ -1,0 +1,172 @@
+"""From a run folder to an evaluation: truth, floor and trivial rows are what they claim; the job resumes, and says what failed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import jala_ray
+from jala_ray.config import GenerationConfig, RunConfig
+from jala_ray.data.manifest import Manifest
+from jala_ray.evaluation import record_files
+from jala_ray.evaluation.motion_job import EvaluationJob, begin, resolve
+from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION, MeanMotion, rows_to_evaluate, true_features
+from jala_ray.evaluation.records import ClipRecord
+from jala_ray.generation.motion import joints_of
+from jala_ray.hands.metrics import hand_metrics
+from jala_ray.hands.resample import chunk_features
+from jala_ray.storage import StorageOptions
+from jala_ray.training import setup
+from jala_ray.training.local import run_local
+from jala_ray.types import CHUNK_FRAMES, ConfigError, Hand, UserError
+from jobs.evaluate import labelled
+from jobs.evaluate import main as evaluate
+from tests.end_to_end.conftest import World
+from tests.end_to_end.test_ray import settings
+
+
+@pytest.fixture(scope="module")
+def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    config = settings(world, tmp_path_factory.mktemp("runs"), "lab/tiny", train__steps=2, train__checkpoint_every=2)
+    run_local(config)
+    return config
+
+
+def records(out: Path) -> list[ClipRecord]:
+    return [r for part in sorted((out / "parts").iterdir()) for r in record_files.from_bytes(part.read_bytes())]
+
+
+def run(out: Path, *arguments: str) -> dict:
+    evaluate([str(out), *arguments, "--local", "--passes", "3", "--ensemble", "2"])
+    return json.loads((out / "evaluation.json").read_text())
+
+
+def test_one_command_on_a_run_folder(world: World, trained: RunConfig, tmp_path: Path) -> None:
+    out, folder = tmp_path / "evaluation", setup.run_folder(trained)
+    figures = run(out, folder, f"other={folder}")
+    rows = figures["scores"]["rows"]
+    assert rows == ["lab/tiny", "other", FLOOR, HOLD_FIRST, MEAN_MOTION]
+    found = records(out)
+    manifest = Manifest(world.manifest)
+    assert [clip.row for clip in found] == rows_to_evaluate(manifest, "val", None).tolist() and len(found) == 4
+    mean = MeanMotion.of(manifest)
+    for record in found:
+        clip = manifest.clip(record.row)
+        _, labels = chunk_features(clip)
+        for hand in record.hands:
+            features, valid = true_features(clip, hand.hand)
+            np.testing.assert_array_equal(hand.valid, valid)
+            assert (np.repeat(labels[hand.hand], CHUNK_FRAMES) <= valid).all()
+            beta = clip.hands[hand.hand].beta
+            np.testing.assert_allclose(hand.true[valid], joints_of(features[valid], hand.hand, beta), atol=1e-6)
+            np.testing.assert_array_equal(hand.predicted["lab/tiny"], hand.predicted["other"])
+            first = int(np.flatnonzero(valid)[0])
+            held = np.broadcast_to(hand.true[first], hand.true.shape)
+            np.testing.assert_allclose(hand.predicted[HOLD_FIRST], held, atol=1e-6)
+            average = mean.over(hand.hand, len(valid))
+            assert average is not None
+            np.testing.assert_allclose(hand.predicted[MEAN_MOTION], joints_of(average, hand.hand, beta), atol=1e-6)
+            assert hand_metrics(hand.predicted[FLOOR], hand.true, hand.valid)["mpjpe"] > 0
+    # A model of two steps knows nothing; the tokenizer's own error is far below it.
+    tables = {
+        g["domain"]: g["rows"]
+        for g in figures["scores"]["groups"]
+        if g["hand"] is g["source"] is g["task_type"] is None
+    }
+    for domain in ("lab", "wild"):
+        assert tables[domain][FLOOR]["mpjpe"]["mean"] < tables[domain]["lab/tiny"]["mpjpe"]["mean"]
+    page = (out / "report.html").read_text()
+    assert "data:video/mp4;base64," in page and "lab/tiny" in page
+    assert "| floor |" in (out / "table.md").read_text()
+    assert "at least 8" in figures["latents"]["lab/tiny"]["left_out"]
+
+
+def test_it_goes_on_where_it_stopped_and_refuses_another(trained: RunConfig, tmp_path: Path) -> None:
+    out, folder = tmp_path / "evaluation", setup.run_folder(trained)
+    once = run(out, folder, "--no-latents")
+    part = next((out / "parts").iterdir())
+    written = part.stat().st_mtime_ns
+    for name in ("evaluation.json", "report.html", "table.md"):
+        (out / name).unlink()
+    assert run(out, folder, "--no-latents") == once and part.stat().st_mtime_ns == written
+    part.unlink()
+    assert run(out, folder, "--no-latents") == once
+    with pytest.raises(ConfigError, match="out"):
+        run(out, folder, "--no-latents", "--seed", "1")
+    with pytest.raises(ConfigError, match="label"):
+        run(tmp_path / "twice", folder, folder)
+    with pytest.raises(ConfigError, match="checkpoint folder"):
+        run(tmp_path / "nothing", str(tmp_path))
+
+
+def test_continuation_scores_the_second_half(world: World, trained: RunConfig, tmp_path: Path) -> None:
+    out = tmp_path / "evaluation"
+    run(out, setup.run_folder(trained), "--task", "continuation", "--no-latents")
+    longer = [r for r in records(out) if r.failure is None and r.chunks >= 2]
+    assert longer
+    for record in longer:
+        given = record.chunks // 2 * CHUNK_FRAMES
+        for hand in record.hands:
+            assert not hand.valid[:given].any() and hand.valid[given:].any()
+            # What was given comes back as the tokenizer has it.
+            np.testing.assert_allclose(hand.predicted["lab/tiny"][:given], hand.predicted[FLOOR][:given], atol=1e-5)
+
+
+def test_a_video_that_fails_is_a_failure_of_its_clip(world: World, trained: RunConfig, tmp_path: Path) -> None:
+    shutil.copytree(Path(world.manifest).parent, tmp_path / "world")
+    manifest = Manifest(tmp_path / "world" / "manifest.parquet")
+    rows = rows_to_evaluate(manifest, "val", None)
+    victim = manifest.clip(int(rows[1]))
+    Path(str(victim.video_uri)).write_bytes(b"nothing")
+    out = tmp_path / "evaluation"
+    figures = run(
+        out, setup.run_folder(trained), "--manifest", str(tmp_path / "world" / "manifest.parquet"), "--no-latents"
+    )
+    failed = [record for record in records(out) if record.failure is not None]
+    assert [record.clip_id for record in failed] == [victim.clip_id] and not failed[0].hands
+    assert [left["clip_id"] for left in figures["scores"]["left_out"]] == [victim.clip_id]
+    assert victim.clip_id in (out / "report.html").read_text()
+
+
+def test_records_survive_their_file(trained: RunConfig, world: World, tmp_path: Path) -> None:
+    options = StorageOptions()
+    checkpoint = resolve(setup.run_folder(trained), options)
+    job = EvaluationJob(
+        str(tmp_path / "one"), world.manifest, (("a", checkpoint),), GenerationConfig(passes=2, ensemble=1), batch=3
+    )
+    work = begin(job, "val", 1)
+    assert [len(part.rows) for part in work.parts] == [2]  # one a domain
+    for part in work.missing():
+        job(part)
+    assert not work.missing()
+    found = work.finish()
+    assert found.rows == ("a", FLOOR, HOLD_FIRST, MEAN_MOTION) and found.facts["steps"] == {"a": 2}
+    payload = record_files.to_bytes(found.clips)
+    again = record_files.from_bytes(payload)
+    for one, other in zip(found.clips, again, strict=True):
+        assert replace(one, hands=()) == replace(other, hands=()) and len(one.hands) == len(other.hands)
+        for mine, theirs in zip(one.hands, other.hands, strict=True):
+            assert mine.hand == theirs.hand and mine.predicted.keys() == theirs.predicted.keys()
+            pairs = [(mine.valid, theirs.valid), (mine.true, theirs.true)]
+            for a, b in pairs + [(mine.predicted[row], theirs.predicted[row]) for row in mine.predicted]:
+                np.testing.assert_array_equal(a, b)
+    with pytest.raises(UserError, match="records"):
+        record_files.from_bytes(payload[:-5])
+
+
+def test_a_sentence_and_a_picture(trained: RunConfig) -> None:
+    checkpoint = resolve(setup.run_folder(trained), StorageOptions())
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    motion = jala_ray.generate(checkpoint, picture, "Push the cup.", 1.0, "left", GenerationConfig(ensemble=1))
+    assert motion.hands == (Hand.LEFT,) and motion.joints(Hand.LEFT).shape == (15, 21, 3)
+    assert torch.isfinite(torch.from_numpy(motion.features)).all()
+
+
+def test_labels() -> None:
+    assert labelled("a=/x/y") == ("a", "/x/y") and labelled("/x=1/y") == ("", "/x=1/y") and labelled("x") == ("", "x")

@@ -1,0 +1,208 @@
+"""The ablations: who learns, who stays, and what each has in common with JALA (METHOD 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from jala_ray.config import RunConfig
+from jala_ray.data.assets import Assets
+from jala_ray.presets import PRESETS
+from jala_ray.training.learner import Learner
+from jala_ray.training.optim import build_optimizer
+from tests.support import (
+    MIXED,
+    A,
+    Kind,
+    L,
+    MemorySource,
+    U,
+    lay_out,
+    make_assets,
+    make_batch,
+    make_builder,
+    make_learner,
+    small,
+)
+
+NEW = ["tiny_no_decoupling", "tiny_no_lsp", "tiny_align_only", "tiny_lapa_actions", "tiny_lapa_codes"]
+PARTS = {
+    "pure video": [Kind("pure_video", (U, U), 2), Kind("pure_video", (A, U), 1)],
+    "labelled": [Kind("generation", (L, L), 2), Kind("continuation", (L, A), 2)],
+    "description": [Kind("description", (A, L), 2)],
+    "nothing readable": [],
+}
+"""What the batch of one rank may consist of."""
+
+
+def setting(name: str, **values: object) -> tuple[RunConfig, Assets]:
+    config = small(PRESETS[name], **values)
+    return config, make_assets(config)
+
+
+def two_steps(config: RunConfig, assets: Assets) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights before and after two optimizer steps on mixed samples."""
+    learner = make_learner(config, assets)
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    optimizer, laid = build_optimizer(learner, config.optim), lay_out(config, assets)
+    for _ in range(2):
+        (learner(make_batch(laid)).loss / len(laid)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        learner.objective.after_step()
+    return before, learner.state_dict()
+
+
+def gradients(learner: Learner) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("name", "moving", "still"),
+    [
+        (
+            "tiny_no_decoupling",
+            ["lap.backbone", "lap.queries", "lsp.backbone", "lsp.queries", "vla.motion_head"],
+            ["encoder", "vla.backbone.vision"],
+        ),
+        ("tiny_no_lsp", ["lap.queries", "vla.motion_head", "vla.backbone.language"], ["lap.backbone", "encoder"]),
+        (
+            "tiny_align_only",
+            ["lap.queries", "lap.backbone", "lsp.backbone", "lsp.queries", "vla.backbone.language"],
+            ["vla.motion_head", "encoder"],
+        ),
+        ("tiny_lapa_actions", ["actions.inverse", "actions.codebooks", "forward_model"], ["vla", "encoder"]),
+        ("tiny_lapa_codes", ["head", "vla.backbone.language"], ["actions", "vla.motion_head", "encoder"]),
+    ],
+)
+def test_what_two_steps_move(name: str, moving: Sequence[str], still: Sequence[str]) -> None:
+    """Weight decay included: what stands still is in no optimizer."""
+    config, assets = setting(name)
+    before, after = two_steps(config, assets)
+
+    def within(parts: Sequence[str]) -> list[str]:
+        paths = [p if p.startswith(("vla", "encoder")) else f"objective.{p}" for p in parts]
+        found = {path: [n for n in before if n == path or n.startswith(f"{path}.")] for path in paths}
+        assert all(found.values()), found
+        return [n for names in found.values() for n in names]
+
+    assert [n for n in within(moving) if before[n].ndim >= 2 and torch.equal(before[n], after[n])] == []
+    assert [n for n in within(still) if not torch.equal(before[n], after[n])] == []
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("name", NEW)
+def test_every_rank_gives_every_parameter_a_gradient(name: str, part: str) -> None:
+    """Whatever its rows are; else DDP would wait for the missing ones. Frozen parameters get none."""
+    config, assets = setting(name)
+    learner = make_learner(config, assets)
+    if PARTS[part]:
+        batch = make_batch(lay_out(config, assets, PARTS[part]))
+    else:
+        batch = make_builder(config, MemorySource(MIXED, assets, frozenset({0})), 1).build(0, 0, 1).micro[0]
+        assert not batch["weight"].any()
+    learner(batch).loss.backward()
+    for parameter_name, parameter in learner.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
+    assert all(torch.isfinite(grad).all() for grad in gradients(learner).values())
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_all_begin_with_jala_s_weights(name: str) -> None:
+    """One seed, one backbone; and perceivers of the same name begin alike."""
+    jala = make_learner(*setting("tiny")).state_dict()
+    own = make_learner(*setting(name)).state_dict()
+    assert {n for n in own if n.startswith(("vla.", "encoder."))} == {
+        n for n in jala if n.startswith(("vla.", "encoder."))
+    }
+    shared = own.keys() & jala.keys()
+    assert [n for n in shared if not torch.equal(own[n], jala[n])] == []
+    if not name.startswith("tiny_lapa"):
+        assert own.keys() <= jala.keys()
+
+
+def test_without_decoupling_the_ema_does_nothing() -> None:
+    """All four halves learn by gradient, and `after_step` leaves every bit."""
+    config, assets = setting("tiny_no_decoupling")
+    learner = make_learner(config, assets)
+    lap, lsp = learner.objective.lap, learner.objective.lsp
+    for one, other in zip(lap.parameters(), lsp.parameters(), strict=True):
+        assert torch.equal(one, other), "same initial weights"
+    learner(make_batch(lay_out(config, assets))).loss.backward()
+    for half in (lap.backbone, lsp.backbone):
+        assert sum(float(p.grad.abs().sum()) for p in half.parameters()) > 0
+    assert lap.queries.grad.abs().sum() > 0 and lsp.queries.grad.abs().sum() > 0
+    build_optimizer(learner, config.optim).step()  # LAP and LSP are apart now
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    learner.objective.after_step()
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.state_dict().items())
+
+
+def test_without_lsp_masks_are_plain() -> None:
+    config, assets = setting("tiny_no_lsp")
+    learner = make_learner(config, assets)
+    laid = lay_out(config, assets)
+    batch = make_batch(laid)
+    assert learner.objective.lsp is None and not any(".lsp." in name for name in learner.state_dict())
+    assert not batch["state"].any()
+    assert learner.objective.extra(batch, learner.features(batch)) is None
+    learner.objective.after_step()  # nothing to follow
+    jala_config, jala_assets = setting("tiny")
+    jala = make_batch(lay_out(jala_config, jala_assets))
+    for column in ("ids", "pair", "scored", "target", "pairs", "frames"):
+        assert torch.equal(batch[column], jala[column]), column
+    assert learner.monitors(batch)["rho"] > 0
+
+
+def test_without_any_perceiver_no_frames_are_read() -> None:
+    """`no_align` without LSP: masked prediction from [MASK] alone."""
+    config, assets = setting("tiny_no_align", objective__state="none")
+    laid = lay_out(config, assets)
+    assert all(sample.frames is None for sample in laid)
+    learner = make_learner(config, assets)
+    out = learner(make_batch(laid))
+    assert out.sums["mcp/sum"] > 0 and learner.features(make_batch(laid)) is None
+
+
+def test_alignment_alone_is_jala_without_its_code_loss() -> None:
+    """The gradient of JALA's other terms, to the last bit, on the same masks."""
+    config, assets = setting("tiny_align_only")
+    jala_config, _ = setting("tiny")
+    batch, same = (make_batch(lay_out(c, assets)) for c in (config, jala_config))
+    assert batch.keys() == same.keys() and all(torch.equal(batch[name], same[name]) for name in batch)
+
+    alone, jala = make_learner(config, assets), make_learner(jala_config, assets)
+    output = alone(batch)
+    output.loss.backward()
+    assert not any(name.startswith("mcp") for name in output.sums)
+    _, _, losses = jala.run(same)
+    weights = alone.objective.term_weights()
+    assert weights == {"text": 1.0, "align": config.objective.align.weight}
+    loss = sum(weights[name] * (same["weight"] * losses.terms[name]).sum() for name in losses.terms if name in weights)
+    torch.as_tensor(loss + sum((p.flatten()[:1] * 0.0).sum() for p in touched(jala))).backward()
+    ours, theirs = gradients(alone), gradients(jala)
+    assert theirs.keys() - ours.keys() == {"vla.motion_head.weight"}
+    assert not theirs["vla.motion_head.weight"].any()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_alignment_alone_reads_no_target() -> None:
+    """Other codes behind the masks change neither loss nor gradient."""
+    config, assets = setting("tiny_align_only")
+    batch = make_batch(lay_out(config, assets))
+    other = dict(batch, target=torch.where(batch["target"] >= 0, (batch["target"] + 1) % 16, -1))
+    found = []
+    for columns in (batch, other):
+        learner = make_learner(config, assets)
+        loss = learner(columns).loss
+        loss.backward()
+        found.append((loss.detach(), gradients(learner)))
+    (loss, ours), (same, theirs) = found
+    assert torch.equal(loss, same) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def touched(learner: Learner) -> list[torch.nn.Parameter]:
+    return learner.vla.own_parameters() + [p for p in learner.objective.parameters() if p.requires_grad]
