@@ -69,7 +69,7 @@ def estimates(
         kept = known[:, columns[0]]
         if not kept.any():
             continue
-        some = values[np.ix_(kept, columns)]
+        some = values[np.ix_(kept, np.array(columns))]
         draws = bootstrap(some, units[kept], resamples=resamples, seed=seed)
         low, high = _limits(draws, units[kept])
         for k, *numbers in zip(columns, some.mean(0).tolist(), low.tolist(), high.tolist(), strict=True):
@@ -100,8 +100,8 @@ def nested(
             expected = "arrays (seeds, clips) of one or more seeds and the same clips"
             raise UserError("scores", [a.shape for a in arrays], expected)
     stacked = np.concatenate(arrays)
-    missing = np.isnan(stacked)
-    kept = ~missing.all(0)
+    missing: np.ndarray = np.isnan(stacked)
+    kept: np.ndarray = ~missing.all(0)
     if missing[:, kept].any():
         clips = np.flatnonzero(missing.any(0) & kept).tolist()
         raise UserError("scores", f"NaN for some seeds at clips {clips}", "the same clips for every seed")

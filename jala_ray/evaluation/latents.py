@@ -136,7 +136,7 @@ def motion_targets(features: np.ndarray) -> dict[str, np.ndarray]:
 def cell_means(features: Tensor, grid: tuple[int, int]) -> np.ndarray:
     """Patches (C, F, P, Dv) of a (rows, columns) grid -> (C, F x cells x Dv) float16, means over 4 x 4 cells (fewer patches: each)."""
     pictures = rearrange(features.float(), "c f (r k) d -> (c f) d r k", r=grid[0])
-    cells = F.adaptive_avg_pool2d(pictures, [min(GRID, side) for side in grid])
+    cells = F.adaptive_avg_pool2d(pictures, (min(GRID, grid[0]), min(GRID, grid[1])))
     return rearrange(cells, "(c f) d r k -> c (f r k d)", c=len(features)).half().cpu().numpy()
 
 

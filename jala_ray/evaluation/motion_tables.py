@@ -308,9 +308,12 @@ def _whiskers(points: Sequence[Second]) -> dict:
     up, down = [], []
     for point in points:
         mean, low, high = point["mpjpe"], point.get("low"), point.get("high")
-        known = mean is not None and low is not None and high is not None
-        up.append(_short(high - mean) if known else None)
-        down.append(_short(mean - low) if known else None)
+        if mean is None or low is None or high is None:
+            up.append(None)
+            down.append(None)
+        else:
+            up.append(_short(high - mean))
+            down.append(_short(mean - low))
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, "width": 3}
 
 

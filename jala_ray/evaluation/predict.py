@@ -158,7 +158,7 @@ class Predictor:
                 try:
                     if isinstance(example, BadRow):
                         raise example.error
-                    if isinstance(seen, UserError):
+                    if not isinstance(seen, Visuals):
                         raise seen
                     given = example.labelled.shape[1] // 2 if self.task == "continuation" else 0
                     prompts[row], examples[row] = prompt_of(example, seen, given), example
@@ -168,8 +168,8 @@ class Predictor:
                 generated[label][row] = motion
         return [self._record(row, examples, generated, failures) for row in rows]
 
-    def _seen(self, label: str, rows: list[int]) -> Iterator[tuple[int, Example | BadRow, Visuals | UserError | None]]:
-        """Each row's example, and its first frame as this model wants it."""
+    def _seen(self, label: str, rows: list[int]) -> Iterator[tuple[int, Example | BadRow, Visuals | UserError]]:
+        """Each row's example, and its first frame as this model wants it or why there is none."""
         source = self._sources[label]
         boundaries = [0] if self.models[label].config.objective.layout.frames else []
         places = [PlanRow(0, i, row, self.manifest.address(row)) for i, row in enumerate(rows)]
@@ -177,7 +177,7 @@ class Predictor:
         looks = [Look(example, boundaries, []) for example in examples if isinstance(example, Example)]
         pictures = source.visuals(looks)
         for row, example in zip(rows, examples, strict=True):
-            yield row, example, next(pictures) if isinstance(example, Example) else None
+            yield row, example, next(pictures) if isinstance(example, Example) else example.error
 
     def _record(
         self,

@@ -1,0 +1,224 @@
+"""How large a study is: for a test, for two CPU cores, for one GPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jala_ray.config import LanguageSizes, RunConfig, TokenizerConfig, TokenizerRunConfig, VisionSizes
+from jala_ray.data.synthetic import WorldConfig
+from jala_ray.parsing import override
+from jala_ray.presets import TINY, TINY_TOKENIZER
+
+PAPER_ALPHA, PAPER_DEPTH = 0.999, 19 / 28
+"""EMA rate, and where among the blocks the aligned one lies (METHOD 5)."""
+
+
+def ema_alpha(steps: int) -> float:
+    """The paper's rate, or for a short run the largest of four decimals with alpha^steps <= 0.01 (METHOD 5)."""
+    return min(PAPER_ALPHA, math.floor(1e4 * 0.01 ** (1 / steps)) / 1e4)
+
+
+@dataclass(frozen=True)
+class EncoderTraining:
+    """Masked image modelling after SimMIM: which patches are hidden, and for how long it learns."""
+
+    image_size: int = 64
+    sizes: VisionSizes = field(default_factory=lambda: VisionSizes(hidden=96, layers=4, heads=4, mlp=384, patch=8))
+    every: int = 2
+    """Every n-th frame of the training videos is learned from."""
+    masked: float = 0.6
+    """Share of the patches that are hidden."""
+    smallest_crop: float = 0.6
+    """Side of the smallest crop, as a share of the picture's."""
+    steps: int = 1500
+    batch: int = 64
+    lr: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    log_every: int = 50
+    probe_every: int = 500
+    """Steps between two linear probes, each with a copy to resume from."""
+    probe_clips: int = 128
+    """Labelled training clips a domain that are probed on the way."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StudySize:
+    """Everything that a study's numbers follow from, but for the code."""
+
+    name: str
+    world: WorldConfig
+    tokenizer: TokenizerRunConfig
+    encoder: EncoderTraining
+    run: RunConfig
+    """What all variants are a diff of; addresses are filled in."""
+    seeds: tuple[int, int, int] = (5, 3, 2)
+    """Of the variants of tiers 1, 2 and 3."""
+    gate_seeds: int = 2
+    gate_clips: int = 400
+    """Clips a domain that the gate on features is probed on."""
+    evaluation_batch: int = 8
+    """Clips of one forward pass when motion is generated."""
+    resamples: int = 4000
+
+
+WRIST_VERBS = ("reach", "push", "pull", "slide", "lift", "wave")
+"""Acts of the whole hand. The others are mostly of fingers, a pixel or two wide here: no encoder of this size could tell them."""
+SHARES = (42.4, 15.5, 0.0)
+"""The paper's generation and continuation. Description predicts no motion and would cost a short run a fifth of its steps."""
+PLAIN: dict[str, Any] = {
+    "task_shares": SHARES,
+    "two_handed_share": 0.0,
+    "dropout_share": 0.0,
+    "one_untracked_share": 0.0,
+}
+"""One hand acts, and labels have no gaps: neither is what the study asks about."""
+
+
+def _run(steps: int, language: LanguageSizes, **values: Any) -> RunConfig:
+    """A base configuration of so many steps. Its random vision tower is trained: frozen, it would see next to nothing."""
+    aligned = round(PAPER_DEPTH * language.layers)
+    fixed = {
+        "model.backbone.freeze_vision": False,
+        "objective.align.layer": aligned,
+        "objective.ema.alpha": ema_alpha(steps),
+        "train.steps": steps,
+        "train.checkpoint_every": steps,
+        "train.validate_every": steps,
+        "train.keep": 1,
+        "data.workers": 0,
+        "log.tensorboard": False,
+    }
+    backbone = replace(TINY.model.backbone, language=language)
+    base = replace(TINY, name="study", model=replace(TINY.model, backbone=backbone))
+    return override(base, fixed | {key.replace("__", "."): value for key, value in values.items()})
+
+
+def _tokenizer(model: TokenizerConfig, **train: Any) -> TokenizerRunConfig:
+    settings = replace(TINY_TOKENIZER.train, **train)
+    every = max(1, settings.steps // 4)
+    made = replace(TINY_TOKENIZER, name="tokenizer", model=model, train=replace(settings, eval_every=every))
+    return override(made, {"checkpoint_every": every, "keep": 1, "log.tensorboard": False})
+
+
+SMALL_TOKENIZER = TokenizerConfig(width=128, levels=2, codes=128, decay=0.95)
+"""32 tokens a chunk."""
+
+SMOKE = StudySize(
+    name="smoke",
+    world=WorldConfig(
+        lab_train=8,
+        lab_val=4,
+        wild_train=10,
+        wild_val=6,
+        labelled_share=0.2,
+        seconds=(1.0, 2.2),
+        fps=(15,),
+        width=64,
+        height=48,
+        **PLAIN,
+    ),
+    tokenizer=replace(
+        _tokenizer(TokenizerConfig(width=16, levels=2, codes=8, decay=0.9), steps=6, batch=8), allow_collapse=True
+    ),
+    encoder=EncoderTraining(
+        image_size=32,
+        sizes=VisionSizes(hidden=16, layers=1, heads=2, mlp=16, patch=16),
+        steps=6,
+        batch=8,
+        log_every=2,
+        probe_every=3,
+        probe_clips=4,
+    ),
+    run=_run(
+        5,
+        LanguageSizes(hidden=32, layers=3, heads=4, kv_heads=2, mlp=48),
+        model__backbone__image_size=28,
+        model__backbone__vision__hidden=16,
+        model__backbone__vision__layers=1,
+        model__backbone__vision__heads=2,
+        model__backbone__vision__mlp=16,
+        objective__perceiver__width=16,
+        objective__perceiver__heads=2,
+        model__text__vocab_size=300,
+        train__batch=4,
+        train__micro_batch=4,
+        train__log_every=1,
+        train__monitor_every=2,
+        train__val_samples=4,
+    ),
+    seeds=(2, 1, 1),
+    gate_seeds=1,
+    gate_clips=8,
+    resamples=200,
+)
+"""The whole chain in a minute or two. Its numbers mean nothing."""
+
+CPU = StudySize(
+    name="cpu",
+    world=WorldConfig(
+        lab_train=320,
+        lab_val=64,
+        wild_train=960,
+        wild_val=96,
+        seconds=(1.0, 3.0),
+        fps=(20,),
+        width=128,
+        height=96,
+        gop=10,
+        verbs=WRIST_VERBS,
+        **PLAIN,
+    ),
+    tokenizer=_tokenizer(SMALL_TOKENIZER, steps=2000, batch=64, lr=2e-3, log_every=50),
+    encoder=EncoderTraining(),
+    run=_run(900, LanguageSizes(), train__micro_batch=16, train__log_every=25, train__monitor_every=100),
+)
+"""Tier 1 in about two hours on two cores."""
+
+GPU = StudySize(
+    name="gpu",
+    world=WorldConfig(
+        lab_train=1200,
+        lab_val=128,
+        wild_train=3600,
+        wild_val=192,
+        seconds=(1.0, 4.0),
+        fps=(20,),
+        width=160,
+        height=120,
+        gop=10,
+        verbs=WRIST_VERBS,
+        **PLAIN,
+    ),
+    tokenizer=_tokenizer(SMALL_TOKENIZER, steps=4000, batch=128, lr=2e-3, log_every=100),
+    encoder=EncoderTraining(
+        image_size=96,
+        sizes=VisionSizes(hidden=192, layers=6, heads=6, mlp=768, patch=8),
+        steps=8000,
+        batch=256,
+        probe_every=2000,
+    ),
+    run=_run(
+        2500,
+        LanguageSizes(hidden=256, layers=6, heads=8, kv_heads=4, mlp=768),
+        model__backbone__image_size=112,
+        model__backbone__vision__hidden=128,
+        model__backbone__vision__layers=4,
+        objective__perceiver__width=128,
+        objective__perceiver__heads=4,
+        train__batch=64,
+        train__micro_batch=64,
+        train__log_every=50,
+        train__monitor_every=250,
+        train__precision="bf16",
+        data__workers=4,
+    ),
+    gate_clips=1000,
+    evaluation_batch=64,
+)
+"""Tier 1 in about 25 minutes on one GPU with `--jobs 4`."""
+
+SIZES = {size.name: size for size in (SMOKE, CPU, GPU)}
