@@ -100,8 +100,8 @@ def nested(
             expected = "arrays (seeds, clips) of one or more seeds and the same clips"
             raise UserError("scores", [a.shape for a in arrays], expected)
     stacked = np.concatenate(arrays)
-    missing: np.ndarray = np.isnan(stacked)
-    kept: np.ndarray = ~missing.all(0)
+    missing = np.asarray(np.isnan(stacked))
+    kept = np.asarray(~missing.all(0))
     if missing[:, kept].any():
         clips = np.flatnonzero(missing.any(0) & kept).tolist()
         raise UserError("scores", f"NaN for some seeds at clips {clips}", "the same clips for every seed")

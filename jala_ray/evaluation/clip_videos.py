@@ -101,17 +101,22 @@ def picked_videos(
 
     Raises UserError for a clip that the evaluation does not hold. A clip that was evaluated in several tasks is shown in its first.
     """
-    records: dict[str, ClipRecord] = {}
-    for record in evaluation.clips:
-        if record.failure is None:
-            records.setdefault(record.clip_id, record)
-    videos = []
+    records, videos = by_clip(evaluation), []
     for clip_id, row in dict.fromkeys((str(pick["clip_id"]), str(pick["row"])) for pick in picked):
         if clip_id not in records:
             raise UserError("picked clip", clip_id, "a clip that was evaluated")
         record = records[clip_id]
         videos.append(clip_video(manifest.clip(record.row), record, row, height=height, seconds=seconds))
     return videos
+
+
+def by_clip(evaluation: Evaluation) -> dict[str, ClipRecord]:
+    """The first record of every clip that was evaluated."""
+    records: dict[str, ClipRecord] = {}
+    for record in evaluation.clips:
+        if record.failure is None:
+            records.setdefault(record.clip_id, record)
+    return records
 
 
 def clip_video(
@@ -134,8 +139,8 @@ def clip_video(
         raise UserError("record", record.clip_id, f"the record of clip {clip.clip_id}")
     if not 2 <= height <= MAX_HEIGHT or height % 2:
         raise UserError("height", height, f"an even number of px, at most {MAX_HEIGHT}")
-    if record.failure is not None:
-        return ClipVideo(clip.clip_id, row, problem=record.failure)
+    if record.failure is not None or not record.hands:
+        return ClipVideo(clip.clip_id, row, problem=record.failure or "no hand has a scored frame")
     for hand in record.hands:
         if row not in hand.predicted:
             raise UserError("row", row, f"one of {sorted(hand.predicted)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from jala_ray.evaluation.clip_videos import GAP, TRUE_COLOR, ClipVideo
+from jala_ray.evaluation.clip_videos import GAP, TRUE_COLOR, ClipVideo, by_clip
 from jala_ray.evaluation.html import Html, el, join
 from jala_ray.evaluation.motion_tables import DOMAIN_NAMES, PageScores, Pick
 from jala_ray.evaluation.overlay import HAND_COLORS
@@ -21,10 +21,7 @@ def picked_clips(evaluation: Evaluation, scores: PageScores, videos: Sequence[Cl
     """Every picked pair of row and clip once, under its row."""
     if not scores["picked"]:
         return absent("No clip was scored, so there is none to show.")
-    records: dict[str, ClipRecord] = {}
-    for record in evaluation.clips:
-        if record.failure is None:
-            records.setdefault(record.clip_id, record)
+    records = by_clip(evaluation)
     by_pair = {(video.row, video.clip_id): video for video in videos}
     rows: dict[str, dict[str, list[Pick]]] = {}
     for pick in scores["picked"]:

@@ -21,6 +21,7 @@ from jala_ray.evaluation.motion_tables import (
     domains,
     headline,
     horizon,
+    look_up,
     references,
 )
 from jala_ray.evaluation.records import Evaluation
@@ -103,7 +104,7 @@ def _lowest(scores: PageScores, rows: Sequence[str], domain: str, metric: str) -
     """The row with the smallest mean, its cell and that mean."""
     found = []
     for row in rows:
-        cell = scores["table"].get(row, {}).get(domain, {}).get(metric)
+        cell = look_up(scores["table"], row, domain, metric)
         if cell is not None and cell["mean"] is not None:
             found.append((row, cell, cell["mean"]))
     return min(found, key=lambda item: item[2], default=None)

@@ -153,10 +153,10 @@ def headline(scores: PageScores) -> Html:
     metrics = scores["metrics"]
     over = [f"{DOMAIN_NAMES.get(domain, domain)}, {clips(scored(scores, domain))}" for domain in shown]
     columns = [(domain, metric) for domain in shown for metric in metrics]
-    leaders = leading({c: {m: _cell(scores["table"], m, *c) for m in scores["models"]} for c in columns})
+    leaders = leading({c: {m: look_up(scores["table"], m, *c) for m in scores["models"]} for c in columns})
 
     def line(row: str) -> Html:
-        cells = [cell(_cell(scores["table"], row, *c), leaders.get(c) == row) for c in columns]
+        cells = [cell(look_up(scores["table"], row, *c), leaders.get(c) == row) for c in columns]
         return el("tr", named(row, _note(row)), cells)
 
     printed = []
@@ -202,7 +202,8 @@ def leading(columns: Mapping[tuple[str, str], Mapping[str, Cell | None]]) -> dic
     return found
 
 
-def _cell(table: Mapping[str, Mapping[str, Line]], first: str, second: str, metric: str) -> Cell | None:
+def look_up(table: Mapping[str, Mapping[str, Line]], first: str, second: str, metric: str) -> Cell | None:
+    """A cell by its two names and its metric; None where the table has none."""
     return table.get(first, {}).get(second, {}).get(metric)
 
 
@@ -219,7 +220,7 @@ def breakdown(scores: PageScores, charts: Charts) -> Html:
         label(row): {
             label(source): value
             for source in scores["by_source"]
-            if (found := _cell(scores["by_source"], source, row, "mpjpe")) is not None
+            if (found := look_up(scores["by_source"], source, row, "mpjpe")) is not None
             and (value := found["mean"]) is not None
         }
         for row in scores["models"]
@@ -239,9 +240,9 @@ def breakdown(scores: PageScores, charts: Charts) -> Html:
 def _groups(scores: PageScores, found: Mapping[str, Mapping[str, Line]]) -> Html:
     metrics, parts = scores["metrics"], []
     for name in found:
-        leaders = leading({(name, m): {row: _cell(found, name, row, m) for row in scores["models"]} for m in metrics})
+        leaders = leading({(name, m): {row: look_up(found, name, row, m) for row in scores["models"]} for m in metrics})
         rows = [
-            el("tr", named(row), [cell(_cell(found, name, row, m), leaders.get((name, m)) == row) for m in metrics])
+            el("tr", named(row), [cell(look_up(found, name, row, m), leaders.get((name, m)) == row) for m in metrics])
             for row in scores["rows"]
             if row in found[name]
         ]

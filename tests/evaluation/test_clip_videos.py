@@ -221,6 +221,7 @@ def test_a_video_that_fails_is_a_reason(video, tmp_path):
     assert "a video" in (clip_video(make_clip(None), make_record(0.0, 0.0), ROW).problem or "")
     failed = make_record(0.0, 0.0, failure="no tokens", hands=())
     assert clip_video(make_clip(video), failed, ROW).problem == "no tokens"
+    assert clip_video(make_clip(video), replace(failed, failure=None), ROW).problem == "no hand has a scored frame"
 
 
 def test_what_cannot_be_asked_for(video):
