@@ -69,7 +69,9 @@ def variants(base: RunConfig) -> list[Variant]:
         Variant("no_lsp", 2, presets.no_lsp),
         Variant("align_only", 2, presets.align_only),
         Variant("lapa", 2, _halved(lambda b: presets.labelled_only(presets.no_align(b))), before=stages),
-        # With all_labelled, no_align and jala the four corners: labels of Wild, and alignment.
+        # With no_align, labelled_only and jala the four corners of loss and data; every one of its samples has labels.
+        Variant("no_align_labelled_only", 2, lambda b: presets.labelled_only(presets.no_align(b))),
+        # With all_labelled, no_align and jala those of labels and alignment.
         Variant("all_labelled_no_align", 2, presets.no_align, twin=True),
         *(setting(f"lambda_{weight:g}", 3, objective__align__weight=weight) for weight in (0.1, 1.0)),
         *(setting(f"wild_{share:g}", 3, data__wild_fraction=share) for share in (0.0, 0.25, 0.5)),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jala_ray.evaluation.bootstrap import Estimate
+from jala_ray.evaluation.motion_latents import Points, Retrieval
 from jala_ray.evaluation.motion_tables import DOMAIN_NAMES, Cell, Line, PageScores, Pick, Second
 from jala_ray.evaluation.scores import BOTH, Group, GroupTable, Scores, Summary, extremes
 from jala_ray.hands.metrics import METRICS
@@ -48,31 +49,13 @@ def page_scores(
 
 
 def page_latents(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Of `latents.summary`. Retrieval is that over all clips."""
-    probes = [
-        {"subject": subject, "group": group, "target": target, **found}
-        for group, targets in summary["probes"].items()
-        for target, subjects in (targets or {}).items()
-        for subject, found in subjects.items()
-    ]
-    asked = summary["retrieval"]["all"]
-    points = summary["tsne"]["points"]
-    hands = [HAND_NAMES[hand] for hand in points["hand"]]
-    labels = {"domain": points["domain"], "hand": hands, "source": points["source"]}
+    """Of `latents.summary`, what the page shows. Retrieval is that over all clips."""
+    asked = summary["retrieval"].get("all")
     return {
-        "probes": probes,
-        "retrieval": None
-        if asked is None
-        else {
-            "recall1": asked["recall_1"],
-            "recall5": asked["recall_5"],
-            "median_rank": asked["median_rank"],
-            "chance1": asked["chance"]["recall_1"],
-            "count": asked["queries"],
-        },
+        "probes": summary["probes"],
+        "retrieval": None if asked is None else {name: asked[name] for name in Retrieval.__annotations__},
         "tsne": {
-            name: {"x": [x for x, _ in placed], "y": [y for _, y in placed], **labels}
-            for name, placed in summary["tsne"]["spaces"].items()
+            space: {name: points[name] for name in Points.__annotations__} for space, points in summary["tsne"].items()
         },
     }
 

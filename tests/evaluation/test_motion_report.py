@@ -12,6 +12,7 @@ import pytest
 
 from jala_ray.evaluation import html
 from jala_ray.evaluation.clip_videos import ClipVideo, clip_video
+from jala_ray.evaluation.latents import summary as latent_summary
 from jala_ray.evaluation.motion_inputs import page_latents, page_scores
 from jala_ray.evaluation.motion_report import motion_page
 from jala_ray.evaluation.motion_tables import PAPER_TITLE, REFERENCES_TITLE, PageScores
@@ -22,6 +23,7 @@ from jala_ray.video.write import write_mp4
 from tests.evaluation.browser import open_browser
 from tests.evaluation.test_clip_videos import FPS, HEIGHT, ROW, WIDTH, make_clip, make_record
 from tests.evaluation.test_inspect import Inspection
+from tests.evaluation.test_latents import planted as planted_latents
 
 METRICS = ("mpjpe", "pa_mpjpe", "mwte", "mde")
 ROWS = ("jala", "no_align", "floor", "hold_first", "mean_motion")
@@ -350,29 +352,16 @@ def test_summaries_become_what_the_page_takes(tmp_path, no_plotly):
 
 
 def test_a_latent_summary_becomes_what_the_page_takes(tmp_path, no_plotly):
-    found = {"r2": 0.5, "low": 0.25, "high": 0.75}
-    asked = {"queries": 9, "recall_1": 0.5, "recall_5": 0.75, "median_rank": 1.5}
-    chance = {"recall_1": 0.125, "recall_5": 0.5, "median_rank": 5.0}
-    points = {"clip_id": ["a", "b"], "source": ["s", "t"], "domain": ["lab", "wild"], "hand": [0, 1], "time": [0, 1]}
-    summary = {
-        "probes": {"lab": {"wrist": {"z": found, "v0": found}}, "wild": None},
-        "retrieval": {"lab": None, "all": asked | {"chance": chance}},
-        "tsne": {"perplexity": 2.0, "points": points, "spaces": {"z": [[1.0, 2.0], [3.0, 4.0]]}},
-    }
-    made = page_latents(summary)
-    assert made["probes"][1] == {"subject": "v0", "group": "lab", "target": "wrist", **found}
-    assert made["retrieval"] == {"recall1": 0.5, "recall5": 0.75, "median_rank": 1.5, "chance1": 0.125, "count": 9}
-    assert made["tsne"]["z"] == {
-        "x": [1, 3],
-        "y": [2, 4],
-        "domain": ["lab", "wild"],
-        "hand": ["left", "right"],
-        "source": ["s", "t"],
-    }
+    found = latent_summary(planted_latents(24, wild=4))
+    made = page_latents(found)
+    assert made["probes"] == found["probes"]
+    assert made["retrieval"]["recall1"] == 1.0 and made["retrieval"]["count"] == found["retrieval"]["all"]["count"]
     page = MotionPage(tmp_path, make_evaluation(), make_scores(), [], made)
-    assert [trace["name"] for trace in page.figure("t-SNE of z")["data"]] == ["Lab, left", "Wild, right"]
-    nothing = page_latents(summary | {"retrieval": {"all": None}})
-    assert nothing["retrieval"] is None
+    names = {trace["name"] for trace in page.figure("t-SNE of z")["data"]}
+    assert names == {"Lab, left", "Lab, right", "Wild, left", "Wild, right"}
+    nothing = page_latents(latent_summary(planted_latents(8, wild=0, h={}, z=None, aligned_layer=None)))
+    assert nothing["retrieval"] is None and nothing["tsne"] == {}
+    MotionPage(tmp_path, make_evaluation(), make_scores(), [], nothing)
 
 
 # --- in a browser ----------------------------------------------------------------------------------------------------
