@@ -29,7 +29,7 @@ PORT_FLAGS = (
     "--runtime-env-agent-port",
     "--metrics-export-port",
 )
-START_SECONDS = 120
+START_SECONDS = 300
 NODE = "127.0.0.2"
 """A loopback address that Ray keeps; it would replace 127.0.0.1 by the machine's outer one."""
 

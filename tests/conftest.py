@@ -11,6 +11,8 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
+import tests.ray_start  # noqa: F401  before anything imports Ray
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

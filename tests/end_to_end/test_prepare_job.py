@@ -22,6 +22,7 @@ from jala_ray.types import ConfigError
 from jala_ray.video.write import write_mp4
 from jobs.prepare import main
 from tests.end_to_end.test_s3 import bucket as bucket
+from tests.ray_start import PATIENCE, local_ray
 from tests.video.numbered import numbered
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -59,13 +60,12 @@ def videos_and_rows(out: str | Path, options: storage.StorageOptions | None = No
 def cluster() -> Iterator[str]:
     """A Ray with 2 CPUs, by its address; tasks inherit its environment."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_"))]:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_")) and name not in PATIENCE]:
             patch.delenv(name)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield ray.get_runtime_context().gcs_address
-        ray.shutdown()
+        with local_ray(num_cpus=2, include_dashboard=False):
+            yield ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture(scope="module")

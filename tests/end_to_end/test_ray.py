@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from infra.local_head import NODE, free_ports
 from jala_ray.config import ClusterConfig, RunConfig
@@ -22,6 +21,7 @@ from jala_ray.types import ConfigError
 from jobs.cache import main as make_cache
 from jobs.evaluate import main as evaluate
 from tests.end_to_end.conftest import World
+from tests.ray_start import local_ray
 from tests.support import small
 
 pytestmark = pytest.mark.cluster
@@ -32,11 +32,8 @@ def cluster() -> Iterator[None]:
     # With the dashboard: without it Train's cleaner cannot see a busy controller, and takes its workers away.
     (port,) = free_ports(1)
     # The GPU is a number: what asks for one is scheduled, and finds no device.
-    ray.init(
-        num_cpus=2, num_gpus=1, dashboard_host=NODE, dashboard_port=port, include_dashboard=True, log_to_driver=False
-    )
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=2, num_gpus=1, dashboard_host=NODE, dashboard_port=port, include_dashboard=True):
+        yield
 
 
 def settings(world: World, root: Path, name: str, **values: object) -> RunConfig:
