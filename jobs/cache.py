@@ -15,6 +15,7 @@ from jala_ray.data.manifest import Manifest
 from jala_ray.presets import configuration
 from jala_ray.training import setup
 from jala_ray.training.build import build_assets
+from jala_ray.training.parts import do_parts
 from jala_ray.types import ConfigError, UserError
 
 ABOUT = """Computes once what training reads of --data.manifest with --motion-tokenizer and the preset's encoder, into the folder OUT,
@@ -51,14 +52,7 @@ def main(argv: list[str]) -> None:
     if job.retry:
         making.drop_errors()
     missing = making.missing()
-    if job.local or not missing:
-        parts = map(making.job, missing)
-    else:
-        from jala_ray.data.pipeline import work_through
-        from jala_ray.training.launch import ensure_ray
-
-        ensure_ray(options)
-        parts = work_through(missing, making.job, num_gpus=job.gpus_per_task)
+    parts = do_parts(missing, making.job, options, local=job.local, num_gpus=job.gpus_per_task)
     began, rows, bad = time.monotonic(), 0, 0
     for done, part in enumerate(parts, 1):
         rows, bad, elapsed = rows + part["rows"], bad + part["errors"], time.monotonic() - began

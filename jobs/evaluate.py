@@ -7,12 +7,12 @@ import os
 import sys
 import time
 
-from jala_ray.evaluation.motion_publish import publish
-
 from jala_ray import storage
 from jala_ray.config import GenerationConfig
 from jala_ray.evaluation.motion_job import EvaluationJob, begin, label_of, manifest_of, resolve
+from jala_ray.evaluation.motion_publish import publish
 from jala_ray.storage import StorageOptions
+from jala_ray.training.parts import do_parts
 from jala_ray.types import SPLITS, UserError
 
 ABOUT = """Generates the held-out clips of a manifest with every checkpoint and writes evaluation.json, table.md and report.html
@@ -63,14 +63,7 @@ def main(argv: list[str]) -> None:
     )
     work = begin(job, asked.split, asked.samples)
     missing = work.missing()
-    if asked.local or not missing:
-        parts = map(job, missing)
-    else:
-        from jala_ray.data.pipeline import work_through
-        from jala_ray.training.launch import ensure_ray
-
-        ensure_ray(options)
-        parts = work_through(missing, job, num_gpus=asked.gpus_per_task)
+    parts = do_parts(missing, job, options, local=asked.local, num_gpus=asked.gpus_per_task)
     began, clips = time.monotonic(), 0
     for done, part in enumerate(parts, 1):
         clips += part["rows"]

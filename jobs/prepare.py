@@ -18,6 +18,7 @@ from jala_ray.data.adapters.video_folder import VideoFolder
 from jala_ray.data.prepare import Piece, Preparation, PrepareConfig
 from jala_ray.data.prepare_progress import Meter, clock, follow
 from jala_ray.storage import StorageOptions
+from jala_ray.training.parts import do_parts
 from jala_ray.types import ConfigError, StorageError, UserError
 
 REASONS_SHOWN = 10
@@ -79,16 +80,9 @@ def main(argv: list[str]) -> int:
 
 def do(work: Preparation, missing: Sequence[Piece], job: PrepareJob) -> None:
     """Do the pieces. Raises StorageError, after all have been tried, where some failed."""
-    if job.local:
-        meter = Meter(missing)
-        follow(map(work.do, missing), meter)
-    else:
-        from jala_ray.data.pipeline import work_through
-        from jala_ray.training.launch import ensure_ray
-
-        ensure_ray(job.storage)
-        meter = Meter(missing)
-        follow(work_through(missing, work.do, num_cpus=job.cpus_per_task), meter)
+    parts = do_parts(missing, work.do, job.storage, local=job.local, num_cpus=job.cpus_per_task)
+    meter = Meter(missing)
+    follow(parts, meter)
     print(f"prepared {clock(meter.seconds)} of video, {meter.bytes / 1e6:.1f} MB, in {clock(meter.elapsed())}")
     if meter.failed:
         remedy = "Run the same command again: it does only what is missing. Take out of the input what fails again."

@@ -152,32 +152,42 @@ class Predictor:
         generated: dict[str, dict[int, Motion]] = {}
         failures: dict[int, UserError] = {}
         examples: dict[int, Example] = {}
+        shown: dict[tuple[int, int | None], dict[int, Visuals | UserError]] = {}
+        places = [PlanRow(0, i, row, self.manifest.address(row)) for i, row in enumerate(rows)]
         for label, model in self.models.items():
             prompts, generated[label] = dict[int, Prompt](), {}
-            for row, example, seen in self._seen(label, rows):
+            found = dict(zip(rows, self._sources[label].examples(places), strict=True))
+            seen = self._seen(label, found, shown)
+            for row, example in found.items():
                 try:
                     if isinstance(example, BadRow):
                         raise example.error
-                    if not isinstance(seen, Visuals):
-                        raise seen
+                    picture = seen[row]
+                    if not isinstance(picture, Visuals):
+                        raise picture
                     given = example.labelled.shape[1] // 2 if self.task == "continuation" else 0
-                    prompts[row], examples[row] = prompt_of(example, seen, given), example
+                    prompts[row], examples[row] = prompt_of(example, picture, given), example
                 except UserError as error:
                     failures.setdefault(row, error)
             for row, motion in zip(prompts, model.batch(list(prompts.values())), strict=True):
                 generated[label][row] = motion
         return [self._record(row, examples, generated, failures) for row in rows]
 
-    def _seen(self, label: str, rows: list[int]) -> Iterator[tuple[int, Example | BadRow, Visuals | UserError]]:
-        """Each row's example, and its first frame as this model wants it or why there is none."""
-        source = self._sources[label]
-        boundaries = [0] if self.models[label].config.objective.layout.frames else []
-        places = [PlanRow(0, i, row, self.manifest.address(row)) for i, row in enumerate(rows)]
-        examples = source.examples(places)
-        looks = [Look(example, boundaries, []) for example in examples if isinstance(example, Example)]
-        pictures = source.visuals(looks)
-        for row, example in zip(rows, examples, strict=True):
-            yield row, example, next(pictures) if isinstance(example, Example) else example.error
+    def _seen(
+        self,
+        label: str,
+        examples: Mapping[int, Example | BadRow],
+        shown: dict[tuple[int, int | None], dict[int, Visuals | UserError]],
+    ) -> dict[int, Visuals | UserError]:
+        """Each row's first frame as this model wants it, or why there is none; `shown` keeps it for models that want the same."""
+        model = self.models[label]
+        frames, spec = model.config.objective.layout.frames, model.assets.spec
+        wanted = (spec.image_size, spec.frame_size if frames else None)
+        if wanted not in shown:
+            good = {row: example for row, example in examples.items() if isinstance(example, Example)}
+            looks = [Look(example, [0] if frames else [], []) for example in good.values()]
+            shown[wanted] = dict(zip(good, self._sources[label].visuals(looks), strict=True))
+        return shown[wanted]
 
     def _record(
         self,
