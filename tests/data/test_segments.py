@@ -272,7 +272,7 @@ def test_either_hand_counts():
     assert by_validity(untracked)[1] == (pytest.approx(2 + 80 / 30), pytest.approx(2 + 140 / 30))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_any_clip_gives_whole_chunks_and_as_many_labels_as_there_are(data):
     """One hand of any validity at 30 fps, any cuts: spans in order, at most 10 s, none across a cut."""
