@@ -55,15 +55,20 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def local_head(num_cpus: int) -> Iterator[Head]:
-    """Start a head, yield its addresses, and end it and its children. Raises `RuntimeError` with the log if it won't start."""
+def local_head(num_cpus: int, num_gpus: int = 0, token: str | None = None) -> Iterator[Head]:
+    """Start a head, yield its addresses, and end it and its children. Raises `RuntimeError` with the log if it won't start.
+
+    `num_gpus` is what it says it has; only who has its `token`, by default a new one, may use it. All ports are given to Ray, which
+    otherwise waits some seconds, a fixed time, for its agents to choose theirs, and fails on a slow machine.
+    """
     folder = Path(tempfile.mkdtemp(prefix="jala-", dir="/tmp"))  # Ray's sockets need a short path
     log = folder / "head.log"
     ports = dict(zip(PORT_FLAGS, free_ports(len(PORT_FLAGS)), strict=True))
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or secrets.token_hex(32)}
     head = Head(f"{NODE}:{ports['--port']}", f"http://{NODE}:{ports['--dashboard-port']}", log, environment)
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--num-cpus={num_cpus}"]
+    command += [f"--num-gpus={num_gpus}"]
     command += [f"--node-ip-address={NODE}", f"--dashboard-host={NODE}", f"--temp-dir={folder}"]
     command += [f"{flag}={port}" for flag, port in ports.items()]
     # A terminated caller must still end its head: SIGTERM becomes an exception, and `finally` runs.

@@ -1,37 +1,36 @@
-"""Starting Ray on a machine that may be slow."""
+"""Ray for tests, on a machine that may be slow."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
-from typing import Any
 
-PATIENCE = {
+from infra.local_head import local_head
+
+SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_gcs_server_port_wait_time_s": "300",
     "RAY_gcs_server_request_timeout_seconds": "300",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
 }
-"""Ray's own waits of 30 and 60 s are too short for two busy cores. Some are read when Ray is imported."""
-os.environ.update({name: value for name, value in PATIENCE.items() if name not in os.environ})
-
-ATTEMPTS = 3
+"""A process reads its token once. Ray's own waits of 30 and 60 s are too short for two busy cores."""
+os.environ.update(SETTINGS)
 
 
 @contextlib.contextmanager
-def local_ray(**settings: Any) -> Iterator[None]:
-    """`ray.init(**settings)` until the block ends. Ray waits 30 s for its raylet, a fixed time: it's tried again then."""
+def local_ray(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[str]:
+    """A head of one's own that this process is connected to; yields its address. GPUs are numbers, without devices.
+
+    It has a dashboard: without, Train's cleaner cannot see a busy controller, and takes its workers away.
+    """
     import ray  # not with the module: conftest.py imports it for all tests
 
-    for attempt in range(1, ATTEMPTS + 1):
+    with local_head(num_cpus, num_gpus, token=SETTINGS["RAY_AUTH_TOKEN"]) as head:
+        ray.init(head.gcs, log_to_driver=False)
         try:
-            ray.init(log_to_driver=False, **settings)
-            break
-        except Exception as error:  # Ray raises a bare Exception
+            yield head.gcs
+        finally:
             ray.shutdown()
-            if attempt == ATTEMPTS or "timed out during startup" not in str(error):
-                raise
-    try:
-        yield
-    finally:
-        ray.shutdown()

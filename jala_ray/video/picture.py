@@ -21,8 +21,9 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 SQUARE_WITHIN = 0.01
-"""Pixel aspects this near to 1 are what encoders write when they round a size; such pixels count as square.
-"""
+"""Pixel aspects this near to 1 are what encoders write when they round a size; such pixels count as square."""
+MAX_ASPECT = 16.0
+"""Pixel aspects beyond this or its inverse are damage, not intent, and count as square too: no film is meant to be a thread."""
 QUARTER_WITHIN = 0.02
 """Rotations this near to a quarter turn (radians) are one; players allow a degree."""
 MAX_PIXELS = 2**26
@@ -84,6 +85,8 @@ class Picture:
     def size(self) -> Size:
         """(height, width) as shown: upright, pixels square (their shorter side grows, none shrinks)."""
         height, width, aspect = self.frame.height, self.frame.width, self.pixel_aspect
+        if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
+            aspect = 1.0
         if aspect > 1 + SQUARE_WITHIN:
             width = round(width * aspect)
         elif aspect < 1 - SQUARE_WITHIN:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 
 from jala_ray import storage
 from jala_ray.data.manifest import Manifest, validate
@@ -22,7 +21,8 @@ from jala_ray.types import ConfigError
 from jala_ray.video.write import write_mp4
 from jobs.prepare import main
 from tests.end_to_end.test_s3 import bucket as bucket
-from tests.ray_start import PATIENCE, local_ray
+from tests.ray_start import SETTINGS as RAY_SETTINGS
+from tests.ray_start import local_ray
 from tests.video.numbered import numbered
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -60,12 +60,12 @@ def videos_and_rows(out: str | Path, options: storage.StorageOptions | None = No
 def cluster() -> Iterator[str]:
     """A Ray with 2 CPUs, by its address; tasks inherit its environment."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_")) and name not in PATIENCE]:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_")) and name not in RAY_SETTINGS]:
             patch.delenv(name)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
-        with local_ray(num_cpus=2, include_dashboard=False):
-            yield ray.get_runtime_context().gcs_address
+        with local_ray() as address:
+            yield address
 
 
 @pytest.fixture(scope="module")

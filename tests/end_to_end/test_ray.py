@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from infra.local_head import NODE, free_ports
 from jala_ray.config import ClusterConfig, RunConfig
 from jala_ray.evaluation.publish import publish_pretrain_report
 from jala_ray.parsing import override, to_dict
@@ -29,10 +28,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    # With the dashboard: without it Train's cleaner cannot see a busy controller, and takes its workers away.
-    (port,) = free_ports(1)
-    # The GPU is a number: what asks for one is scheduled, and finds no device.
-    with local_ray(num_cpus=2, num_gpus=1, dashboard_host=NODE, dashboard_port=port, include_dashboard=True):
+    with local_ray(num_gpus=1):
         yield
 
 

@@ -142,6 +142,8 @@ def test_pixels_that_are_not_square(tmp_path):
     assert decode_frames(tall, [0.0]).shape == (1, 128, 96, 3)
     rounded = probe(encode(tmp_path / "rounded.mp4", [0, 1], Fraction(1, 30), aspect=Fraction(2896, 2889)))
     assert (rounded.width, rounded.height) == (96, 64)
+    thread = encode(tmp_path / "thread.mp4", [0, 1], Fraction(1, 30), aspect=Fraction(1, 128))
+    assert decode_frames(thread, [0.0]).shape == (1, 64, 96, 3)
 
 
 def test_bad_files_say_what_is_wrong(make_video, tmp_path):
