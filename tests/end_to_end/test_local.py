@@ -73,6 +73,7 @@ def test_a_stale_cache_is_refused(world: World, tmp_path: Path) -> None:
         run_local(other)
 
 
+@pytest.mark.slow
 def test_imports_of_the_local_path(world: World, tmp_path: Path) -> None:
     """With everything else hidden, `python -m jala_ray.training.local config.json` trains from a cache that holds all."""
     config = settings(world, tmp_path, "bare", train__steps=2)

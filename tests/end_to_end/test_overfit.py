@@ -68,7 +68,7 @@ def joints(features: torch.Tensor, hand: int, beta: np.ndarray) -> torch.Tensor:
     return load_pair()[hand].joints(theta, rot, wrist, torch.from_numpy(beta).expand(*wrist.shape[:-1], 10))
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_eight_clips_by_heart(tmp_path: Path) -> None:
     world = WorldConfig(
         seed=3,

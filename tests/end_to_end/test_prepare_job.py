@@ -25,7 +25,7 @@ from tests.ray_start import SETTINGS as RAY_SETTINGS
 from tests.ray_start import local_ray
 from tests.video.numbered import numbered
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEOS = 10

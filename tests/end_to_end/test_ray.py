@@ -23,7 +23,7 @@ from tests.end_to_end.conftest import World
 from tests.ray_start import local_ray
 from tests.support import small
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")

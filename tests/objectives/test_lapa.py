@@ -198,6 +198,7 @@ def one_of_two(rank: int, root: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_the_codebooks_of_one(tmp_path: Path) -> None:
     mp.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
     single = make_run(run_config(tmp_path, "one"), kinds=KINDS, rows=4, shuffle=False)
