@@ -10,7 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 
 def medians(sides: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:
-    """Median seconds of each side, measured in turns, so that a slow moment of the machine meets all of them."""
+    """Median seconds of each side of `samples`."""
+    return {name: statistics.median(values) for name, values in samples(sides, repeats).items()}
+
+
+def samples(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each side, measured in turns, so that a slow moment of the machine meets all of them."""
     for run in sides.values():
         run()  # warm caches and lazy imports
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -19,7 +24,7 @@ def medians(sides: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 def report(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], figures: Mapping[str, object]) -> None:
