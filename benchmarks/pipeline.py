@@ -40,7 +40,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import world
 from benchmarks.form import report
 from benchmarks.rgw import ObjectStore
-from infra.local_head import local_ray
 from jala_ray.config import RunConfig
 from jala_ray.data.steps import StepBuilder, StepShare
 from jala_ray.parsing import override
@@ -186,7 +185,10 @@ def main() -> None:
         root = Path(folder)
         if "s3" in options.parts:  # before Ray, whose workers inherit where the store is
             running.enter_context(ObjectStore(root / "ceph"))
-        running.enter_context(local_ray(PROCESSES))
+        import ray
+
+        ray.init(num_cpus=PROCESSES, logging_level="error", log_to_driver=False)
+        running.callback(ray.shutdown)
         assets, files = world.assets(root / "assets"), world.videos(root)
         for name in (part for part in options.parts if part != "memory"):
             manifest = world.manifest(root / name, files, WORKLOADS[name])

@@ -84,23 +84,6 @@ def local_head(num_cpus: int, num_gpus: int = 0, token: str | None = None) -> It
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def local_ray(num_cpus: int, num_gpus: int = 0, token: str | None = None) -> Iterator[Head]:
-    """A `local_head` that this process is connected to.
-
-    Ray reads a process's token once, when it is imported: that must not have happened, or with this `token` in RAY_AUTH_TOKEN.
-    """
-    with local_head(num_cpus, num_gpus, token) as head:
-        os.environ.update({name: head.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")})
-        import ray
-
-        ray.init(head.gcs, logging_level="error", log_to_driver=False)
-        try:
-            yield head
-        finally:
-            ray.shutdown()
-
-
 def _wait_until_up(head: Head, process: subprocess.Popen[bytes]) -> None:
     """Until the job server answers, which it does once the agent that starts jobs is there."""
     bearer = {"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"}
