@@ -6,6 +6,7 @@ A Ray that already runs on the machine is neither used nor touched.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -55,28 +56,36 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def local_head(num_cpus: int, num_gpus: int = 0, token: str | None = None) -> Iterator[Head]:
+def local_head(num_cpus: int, num_gpus: int | None = None, token: str | None = None) -> Iterator[Head]:
     """Start a head, yield its addresses, and end it and its children. Raises `RuntimeError` with the log if it won't start.
 
-    `num_gpus` is what it says it has; only who has its `token`, by default a new one, may use it. All ports are given to Ray, which
-    otherwise waits some seconds, a fixed time, for its agents to choose theirs, and fails on a slow machine.
+    `num_gpus` is what it says it has, by default what Ray finds; only who has its `token`, by default a new one, may use it.
+
+    A raylet ends itself when an agent has not said its port, in a file, 15 s after its start, which is too short for a slow machine. All
+    ports are therefore given; one of them Ray does not hand on to the raylet, so its file is written here.
     """
     folder = Path(tempfile.mkdtemp(prefix="jala-", dir="/tmp"))  # Ray's sockets need a short path
     log = folder / "head.log"
     ports = dict(zip(PORT_FLAGS, free_ports(len(PORT_FLAGS)), strict=True))
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or secrets.token_hex(32)}
+    node_id = secrets.token_hex(28)
     head = Head(f"{NODE}:{ports['--port']}", f"http://{NODE}:{ports['--dashboard-port']}", log, environment)
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--num-cpus={num_cpus}"]
-    command += [f"--num-gpus={num_gpus}"]
+    command += [] if num_gpus is None else [f"--num-gpus={num_gpus}"]
     command += [f"--node-ip-address={NODE}", f"--dashboard-host={NODE}", f"--temp-dir={folder}"]
     command += [f"{flag}={port}" for flag, port in ports.items()]
     # A terminated caller must still end its head: SIGTERM becomes an exception, and `finally` runs.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+        named = environment | {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id}
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=named, start_new_session=True)
     try:
-        _wait_until_up(head, process)
+        deadline = time.monotonic() + START_SECONDS
+        _say_port(
+            folder, f"dashboard_agent_listen_port_{node_id}", ports["--dashboard-agent-listen-port"], process, deadline
+        )
+        _wait_until_up(head, process, deadline)
         yield head
     finally:
         _end(process)
@@ -84,19 +93,29 @@ def local_head(num_cpus: int, num_gpus: int = 0, token: str | None = None) -> It
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_until_up(head: Head, process: subprocess.Popen[bytes]) -> None:
-    """Until the job server answers, which it does once the agent that starts jobs is there."""
+def _say_port(folder: Path, name: str, port: int, process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Write the port's file once `ray start` has made its session's folder, which is seconds before it starts the raylet."""
+    while time.monotonic() < deadline and process.poll() is None:
+        for session in folder.glob("session_[0-9]*"):
+            (session / name).write_text(str(port))
+            return
+        time.sleep(0.05)
+
+
+def _wait_until_up(head: Head, process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Until the dashboard answers and knows of a node that is alive."""
     bearer = {"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"}
-    request = urllib.request.Request(f"{head.dashboard}/api/jobs/", headers=bearer)
-    deadline = time.monotonic() + START_SECONDS
-    problem: OSError | None = None
+    request = urllib.request.Request(f"{head.dashboard}/nodes?view=summary", headers=bearer)
+    problem = "no node is alive"
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(request, timeout=5):
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                nodes = json.load(answer)["data"]["summary"]
+            if any(node["raylet"].get("state") == "ALIVE" for node in nodes):
                 return
-        except OSError as error:  # refused, or HTTP 500 while the agent is on its way
-            problem = error
-            time.sleep(0.3)
+        except OSError as error:  # refused, or an error of HTTP while the dashboard is on its way
+            problem = str(error)
+        time.sleep(0.3)
     raise RuntimeError(f"Ray did not start within {START_SECONDS} s ({problem}):\n{head.log.read_text()[-4000:]}")
 
 

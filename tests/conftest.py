@@ -14,8 +14,8 @@ from moto.server import ThreadedMotoServer
 
 import tests.ray_start  # noqa: F401  before anything imports Ray
 
-# A slow machine is no failure, and a failure is the same everywhere.
-settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# A slow machine is no failure.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -21,14 +21,14 @@ os.environ.update(SETTINGS)
 
 
 @contextlib.contextmanager
-def local_ray(num_cpus: int = 2, num_gpus: int = 0) -> Iterator[str]:
-    """A head of one's own that this process is connected to; yields its address. GPUs are numbers, without devices.
+def local_ray(num_gpus: int = 0) -> Iterator[str]:
+    """A head of one's own with two CPUs that this process is connected to; yields its address. GPUs are numbers, without devices.
 
     It has a dashboard: without, Train's cleaner cannot see a busy controller, and takes its workers away.
     """
     import ray  # not with the module: conftest.py imports it for all tests
 
-    with local_head(num_cpus, num_gpus, token=SETTINGS["RAY_AUTH_TOKEN"]) as head:
+    with local_head(2, num_gpus, token=SETTINGS["RAY_AUTH_TOKEN"]) as head:
         ray.init(head.gcs, log_to_driver=False)
         try:
             yield head.gcs

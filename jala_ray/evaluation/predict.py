@@ -157,37 +157,28 @@ class Predictor:
         for label, model in self.models.items():
             prompts, generated[label] = dict[int, Prompt](), {}
             found = dict(zip(rows, self._sources[label].examples(places), strict=True))
-            seen = self._seen(label, found, shown)
             for row, example in found.items():
+                if isinstance(example, BadRow):
+                    failures.setdefault(row, example.error)
+            # What failed for an earlier model has no picture here either: a clip is scored for all models or for none.
+            good = {row: e for row, e in found.items() if isinstance(e, Example) and row not in failures}
+            spec, frames = model.assets.spec, model.config.objective.layout.frames
+            wanted = (spec.image_size, spec.frame_size if frames else None)
+            if wanted not in shown:  # models that want the same share it
+                looks = [Look(example, [0] if frames else [], []) for example in good.values()]
+                shown[wanted] = dict(zip(good, self._sources[label].visuals(looks), strict=True))
+            for row, example in good.items():
                 try:
-                    if isinstance(example, BadRow):
-                        raise example.error
-                    picture = seen[row]
+                    picture = shown[wanted][row]
                     if not isinstance(picture, Visuals):
                         raise picture
                     given = example.labelled.shape[1] // 2 if self.task == "continuation" else 0
                     prompts[row], examples[row] = prompt_of(example, picture, given), example
                 except UserError as error:
-                    failures.setdefault(row, error)
+                    failures[row] = error
             for row, motion in zip(prompts, model.batch(list(prompts.values())), strict=True):
                 generated[label][row] = motion
         return [self._record(row, examples, generated, failures) for row in rows]
-
-    def _seen(
-        self,
-        label: str,
-        examples: Mapping[int, Example | BadRow],
-        shown: dict[tuple[int, int | None], dict[int, Visuals | UserError]],
-    ) -> dict[int, Visuals | UserError]:
-        """Each row's first frame as this model wants it, or why there is none; `shown` keeps it for models that want the same."""
-        model = self.models[label]
-        frames, spec = model.config.objective.layout.frames, model.assets.spec
-        wanted = (spec.image_size, spec.frame_size if frames else None)
-        if wanted not in shown:
-            good = {row: example for row, example in examples.items() if isinstance(example, Example)}
-            looks = [Look(example, [0] if frames else [], []) for example in good.values()]
-            shown[wanted] = dict(zip(good, self._sources[label].visuals(looks), strict=True))
-        return shown[wanted]
 
     def _record(
         self,

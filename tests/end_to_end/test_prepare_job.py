@@ -20,9 +20,8 @@ from jala_ray.data.manifest import Manifest, validate
 from jala_ray.types import ConfigError
 from jala_ray.video.write import write_mp4
 from jobs.prepare import main
+from tests import ray_start
 from tests.end_to_end.test_s3 import bucket as bucket
-from tests.ray_start import SETTINGS as RAY_SETTINGS
-from tests.ray_start import local_ray
 from tests.video.numbered import numbered
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -60,11 +59,13 @@ def videos_and_rows(out: str | Path, options: storage.StorageOptions | None = No
 def cluster() -> Iterator[str]:
     """A Ray with 2 CPUs, by its address; tasks inherit its environment."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_")) and name not in RAY_SETTINGS]:
+        for name in [
+            name for name in os.environ if name.startswith(("AWS_", "RAY_")) and name not in ray_start.SETTINGS
+        ]:
             patch.delenv(name)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
-        with local_ray() as address:
+        with ray_start.local_ray() as address:
             yield address
 
 

@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -200,16 +201,23 @@ def with_pixel_aspect(data: bytes, across: int, down: int) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("aspect", [(1, 0x7FFFFFFF), (0x7FFFFFFF, 1), (1 << 20, 1)])
+@pytest.mark.parametrize("aspect", [(1, 0x7FFFFFFF), (0x7FFFFFFF, 1), (1 << 20, 1), (1, 128)])
 def test_pixels_of_a_wild_shape(aspect: tuple[int, int], bases: Path, tmp_path: Path) -> None:
-    """A picture of 2^31 rows did not fit the converter's numbers, one of 2^26 would have filled the memory."""
+    """A picture of 2^31 rows did not fit the converter's numbers, one of 2^26 would have filled the memory, one of 2^13 took seconds."""
     data = (bases / "videos" / "h264_turned.mp4").read_bytes()
     path = tmp_path / "v.mp4"
     path.write_bytes(with_pixel_aspect(data, 4, 3))
     assert decode_frames(path, [0.0]).shape == (1, 128, 64, 3)
     path.write_bytes(with_pixel_aspect(data, *aspect))
+    assert decode_frames(path, [0.0]).shape == (1, 96, 64, 3), "they count as square"
+
+
+def test_a_picture_of_too_many_pixels(bases: Path) -> None:
+    (frame,) = decode_frames(bases / "videos" / "h264.mp4", [0.0])
+    side = int(MAX_PIXELS**0.5)
+    picture = Picture(av.VideoFrame.from_ndarray(frame, "rgb24"), 1.0)
     with pytest.raises(VideoError, match=f"at most {MAX_PIXELS} pixels"):
-        decode_frames(path, [0.0])
+        picture.rgb((side, side + 1))
 
 
 def test_an_unknown_codec(bases: Path, tmp_path: Path) -> None:
