@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import world
 from benchmarks.form import report
 from benchmarks.rgw import ObjectStore
+from infra.local_head import local_head
 from jala_ray.config import RunConfig
 from jala_ray.data.steps import StepBuilder, StepShare
 from jala_ray.parsing import override
@@ -185,9 +186,11 @@ def main() -> None:
         root = Path(folder)
         if "s3" in options.parts:  # before Ray, whose workers inherit where the store is
             running.enter_context(ObjectStore(root / "ceph"))
+        head = running.enter_context(local_head(PROCESSES))
+        os.environ |= head.environment  # a process reads its token when it imports Ray
         import ray
 
-        ray.init(num_cpus=PROCESSES, logging_level="error", log_to_driver=False)
+        ray.init(head.gcs, logging_level="error", log_to_driver=False)
         running.callback(ray.shutdown)
         assets, files = world.assets(root / "assets"), world.videos(root)
         for name in (part for part in options.parts if part != "memory"):
@@ -200,10 +203,12 @@ def main() -> None:
                 config = override(config, {"data.cache": stored})
             made = builder(config, assets)
             found: dict[str, list[float]] = {"ceiling": [], "dataloader": [], "ray": []}
-            for _ in range(options.repeats):
+            for turn in range(options.repeats):
                 found["ceiling"].append(ceiling(made, options.steps))
                 found["dataloader"].append(rate(dataloader(made, options.steps)))
                 found["ray"].append(rate(rayed(made, options.steps)))
+                said = ", ".join(f"{side} {values[-1]:.1f}" for side, values in found.items())
+                print(f"{name}, turn {turn + 1} of {options.repeats}: {said} samples/s", file=sys.stderr, flush=True)
             speed = {side: statistics.median(values) for side, values in found.items()}
             for side, value in speed.items():
                 spread = f"{min(found[side]):.1f}-{max(found[side]):.1f}"

@@ -6,6 +6,7 @@ A Ray that already runs on the machine is neither used nor touched.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import secrets
@@ -31,6 +32,7 @@ PORT_FLAGS = (
     "--metrics-export-port",
 )
 START_SECONDS = 300
+PR_SET_PDEATHSIG = 1
 NODE = "127.0.0.2"
 """A loopback address that Ray keeps; it would replace 127.0.0.1 by the machine's outer one."""
 
@@ -79,7 +81,9 @@ def local_head(num_cpus: int, num_gpus: int | None = None, token: str | None = N
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     with log.open("wb") as output:
         named = environment | {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id}
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=named, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=named, start_new_session=True, preexec_fn=_outlive_nobody
+        )
     try:
         deadline = time.monotonic() + START_SECONDS
         _say_port(
@@ -91,6 +95,12 @@ def local_head(num_cpus: int, num_gpus: int | None = None, token: str | None = N
         _end(process)
         signal.signal(signal.SIGTERM, previous)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _outlive_nobody() -> None:
+    """In the head: SIGTERM comes when its caller is gone, however it went; `ray.init` replaces the caller's handler."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _say_port(folder: Path, name: str, port: int, process: subprocess.Popen[bytes], deadline: float) -> None:

@@ -74,6 +74,9 @@ def check_jala(objective: JalaConfig, config: RunConfig) -> None:
         raise ConfigError("objective.ema.alpha", objective.ema.alpha, "0 <= alpha < 1", remedy)
     if objective.align.weight < 0 or not math.isfinite(objective.align.weight):
         raise ConfigError("objective.align.weight", objective.align.weight, "a finite number >= 0")
+    if not 0 < objective.align.schedule_share <= 1:
+        expected = "a share of the steps, above 0 and at most 1"
+        raise ConfigError("objective.align.schedule_share", objective.align.schedule_share, expected)
     if not objective.mcp and not (objective.lap and objective.align.weight):
         remedy = "Without codes to predict, alignment is all there is: set objective.lap and objective.align.weight."
         raise ConfigError("objective.mcp", objective.mcp, "True, or an alignment that trains", remedy)

@@ -103,6 +103,9 @@ class AlignConfig:
     """lambda."""
     layer: int = 19
     """The tapped language block, counted from 1 (19 of 28 in the paper)."""
+    schedule: Literal["constant", "warmup", "decay"] = "constant"
+    """warmup: lambda rises linearly from 0 over the first `schedule_share` of the steps; decay: it falls linearly to 0 over the last."""
+    schedule_share: float = 0.2
     positions: Literal["masked", "target"] = "masked"
     """In the labelled target: only its masked positions (decision), or all of them (eq. 3)."""
 

@@ -52,8 +52,11 @@ class Objective(nn.Module):
     def loss(self, vla: VLA, batch: dict[str, Tensor], features: Features | None, out: Out) -> Losses:
         raise NotImplementedError(f"{type(self).__name__} must implement loss")
 
+    def before_step(self, progress: float) -> None:
+        """Called before each optimizer step with the share of the run's steps that are done, 0 to below 1 (schedules)."""
+
     def term_weights(self) -> dict[str, float]:
-        """Factor of each loss term in the step's loss."""
+        """Factor of each loss term in this step's loss."""
         raise NotImplementedError(f"{type(self).__name__} must implement term_weights")
 
     def after_step(self) -> None:

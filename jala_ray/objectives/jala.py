@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jala_ray.checks import check_layer
-from jala_ray.config import JalaConfig
+from jala_ray.config import AlignConfig, JalaConfig
 from jala_ray.models.perceiver import Perceiver, decoupled_ema
 from jala_ray.models.vla import VLA, Out
 from jala_ray.objectives.base import Features, Losses, Objective, code_loss, sample_mean, text_loss
@@ -29,6 +29,12 @@ def state_embeddings(lsp: Perceiver, batch: dict[str, Tensor], features: Feature
     return placed
 
 
+def scheduled(align: AlignConfig, progress: float) -> float:
+    """lambda when a share `progress` of the steps is done."""
+    ramp = {"constant": 1.0, "warmup": progress / align.schedule_share, "decay": (1 - progress) / align.schedule_share}
+    return align.weight * min(1.0, ramp[align.schedule])
+
+
 class Jala(Objective):
     """Owns LSP, unless `state` is none (`no_lsp`), and LAP, unless `lap` is off (`no_align`). See METHOD 5 for who learns from what."""
 
@@ -36,6 +42,7 @@ class Jala(Objective):
         super().__init__()
         check_layer(config.align.layer, vla.backbone.n_layers)
         self.config = config
+        self.weight = config.align.weight
         self.width = vla.backbone.hidden_size
         self.taps = (config.align.layer,) if config.lap else ()
         start = Perceiver(config.perceiver, vla.vocab.chunk_tokens, feature_dim, grid, self.width)
@@ -75,10 +82,13 @@ class Jala(Objective):
             losses.terms["align"], losses.has["align"] = align, has_align
         return losses
 
+    def before_step(self, progress: float) -> None:
+        self.weight = scheduled(self.config.align, progress)
+
     def term_weights(self) -> dict[str, float]:
         weights = {"mcp": 1.0} if self.config.mcp else {}
         weights["text"] = 1.0
-        return weights | {"align": self.config.align.weight} if self.lap is not None else weights
+        return weights | {"align": self.weight} if self.lap is not None else weights
 
     def after_step(self) -> None:
         if self.decoupled and self.lap is not None and self.lsp is not None:

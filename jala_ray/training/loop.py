@@ -145,6 +145,7 @@ def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: 
         micro = [to_device(batch, run.device) for batch in share.micro]
         real = reduce_sum(torch.stack([batch["weight"].sum() for batch in micro]).sum(), run.world)
         scale = run.world / real.clamp(min=1.0)
+        learner.objective.before_step(step / run.total_steps)
         set_lr(optimizer, config.optim.lr * lr_factor(step, run.total_steps, config.optim.warmup))
         for i, batch in enumerate(micro):
             last = i == len(micro) - 1

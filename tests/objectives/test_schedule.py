@@ -1,0 +1,78 @@
+"""Schedules of the alignment weight lambda."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from jala_ray.checks import check
+from jala_ray.config import AlignConfig
+from jala_ray.objectives.jala import Jala, scheduled
+from jala_ray.training import history
+from jala_ray.training.loop import train
+from jala_ray.types import ConfigError
+from tests.support import lay_out, make_assets, make_batch, make_learner, small
+from tests.training.run import make_run, run_config
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [2.0, 2.0, 2.0, 2.0, 2.0]),
+        ("warmup", [0.0, 1.0, 2.0, 2.0, 2.0]),
+        ("decay", [2.0, 2.0, 2.0, 1.0, 0.0]),
+    ],
+)
+def test_lambda_over_a_run(schedule: str, expected: list[float]) -> None:
+    align = small(objective__align__schedule=schedule).objective.align
+    assert isinstance(align, AlignConfig)
+    align = AlignConfig(weight=2.0, schedule=align.schedule, schedule_share=0.5)
+    assert [scheduled(align, progress) for progress in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx(expected)
+
+
+def test_the_step_s_loss_has_this_step_s_lambda() -> None:
+    config = small(
+        objective__align__schedule="warmup", objective__align__schedule_share=1.0, objective__align__weight=2.0
+    )
+    assets = make_assets(config)
+    learner, batch = make_learner(config, assets), make_batch(lay_out(config, assets))
+    found = {}
+    for progress in (0.0, 0.25, 1.0):
+        learner.objective.before_step(progress)
+        found[progress] = learner(batch)
+    align = found[1.0].sums["align/sum"]
+    assert align > 0
+    for progress, weight in ((0.25, 0.5), (1.0, 2.0)):
+        more = (found[progress].loss - found[0.0].loss).double()
+        torch.testing.assert_close(more, weight * align, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loop_says_where_it_is_after_a_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[float] = []
+    plain = Jala.before_step
+
+    def heard(self: Jala, progress: float) -> None:
+        said.append(progress)
+        plain(self, progress)
+
+    monkeypatch.setattr(Jala, "before_step", heard)
+    values = {"objective__align__schedule": "decay", "objective__align__schedule_share": 1.0}
+    first = make_run(run_config(tmp_path, **values))
+    train(first)
+    assert said == [0.0, 0.25, 0.5, 0.75]
+    assert isinstance(first.learner.objective, Jala)
+    assert first.learner.objective.weight == pytest.approx(0.25 * first.config.objective.align.weight)
+    longer = make_run(run_config(tmp_path, **values, train__steps=8))
+    assert longer.resume_from is not None and history.step_of(longer.resume_from) == 4
+    said.clear()
+    train(longer)
+    assert said == [0.5, 0.625, 0.75, 0.875]
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
+def test_a_share_that_is_none(share: float) -> None:
+    config = small(data__manifest="m", motion_tokenizer="t", objective__align__schedule_share=share)
+    with pytest.raises(ConfigError, match=r"objective\.align\.schedule_share"):
+        check(config)
