@@ -60,20 +60,28 @@ COLORS = {"lab": "@c1", "wild": "@c2"}
 SYMBOLS = {"left": "triangle-up", "right": "circle"}
 
 
-def latent_space(latents: Mapping[str, object] | None, charts: Charts) -> Html:
-    """Raises UserError for keys that are missing or unknown."""
-    if latents is None:
+def latent_space(spaces: Mapping[str, Mapping[str, object] | str], charts: Charts) -> Html:
+    """The latent space of each model by its label; a text instead says why there is none. Raises UserError for keys missing or unknown."""
+    if not spaces:
         return absent("The latent space was not examined.")
+    return join(*(_space(f"{name}: " if len(spaces) > 1 else "", space, charts) for name, space in spaces.items()))
+
+
+def _space(model: str, latents: Mapping[str, object] | str, charts: Charts) -> Html:
+    if isinstance(latents, str):
+        return absent(f"{model}There is no latent space to show: {latents}")
     wanted = PageLatents.__annotations__.keys()
     if latents.keys() != wanted:
         raise UserError("latents", sorted(latents), f"the keys {', '.join(wanted)}")
     known = cast("PageLatents", latents)
-    return join(_map(known["tsne"], charts), _probes(known["probes"]), _retrieval(known["retrieval"]))
+    return join(
+        _map(model, known["tsne"], charts), _probes(model, known["probes"]), _retrieval(model, known["retrieval"])
+    )
 
 
-def _map(tsne: Mapping[str, Points], charts: Charts) -> Html | None:
+def _map(model: str, tsne: Mapping[str, Points], charts: Charts) -> Html | None:
     placed = [
-        charts.place(f"t-SNE of {name}", f"{len(tsne[name]['x']):,} chunks", scatter(tsne[name]))
+        charts.place(f"{model}t-SNE of {name}", f"{len(tsne[name]['x']):,} chunks", scatter(tsne[name]))
         for name in in_order(tsne, SPACES)
         if len(tsne[name]["x"])
     ]
@@ -122,8 +130,8 @@ def scatter(points: Points) -> dict:
     return {"data": traces, "layout": layout, "loggable": False}
 
 
-def _probes(probes: Sequence[Probe]) -> Html:
-    title = el("h3", "Linear probes", class_="above")
+def _probes(model: str, probes: Sequence[Probe]) -> Html:
+    title = el("h3", f"{model}Linear probes", class_="above")
     if not probes:
         return join(title, absent("No probe was fitted."))
     named = dict.fromkeys(probe["subject"] for probe in probes)
@@ -154,8 +162,8 @@ def _probe(probe: Probe | None, color: str) -> Html:
     return el("span", drawn, " ", el("span", f"{probe['r2']:.2f}", title=repr(probe["r2"])), between, class_="probe")
 
 
-def _retrieval(found: Retrieval | None) -> Html:
-    title = el("h3", "Retrieval", class_="above")
+def _retrieval(model: str, found: Retrieval | None) -> Html:
+    title = el("h3", f"{model}Retrieval", class_="above")
     if found is None:
         return join(title, absent("Retrieval was not measured."))
     tiles = [

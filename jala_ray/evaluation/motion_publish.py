@@ -44,8 +44,11 @@ def publish(work: Work, *, latents: bool = True, videos: int = 1, resamples: int
     manifest = Manifest(job.manifest, job.options)
     shown = page_scores(summary, models, count=videos)
     made = picked_videos(manifest, evaluation, shown["picked"])
-    space = figures["latents"].get(models[0])
-    page = motion_page(evaluation, shown, made, page_latents(space) if space and "probes" in space else None)
+    spaces = {
+        label: page_latents(space) if "probes" in space else str(space["left_out"])
+        for label, space in figures["latents"].items()
+    }
+    page = motion_page(evaluation, shown, made, spaces)
     written = {
         FIGURES: json.dumps(figures, indent=1, allow_nan=False),
         TABLE: markdown(summary.groups),

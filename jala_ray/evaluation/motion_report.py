@@ -38,9 +38,10 @@ def motion_page(
     evaluation: Evaluation,
     scores: Mapping[str, object],
     videos: Sequence[ClipVideo],
-    latents: Mapping[str, object] | None = None,
+    latents: Mapping[str, Mapping[str, object] | str] | None = None,
 ) -> str:
-    """The document. `scores` is a `motion_tables.PageScores`, `latents` a `motion_latents.PageLatents`; `videos` are those of picked clips.
+    """The document. `scores` is a `motion_tables.PageScores`; `videos` are those of picked clips; `latents` has each model's
+    `motion_latents.PageLatents` by its label, or why there is none.
 
     A section without anything to show says so. Raises UserError for keys of `scores` or `latents` that are missing or unknown.
     """
@@ -51,7 +52,7 @@ def motion_page(
         ("breakdown", "Breakdown", breakdown(known, charts)),
         ("horizon", "Over the horizon", horizon(known, charts)),
         ("clips", "Clips", picked_clips(evaluation, known, videos)),
-        ("latents", "Latent space", latent_space(latents, charts)),
+        ("latents", "Latent space", latent_space(latents or {}, charts)),
         ("failures", "Failures", _failures(evaluation)),
         ("facts", "Facts", _facts(evaluation)),
     ]

@@ -128,7 +128,7 @@ class MotionPage(Inspection):
 
 
 def test_every_section_stands_and_nothing_is_loaded(tmp_path, no_plotly, videos):
-    page = MotionPage(tmp_path, make_evaluation(), make_scores(), videos, make_latents())
+    page = MotionPage(tmp_path, make_evaluation(), make_scores(), videos, {"jala": make_latents()})
     assert [match for match in re.findall(r"<h2>([^<]*)</h2>", page.source)] == list(SECTIONS)
     assert all(a.startswith(("#", "data:")) for a in page.addresses)
     assert page.source.count("data:video/mp4;base64,") == 2 == page.source.count("data:image/jpeg;base64,")
@@ -217,7 +217,7 @@ def test_clips_show_words_scores_and_what_became_of_their_video(tmp_path, no_plo
 
 
 def test_the_latent_space(tmp_path, no_plotly):
-    page = MotionPage(tmp_path, make_evaluation(), make_scores(), [], make_latents())
+    page = MotionPage(tmp_path, make_evaluation(), make_scores(), [], {"jala": make_latents()})
     heads = next(row for row in page.rows["latents"] if row[0][0] == "Target")
     assert [text for text, _ in heads] == ["Target", "Clips", "z", "h19", "first frame alone (control)"]
     assert page.cells("latents", "wrist") == [["Lab", " 0.750.65 to 0.85", " 0.500.40 to 0.60", " -0.25-0.35 to -0.15"]]
@@ -228,8 +228,19 @@ def test_the_latent_space(tmp_path, no_plotly):
     lab, wild = page.figure("t-SNE of h")["data"]
     assert (lab["name"], lab["x"], lab["y"], lab["text"]) == ("Lab, right", [1.5, 2.5], [3, 2], ["hot3d", "arctic"])
     assert wild["name"] == "Wild, left" and wild["marker"]["color"] != lab["marker"]["color"]
-    empty = MotionPage(tmp_path, make_evaluation(), make_scores(), [], {"probes": [], "retrieval": None, "tsne": {}})
+    nothing = {"probes": [], "retrieval": None, "tsne": {}}
+    empty = MotionPage(tmp_path, make_evaluation(), make_scores(), [], {"jala": nothing})
     assert "No probe was fitted." in empty.text("latents") and "Retrieval was not measured." in empty.text("latents")
+
+
+def test_the_latent_spaces_of_several_models(tmp_path, no_plotly):
+    spaces = {"jala": make_latents(), "no_align": make_latents(), "lapa": "4 clips are too few"}
+    page = MotionPage(tmp_path, make_evaluation(), make_scores(), [], spaces)
+    for title in ("jala: t-SNE of h", "jala: t-SNE of z", "no_align: t-SNE of h", "no_align: t-SNE of z"):
+        assert len(page.figure(title)["data"]) == 2
+    text = page.text("latents")
+    assert "jala: Linear probes" in text and "no_align: Retrieval" in text
+    assert "lapa: There is no latent space to show: 4 clips are too few" in text
 
 
 def test_failures_and_facts(tmp_path, no_plotly):
@@ -277,7 +288,7 @@ def test_what_is_not_known_is_refused():
     with pytest.raises(UserError, match=r"scores\.models.*jula"):
         motion_page(make_evaluation(), make_scores(models=["jula"]), [])
     with pytest.raises(UserError, match="latents"):
-        motion_page(make_evaluation(), make_scores(), [], make_latents() | {"umap": {}})
+        motion_page(make_evaluation(), make_scores(), [], {"jala": make_latents() | {"umap": {}}})
 
 
 EVIL = "</script></title><script>alert(1)</script><img src=http://evil.example/x onerror=alert(1)>\"'&"
@@ -302,7 +313,7 @@ def test_nothing_given_becomes_markup(tmp_path, no_plotly, videos):
     evaluation = Evaluation(EVIL, (EVIL,), [record, dead], {EVIL: EVIL, "command": EVIL})
     shown = [replace(videos[0], clip_id=EVIL, row=EVIL), ClipVideo(EVIL, EVIL + "2", problem=EVIL)]
     scores["picked"] += [scores["picked"][0] | {"row": EVIL + "2"}]
-    page = MotionPage(tmp_path, evaluation, scores, shown, latents)
+    page = MotionPage(tmp_path, evaluation, scores, shown, {EVIL: latents, EVIL + "2": EVIL})
     assert page.tags.count("script") == 3 and page.tags.count("video") == 1 and "img" not in page.tags
     assert all(a.startswith(("#", "data:")) for a in page.addresses)
     assert all(EVIL in page.sections[name] for name in ("errors", "breakdown", "clips", "latents", "failures", "facts"))
@@ -356,12 +367,12 @@ def test_a_latent_summary_becomes_what_the_page_takes(tmp_path, no_plotly):
     made = page_latents(found)
     assert made["probes"] == found["probes"]
     assert made["retrieval"]["recall1"] == 1.0 and made["retrieval"]["count"] == found["retrieval"]["all"]["count"]
-    page = MotionPage(tmp_path, make_evaluation(), make_scores(), [], made)
+    page = MotionPage(tmp_path, make_evaluation(), make_scores(), [], {"jala": made})
     names = {trace["name"] for trace in page.figure("t-SNE of z")["data"]}
     assert names == {"Lab, left", "Lab, right", "Wild, left", "Wild, right"}
     nothing = page_latents(latent_summary(planted_latents(8, wild=0, h={}, z=None, aligned_layer=None)))
     assert nothing["retrieval"] is None and nothing["tsne"] == {}
-    MotionPage(tmp_path, make_evaluation(), make_scores(), [], nothing)
+    MotionPage(tmp_path, make_evaluation(), make_scores(), [], {"jala": nothing})
 
 
 # --- in a browser ----------------------------------------------------------------------------------------------------
@@ -369,7 +380,7 @@ def test_a_latent_summary_becomes_what_the_page_takes(tmp_path, no_plotly):
 
 def test_a_browser_shows_all_of_it_without_a_network(tmp_path, videos):
     path = tmp_path / "report.html"
-    path.write_text(motion_page(make_evaluation(), make_scores(), videos, make_latents()), "utf-8")
+    path.write_text(motion_page(make_evaluation(), make_scores(), videos, {"jala": make_latents()}), "utf-8")
     torn = tmp_path / "torn.html"
     # Without a chart the page has no plotly, which takes a browser seconds to read.
     bare = make_scores(horizon={}, by_source={})
