@@ -154,10 +154,11 @@ def _step(
     learner.train()
     with autocast(where, "bf16" if where.type == "cuda" else "fp32"):
         loss = learner(pixels, hidden)
-    if not math.isfinite(float(loss)):
-        raise FloatingPointError(f"encoder: loss {float(loss)} at step {step}; lower lr ({settings.lr})")
+    shown = float(loss.detach())
+    if not math.isfinite(shown):
+        raise FloatingPointError(f"encoder: loss {shown} at step {step}; lower lr ({settings.lr})")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     clip_gradients(learner, 1.0)
     optimizer.step()
-    return float(loss)
+    return shown

@@ -76,9 +76,9 @@ def clip_scores(evaluation: Evaluation) -> dict[str, Any]:
     return {"clips": columns.pop("clip_id"), **columns, "values": values}
 
 
-def _listed(values: Iterable[float]) -> list[float | None]:
-    """Ready for JSON: null where a value is not finite."""
-    return [round(float(value), 6) if math.isfinite(value) else None for value in values]
+def _listed(values: Iterable[float | None]) -> list[float | None]:
+    """Ready for JSON: null where there is no value, or none that is finite."""
+    return [None if value is None or not math.isfinite(value) else round(float(value), 6) for value in values]
 
 
 # --- the latent space, health and cost -------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def monitors(config: RunConfig) -> dict[str, list[Any]]:
     rows = [row for row in _metrics(config) if any(name.startswith(("monitor/", VALIDATED)) for name in row)]
     columns: dict[str, list[Any]] = {"step": [row["step"] for row in rows]}
     for prefix, shown in (("monitor/", ""), (VALIDATED, "wild_")):
-        columns |= {shown + name: _listed([row.get(prefix + name, math.nan) for row in rows]) for name in HEALTH}
+        columns |= {shown + name: _listed([row.get(prefix + name) for row in rows]) for name in HEALTH}
     return columns if rows else {}
 
 

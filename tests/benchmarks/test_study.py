@@ -174,12 +174,18 @@ def test_the_encoder_trains_resumes_and_loads(tmp_path: Path, monkeypatch: pytes
     rng = np.random.default_rng(1)
     pairs = planted_pairs(settings.image_size)
     frames = np.concatenate([pairs.frames, rng.integers(0, 255, (8, 3, 32, 32), np.uint8)])
+    step, losses, count = encoding._step, list[float](), 0
+
+    def heard(*given: Any) -> float:
+        losses.append(step(*given))
+        return losses[-1]
+
+    monkeypatch.setattr(encoding, "_step", heard)
     straight = encoding.train(settings, frames, pairs, tmp_path / "straight" / "model", torch.device("cpu"))
     assert [row["step"] for row in straight] == [10, 20, 30, 40]
-    assert straight[-1]["loss"] < 0.9 * straight[0]["loss"]
+    # One step's loss says more of its frames, some of them noise, than of what was learned.
+    assert np.mean(losses[-20:]) < 0.95 * np.mean(losses[:10])
     assert {"pair", "v0"} <= straight[1].keys() and "pair" not in straight[0]
-
-    step, count = encoding._step, 0
 
     def cut_off(*given: Any) -> float:
         nonlocal count
