@@ -85,11 +85,9 @@ def local_head(num_cpus: int, num_gpus: int | None = None, token: str | None = N
             command, stdout=output, stderr=output, env=named, start_new_session=True, preexec_fn=_outlive_nobody
         )
     try:
-        deadline = time.monotonic() + START_SECONDS
-        _say_port(
-            folder, f"dashboard_agent_listen_port_{node_id}", ports["--dashboard-agent-listen-port"], process, deadline
-        )
-        _wait_until_up(head, process, deadline)
+        deadline, agent = time.monotonic() + START_SECONDS, ports["--dashboard-agent-listen-port"]
+        _say_port(folder, f"dashboard_agent_listen_port_{node_id}", agent, process, deadline)
+        _wait_until_up(head, agent, process, deadline)
         yield head
     finally:
         _end(process)
@@ -112,8 +110,8 @@ def _say_port(folder: Path, name: str, port: int, process: subprocess.Popen[byte
         time.sleep(0.05)
 
 
-def _wait_until_up(head: Head, process: subprocess.Popen[bytes], deadline: float) -> None:
-    """Until the dashboard answers and knows of a node that is alive."""
+def _wait_until_up(head: Head, agent: int, process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Until the dashboard knows of a node that is alive, and the agent that starts jobs on it listens on its port."""
     bearer = {"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"}
     request = urllib.request.Request(f"{head.dashboard}/nodes?view=summary", headers=bearer)
     problem = "no node is alive"
@@ -122,8 +120,9 @@ def _wait_until_up(head: Head, process: subprocess.Popen[bytes], deadline: float
             with urllib.request.urlopen(request, timeout=5) as answer:
                 nodes = json.load(answer)["data"]["summary"]
             if any(node["raylet"].get("state") == "ALIVE" for node in nodes):
+                socket.create_connection((NODE, agent), timeout=5).close()
                 return
-        except OSError as error:  # refused, or an error of HTTP while the dashboard is on its way
+        except OSError as error:  # refused, or an error of HTTP while they are on their way
             problem = str(error)
         time.sleep(0.3)
     raise RuntimeError(f"Ray did not start within {START_SECONDS} s ({problem}):\n{head.log.read_text()[-4000:]}")
