@@ -20,6 +20,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 
 PORT_FLAGS = (
@@ -117,12 +118,12 @@ def _wait_until_up(head: Head, agent: int, process: subprocess.Popen[bytes], dea
     problem = "no node is alive"
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                nodes = json.load(answer)["data"]["summary"]
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                nodes = json.load(answer).get("data", {}).get("summary", [])
             if any(node["raylet"].get("state") == "ALIVE" for node in nodes):
                 socket.create_connection((NODE, agent), timeout=5).close()
                 return
-        except OSError as error:  # refused, or an error of HTTP while they are on their way
+        except (OSError, HTTPException) as error:  # refused, or an error of HTTP while they are on their way
             problem = str(error)
         time.sleep(0.3)
     raise RuntimeError(f"Ray did not start within {START_SECONDS} s ({problem}):\n{head.log.read_text()[-4000:]}")
