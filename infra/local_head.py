@@ -78,7 +78,7 @@ def local_head(num_cpus: int, num_gpus: int | None = None, token: str | None = N
     command += [] if num_gpus is None else [f"--num-gpus={num_gpus}"]
     command += [f"--node-ip-address={NODE}", f"--dashboard-host={NODE}", f"--temp-dir={folder}"]
     command += [f"{flag}={port}" for flag, port in ports.items()]
-    # A terminated caller must still end its head: SIGTERM becomes an exception, and `finally` runs.
+    # So that a terminated caller clears up too, SIGTERM becomes an exception, and `finally` runs.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     with log.open("wb") as output:
         named = environment | {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id}

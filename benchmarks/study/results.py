@@ -129,7 +129,7 @@ def _latents(jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 probes.setdefault(one["group"], {}).setdefault(one["subject"], []).append(one["r2"])
     columns = [job["monitors"] for job in jobs if job["monitors"]]
     names = [f"wild_{name}" for name in HEALTH]
-    last = {name: [v for v in (_last(column.get(name, ())) for column in columns) if v is not None] for name in names}
+    last = {name: [v for v in (_last(column[name]) for column in columns) if v is not None] for name in names}
     return {
         "probes": {group: {s: float(np.mean(r2)) for s, r2 in found.items()} for group, found in probes.items()},
         "health": {name.removeprefix("wild_"): float(np.mean(values)) for name, values in last.items() if values},

@@ -16,7 +16,7 @@ import torch
 from benchmarks.study import encoder as encoding
 from benchmarks.study import gates, report, results, runs
 from benchmarks.study.__main__ import main
-from benchmarks.study.evaluate import MODEL
+from benchmarks.study.evaluate import HEALTH, MODEL
 from benchmarks.study.gates import GateFailed, feature_gates, run_gates
 from benchmarks.study.probing import Pairs, probe
 from benchmarks.study.results import Found, analyse, gap_closed, verdict
@@ -235,6 +235,7 @@ def planted(errors: dict[str, float], seeds: int = 3, trivial: dict[str, float] 
     """Every clip has its own difficulty, every seed its own luck, both shared by the variants."""
     rng = np.random.default_rng(3)
     difficulty, luck = rng.normal(0, 2, len(CLIPS)), rng.normal(0, 0.5, seeds)
+    unread = {f"wild_{name}": [None, None] for name in HEALTH}
     jobs: dict[str, dict[int, Any]] = {}
     for variant, error in errors.items():
         jobs[variant] = {}
@@ -251,7 +252,7 @@ def planted(errors: dict[str, float], seeds: int = 3, trivial: dict[str, float] 
             jobs[variant][seed] = {
                 "motion": {"1": motion, "4": motion},
                 "latents": {"probes": probes} if variant == "jala" else None,
-                "monitors": {"step": [1, 2], "wild_rho": [0.5, 0.1 * seed]} if variant == "jala" else {},
+                "monitors": unread | {"step": [1, 2], "wild_rho": [0.5, 0.1 * seed]} if variant == "jala" else {},
                 "cost": {f"seed-{seed}": {"seconds": 10.0, "samples": 50, "samples_per_s": 5.0}, "evaluation_s": 2.0},
             }
     return Found(jobs)
