@@ -49,8 +49,8 @@ from jala_ray.training.setup import plans
 from jala_ray.types import TaskType
 
 PARTS = ("mix", "video", "cache", "s3", "memory")
-BATCH, PROCESSES, WARM = 16, 2, 4
-"""Sequences a step, reading processes, and steps at the start that are not counted."""
+BATCH, PROCESSES, WARM = 16, 2, 8
+"""Sequences a step, reading processes, and steps at the start that are not counted: a block of every process."""
 WORKLOADS: dict[str, dict[TaskType, float]] = {"mix": world.SHARES, "cache": world.SHARES} | {
     name: {"pure_video": 1.0} for name in ("video", "s3")
 }
@@ -175,7 +175,7 @@ def grown(root: Path, small: str, assets: str, rows: int) -> tuple[float, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
@@ -203,6 +203,7 @@ def main() -> None:
                 config = override(config, {"data.cache": stored})
             made = builder(config, assets)
             found: dict[str, list[float]] = {"ceiling": [], "dataloader": [], "ray": []}
+            rate(rayed(made, 3 * WARM))  # Ray's processes stay; their first imports are no steady state
             for turn in range(options.repeats):
                 found["ceiling"].append(ceiling(made, options.steps))
                 found["dataloader"].append(rate(dataloader(made, options.steps)))

@@ -291,8 +291,9 @@ class DataConfig:
     max_error_share: float = 0.1
     """The run stops when more than this share of the rows read was quarantined (after `min_rows_for_share` rows)."""
     min_rows_for_share: int = 50
-    steps_per_block: int = 1
-    """m: consecutive steps of one rank in a block. Larger blocks cost less overhead and more memory."""
+    steps_per_block: int = 4
+    """m: consecutive steps of one rank in a block, so of one task. At 1 a task's start and hand-over cost a quarter of the rate on
+    two cores (docs/results/data_engine.md); a larger block takes more memory, and longer until the first one is there."""
     workers: int = 2
     """Processes of the torch DataLoader on the path without Ray; 0 reads in the trainer's process."""
 

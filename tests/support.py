@@ -14,7 +14,7 @@ from jala_ray.data.collate import Batch, Laid, collate
 from jala_ray.data.places import by_number
 from jala_ray.data.plan import Plan, PlanRow
 from jala_ray.data.source import BadRow, Example, Look, Visuals
-from jala_ray.data.steps import ShareBuilder, StepBuilder
+from jala_ray.data.steps import ShareBuilder, StepBuilder, StepShare
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
 from jala_ray.parsing import override
@@ -158,3 +158,11 @@ def lay_out(config: RunConfig, assets: Assets, kinds: Sequence[Kind] = MIXED, ep
 
 def make_batch(laid: Sequence[Laid], packing: bool = False, max_tokens: int = 4096, pad_multiple: int = 1) -> Batch:
     return collate(laid, packing=packing, max_tokens=max_tokens, pad_multiple=pad_multiple)
+
+
+def packed(share: StepShare) -> bytearray:
+    """A share's bytes as they travel."""
+    parcel = share.parcel()
+    out = bytearray(parcel.nbytes)
+    parcel.write(np.frombuffer(out, np.uint8))
+    return out

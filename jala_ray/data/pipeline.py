@@ -21,7 +21,7 @@ import torch
 
 from jala_ray.data.chunks import ManifestRow, read_chunks
 from jala_ray.data.plan import Plan, PlanRow, Span, Steps, plan_rows
-from jala_ray.data.steps import ShareBuilder, StepBuilder, StepShare, Unit
+from jala_ray.data.steps import Parcel, ShareBuilder, StepBuilder, StepShare, Unit
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, UserError
 
 T = TypeVar("T")
@@ -107,13 +107,22 @@ class Stage:
         wanted = [
             Unit(step, self.plan.rows(step, rank, self.world), self.world) for step, rank in places if step < self.last
         ]
-        shares = [share.to_bytes() for share in self.builder.shares(wanted)]
-        shares += [b""] * (len(places) - len(shares))  # the end of a segment is the end of a block
+        parcels = [share.parcel() for share in self.builder.shares(wanted)]
         return {
             "step": [step for step, _ in places],
             "rank": [rank for _, rank in places],
-            "share": pa.array(shares, pa.large_binary()),
+            "share": column(parcels, len(places)),
         }
+
+
+def column(parcels: Sequence[Parcel], length: int) -> pa.Array:
+    """An Arrow column of binary cells, the parcels' bytes written once; cells past them (a segment's end) are empty."""
+    ends = np.cumsum([0, *(parcel.nbytes for parcel in parcels)] + [0] * (length - len(parcels)))
+    data = pa.allocate_buffer(int(ends[-1]))
+    out = np.frombuffer(data, np.uint8)
+    for parcel, begin in zip(parcels, ends, strict=False):
+        parcel.write(out[begin : begin + parcel.nbytes])
+    return pa.Array.from_buffers(pa.large_binary(), length, [None, pa.py_buffer(ends.astype(np.int64)), data])
 
 
 def unit_dataset(segment: Segment, world: int) -> ray.data.Dataset:

@@ -14,7 +14,6 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -45,20 +44,20 @@ class StepShare:
     errors: list[dict[str, Any]] = field(default_factory=list)
     """Quarantined rows: clip_id, step, epoch, plan_row, field, reason."""
 
-    def to_bytes(self) -> bytes:
-        """One buffer (safetensors), for Ray's object store. Raises `UserError` where it would not fit one cell of Arrow."""
+    def parcel(self) -> Parcel:
+        """Ready to be written into a buffer. Raises `UserError` where it would not fit one cell of Arrow."""
         facts = {"step": self.step, "rows": self.rows, "errors": self.errors, "micro": len(self.micro)}
         tensors = {f"{i}/{name}": t.contiguous() for i, batch in enumerate(self.micro) for name, t in batch.items()}
         tensors["facts"] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        if size > MAX_SHARE_BYTES:
+        made = Parcel.of(tensors)
+        if made.nbytes > MAX_SHARE_BYTES:
             remedy = "Take a smaller train.batch or more workers."
-            raise UserError("a rank's share of a step", f"{size / 2**30:.1f} GiB", "less than 2 GiB", remedy)
-        return safetensors.torch.save(tensors)
+            raise UserError("a rank's share of a step", f"{made.nbytes / 2**30:.1f} GiB", "less than 2 GiB", remedy)
+        return made
 
     @classmethod
-    def from_buffer(cls, payload: bytes | memoryview) -> StepShare:
-        """The share, its tensors views of the buffer, which is not copied. They must not be written to."""
+    def from_buffer(cls, payload: bytes | bytearray | memoryview) -> StepShare:
+        """The share of a parcel, its tensors views of the buffer, which is not copied. They must not be written to."""
         view = memoryview(payload)
         (length,) = struct.unpack_from("<Q", view)
         header = json.loads(bytes(view[8 : 8 + length]))
@@ -73,7 +72,46 @@ class StepShare:
         return cls(facts["step"], micro, facts["rows"], facts["errors"])
 
 
+@dataclass(frozen=True)
+class Parcel:
+    """Tensors in safetensors' form, written in one go to where they are wanted: a share is tens of megabytes, and every copy shows."""
+
+    header: bytes
+    tensors: list[Tensor]
+    """Widest elements first, so that all are aligned."""
+    nbytes: int
+    """A multiple of `ALIGNED`."""
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> Parcel:
+        ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+        entries, at = {}, 0
+        for name, tensor in ordered:
+            entries[name] = {
+                "dtype": _NAMES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [at, at + tensor.nbytes],
+            }
+            at += tensor.nbytes
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % ALIGNED)
+        header = struct.pack("<Q", len(text)) + text
+        whole = len(header) + at
+        return cls(header, [tensor for _, tensor in ordered], whole + -whole % ALIGNED)
+
+    def write(self, out: np.ndarray) -> None:
+        """Into the first `nbytes` of a uint8 array."""
+        out[: len(self.header)] = np.frombuffer(self.header, np.uint8)
+        at = len(self.header)
+        for tensor in self.tensors:
+            if tensor.nbytes:
+                out[at : at + tensor.nbytes] = tensor.reshape(-1).view(torch.uint8).numpy()
+                at += tensor.nbytes
+        out[at : self.nbytes] = 0
+
+
 MAX_SHARE_BYTES = 2**31 - 2**20
+ALIGNED = 64
 _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
@@ -82,6 +120,7 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def _tensor(body: memoryview, entry: dict[str, Any]) -> Tensor:

@@ -38,7 +38,7 @@ from jala_ray.video.frames import boundary_times, clip_frames
 from jala_ray.video.packets import PacketScan
 from jala_ray.video.write import write_mp4
 from tests.data.test_source import make_clip
-from tests.support import make_assets, make_batch, make_learner, small
+from tests.support import make_assets, make_batch, make_learner, packed, small
 from tests.video.numbered import numbered
 
 PRESET = ("tiny", "tiny_vjepa")
@@ -201,7 +201,7 @@ def test_features_are_those_of_the_pictures(world: Manifest, tmp_path: Path, sto
     empty = make_batch([builder._padding()])
     learner.check_columns(empty)
     assert empty.keys() == cached.keys() and learner.features(empty, still=True) is not None
-    assert StepShare.from_buffer(StepShare(0, [cached], 1).to_bytes()).micro[0].keys() == cached.keys()
+    assert StepShare.from_buffer(packed(StepShare(0, [cached], 1))).micro[0].keys() == cached.keys()
 
 
 @pytest.mark.parametrize("preset", PRESET)

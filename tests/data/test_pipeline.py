@@ -1,0 +1,63 @@
+"""A share's way through one Arrow cell."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from jala_ray.data.pipeline import column
+from jala_ray.data.steps import ALIGNED, StepShare
+from tests.support import packed
+
+
+def share(step: int, rows: int) -> StepShare:
+    generator = torch.Generator().manual_seed(step)
+    micro = {
+        "ids": torch.randint(0, 99, (rows, 5), generator=generator),
+        "frames": torch.randint(0, 255, (rows, 3, 4, 4), generator=generator).to(torch.uint8),
+        "real": torch.rand(rows, generator=generator) > 0.5,
+        "features": torch.rand(rows, 3, generator=generator).half(),
+        "weight": torch.rand((), generator=generator),
+        "none": torch.zeros(0, 7),
+    }
+    return StepShare(step, [micro, {"ids": micro["ids"] + 1}], rows, [{"clip_id": "a", "reason": "é"}])
+
+
+def same(a: StepShare, b: StepShare) -> None:
+    assert (a.step, a.rows, a.errors, len(a.micro)) == (b.step, b.rows, b.errors, len(b.micro))
+    for mine, theirs in zip(a.micro, b.micro, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, tensor in mine.items():
+            assert theirs[name].dtype == tensor.dtype and torch.equal(theirs[name], tensor), name
+
+
+def test_shares_come_back_as_they_went() -> None:
+    for step, rows in ((0, 3), (7, 1), (8, 64)):
+        made = share(step, rows)
+        same(made, StepShare.from_buffer(packed(made)))
+
+
+def test_the_bytes_are_safetensors_and_a_few_to_align_the_next() -> None:
+    payload = bytes(packed(share(3, 2)))
+    (length,) = struct.unpack_from("<Q", payload)
+    header = json.loads(payload[8 : 8 + length])
+    end = 8 + length + max(entry["data_offsets"][1] for entry in header.values())
+    assert 0 <= len(payload) - end < ALIGNED and len(payload) % ALIGNED == 0
+    found = safetensors.torch.load(payload[:end])
+    assert torch.equal(found["0/frames"], share(3, 2).micro[0]["frames"])
+
+
+def test_a_column_holds_every_share_aligned_and_empty_cells_at_the_end() -> None:
+    made = [share(1, 3), share(2, 5)]
+    cells = column([one.parcel() for one in made], 4)
+    assert len(cells) == 4 and [len(cell.as_py()) == 0 for cell in cells] == [False, False, True, True]
+    for one, cell in zip(made, cells, strict=False):
+        buffer = cell.as_buffer()
+        assert buffer.address % 8 == 0
+        same(one, StepShare.from_buffer(memoryview(buffer)))
+    assert len(column([], 2)) == 2
+    assert np.array_equal(column([], 2).to_pylist(), [b"", b""])
