@@ -20,12 +20,13 @@ from jala_ray.presets import PRESETS, TOKENIZER_PRESETS
 from jobs.cache import parser as cache_parser
 from jobs.evaluate import parser as evaluate_parser
 from jobs.prepare import PrepareJob
+from tune.sweep import parser as sweep_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "infra/README.md", *(ROOT / "docs").rglob("*.md")])
 IDS = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PATH = re.compile(r"\b((?:jobs|infra|jala_ray|docs|tests)/[\w/]+\.(?:py|yaml|md|svg))")
+PATH = re.compile(r"\b((?:jobs|tune|infra|jala_ray|docs|tests)/[\w/]+\.(?:py|yaml|md|svg))")
 ROOM_FILE = re.compile(r"`((?:\w+/)*\w+\.py)\b")
 
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
@@ -64,7 +65,7 @@ def test_named_files_exist(document: Path) -> None:
     for path in PATH.findall(text):
         assert (ROOT / path).is_file(), path
     for path in ROOM_FILE.findall(text):  # as `data/draw.py`, below jala_ray/ unless it is a job
-        places = (ROOT, ROOT / "jala_ray", ROOT / "jobs", ROOT / "infra")
+        places = (ROOT, ROOT / "jala_ray", ROOT / "jobs", ROOT / "tune", ROOT / "infra")
         inside = [*(ROOT / "jala_ray").rglob(path)] if "/" not in path else []
         assert inside or any((place / path).is_file() for place in places), path
 
@@ -80,7 +81,7 @@ def test_named_modules_run(document: Path) -> None:
 @documents
 def test_flags_are_known(document: Path) -> None:
     for words in commands(document):
-        script = next((i for i, word in enumerate(words) if word.startswith(("jobs/", "jala_ray."))), None)
+        script = next((i for i, word in enumerate(words) if word.startswith(("jobs/", "tune/", "jala_ray."))), None)
         if script is None:
             continue
         name, rest = words[script], words[script + 1 :]
@@ -95,6 +96,9 @@ def test_flags_are_known(document: Path) -> None:
             known = fields(ADAPTERS[rest[1]]) | {"on_error", "packets"}
         elif name == "jobs/evaluate.py":
             known = set(vars(evaluate_parser().parse_args(["out", "checkpoint"])))
+        elif name == "tune/sweep.py":
+            presets = TOKENIZER_PRESETS if "tokenizer" in rest else PRESETS
+            known = set(flatten(presets[rest[0]])) | set(vars(sweep_parser().parse_args(["preset"])))
         elif name == "jobs/prepare.py":
             known = fields(PrepareJob) | fields(PrepareConfig) | fields(VideoFolder)
         else:

@@ -89,6 +89,25 @@ def unit(index: int, world: int, m: int) -> tuple[int, int]:
     return j * m + within, rank
 
 
+def column(parcels: Sequence[Parcel], length: int) -> pa.Array:
+    """An Arrow column of binary cells, the parcels' bytes written once; cells past them (a segment's end) are empty."""
+    ends = np.cumsum([0, *(parcel.nbytes for parcel in parcels)] + [0] * (length - len(parcels)))
+    data = pa.allocate_buffer(int(ends[-1]))
+    out = np.frombuffer(data, np.uint8)
+    for parcel, begin in zip(parcels, ends, strict=False):
+        parcel.write(out[begin : begin + parcel.nbytes])
+    return pa.Array.from_buffers(pa.large_binary(), length, [None, pa.py_buffer(ends.astype(np.int64)), data])
+
+
+def cells(column: pa.ChunkedArray) -> Iterator[memoryview]:
+    """The cells of a `column`, views of its memory; Arrow's own scalars are copies."""
+    for chunk in column.chunks:
+        _, ends, data = chunk.buffers()
+        at = np.frombuffer(ends, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
+        view = memoryview(data) if data is not None else memoryview(b"")
+        yield from (view[begin:end] for begin, end in zip(at, at[1:], strict=False))
+
+
 @dataclass(frozen=True)
 class Stage:
     """The map stage: unit numbers -> serialised shares. Units past the segment's end come back empty."""
@@ -113,16 +132,6 @@ class Stage:
             "rank": [rank for _, rank in places],
             "share": column(parcels, len(places)),
         }
-
-
-def column(parcels: Sequence[Parcel], length: int) -> pa.Array:
-    """An Arrow column of binary cells, the parcels' bytes written once; cells past them (a segment's end) are empty."""
-    ends = np.cumsum([0, *(parcel.nbytes for parcel in parcels)] + [0] * (length - len(parcels)))
-    data = pa.allocate_buffer(int(ends[-1]))
-    out = np.frombuffer(data, np.uint8)
-    for parcel, begin in zip(parcels, ends, strict=False):
-        parcel.write(out[begin : begin + parcel.nbytes])
-    return pa.Array.from_buffers(pa.large_binary(), length, [None, pa.py_buffer(ends.astype(np.int64)), data])
 
 
 def unit_dataset(segment: Segment, world: int) -> ray.data.Dataset:
@@ -162,18 +171,20 @@ class UnitConfig(ray.train.DataConfig):
 def read_shares(shard: ray.data.DataIterator, first: int, last: int, rank: int) -> Iterator[StepShare]:
     """A rank's shares of steps `first` .. `last - 1`, in order. Raises `UserError` if the stream hands out anything else."""
     expected = first
-    for batch in shard.iter_batches(batch_size=1, prefetch_batches=1, batch_format="pyarrow"):
+    # Whole blocks: Ray would copy what is left of a block for every batch that it cuts off.
+    for batch in shard.iter_batches(batch_size=None, prefetch_batches=1, batch_format="pyarrow"):
         table = cast(pa.Table, batch)
-        step, owner = table["step"][0].as_py(), table["rank"][0].as_py()
-        if (step, owner) != (expected, rank):
-            got, wanted = f"step {step} of rank {owner}", f"step {expected} of rank {rank}"
-            raise UserError(
-                "data stream", got, wanted, "The order of blocks was not kept; this is a bug, not bad data."
-            )
-        if step >= last:
-            return
-        yield StepShare.from_buffer(memoryview(table["share"][0].as_buffer()))
-        expected += 1
+        places = zip(table["step"].to_pylist(), table["rank"].to_pylist(), strict=True)
+        for (step, owner), cell in zip(places, cells(table["share"]), strict=True):
+            if (step, owner) != (expected, rank):
+                got, wanted = f"step {step} of rank {owner}", f"step {expected} of rank {rank}"
+                raise UserError(
+                    "data stream", got, wanted, "The order of blocks was not kept; this is a bug, not bad data."
+                )
+            if step >= last:
+                return
+            yield StepShare.from_buffer(cell)
+            expected += 1
     if expected < last:
         raise UserError("data stream", f"{expected - first} steps", f"{last - first} steps", "The stream ended early.")
 

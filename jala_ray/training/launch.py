@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
 import ray.train
+from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from jala_ray import storage
@@ -41,10 +42,11 @@ class RunSegment:
         return Segment(self.builder, first, self.total_steps, self.builder.builder.config.data.steps_per_block)
 
 
-def launch(config: RunConfig) -> ray.train.Result:
+def launch(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> ray.train.Result:
     """Run a pretraining configuration on the connected Ray cluster; returns Ray's result after the last step.
 
-    A run folder that already holds checkpoints is continued. Raises `ConfigError` for what cannot work on this cluster.
+    A run folder that already holds checkpoints is continued. `callbacks` hear of every checkpoint, with the metrics so far.
+    Raises `ConfigError` for what cannot work on this cluster.
     """
     from jala_ray.training import setup
 
@@ -72,10 +74,11 @@ def launch(config: RunConfig) -> ray.train.Result:
         datasets={TRAIN: placeholder},
         dataset_config=UnitConfig({TRAIN: segment}),
         keep=config.train.keep,
+        callbacks=callbacks,
     )
 
 
-def launch_tokenizer(config: TokenizerRunConfig) -> ray.train.Result:
+def launch_tokenizer(config: TokenizerRunConfig, callbacks: Sequence[UserCallback] = ()) -> ray.train.Result:
     """Train a motion tokenizer on the connected cluster; a run folder with checkpoints is continued."""
     from jala_ray.training import setup
 
@@ -88,7 +91,7 @@ def launch_tokenizer(config: TokenizerRunConfig) -> ray.train.Result:
         rows = rows_with_labels(config.manifests, split, config.max_chunks, config.seed)
         arrays[split] = ray.put(chunk_arrays(rows))
     payload = {"config": to_dict(config), "arrays": arrays}
-    return fit(tokenizer_worker, payload, config.cluster, folder, options, keep=config.keep)
+    return fit(tokenizer_worker, payload, config.cluster, folder, options, keep=config.keep, callbacks=callbacks)
 
 
 def fit(
@@ -101,6 +104,7 @@ def fit(
     datasets: dict[str, Any] | None = None,
     dataset_config: ray.train.DataConfig | None = None,
     keep: int | None = None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> ray.train.Result:
     """`TorchTrainer` over `worker(payload)`, its state in the run folder `folder`. Raises Ray's error if the run fails."""
     filesystem, path = storage.filesystem(folder, options)
@@ -121,6 +125,7 @@ def fit(
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep),
+            callbacks=list(callbacks),
             worker_runtime_env={"env_vars": storage.worker_env(options) | {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
         ),
         datasets=datasets,
@@ -228,14 +233,15 @@ def reporter(options: StorageOptions, rank: int) -> Callable[[dict[str, Any], st
     return committed
 
 
-def ensure_ray(options: StorageOptions) -> None:
+def ensure_ray(options: StorageOptions, environment: Mapping[str, str] | None = None) -> None:
     """Connect to the cluster of `RAY_ADDRESS` or of the submitted job; start a local Ray where there is none.
 
-    All tasks of the job reach the object store as the driver does (an endpoint, no secrets).
+    All tasks of the job reach the object store as the driver does (an endpoint, no secrets), with `environment` beside.
     """
     if not ray.is_initialized():
+        wanted = {**storage.worker_env(options), **(environment or {})}
         # Ray refuses a variable that the submitted job's own environment sets too; tasks inherit that one.
-        missing = {k: v for k, v in storage.worker_env(options).items() if k not in os.environ}
+        missing = {k: v for k, v in wanted.items() if k not in os.environ}
         ray.init(log_to_driver=True, runtime_env={"env_vars": missing})
 
 

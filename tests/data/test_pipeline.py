@@ -6,10 +6,11 @@ import json
 import struct
 
 import numpy as np
+import pyarrow as pa
 import safetensors.torch
 import torch
 
-from jala_ray.data.pipeline import column
+from jala_ray.data.pipeline import cells, column
 from jala_ray.data.steps import ALIGNED, StepShare
 from tests.support import packed
 
@@ -53,11 +54,13 @@ def test_the_bytes_are_safetensors_and_a_few_to_align_the_next() -> None:
 
 def test_a_column_holds_every_share_aligned_and_empty_cells_at_the_end() -> None:
     made = [share(1, 3), share(2, 5)]
-    cells = column([one.parcel() for one in made], 4)
-    assert len(cells) == 4 and [len(cell.as_py()) == 0 for cell in cells] == [False, False, True, True]
-    for one, cell in zip(made, cells, strict=False):
-        buffer = cell.as_buffer()
-        assert buffer.address % 8 == 0
-        same(one, StepShare.from_buffer(memoryview(buffer)))
-    assert len(column([], 2)) == 2
-    assert np.array_equal(column([], 2).to_pylist(), [b"", b""])
+    whole = column([one.parcel() for one in made], 4)
+    for rows in (pa.chunked_array([whole]), pa.chunked_array([whole[:1], whole[1:]])):
+        found = list(cells(rows))
+        assert [len(cell) == 0 for cell in found] == [False, False, True, True]
+        for one, cell in zip(made, found, strict=False):
+            same(one, StepShare.from_buffer(cell))
+    first, second = list(cells(pa.chunked_array([whole])))[:2]
+    begin = [np.frombuffer(cell, np.uint8).__array_interface__["data"][0] for cell in (first, second)]
+    assert begin[1] - begin[0] == len(first) and len(first) % ALIGNED == 0  # views of one buffer, in its order
+    assert [bytes(cell) for cell in cells(pa.chunked_array([column([], 2)]))] == [b"", b""]
