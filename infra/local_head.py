@@ -133,7 +133,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """SIGTERM lets `ray start --block` stop its own children; what is left of its session is killed."""
     process.terminate()
     try:
-        process.wait(timeout=30)
+        process.wait(timeout=10)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

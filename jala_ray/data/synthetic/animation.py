@@ -116,6 +116,7 @@ def make_animation(
     size: tuple[int, int],
     at_object_share: float,
     seed: np.random.SeedSequence,
+    wild_camera: float = 1.0,
 ) -> Animation:
     """Poses, objects and camera of one clip at source times `time_s` (T,); `size` = (width, height) px."""
     *seeds, look_seed = seed.spawn(6)
@@ -125,7 +126,7 @@ def make_animation(
     frames = {side: hand_frame(side) for side in Hand}
     hands, prop = animate(composition, objects[0].prop, start, frames, time_s / time_scale, motion_rng)
     beta = shape_rng.normal(0, 0.6, 10)
-    path = draw_camera_path(domain, time_s, camera_rng)
+    path = draw_camera_path(domain, time_s, camera_rng, wild_camera)
     return Animation(time_s, domain, objects, look_seed, draw_camera(*size), path, hands, beta, prop)
 
 

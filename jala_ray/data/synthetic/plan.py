@@ -63,6 +63,10 @@ class WorldConfig:
     held_out_share: float = 0.2
     at_object_share: float = 0.4
     """Clips that begin with the hand already at the object."""
+    wild_looks: int = 0
+    """So many looks (table, floor, skin, sleeve, light) are shared by the wild clips of all splits; 0: every clip has its own."""
+    wild_camera: float = 1.0
+    """How far a wild clip's head moves and turns; 0 holds it still."""
     dropout_share: float = 0.1
     """Labelled clips of two or more chunks in which the poses of some frames are lost."""
     one_untracked_share: float = 0.2
@@ -78,9 +82,11 @@ class WorldConfig:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(name, getattr(self, name), "a share in [0, 1]")
-        for name in ("lab_train", "lab_val", "wild_train", "wild_val"):
+        if not 0 <= self.wild_camera <= 2:
+            raise ConfigError("wild_camera", self.wild_camera, "a factor from 0 to 2")
+        for name in ("lab_train", "lab_val", "wild_train", "wild_val", "wild_looks"):
             if getattr(self, name) < 0:
-                raise ConfigError(name, getattr(self, name), "a number of clips >= 0")
+                raise ConfigError(name, getattr(self, name), "an integer >= 0")
         low, high = self.seconds
         if not CHUNK_SECONDS <= low <= high <= MAX_CLIP_SECONDS:
             raise ConfigError("seconds", self.seconds, f"{CHUNK_SECONDS} <= shortest <= longest <= {MAX_CLIP_SECONDS}")

@@ -116,17 +116,20 @@ def draw_camera(width: int, height: int) -> Camera:
     return Camera(float(focal), float(focal), width / 2, height / 2, width, height)
 
 
-def draw_camera_path(domain: Domain, time_s: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def draw_camera_path(
+    domain: Domain, time_s: np.ndarray, rng: np.random.Generator, wild_size: float = 1.0
+) -> np.ndarray:
     """World -> camera, (T, 3, 4). Lab: a tripod, or a head nearly still; wild: a head that moves and turns.
 
-    `time_s` (T,) is source time: how fast a head moves does not depend on how the clip is later slowed.
+    `time_s` (T,) is source time: how fast a head moves does not depend on how the clip is later slowed. `wild_size` scales how far the
+    wild one moves.
     """
     wild = domain == "wild"
     still = not wild and rng.random() < 0.5
     eye = np.array([0.0, -0.2, 0.55]) + rng.uniform(-1, 1, 3) * ([0.06, 0.03, 0.05] if wild else [0.02, 0.01, 0.02])
     aim = np.array([0.0, 0.19, 0.03]) + rng.uniform(-1, 1, 3) * ([0.03, 0.02, 0.0] if wild else [0.01, 0.01, 0.0])
     roll = rng.uniform(-0.1, 0.1) if wild else 0.0
-    size = 0.0 if still else 1.0 if wild else 0.08
+    size = 0.0 if still else wild_size if wild else 0.08
     eyes = eye + size * _drift(time_s, rng) * [0.05, 0.03, 0.03]
     aims = aim + size * _drift(time_s, rng) * [0.045, 0.03, 0.01]
     rolls = roll + size * 0.08 * _drift(time_s, rng)[:, 0]

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from jala_ray.video.write import write_mp4
 
 WORLD_VERSION = 1
 """Raised whenever the same configuration gives other bytes than before."""
+LOOKS = 0x100C
+"""Marks the seeds of shared looks."""
 REPHRASINGS = 3
 MIN_IN_VIEW = 0.5
 """Share of a hand's joints that must project into the image for its pose to count as seen."""
@@ -31,7 +34,7 @@ MIN_IN_VIEW = 0.5
 
 def animate_clip(config: WorldConfig, plan: ClipPlan) -> Animation:
     """Poses, objects and camera of a planned clip."""
-    return make_animation(
+    animation = make_animation(
         plan.composition,
         plan.domain,
         np.arange(plan.frames) / plan.fps,
@@ -39,7 +42,12 @@ def animate_clip(config: WorldConfig, plan: ClipPlan) -> Animation:
         (config.width, config.height),
         config.at_object_share,
         np.random.SeedSequence([*plan.key, 3]),
+        config.wild_camera,
     )
+    if plan.domain == "lab" or not config.wild_looks:
+        return animation
+    look = int(plan.rng(6).integers(config.wild_looks))
+    return replace(animation, look_seed=np.random.SeedSequence([config.seed, LOOKS, look]))
 
 
 def make_clip(config: WorldConfig, plan: ClipPlan, video_uri: str) -> Clip:
