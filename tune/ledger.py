@@ -107,6 +107,14 @@ class Ledger:
             record.seconds = round(record.seconds + time.monotonic() - began, 2)
         self._write(record)
 
+    def reopen_failed(self) -> list[int]:
+        """Failed trials become open again: what failed them may have been the cluster's fault. Returns their numbers."""
+        failed = [record for record in self if record.state == "failed"]
+        for record in failed:
+            record.state, record.reason = "open", None
+            self._write(record)
+        return [record.number for record in failed]
+
     def _write(self, record: Record) -> None:
         address = storage.join(self.folder, "trials", f"{record.number:05d}.json")
         content = json.dumps(dataclasses.asdict(record), allow_nan=False).encode()

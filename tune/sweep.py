@@ -11,13 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # called by its path, a script has its own folder there alone
+
+from jala_ray.types import UserError
+from tune.plan import METHODS, Asked, plan_sweep
+from tune.spaces import DEFAULT, SPACES
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # called by its path, a script has its own folder there alone
-
-from jala_ray.types import UserError  # noqa: E402
-from tune.plan import METHODS, Asked, plan_sweep  # noqa: E402
-from tune.spaces import DEFAULT, SPACES  # noqa: E402
-
 ABOUT = """Tries settings of a preset in trials that are real runs, and leaves a table, a report and best.json, a preset for
 jobs/pretrain.py. PRESET is a preset's name or a config.json. What all trials share follows as --dotted.key value."""
 
@@ -49,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument("--retries", type=int, default=0, help="restarts of a trial whose workers crash; for spot nodes")
     job.add_argument("--no-cache", action="store_true", help="every trial decodes videos for itself")
     job.add_argument("--resume", action="store_true", help="continue the sweep in this folder")
+    job.add_argument("--retry-failed", action="store_true", help="with --resume: failed trials run again")
     job.add_argument(
         "--dry-run", action="store_true", help="print trials, sizes and the estimated cost, and start nothing"
     )
@@ -59,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     given, settings = parser().parse_known_args(argv)
-    asked = Asked(**{name: value for name, value in vars(given).items() if name != "dry_run"}, settings=tuple(settings))
+    kept = {name: value for name, value in vars(given).items() if name not in ("dry_run", "retry_failed")}
+    asked = Asked(**kept, settings=tuple(settings))
     plan = plan_sweep(asked)
     if given.dry_run:
         from tune.estimate import estimate
@@ -68,11 +72,14 @@ def main(argv: Sequence[str]) -> None:
         return
     from jala_ray.training.launch import ensure_ray
     from tune.driver import run
+    from tune.ledger import Ledger
     from tune.outcome import publish
 
     ensure_ray(plan.options, {"PYTHONPATH": str(ROOT)})
     plan = plan.claimed(resume=asked.resume)
     sweep = plan.sweep()
+    if given.retry_failed:
+        Ledger(sweep.folder, sweep.options).reopen_failed()
     report = publish(sweep, run(sweep, lambda line: print(line, flush=True)))
     print(f"report: {report}")
 

@@ -169,12 +169,15 @@ CPU = StudySize(
         width=128,
         height=96,
         gop=10,
+        wild_looks=4,
+        wild_camera=0.5,
         verbs=WRIST_VERBS,
         **PLAIN,
     ),
     tokenizer=_tokenizer(SMALL_TOKENIZER, steps=2000, batch=64, lr=2e-3, log_every=50),
     encoder=EncoderTraining(),
     run=_run(900, LanguageSizes(), train__micro_batch=16, train__log_every=25, train__monitor_every=100),
+    gate_clips=960,
 )
 """Tier 1 in about two hours on two cores."""
 
@@ -190,6 +193,8 @@ GPU = StudySize(
         width=160,
         height=120,
         gop=10,
+        wild_looks=8,
+        wild_camera=0.5,
         verbs=WRIST_VERBS,
         **PLAIN,
     ),

@@ -7,6 +7,7 @@ meets its own units, step after step, whatever W and m are.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def cells(column: pa.ChunkedArray) -> Iterator[memoryview]:
         _, ends, data = chunk.buffers()
         at = np.frombuffer(ends, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
         view = memoryview(data) if data is not None else memoryview(b"")
-        yield from (view[begin:end] for begin, end in zip(at, at[1:], strict=False))
+        yield from (view[begin:end] for begin, end in itertools.pairwise(at))
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def read_shares(shard: ray.data.DataIterator, first: int, last: int, rank: int) 
     """A rank's shares of steps `first` .. `last - 1`, in order. Raises `UserError` if the stream hands out anything else."""
     expected = first
     # Whole blocks: Ray would copy what is left of a block for every batch that it cuts off.
-    for batch in shard.iter_batches(batch_size=None, prefetch_batches=1, batch_format="pyarrow"):
+    for batch in shard.iter_batches(batch_size=cast(Any, None), prefetch_batches=1, batch_format="pyarrow"):
         table = cast(pa.Table, batch)
         places = zip(table["step"].to_pylist(), table["rank"].to_pylist(), strict=True)
         for (step, owner), cell in zip(places, cells(table["share"]), strict=True):

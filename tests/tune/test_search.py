@@ -147,3 +147,8 @@ def test_a_ledger_comes_back(tmp_path: Path) -> None:
     assert again.report(1, {"step": 6, "x": 2.0}) == {"step": 6, "x": 2.0, "order": 2}
     with pytest.raises(ConfigError, match="as it began"):
         again.add(1, {"a": 3})
+    again.end(1, "failed", "why")
+    assert Ledger(str(tmp_path)).reopen_failed() == [1]
+    third = Ledger(str(tmp_path))
+    assert not third.records[1].finished and third.records[1].reason is None and len(third.records[1].rows) == 2
+    assert third.reopen_failed() == [] and third.records[0].state == "stopped"
