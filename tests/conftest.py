@@ -21,6 +21,15 @@ settings.load_profile("tests")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For two processes (`make test`): all that starts a Ray is one group, the first, so that no two Rays share the cores; others are a
+    group a file, which makes its fixtures once."""
+    for item in items:
+        ray = item.get_closest_marker("cluster") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real inputs beside the checkout; the test is skipped where it is absent."""

@@ -20,7 +20,7 @@ STATES = {
     "failed": "failed",
     "open": "not finished",
 }
-TREND_POINTS = 60
+TREND_POINTS, TREND_LEAST = 60, 5
 MAX_CURVES = 200
 """Learning curves drawn: the best trials'."""
 
@@ -140,29 +140,48 @@ def _ticks(domain: Domain) -> dict[str, Any]:
 
 
 def _against(found: Mapping[str, Any], domains: Mapping[str, Domain], charts: Charts) -> Html:
-    name, label = _main(found)
-    rows = _scored(found, name)
-    if not rows:
-        return absent("No trial has run to its end.")
+    numbers, label = compared(found)
+    if not numbers:
+        return absent("No trial has a number to compare by yet.")
+    rows = [row for row in found["trials"] if row["number"] in numbers]
     placed = [
-        charts.place(key, _trend_note(domain, rows, key), _scatter(found, rows, key, domain, name))
-        for key, domain in domains.items()
+        charts.place(key, "", _scatter(found, rows, numbers, key, domain, label)) for key, domain in domains.items()
     ]
-    text = f"{label} of trials that ran to their end. The line is a parabola through them on the setting's own scale, with five or more."
+    text = f"{label}. The line is a parabola through them on the setting's own scale, where there are {TREND_LEAST} or more."
     return join(about(text), el("div", placed, class_="charts"))
 
 
-def _trend_note(domain: Domain, rows: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = {repr(row["values"][key]) for row in rows}
-    return "one value only" if len(values) == 1 else ""
+def compared(found: Mapping[str, Any]) -> tuple[dict[int, float], str]:
+    """{trial: value} and what it is, to set trials side by side: the metric of those that ran to their end where they are enough, else
+    what was reported at the last step that enough trials came to. Values of different steps would not compare.
+    """
+    name, label = _main(found)
+    ended = {row["number"]: row["metrics"][name] for row in _scored(found, name)}
+    if len(ended) >= TREND_LEAST or not found["halving"]:
+        return ended, f"{label}, trials that ran to their end"
+    curves = {row["number"]: dict(map(tuple, row["curve"])) for row in found["trials"]}
+    reached: dict[int, int] = {}
+    for curve in curves.values():
+        for step in curve:
+            reached[step] = reached.get(step, 0) + 1
+    least = min(TREND_LEAST, max(reached.values(), default=0))
+    step = max((step for step, count in reached.items() if count >= least), default=None)
+    if step is None:
+        return {}, label
+    values = {number: curve[step] for number, curve in curves.items() if step in curve}
+    return values, f"{found['halving']['metric']} at step {step}, to which {len(values)} trials came"
 
 
 def _scatter(
-    found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], key: str, domain: Domain, name: str
+    found: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    numbers: Mapping[int, float],
+    key: str,
+    domain: Domain,
+    label: str,
 ) -> dict[str, Any]:
     x = [domain.unit(row["values"][key]) for row in rows]
-    y = [row["metrics"][name] for row in rows]
-    colors = ["@c2" if row["number"] in found["best"] else "@c1" for row in rows]
+    y = [numbers[row["number"]] for row in rows]
     points = {
         "type": "scatter",
         "mode": "markers",
@@ -170,19 +189,19 @@ def _scatter(
         "y": y,
         "text": [f"trial {row['number']}: {row['values'][key]}" for row in rows],
         "hovertemplate": "%{text}<br>%{y:.4f}<extra></extra>",
-        "marker": {"color": colors, "size": 8},
+        "marker": {"color": ["@c2" if row["number"] in found["best"] else "@c1" for row in rows], "size": 8},
     }
     fitted = None if isinstance(domain, Choice) else trend(x, y)
     line = [] if fitted is None else [{"type": "scatter", "mode": "lines", "x": fitted[0], "y": fitted[1]}]
     line = [{**one, "line": {"color": "@c3", "width": 2}, "hoverinfo": "skip"} for one in line]
     axis = {"title": {"text": key.rpartition(".")[2]}, "range": [-0.04, 1.04], **_ticks(domain)}
-    layout = {"xaxis": axis, "yaxis": {"title": {"text": name}}, "showlegend": False, "hovermode": "closest"}
+    layout = {"xaxis": axis, "showlegend": False, "hovermode": "closest"}
     return {"data": [points, *line], "layout": layout, "loggable": False}
 
 
 def trend(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]] | None:
-    """A least-squares parabola over the range of x; None for fewer than five points or three places."""
-    if len(x) < 5 or len({round(v, 6) for v in x}) < 3:
+    """A least-squares parabola over the range of x; None for too few points, or fewer than three places."""
+    if len(x) < TREND_LEAST or len({round(v, 6) for v in x}) < 3:
         return None
     fitted = np.polynomial.Polynomial.fit(x, y, 2)
     places = np.linspace(min(x), max(x), TREND_POINTS)
