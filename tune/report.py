@@ -126,11 +126,11 @@ def _parallel(found: Mapping[str, Any], domains: Mapping[str, Domain], charts: C
                 "dimensions": dimensions,
             }
         ],
-        "layout": {"margin": {"l": 70, "r": 60, "t": 46, "b": 24}, "height": 380},
+        "layout": {"margin": {"l": 70, "r": 60, "t": 46, "b": 24}},
         "loggable": False,
     }
     note = "A line is a trial, stopped ones with the value they had reached. Drag along an axis to choose."
-    return charts.place(label, note, figure)
+    return el("div", charts.place(label, note, figure), class_="charts tall")
 
 
 def _ticks(domain: Domain) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def _curves(found: Mapping[str, Any], charts: Charts) -> Html:
     dotted = {"color": "@muted", "width": 1, "dash": "dot"}
     across = {"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "line": dotted}
     shapes = [{**across, "x0": rung, "x1": rung} for rung in rungs]
-    layout = {"showlegend": False, "hovermode": "closest", "shapes": shapes, "height": 380}
+    layout = {"showlegend": False, "hovermode": "closest", "shapes": shapes}
     metric = halving["metric"] if halving else _main(found)[0]
     stopped = [row for row in found["trials"] if row["state"] == "stopped"]
     where = [[f"step {rung}", sum(1 for row in stopped if _rung_of(row["step"], rungs) == rung)] for rung in rungs]
@@ -245,7 +245,8 @@ def _curves(found: Mapping[str, Any], charts: Charts) -> Html:
     kept = (
         table(["rung", "trials stopped there"], where, numbers=(1,)) if rungs else absent("Every trial ran to its end.")
     )
-    return join(charts.place(metric, note, {"data": data, "layout": layout, "loggable": False}), kept)
+    placed = charts.place(metric, note, {"data": data, "layout": layout, "loggable": False})
+    return join(el("div", placed, class_="charts tall"), kept)
 
 
 def _rung_of(step: int, rungs: Sequence[int]) -> int | None:

@@ -133,6 +133,26 @@ def test_labels_do_not_change_the_videos():
 # --- labels
 
 
+def test_wild_looks_may_be_few_and_the_head_still():
+    plans = plan_world(MANY)
+    few, still = replace(MANY, wild_looks=3), replace(MANY, wild_camera=0.0)
+    looks = {"lab": set(), "wild": set()}
+    for plan in plans:
+        one, shared, held = (animate_clip(config, plan) for config in (MANY, few, still))
+        looks[plan.domain].add(tuple(shared.look_seed.generate_state(4)))
+        for side, motion in one.hands.items():
+            assert all(np.array_equal(motion.wrist, other.hands[side].wrist) for other in (shared, held))
+        assert np.array_equal(one.world_to_camera, shared.world_to_camera)
+        if plan.domain == "lab":
+            assert np.array_equal(one.world_to_camera, held.world_to_camera)
+            assert tuple(shared.look_seed.generate_state(4)) == tuple(one.look_seed.generate_state(4))
+        else:
+            assert np.ptp(held.world_to_camera, axis=0).max() < 1e-12 < np.ptp(one.world_to_camera, axis=0).max()
+    assert len(looks["wild"]) == 3 and len(looks["lab"]) == MANY.lab_train + MANY.lab_val
+    with pytest.raises(ConfigError, match="wild_camera"):
+        replace(MANY, wild_camera=-1.0)
+
+
 def test_states_validity_and_time():
     config = replace(MANY, lab_train=24, wild_train=24, labelled_share=0.5, dropout_share=0.5, one_untracked_share=0.6)
     partial = untracked_beside_labelled = lost_chunks = 0

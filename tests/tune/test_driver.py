@@ -8,15 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import boto3
 import pytest
 
+from jala_ray import storage
+from jala_ray.storage import StorageOptions
 from tests.ray_start import SETTINGS, local_ray
 from tests.tune.formula import Bowl, best_place, bowl_sweep
 from tune.driver import run
 from tune.ledger import Ledger, Record
-from tune.outcome import comparable, markdown, results
+from tune.outcome import comparable, markdown, publish, results
 from tune.report import write_report
 from tune.search import pareto
 
@@ -52,6 +56,22 @@ def test_a_trial_fails_alone_with_its_reason(address: str, tmp_path: Path) -> No
     assert "trial 1 is broken on purpose" in markdown(found)
     page = write_report(sweep.folder, found, sweep.domains)
     assert "trial 1 is broken on purpose" in page and "parcoords" in page
+
+
+def test_a_sweep_in_a_bucket(address: str, s3_endpoint: str, tmp_path: Path) -> None:
+    """Ledger, Tune's own files and results; a driver elsewhere finds nothing left to do."""
+    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket="lab")
+    options = StorageOptions(endpoint_url=s3_endpoint)
+    bowl = Bowl(best_place(1), log=tmp_path / "starts.log")
+    sweep = replace(bowl_sweep(tmp_path, bowl, count=4), folder="s3://lab/sweeps/one", options=options)
+    ledger = run(sweep)
+    assert all(record.finished for record in ledger) and len(list(ledger)) == 4
+    page = publish(sweep, ledger)
+    assert page == "s3://lab/sweeps/one/report.html" and b"<html" in storage.read_bytes(page, options)
+    starts = bowl.log.read_text() if bowl.log is not None else ""
+    again = run(sweep)
+    assert [told(record) for record in again] == [told(record) for record in ledger]
+    assert bowl.log is not None and bowl.log.read_text() == starts
 
 
 DRIVER = """
