@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from jala_ray import storage
 from jala_ray.config import (
     BackboneConfig,
     ClusterConfig,
@@ -27,7 +29,7 @@ from jala_ray.config import (
     TrainConfig,
     VisionSizes,
 )
-from jala_ray.parsing import load_json, override, parse, suggest
+from jala_ray.parsing import from_dict, override, parse, suggest
 from jala_ray.types import ConfigError
 
 T = TypeVar("T", RunConfig, TokenizerRunConfig)
@@ -198,7 +200,7 @@ def _configuration(argv: Sequence[str], presets: dict[str, T], kind: type[T]) ->
     if not argv or argv[0].startswith("-"):
         raise ConfigError("preset", argv[0] if argv else None, f"first one of {', '.join(presets)}, or a config.json")
     first, *rest = argv
-    base = load_json(kind, first) if first.endswith(".json") else _named(first, presets)
+    base = from_dict(kind, json.loads(storage.read_bytes(first))) if first.endswith(".json") else _named(first, presets)
     return parse(base, rest, prog=f"PRESET {first}") if rest else base
 
 

@@ -28,8 +28,9 @@ from tune.search import Strategy, propose
 
 FINAL = "final/"
 """Prefix of what is measured at a trial's end, among what it reports."""
-TRIAL_CPUS = 0.05
-"""Of the process that launches a trial's run and waits for it."""
+ON_HEAD = {"node:__internal_head__": 0.001}
+"""What a trial's own process takes: it only waits for the run that it launched, whose controller stays beside it. The head is no spot
+node, and may have no CPUs to give."""
 REASON_LENGTH = 500
 
 Report = Callable[[dict[str, Any]], None]
@@ -58,6 +59,8 @@ class Sweep:
     concurrent: int
     waves: bool = False
     """Trials go in waves of `concurrent`; values and stops depend on earlier waves alone, so that the sweep can be repeated exactly."""
+    retries: int = 0
+    """Restarts of a trial's own process."""
 
     def known_to(self, number: int, ledger: Ledger) -> list[Record]:
         """What a trial's values and stops may depend on."""
@@ -80,7 +83,7 @@ def run(sweep: Sweep, say: Callable[[str], None] = print) -> Ledger:
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     filesystem, path = storage.filesystem(sweep.folder, sweep.options)
     tuner = tune.Tuner(
-        tune.with_resources(functools.partial(_trial, sweep.trials), {"cpu": TRIAL_CPUS}),
+        tune.with_resources(functools.partial(_trial, sweep.trials), tune.PlacementGroupFactory([ON_HEAD])),
         tune_config=tune.TuneConfig(
             search_alg=LedgerSearch(sweep, ledger),
             scheduler=LedgerScheduler(sweep, ledger, say),
@@ -94,6 +97,7 @@ def run(sweep: Sweep, say: Callable[[str], None] = print) -> Ledger:
             storage_path=path,
             storage_filesystem=filesystem,
             callbacks=[LedgerCallback(sweep, ledger, say)],
+            failure_config=tune.FailureConfig(max_failures=sweep.retries),
             verbose=0,
         ),
     )
@@ -173,15 +177,16 @@ class LedgerScheduler(FIFOScheduler):
         if final:
             self.ledger.measure(number, final)
         noted = self.ledger.report(number, {k: v for k, v in numbers.items() if math.isfinite(v)})
-        if noted is None:
+        if noted is None and result["step"] != record.step:
             return TrialScheduler.CONTINUE
-        shown = sweep.halving.metric if sweep.halving is not None else sweep.metrics[0]
-        value = shown.value(noted)
-        told = f"{shown.name} {value:.4f}" if value is not None else f"no {shown.name}"
-        stops = sweep.halving is not None and sweep.halving.stops(
-            record, sweep.known_to(number, self.ledger), sweep.waves
-        )
-        self.say(f"trial {number:05d} | step {noted['step']} | {told}{' | stopped' if stops else ''}")
+        # Of a report that is known already the decision may not be: the driver was killed in between.
+        known = sweep.known_to(number, self.ledger)
+        stops = sweep.halving is not None and sweep.halving.stops(record, known, sweep.waves)
+        if noted is not None:
+            shown = sweep.halving.metric if sweep.halving is not None else sweep.metrics[0]
+            value = shown.value(noted)
+            told = f"{shown.name} {value:.4f}" if value is not None else f"no {shown.name}"
+            self.say(f"trial {number:05d} | step {noted['step']} | {told}{' | stopped' if stops else ''}")
         if stops:
             self.ledger.end(number, "stopped")
             return TrialScheduler.STOP

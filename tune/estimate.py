@@ -12,6 +12,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.types import ConfigError
 from tune.plan import Plan
 from tune.search import FIRST, propose
+from tune.trials import whole_rows
 
 SHOWN = 12
 START_SECONDS = 30.0
@@ -85,7 +86,7 @@ def step_seconds(run: str, options: StorageOptions) -> float:
     place = storage.join(storage.absolute(run), "metrics.jsonl")
     found: list[Any] = []
     if storage.exists(place, options):
-        rows = (json.loads(line) for line in storage.read_bytes(place, options).decode().splitlines())
+        rows = whole_rows(storage.read_bytes(place, options).decode().splitlines())
         found = [row["step_s"] for row in rows if row.get("step_s") is not None]
     if not found:
         raise ConfigError("--like", run, "a run folder whose metrics.jsonl has step_s")

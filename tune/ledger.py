@@ -34,7 +34,7 @@ class Record:
     """Measured when it had run to the end."""
     reason: str | None = None
     seconds: float = 0.0
-    """Wall clock over all attempts."""
+    """Wall clock over all attempts, of one that was killed up to its last report."""
 
     @property
     def finished(self) -> bool:
@@ -85,6 +85,9 @@ class Ledger:
         noted = {**row, "order": self._order}
         self._order += 1
         record.rows.append(noted)
+        if number in self._began:
+            self._clock(record)
+            self.start(number)
         self._write(record)
         return noted
 
@@ -97,15 +100,14 @@ class Ledger:
         record = self.records[number]
         if not record.finished:
             record.state, record.reason = state, reason
-        self.pause(number)
+        self._clock(record)
+        self._write(record)
 
-    def pause(self, number: int) -> None:
-        """Add what the clock has run since the start."""
-        began = self._began.pop(number, None)
-        record = self.records[number]
+    def _clock(self, record: Record) -> None:
+        """Add what the clock has run since the trial's start or last report."""
+        began = self._began.pop(record.number, None)
         if began is not None:
             record.seconds = round(record.seconds + time.monotonic() - began, 2)
-        self._write(record)
 
     def reopen_failed(self) -> list[int]:
         """Failed trials become open again: what failed them may have been the cluster's fault. Returns their numbers."""

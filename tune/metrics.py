@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jala_ray.config import JalaConfig, TokenizerRunConfig
+from jala_ray.config import JalaConfig, RunConfig, TokenizerRunConfig
 from jala_ray.parsing import suggest
 from jala_ray.types import DOMAINS, ConfigError
 from tune.spaces import Base
@@ -82,17 +82,23 @@ METRICS = {metric.name: metric for metric in _ALL}
 
 def choose(names: Sequence[str], base: Base, searched: Iterable[str]) -> tuple[Metric, ...]:
     """The metrics of these names, the first one the main one; by default what suits base and space. Raises `ConfigError`."""
-    tokenizer = isinstance(base, TokenizerRunConfig)
     searched = list(searched)
     if not names:
-        names = ("reconstruction",) if tokenizer else (_default(searched),)
+        names = ("reconstruction",) if isinstance(base, TokenizerRunConfig) else (_default(base, searched),)
     if len(set(names)) < len(names):
         raise ConfigError("--metric", list(names), "different metrics")
     return tuple(_one(name, base, searched) for name in names)
 
 
-def _default(searched: Sequence[str]) -> str:
-    return GENERATION if any(key.startswith(CODES) for key in searched) else "masked_loss"
+def _default(base: RunConfig, searched: Sequence[str]) -> str:
+    if _masked_codes(base) and not any(key.startswith(CODES) for key in searched):
+        return "masked_loss"
+    return GENERATION if base.objective.generates else PROBE
+
+
+def _masked_codes(base: Base) -> bool:
+    """Its validation has the masked-token loss."""
+    return isinstance(base, RunConfig) and isinstance(base.objective, JalaConfig) and base.objective.mcp
 
 
 def _one(name: str, base: Base, searched: Sequence[str]) -> Metric:
@@ -115,10 +121,16 @@ def _one(name: str, base: Base, searched: Sequence[str]) -> Metric:
                 f"{key} changes what is masked or coded, so trials would answer different questions: take {GENERATION}."
             )
             raise ConfigError("--metric", name, "a metric that means the same in every trial", remedy)
-    objective = getattr(base, "objective", None)
-    if not tokenizer and not (isinstance(objective, JalaConfig) and objective.mcp) and not name.startswith(PROBE):
-        raise ConfigError("--metric", name, "a probe, for a base without masked prediction", f"Take {PROBE}.")
+    if isinstance(base, RunConfig) and not _measured(name, base):
+        able = [m for m in fitting if _measured(m, base)]
+        raise ConfigError("--metric", name, f"one that this objective has: {', '.join(able) or 'it has none'}")
     return metric
+
+
+def _measured(name: str, base: RunConfig) -> bool:
+    if name.startswith(GENERATION):
+        return base.objective.generates
+    return isinstance(base.objective, JalaConfig) and (name.startswith(PROBE) or base.objective.mcp)
 
 
 def halving_metric(metrics: Sequence[Metric], base: Base, searched: Iterable[str]) -> Metric | None:
@@ -128,6 +140,8 @@ def halving_metric(metrics: Sequence[Metric], base: Base, searched: Iterable[str
     """
     if not metrics[0].final:
         return metrics[0]
+    if isinstance(base, RunConfig) and not _masked_codes(base):
+        return None
     stand_in = METRICS["reconstruction" if isinstance(base, TokenizerRunConfig) else "masked_loss"]
     spoiled = stand_in.spoiled_by and any(key.startswith(stand_in.spoiled_by) for key in searched)
     return None if spoiled else stand_in

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
@@ -18,11 +21,11 @@ from jala_ray.storage import StorageOptions
 from jala_ray.training.setup import RESUMABLE, absolute, run_folder, storage_options
 from jala_ray.types import ConfigError
 from tune.domains import Domain
-from tune.driver import TRIAL_CPUS, Sweep
+from tune.driver import Sweep
 from tune.halving import Halving
 from tune.metrics import Metric, choose, halving_metric
 from tune.search import METHODS, Strategy
-from tune.spaces import Base, bind, load, verify
+from tune.spaces import SET_BY_SWEEPS, Base, bind, load, verify
 from tune.trials import RunTrials, steps_of
 
 __all__ = ["METHODS", "Asked", "Plan", "plan_sweep"]
@@ -98,6 +101,7 @@ class Plan:
             "report_every": self.report_every,
             "samples": self.samples,
             "wave": self.concurrent if self.waves else None,
+            "cache": self.shares_cache,
         }
         return json.loads(json.dumps(found))
 
@@ -106,7 +110,8 @@ class Plan:
 
         Raises `ConfigError` where the folder holds a sweep and `resume` is not asked for, or a sweep with other settings.
         """
-        plan = self if self.concurrent is not None else dataclasses.replace(self, concurrent=self._fitting())
+        plan = dataclasses.replace(self, concurrent=self._fitting())
+        plan._refuse_nothing_held_out()
         os.environ.update(storage.worker_env(plan.options))
         storage.probe(plan.folder, plan.options)
         place = storage.join(plan.folder, "sweep.json")
@@ -122,19 +127,44 @@ class Plan:
         return plan._cached()
 
     def _fitting(self) -> int:
-        """Trials that the cluster holds at a time, beside Ray Data's tasks. Raises `ConfigError` for a cluster that grows."""
+        """Trials at a time: as asked, or as many as the cluster holds beside Ray Data's tasks. Raises `ConfigError` for more than fit."""
         import ray
 
         cluster = self.base.cluster
         if cluster.autoscaling:
-            remedy = "Pass --concurrent N: a cluster that grows on demand does not say how far."
-            raise ConfigError("--concurrent", None, "a number", remedy)
+            if self.concurrent is None:
+                remedy = "Pass --concurrent N: a cluster that grows on demand does not say how far."
+                raise ConfigError("--concurrent", None, "a number", remedy)
+            return self.concurrent
         there = ray.cluster_resources()
-        cpus = (there.get("CPU", 0.0) - READING_CPUS) / (cluster.workers * cluster.cpus_per_worker + TRIAL_CPUS)
-        fits = [int(cpus + 1e-6)]
+        cpus, own = there.get("CPU", 0.0), cluster.workers * cluster.cpus_per_worker
+        fits = int((cpus - READING_CPUS) / own + 1e-6) if own else max(1, self.concurrent or 1)
         if cluster.gpus_per_worker:
-            fits.append(int(there.get("GPU", 0.0) / (cluster.workers * cluster.gpus_per_worker) + 1e-6))
-        return max(1, min(fits))
+            gpus = cluster.workers * cluster.gpus_per_worker
+            fits = min(fits, int(there.get("GPU", 0.0) / gpus + 1e-6))
+        if fits < max(1, self.concurrent or 1):
+            arithmetic = (
+                f"at most {fits}: a trial takes {own:g} of {cpus:g} CPUs and {cluster.workers * cluster.gpus_per_worker:g} of "
+                f"{there.get('GPU', 0.0):g} GPUs, and {READING_CPUS:g} CPU is for reading"
+            )
+            remedy = "Set --cluster.workers, --cluster.cpus-per-worker or --concurrent lower."
+            raise ConfigError("--concurrent", self.concurrent or 1, arithmetic, remedy)
+        return self.concurrent or fits
+
+    def _refuse_nothing_held_out(self) -> None:
+        """Trials would run to their end and then have nothing to be compared by. Raises `ConfigError`."""
+        base = self.base
+        if not isinstance(base, RunConfig) or not base.data.manifest:
+            return
+        from jala_ray.data.catalogue import equals
+        from jala_ray.data.manifest import Manifest
+
+        index = Manifest(base.data.manifest, self.options).index
+        held_out = np.unique(index["domain"].to_numpy()[equals(index["split"], "val")]).tolist()
+        for metric in self.metrics:
+            if not any(domain in key for key in metric.keys for domain in held_out):
+                expected = f"held-out clips (split val) of a domain that {metric.name} is measured on"
+                raise ConfigError("data.manifest", base.data.manifest, expected, f"It has some of: {sorted(held_out)}.")
 
     def _cached(self) -> Plan:
         """With a cache of the manifest that all trials read, made where it is missing."""
@@ -171,6 +201,7 @@ class Plan:
             halving=self.halving,
             concurrent=self.concurrent,
             waves=self.waves,
+            retries=self.retries,
         )
 
 
@@ -199,6 +230,8 @@ def plan_sweep(asked: Asked) -> Plan:
     base: Base = absolute(tokenizer_configuration(words)) if tokenizer else absolute(configuration(words))
     verify(base)
     given = [w.removeprefix("--").split("=")[0].replace("-", "_") for w in asked.settings if w.startswith("--")]
+    for key in (key for key in given if key in SET_BY_SWEEPS):
+        raise ConfigError(f"--{key}", None, f"to be left out: in a sweep {SET_BY_SWEEPS[key]} says so")
     domains = bind(load(asked.space), base, given)
     metrics = choose(asked.metric, base, domains)
     if any(m.final for m in metrics) and isinstance(base, RunConfig) and not base.data.manifest:
@@ -207,7 +240,7 @@ def plan_sweep(asked: Asked) -> Plan:
     strategy = Strategy(asked.search, asked.search_seed, asked.trials, asked.grid_points)
     strategy.check(domains)
     steps = steps_of(base)
-    every = asked.report_every or max(1, round(steps / 9))
+    every = asked.report_every or math.ceil(steps / 9)  # rungs at a ninth and a third
     if every > steps:
         raise ConfigError("--report-every", every, f"at most the {steps} steps of a trial")
     shown = halving_metric(metrics, base, domains)
@@ -219,6 +252,9 @@ def plan_sweep(asked: Asked) -> Plan:
         raise ConfigError("--concurrent", None, "a number, with --synchronous", remedy)
     shares = isinstance(base, RunConfig) and not base.data.cache and not asked.no_cache
     shares = shares and not any(key.startswith(CACHED) for key in domains)
+    if shares and base.cluster.autoscaling:
+        remedy = "Make one with jobs/cache.py and pass --data.cache, or pass --no-cache."
+        raise ConfigError("data.cache", "", "a cache: where nodes come on demand it is not made in passing", remedy)
     return Plan(
         base=base,
         domains=domains,

@@ -46,6 +46,26 @@ SPACES: dict[str, dict[str, dict[str, Any]]] = {
 }
 DEFAULT = "lambda_alpha_layer"
 NEEDS_ALIGNMENT = ("objective.align.", "objective.ema.")
+SET_BY_SWEEPS = {
+    **dict.fromkeys(
+        ("train.checkpoint_every", "train.validate_every", "checkpoint_every", "train.eval_every"), "--report-every"
+    ),
+    **dict.fromkeys(("train.keep", "keep"), "the newest checkpoint alone"),
+    "cluster.max_failures": "--retries",
+}
+"""Settings of a trial's run that are the sweep's own, and what decides them."""
+SAME_FOR_ALL = (
+    "name",
+    "seed",
+    "storage.",
+    "log.",
+    "cluster.",
+    "train.steps",
+    "train.epochs",
+    "train.val_samples",
+    "data.manifest",
+)
+"""Settings that begin so are not searched: trials would not compare, or nothing would change."""
 
 
 def load(names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
@@ -86,6 +106,10 @@ def bind(space: Space, base: Base, given: Sequence[str] = ()) -> dict[str, Domai
     for key in sorted(space):
         if key not in known:
             raise ConfigError(key, space[key], "a known setting", suggest(key, known))
+        if key in SET_BY_SWEEPS or key.startswith(SAME_FOR_ALL):
+            raise ConfigError(
+                key, space[key], "a setting that changes what is learned, the same clips and steps for all"
+            )
         if key in given:
             remedy = f"Leave --{key} out, or take a space without it."
             raise ConfigError(key, known[key], "to be given or searched, not both", remedy)

@@ -6,7 +6,7 @@ A run folder tells what was done: a trial that was cut off goes on from its newe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from jala_ray.parsing import from_dict, override, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
 from jala_ray.training.setup import run_folder, storage_options
-from jala_ray.types import DOMAINS, ConfigError
+from jala_ray.types import DOMAINS, ConfigError, UserError
 from tune.driver import FINAL, Report, kept
 from tune.metrics import GENERATION, PROBE, Metric
 from tune.spaces import Base
@@ -74,8 +74,10 @@ class RunTrials:
             else:
                 launch.launch(config, callbacks)
         # Ray may lose a report that comes with the end of a run, so the last one comes again.
-        *_, last = reported(folder, options)
-        report(last | {FINAL + name: value for name, value in self.measured(config, folder, options).items()})
+        rows = list(reported(folder, options))
+        if not rows:
+            raise UserError("reports", 0, "at least one validation", "The manifest has no held-out rows (split val).")
+        report(rows[-1] | {FINAL + name: value for name, value in self.measured(config, folder, options).items()})
 
     def measured(self, config: Base, folder: str, options: StorageOptions) -> dict[str, float]:
         """Final metrics that are asked for, measured once."""
@@ -99,11 +101,20 @@ def reported(folder: str, options: StorageOptions) -> Iterator[dict[str, Any]]:
     if newest is None:
         return
     lines = storage.read_bytes(storage.join(folder, "metrics.jsonl"), options).decode().splitlines()
-    rows, _ = lineage([json.loads(line) for line in lines])
+    rows, _ = lineage(list(whole_rows(lines)))
     for row in rows:
         validated = any(name.startswith(("val/", "val_")) for name in row)
         if validated and cast(int, row["step"]) <= history.step_of(newest):
             yield {name: value for name, value in row.items() if kept(name, value)}
+
+
+def whole_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Rows of a log; the line that a killed process left half written is behind its last checkpoint, and none of them."""
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
 
 
 def finished(config: Base, folder: str, options: StorageOptions) -> bool:

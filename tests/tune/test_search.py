@@ -11,7 +11,8 @@ import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from jala_ray.types import ConfigError
-from tests.tune.formula import EVERY, GOOD_RADIUS, METRIC, SPACE, STEPS, Bowl, best_place
+from tests.tune.formula import EVERY, GOOD_RADIUS, METRIC, SPACE, STEPS, Bowl, best_place, bowl_sweep
+from tune.driver import LedgerScheduler
 from tune.halving import Halving
 from tune.ledger import Ledger, Record
 from tune.metrics import METRICS
@@ -127,6 +128,19 @@ def test_rungs_outside_a_trial_are_refused() -> None:
     for first, last, factor in ((0, 9, 3), (9, 9, 3), (1, 9, 1)):
         with pytest.raises(ConfigError):
             Halving(METRIC, first, last, factor)
+
+
+def test_a_decision_that_a_killed_driver_did_not_take_is_taken_later(tmp_path: Path) -> None:
+    sweep = bowl_sweep(tmp_path, lambda *_: None, count=2, concurrent=1)
+    ledger, said = Ledger(str(tmp_path)), list[str]()
+    for number, value in ((0, 1.0), (1, 2.0)):
+        ledger.add(number, {"weight": 1.0})
+        ledger.report(number, {"step": EVERY, "val/lab/loss_mcp": value})
+    ledger.end(0, "done")
+    trial, row = SimpleNamespace(config={"number": 1}), {"step": EVERY, "val/lab/loss_mcp": 2.0}
+    scheduler = LedgerScheduler(sweep, ledger, said.append)
+    assert scheduler.on_trial_result(None, trial, row) == TrialScheduler.STOP
+    assert ledger.records[1].state == "stopped" and len(ledger.records[1].rows) == 1 and not said
 
 
 # --- the ledger ------------------------------------------------------------------------------------------------------

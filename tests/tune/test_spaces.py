@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from jala_ray.config import RunConfig
 from jala_ray.parsing import override
@@ -158,8 +159,14 @@ def test_a_metric_must_mean_the_same_in_every_trial() -> None:
         choose(["masked_loss"], base(), ["objective.masking.after"])
     assert halving_metric((METRICS["mpjpe"],), base(), ["objective.masking.after"]) is None
     assert halving_metric((METRICS["mpjpe"],), base(), ["optim.lr"]) == METRICS["masked_loss"]
-    with refused("Take probe_h"):
-        choose([], small(PRESETS["tiny_align_only"]), [])
+    aligned = small(PRESETS["tiny_align_only"])
+    assert choose([], aligned, ["optim.lr"]) == (METRICS["probe_h"],)
+    assert halving_metric((METRICS["probe_h"],), aligned, ["optim.lr"]) is None
+    assert choose([], small(PRESETS["tiny_next_token"]), ["optim.lr"]) == (METRICS["mpjpe"],)
+    with refused("one that this objective has: mpjpe"):
+        choose(["probe_h"], small(PRESETS["tiny_next_token"]), ["optim.lr"])
+    with refused("it has none"):
+        choose([], small(PRESETS["tiny_lapa_actions"]), ["optim.lr"])
     with refused("for this kind of run"):
         choose(["mpjpe"], TINY_TOKENIZER, [])
 
@@ -185,6 +192,9 @@ def test_a_plan_has_rungs_inside_a_trial(tmp_path: Path) -> None:
     assert plan.halving is not None and plan.halving.rungs == [30, 90] and plan.report_every == 30
     assert plan_sweep(asked(tmp_path, metric=["masked_loss", "mpjpe"])).halving is None
     assert plan_sweep(asked(tmp_path, scheduler="none")).halving is None
+    for steps in (300, 2000, 4000, 58_600):  # the last rung is far from the end
+        rungs = plan_sweep(asked(tmp_path, "--train.steps", str(steps))).halving.rungs  # type: ignore[union-attr]
+        assert len(rungs) == 2 and rungs[-1] < 0.36 * steps
     # 9 trials of 270 steps: all to 30, a third to 90, a ninth to 270
     assert plan.halving.expected_share() == pytest.approx((30 + 60 / 3 + 180 / 9) / 270)
 
@@ -208,7 +218,26 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path) -> N
         )
     with refused("--report-every"):
         plan_sweep(asked(tmp_path, report_every=1000))
+    with refused("in a sweep --retries says so"):
+        plan_sweep(asked(tmp_path, "--cluster.max-failures", "3"))
+    with refused("jobs/cache.py"):
+        plan_sweep(asked(tmp_path, "--cluster.autoscaling", "True"))
+    for key in ("train.validate_every", "seed", "train.steps", "cluster.workers"):
+        with refused("changes what is learned"):
+            bind({key: {"choice": [1, 2]}}, base())
     assert not list(tmp_path.iterdir())
+
+
+def test_trials_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    one = ("--cluster.workers", "1", "--cluster.cpus-per-worker", "0.4")
+    assert plan_sweep(asked(tmp_path, *one))._fitting() == 2
+    assert plan_sweep(asked(tmp_path, *one, "--cluster.gpus-per-worker", "1.0"))._fitting() == 1
+    assert plan_sweep(asked(tmp_path, *one, concurrent=1))._fitting() == 1
+    with refused(r"at most 2: a trial takes 0.4 of 2 CPUs"):
+        plan_sweep(asked(tmp_path, *one, concurrent=4))._fitting()
+    with refused("at most 0"):
+        plan_sweep(asked(tmp_path, "--cluster.workers", "2", "--cluster.cpus-per-worker", "1.0"))._fitting()
 
 
 def test_a_grid_is_every_combination_once() -> None:
