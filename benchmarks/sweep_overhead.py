@@ -30,10 +30,8 @@ from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training.build import build_assets
 from tune.domains import Range
-from tune.driver import Sweep, run
 from tune.metrics import METRICS
 from tune.search import Strategy
-from tune.trials import RunTrials
 
 STEPS = 20
 
@@ -66,6 +64,8 @@ def main() -> None:
         import ray
 
         from jala_ray.training.launch import launch
+        from tune.driver import Sweep, run
+        from tune.trials import RunTrials
 
         ray.init(head.gcs, logging_level="error", log_to_driver=False)
         running.callback(ray.shutdown)
