@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray import cloudpickle, tune
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
+from jala_ray.types import UserError
 from tune.domains import Domain
 from tune.halving import Halving
 from tune.ledger import Ledger, Record
@@ -101,7 +102,16 @@ def run(sweep: Sweep, say: Callable[[str], None] = print) -> Ledger:
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except RuntimeError as error:
+        # Ray Tune 2.60 ends with the whole sweep when a trial's own process, not a worker of its run, is killed for memory.
+        if not isinstance(error.__cause__, RayError):
+            raise
+        remedy = (
+            "Nothing is lost: run it again with --resume, on a head with more memory or with fewer trials at a time."
+        )
+        raise UserError("a trial's process", reason(error.__cause__), "one that is not killed", remedy) from error
     return ledger
 
 

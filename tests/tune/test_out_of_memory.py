@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
 
 from tests.ray_start import local_ray
 from tests.tune.formula import Bowl, best_place, bowl_sweep
@@ -20,14 +21,20 @@ ROOM, HUNGER, PIECE = 3 * 2**30, 6 * 2**30, 2**28
 """Bytes that the node lets its tasks take beyond what is used, that the trial takes at most, and takes at a time."""
 
 
+def eat() -> int:
+    return len([np.ones(PIECE, np.uint8) for _ in range(HUNGER // PIECE)])
+
+
 @dataclass(frozen=True)
 class Hungry:
+    """A trial whose worker, a process of its own as a run's workers are, takes the memory."""
+
     bowl: Bowl
 
     def __call__(self, number: int, values: Mapping[str, Any], report: Report) -> None:
         if number == 1:
-            taken = [np.ones(PIECE, np.uint8) for _ in range(HUNGER // PIECE)]
-            raise AssertionError(f"{len(taken)} pieces fitted")
+            eaten = ray.get(ray.remote(eat).options(num_cpus=0, max_retries=0).remote())
+            raise AssertionError(f"{eaten} pieces fitted")
         self.bowl(number, values, report)
 
 
