@@ -137,7 +137,11 @@ def _on_a_worker(config: RunConfig, names: list[str], samples: int | None) -> di
     import ray
 
     cluster = config.cluster
-    task = ray.remote(measure).options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)
+    task = ray.remote(measure).options(
+        num_cpus=cluster.cpus_per_worker,
+        num_gpus=cluster.gpus_per_worker,
+        scheduling_strategy="DEFAULT",  # not in the trial's own placement group, which holds its waiting process alone
+    )
     return ray.get(task.remote(to_dict(config), names, samples))
 
 
