@@ -50,7 +50,7 @@ SET_BY_SWEEPS = {
     **dict.fromkeys(
         ("train.checkpoint_every", "train.validate_every", "checkpoint_every", "train.eval_every"), "--report-every"
     ),
-    **dict.fromkeys(("train.keep", "keep"), "the newest checkpoint alone"),
+    **dict.fromkeys(("train.keep", "keep"), "the sweep (the newest checkpoint is kept)"),
     "cluster.max_failures": "--retries",
 }
 """Settings of a trial's run that are the sweep's own, and what decides them."""
