@@ -17,10 +17,11 @@ from benchmarks.study.size import SIZES
 from benchmarks.study.stages import Study
 from benchmarks.study.tokenizer import make_tokenizer
 from benchmarks.study.variants import TIERS, jobs, named, variants
+from benchmarks.study.words import make_words
 from benchmarks.study.world import make_world
 from jala_ray.types import UserError
 
-STAGES = ("world", "tokenizer", "encoder", "caches", "gates", "runs")
+STAGES = ("world", "words", "tokenizer", "encoder", "caches", "gates", "runs")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> None:
     chosen = named(known, asked.variants or [variant.name for variant in known])
     last = STAGES.index(asked.until)
     world = make_world(study)
+    if last >= STAGES.index("words"):
+        make_words(study, world)
     if last >= STAGES.index("tokenizer"):
         make_tokenizer(study, world)
     if last >= STAGES.index("encoder"):

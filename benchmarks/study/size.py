@@ -176,7 +176,14 @@ CPU = StudySize(
     ),
     tokenizer=_tokenizer(SMALL_TOKENIZER, steps=2000, batch=64, lr=2e-3, log_every=50),
     encoder=EncoderTraining(),
-    run=_run(900, LanguageSizes(), train__micro_batch=16, train__log_every=25, train__monitor_every=100),
+    run=_run(
+        600,
+        LanguageSizes(),
+        train__micro_batch=8,
+        train__log_every=25,
+        train__monitor_every=100,
+        data__max_tokens=320,
+    ),
     gate_clips=960,
 )
 """Tier 1 in about two hours on two cores."""

@@ -40,6 +40,11 @@ class Study:
         return self.out / "tokenizer" / "tokenizer"
 
     @property
+    def words(self) -> Path:
+        """The text tokenizer, in the format of transformers' `save_pretrained`."""
+        return self.out / "words"
+
+    @property
     def encoder(self) -> Path:
         """In the format of transformers' `save_pretrained`."""
         return self.out / "encoder" / "model"
@@ -60,6 +65,7 @@ class Study:
             "motion_tokenizer": str(self.tokenizer),
             "data.manifest": str(self.twin if twin else self.manifest),
             "data.cache": str(self.cache(twin)),
+            "model.text.pretrained": str(self.words),
             "model.encoder.pretrained": encoder.pretrained,
             "model.encoder.image_size": encoder.image_size,
         }

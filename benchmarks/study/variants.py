@@ -116,7 +116,8 @@ def without_addresses(config: RunConfig) -> RunConfig:
     addresses = ("storage.root", "motion_tokenizer", "data.manifest", "data.cache")
     blank = override(config, dict.fromkeys(addresses, ""))
     encoder = replace(blank.model.encoder, pretrained=None)
-    return replace(blank, init=config.init and "the run before", model=replace(blank.model, encoder=encoder))
+    text = replace(blank.model.text, pretrained=None)
+    return replace(blank, init=config.init and "the run before", model=replace(blank.model, encoder=encoder, text=text))
 
 
 def described(study: Study, variant: Variant) -> dict[str, list[object]]:

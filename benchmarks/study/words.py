@@ -1,0 +1,34 @@
+"""The study's text tokenizer.
+
+Trained on the prompts alone, as runs without a pretrained one do, it would spell the instructions letter by letter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.study.stages import Study, stage
+from jala_ray.data.instructions import TEMPLATES
+from jala_ray.data.manifest import Manifest
+from jala_ray.models.text import TextTokenizer
+
+LARGEST = 4096
+
+
+def make_words(study: Study, world: dict[str, Any]) -> dict[str, Any]:
+    """Train it on the prompts and on the instructions of all training clips, as if it were a pretrained one."""
+    settings = {"manifest": world["manifest"], "largest": LARGEST}
+    return stage(study.out / "words.json", settings, lambda: _make(study))
+
+
+def _make(study: Study) -> dict[str, Any]:
+    manifest = Manifest(study.manifest)
+    training = np.flatnonzero(np.array(manifest.index["split"].to_pylist()) == "train")
+    corpus = [template for templates in TEMPLATES.values() for template in templates]
+    instructions = sorted({text for row in training for text in manifest.clip(int(row)).instructions})
+    tokenizer = TextTokenizer.train([*corpus, *instructions], LARGEST)
+    tokenizer.save(study.words)
+    lengths = [len(tokenizer.encode(text)) for text in instructions]
+    return {"tokens": tokenizer.vocab_size, "tokens_an_instruction": float(np.mean(lengths))}

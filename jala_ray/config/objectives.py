@@ -1,0 +1,191 @@
+"""What a model learns by: JALA, next-token prediction, latent actions, and their parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class PerceiverConfig:
+    """LAP and LSP (METHOD 5)."""
+
+    width: int = 768
+    layers: int = 2
+    heads: int = 12
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """Hybrid masking (METHOD 4)."""
+
+    ratios: tuple[float, ...] = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95, 1.0)
+    after: float = 0.05
+    """Probability of each token of the chunks after the target."""
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    weight: float = 0.5
+    """lambda."""
+    layer: int = 19
+    """The tapped language block, counted from 1 (19 of 28 in the paper)."""
+    schedule: Literal["constant", "warmup", "decay"] = "constant"
+    """warmup: lambda rises linearly from 0 over the first `schedule_share` of the steps; decay: it falls linearly to 0 over the last."""
+    schedule_share: float = 0.2
+    positions: Literal["masked", "target"] = "masked"
+    """In the labelled target: only its masked positions (decision), or all of them (eq. 3)."""
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    alpha: float = 0.999
+    """Tied to 58.6 k steps; short runs set it so that alpha^steps <= 0.01 (METHOD 5, decision)."""
+
+
+@dataclass(frozen=True)
+class LayoutSpec:
+    """What an objective wants of the token sequence; the data room reads this and never an objective's name."""
+
+    bidirectional: bool
+    """Chunks are bidirectional blocks (masked prediction) or causal (next token)."""
+    masking: MaskingConfig | None
+    """Tokens are masked by hybrid masking, and untracked chunks are present as [MASK]; None: neither."""
+    state: Literal["mask", "prefix", "none"]
+    """Where LSP latents enter: added to [MASK], as K tokens a hand before the assistant's turn, or nowhere."""
+    pairs: bool
+    """Boundary pairs of aligned chunks are decoded."""
+    align_all_target: bool = False
+    labels: bool = True
+    """False: labelled chunks are laid out like untracked ones, as [MASK] without targets (LAPA sees no labels)."""
+
+    @property
+    def frames(self) -> bool:
+        """The frozen encoder's frames are needed at all."""
+        return self.pairs or self.state != "none"
+
+
+class ObjectiveTraits:
+    """What the rest may ask of any objective's configuration without knowing its name; a kind overrides what differs.
+
+    Beside these every kind has `layout` and `perceiver`.
+    """
+
+    @property
+    def generates(self) -> bool:
+        """A model trained this way predicts motion codes, so that motion can be generated from it."""
+        return True
+
+    @property
+    def trains_vla(self) -> bool:
+        """False: only the objective's own modules learn, and nobody takes over the checkpoint's `vla`."""
+        return True
+
+    @property
+    def inherits(self) -> tuple[str, ...]:
+        """Modules of the objective that must come from the checkpoint `init`, made by another objective."""
+        return ()
+
+
+@dataclass(frozen=True)
+class JalaConfig(ObjectiveTraits):
+    """Masked chunk prediction with LSP, and joint alignment with LAP's latent actions (METHOD 4, 5)."""
+
+    kind: Literal["jala"] = "jala"
+    mcp: bool = True
+    """False: alignment alone (`align_only`). Masks stay as they are, no code is predicted, the motion head is frozen."""
+    lap: bool = True
+    """False: no alignment at all (`no_align`)."""
+    updates: Literal["decoupled", "gradient"] = "decoupled"
+    """Decoupled: eqs. 6, 7; without LSP, LAP's backbone stays at its start. Gradient: both perceivers learn by their own
+    gradients, no EMA."""
+    state: Literal["mask", "prefix", "none"] = "mask"
+    """Where LSP's latents enter; none: there is no LSP (`no_lsp`)."""
+    align: AlignConfig = field(default_factory=AlignConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    perceiver: PerceiverConfig = field(default_factory=PerceiverConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+
+    @property
+    def layout(self) -> LayoutSpec:
+        return LayoutSpec(True, self.masking, self.state, self.lap, self.align.positions == "target")
+
+    @property
+    def generates(self) -> bool:
+        return self.mcp
+
+
+@dataclass(frozen=True)
+class NextTokenConfig(ObjectiveTraits):
+    """Being-H0: next-token prediction of motion tokens on labelled data, optionally with LSP features as a prefix."""
+
+    kind: Literal["next_token"] = "next_token"
+    state: Literal["none", "prefix"] = "none"
+    perceiver: PerceiverConfig = field(default_factory=PerceiverConfig)
+
+    @property
+    def layout(self) -> LayoutSpec:
+        return LayoutSpec(False, None, self.state, False)
+
+
+@dataclass(frozen=True)
+class LatentActionConfig:
+    """Discrete latent actions of a pair of frames; by default as many as LAPA's, 8^4 (METHOD 9)."""
+
+    tokens: int = 4
+    """Codes a pair; each has a codebook of its own."""
+    codes: int = 8
+    """Vectors a codebook."""
+    width: int = 32
+    """Of a code's vector."""
+    commitment: float = 0.25
+    """Weight of the commitment loss."""
+    decay: float = 0.99
+    """EMA decay of the codebooks, an optimizer step."""
+
+
+@dataclass(frozen=True)
+class LapaActionsConfig(ObjectiveTraits):
+    """LAPA-dagger, first stage: inverse and forward dynamics over frozen features, codes learned by reconstruction (METHOD 9)."""
+
+    kind: Literal["lapa_actions"] = "lapa_actions"
+    actions: LatentActionConfig = field(default_factory=LatentActionConfig)
+    perceiver: PerceiverConfig = field(default_factory=PerceiverConfig)
+    """Sizes of the inverse and of the forward model."""
+
+    @property
+    def layout(self) -> LayoutSpec:
+        return LayoutSpec(True, MaskingConfig(), "none", True, labels=False)
+
+    @property
+    def generates(self) -> bool:
+        return False
+
+    @property
+    def trains_vla(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class LapaCodesConfig(ObjectiveTraits):
+    """LAPA-dagger, second stage: the VLA predicts the codes that the first stage's model (`init`) gives to every chunk (METHOD 9)."""
+
+    kind: Literal["lapa_codes"] = "lapa_codes"
+    actions: LatentActionConfig = field(default_factory=LatentActionConfig)
+    perceiver: PerceiverConfig = field(default_factory=PerceiverConfig)
+    """As in the first stage."""
+
+    @property
+    def layout(self) -> LayoutSpec:
+        return LayoutSpec(True, MaskingConfig(), "none", True, labels=False)
+
+    @property
+    def generates(self) -> bool:
+        return False
+
+    @property
+    def inherits(self) -> tuple[str, ...]:
+        return ("actions",)
+
+
+ObjectiveConfig = JalaConfig | NextTokenConfig | LapaActionsConfig | LapaCodesConfig

@@ -1,0 +1,128 @@
+"""A pretraining run: data, optimiser, training, cluster, storage and log around a model and an objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jala_ray.config.model import ModelConfig
+from jala_ray.config.objectives import JalaConfig, ObjectiveConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    manifest: str = ""
+    """Parquet file or folder, local or s3://. Rows of split `train` are trained on, rows of `val` validated on."""
+    cache: str = ""
+    """Folder made by jobs/cache.py, local or s3://: codes, and features where it holds them, come from there. `manifest` may be left
+    out then; where it is given, the cache must be of that manifest."""
+    labels: Literal["all", "labelled_only"] = "all"
+    """`labelled_only` leaves out every row without a labelled chunk."""
+    source_weights: tuple[tuple[str, float], ...] = ()
+    """Share of every source in an epoch, normalised: `--data.source-weights ego4d 2 arctic 1`. Empty: by its rows."""
+    task_weights: tuple[tuple[str, float], ...] = ()
+    """Share of every task type, likewise (METHOD 4: generation 42.4, continuation 15.5, description 12.9, pure_video 29.1)."""
+    epoch_rows: int | None = None
+    """Length of an epoch in samples; None: as many as there are rows. With weights rows may come more than once, or not at all."""
+    wild_fraction: float = 1.0
+    """Share of the wild clips that is trained on (METHOD 11); the clips of a smaller share are among those of a larger one."""
+    window: int = 2
+    """Rows of one video that lie next to one another in the manifest come together, up to so many: their frames are read at once."""
+    packing: bool = True
+    """Pack samples into rows of `max_tokens`; False pads one sample a row."""
+    max_tokens: int = 4096
+    """Longest packed row. A longer single sample is quarantined with its length."""
+    pad_multiple: int = 64
+    max_error_share: float = 0.1
+    """The run stops when more than this share of the rows read was quarantined (after `min_rows_for_share` rows)."""
+    min_rows_for_share: int = 50
+    steps_per_block: int = 4
+    """m: consecutive steps of one rank in a block, so of one task. At 1 a task's start and hand-over cost a quarter of the rate on
+    two cores (docs/results/data_engine.md); a larger block takes more memory, and longer until the first one is there."""
+    workers: int = 2
+    """Processes of the torch DataLoader on the path without Ray; 0 reads in the trainer's process."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """METHOD 6."""
+
+    lr: float = 3e-5
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: float = 0.05
+    """Share of the steps."""
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int | None = None
+    """Optimizer steps; None: `epochs` passes over the plan."""
+    epochs: int = 1
+    batch: int = 128
+    """Sequences of one optimizer step over all ranks."""
+    micro_batch: int = 16
+    """Sequences of one forward pass of one rank."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    log_every: int = 10
+    checkpoint_every: int = 1000
+    keep: int = 3
+    """Newest checkpoints kept."""
+    validate_every: int = 1000
+    val_samples: int = 512
+    """Held-out rows a domain (lab, wild) of one validation."""
+    monitor_every: int = 100
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Ray Train and Ray Data resources."""
+
+    workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    max_failures: int = 3
+    """Restarts of the worker group after crashes. Preemptions do not count."""
+    autoscaling: bool = False
+    """The cluster grows on demand: don't compare the request with what is there now."""
+
+
+@dataclass(frozen=True)
+class StorageConfig:
+    root: str = "runs"
+    """Run folders live here: a folder or s3://bucket/prefix."""
+    endpoint_url: str | None = None
+    """For S3-compatible servers."""
+    region: str | None = None
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    tensorboard: bool = True
+    wandb: str | None = None
+    """Weights & Biases project."""
+    mlflow: str | None = None
+    """MLflow experiment."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A pretraining run."""
+
+    name: str
+    motion_tokenizer: str = ""
+    """Folder or s3:// address of a trained motion tokenizer."""
+    init: str | None = None
+    """Checkpoint whose weights the run starts from (not its optimizer or data position). Made with another objective, it gives its
+    VLA and what the new one inherits; the rest starts anew (`training/checkpoint.py`)."""
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=JalaConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    log: LogConfig = field(default_factory=LogConfig)
