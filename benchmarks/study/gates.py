@@ -135,11 +135,12 @@ def _decide(study: Study, gates: list[Gate], probes: Mapping[str, Any], ignore: 
 def facts(study: Study) -> dict[str, Any]:
     """What the first tier's numbers follow from. Later tiers may be added to: only the first one's variants are in it."""
     known = variants(study.base())
-    world, encoder = (result_of(study.out / f"{name}.json") or {} for name in ("world", "encoder"))
+    world, words, encoder = (result_of(study.out / f"{name}.json") or {} for name in ("world", "words", "encoder"))
     return plain(
         {
             "size": to_dict(study.size) | {"seeds": study.size.seeds[0]},
             "manifests": [world.get("manifest"), world.get("twin")],
+            "words": words.get("sha256"),
             "encoder": encoder.get("weights"),
             "caches": inputs(study),
             "tier 1": {variant.name: described(study, variant) for variant in known if variant.tier == 1},

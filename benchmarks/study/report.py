@@ -18,6 +18,7 @@ from jala_ray.parsing import to_dict
 from jala_ray.training.log import environment
 
 SUBJECTS = ("h", "z", "pair", "v0", "z_untrained")
+STAGES = ("world", "words", "tokenizer", "encoder", "caches")
 
 
 def publish(study: Study) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def publish(study: Study) -> dict[str, Any]:
         "size": study.size.name,
         "frozen": json.loads((study.out / "frozen.json").read_text()),
         "gates": json.loads((study.out / "gates.json").read_text()),
-        "stages": {name: result_of(study.out / f"{name}.json") for name in ("world", "tokenizer", "encoder", "caches")},
+        "stages": {name: result_of(study.out / f"{name}.json") for name in STAGES},
         "variants": {name: described(study, known[name]) for name in found.jobs if name in known},
         "tiers": sorted({known[name].tier for name in found.jobs if name in known}),
         **analyse(found, study.size.resamples),
@@ -142,6 +143,7 @@ def _facts(results: Mapping[str, Any]) -> Iterator[str]:
     yield f"- Validation clips: {_listed(stages['world']['validation_clips'])}."
     floor = {domain: f"{of['mpjpe_cm']:.2f} cm" for domain, of in stages["tokenizer"]["floor"].items()}
     yield f"- Tokenizer: {stages['tokenizer']['trained_chunks']} labelled chunks; error on validation chunks: {_listed(floor)}."
+    yield f"- Text tokenizer: trained here on the prompts and the training clips' instructions, {stages['words']['tokens']} tokens."
     yield f"- Encoder: trained here on {stages['encoder']['frames']} frames and frozen, since no pretrained one can be had offline."
     yield f"- {facts['cpus']} CPUs, GPUs: {facts['gpus'] or 'none'}. Python {facts['python']}, {_listed(facts['versions'])}."
     yield f"- Command: `{facts['command']}`, commit {facts['git_commit']}."

@@ -5,6 +5,7 @@ Trained on the prompts alone, as runs without a pretrained one do, it would spel
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -31,4 +32,5 @@ def _make(study: Study) -> dict[str, Any]:
     tokenizer = TextTokenizer.train([*corpus, *instructions], LARGEST)
     tokenizer.save(study.words)
     lengths = [len(tokenizer.encode(text)) for text in instructions]
-    return {"tokens": tokenizer.vocab_size, "tokens_an_instruction": float(np.mean(lengths))}
+    digest = hashlib.sha256((study.words / "tokenizer.json").read_bytes()).hexdigest()
+    return {"tokens": tokenizer.vocab_size, "tokens_an_instruction": float(np.mean(lengths)), "sha256": digest}

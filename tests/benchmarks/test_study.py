@@ -284,6 +284,7 @@ def test_gates_on_runs() -> None:
 
 def finished_stages(study: Study) -> None:
     write_json(study.out / "world.json", {"settings": {}, "result": {"manifest": "m", "twin": "t"}})
+    write_json(study.out / "words.json", {"settings": {}, "result": {"sha256": "s", "tokens": 300}})
     write_json(study.out / "encoder.json", {"settings": {}, "result": {"weights": "w"}})
     caches = {name: {"rows": 1, "index": name} for name in ("study", "all_labelled")}
     write_json(study.out / "caches.json", {"settings": {}, "result": caches})
@@ -299,7 +300,7 @@ def test_the_freeze_refuses_changes(tmp_path: Path) -> None:
     for changed, key in (
         (replace(CPU, seeds=(4, 3, 2)), "size.seeds"),
         (replace(CPU, world=replace(CPU.world, labelled_share=0.2)), "size.world.labelled_share"),
-        (replace(CPU, run=override(CPU.run, {"optim.lr": 2e-3})), "size.run.optim.lr"),
+        (replace(CPU, run=override(CPU.run, {"optim.lr": 3e-3})), "size.run.optim.lr"),
     ):
         with pytest.raises(ConfigError, match=f"frozen {key}"):
             gates.check_frozen(Study(tmp_path, changed))
@@ -453,6 +454,7 @@ def test_the_report_says_what_was_found(tmp_path: Path, monkeypatch: pytest.Monk
     assert "jala goes 33 %" in text and "| jala | the base | 10 | 5.0 | 2 |" in text
     assert "hold_first is told the true first pose" in text
     assert "- Training clips: lab labelled 4." in text and "lab 1.50 cm" in text
+    assert "instructions, 300 tokens." in text
     assert json.loads((tmp_path / "results.json").read_text())["tiers"] == [1]
     opened = (tmp_path / "results.html").read_text()
     assert opened.count("Plotly.newPlot(") >= 2 and 'src="http' not in opened
