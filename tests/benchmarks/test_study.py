@@ -300,7 +300,7 @@ def test_the_freeze_refuses_changes(tmp_path: Path) -> None:
     for changed, key in (
         (replace(CPU, seeds=(4, 3, 2)), "size.seeds"),
         (replace(CPU, world=replace(CPU.world, labelled_share=0.2)), "size.world.labelled_share"),
-        (replace(CPU, run=override(CPU.run, {"optim.lr": 3e-3})), "size.run.optim.lr"),
+        (replace(CPU, run=override(CPU.run, {"optim.lr": 2 * CPU.run.optim.lr})), "size.run.optim.lr"),
     ):
         with pytest.raises(ConfigError, match=f"frozen {key}"):
             gates.check_frozen(Study(tmp_path, changed))
@@ -343,7 +343,7 @@ def test_a_job_of_other_settings_is_refused(tmp_path: Path) -> None:
     job = Job(variants(study.base())[0], 0)
     write_json(runs.scores_file(study, job), {"settings": runs.settings(study, job), "result": {"motion": {}}})
     runs.work(study, [job], 0)  # nothing to do
-    other = Study(tmp_path, replace(CPU, run=override(CPU.run, {"optim.lr": 2e-3})))
+    other = Study(tmp_path, replace(CPU, run=override(CPU.run, {"optim.lr": 2 * CPU.run.optim.lr})))
     with pytest.raises(ConfigError, match=r"seed-0\.json: runs"):
         runs.work(other, [job], 0)
     elsewhere = Study(tmp_path / "moved", CPU)
