@@ -33,6 +33,12 @@ class Variant:
     before: tuple[tuple[str, Change], ...] = ()
 
 
+def _mixed(config: RunConfig, twin: bool) -> RunConfig:
+    """Where every clip that is read has labels, nothing is left to mix: rows come as they are."""
+    labelled = twin or config.data.labels == "labelled_only" or config.data.wild_fraction == 0
+    return override(config, {"data.task_weights": ()}) if labelled else config
+
+
 def setting(name: str, tier: int, **values: object) -> Variant:
     """A variant of numbers; `__` stands for dots."""
     return Variant(name, tier, lambda base: override(base, {key.replace("__", "."): v for key, v in values.items()}))
@@ -102,7 +108,8 @@ def configs(study: Study, job: Job) -> tuple[RunConfig, ...]:
     runs: list[RunConfig] = []
     for stage, change in (*variant.before, ("", variant.change)):
         init = last_checkpoint(runs[-1]) if runs else None
-        runs.append(replace(change(base), name=f"runs/{job.name}{stage and f'-{stage}'}", init=init))
+        config = _mixed(change(base), variant.twin)
+        runs.append(replace(config, name=f"runs/{job.name}{stage and f'-{stage}'}", init=init))
     return tuple(runs)
 
 
@@ -122,7 +129,7 @@ def without_addresses(config: RunConfig) -> RunConfig:
 
 def described(study: Study, variant: Variant) -> dict[str, list[object]]:
     """A variant's diff of the base: dotted key -> [base's value, its value], and whose labels it has."""
-    changed = diff(study.base(), variant.change(study.base()))
+    changed = diff(study.base(), _mixed(variant.change(study.base()), variant.twin))
     found: dict[str, list[object]] = {key: list(values) for key, values in changed.items()}
     if variant.twin:
         found["labels of Wild"] = [study.size.world.labelled_share, 1.0]

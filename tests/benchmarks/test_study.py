@@ -20,7 +20,7 @@ from benchmarks.study.evaluate import HEALTH, MODEL
 from benchmarks.study.gates import GateFailed, feature_gates, run_gates
 from benchmarks.study.probing import Pairs, probe
 from benchmarks.study.results import Found, analyse, gap_closed, verdict
-from benchmarks.study.size import CPU, GPU, SIZES, SMOKE, ema_alpha
+from benchmarks.study.size import CPU, GPU, MIXTURE, SIZES, SMOKE, ema_alpha
 from benchmarks.study.stages import Study, difference, done, stage, write_json
 from benchmarks.study.variants import Job, configs, described, jobs, last_checkpoint, named, variants
 from benchmarks.study.world import PARTS, part_of
@@ -64,8 +64,9 @@ def test_what_a_variant_changes(tmp_path: Path) -> None:
     found = {variant.name: described(study, variant) for variant in variants(study.base())}
     assert found["jala"] == {}
     assert set(found["no_align"]) == {"objective.lap", "objective.updates", "objective.align.weight"}
-    assert found["labelled_only"] == {"data.labels": ["all", "labelled_only"]}
-    assert found["all_labelled"] == {"labels of Wild": [0.1, 1.0]}
+    as_they_are = {"data.task_weights": [MIXTURE, ()]}
+    assert found["labelled_only"] == {"data.labels": ["all", "labelled_only"]} | as_they_are
+    assert found["all_labelled"] == {"labels of Wild": [0.1, 1.0]} | as_they_are
     assert found["no_lsp"] == {"objective.state": ["mask", "none"]}
     assert found["align_only"] == {"objective.mcp": [True, False]}
     assert found["lambda_0.1"] == {"objective.align.weight": [0.5, 0.1]}
@@ -87,6 +88,7 @@ def test_configurations_of_a_job(tmp_path: Path) -> None:
     (ceiling,) = configs(study, Job(known["all_labelled"], 3))
     assert (one.seed, one.name, one.init) == (3, "runs/jala/seed-3", None)
     assert (ceiling.data.manifest, ceiling.data.cache) == (str(study.twin), str(study.cache(twin=True)))
+    assert (one.data.task_weights, ceiling.data.task_weights) == (MIXTURE, ())
     assert one.data.manifest == str(study.manifest) and one.model.encoder.pretrained == str(study.encoder)
     chain = configs(study, Job(known["lapa"], 1))
     assert [config.objective.kind for config in chain] == ["lapa_actions", "lapa_codes", "jala"]
