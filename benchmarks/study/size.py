@@ -69,7 +69,7 @@ WRIST_VERBS = ("reach", "push", "pull", "slide", "lift", "wave")
 """Acts of the whole hand. The others are mostly of fingers, a pixel or two wide here: no encoder of this size could tell them."""
 SHARES = (42.4, 15.5, 0.0)
 """The paper's generation and continuation. Description predicts no motion and would cost a short run a fifth of its steps."""
-MIXTURE = (("generation", 42.4), ("continuation", 15.5), ("pure_video", 29.1))
+MIXTURE = (("generation", SHARES[0]), ("continuation", SHARES[1]), ("pure_video", 29.1))
 """The paper's shares of what is trained on (METHOD 4), without description: two samples of three have labels, though most clips
 have none."""
 PLAIN: dict[str, Any] = {
@@ -194,7 +194,7 @@ CPU = StudySize(
     ),
     gate_clips=960,
 )
-"""Tier 1 in about two and a half hours on two cores with `--jobs 2`."""
+"""Tier 1 in about two and a half hours on two cores with `--jobs 2`, by the time of its first runs."""
 
 GPU = StudySize(
     name="gpu",

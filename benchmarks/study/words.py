@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.study.stages import Study, stage
-from jala_ray.data.instructions import TEMPLATES
+from benchmarks.study.world import training_clips
+from jala_ray.data.instructions import all_templates
 from jala_ray.data.manifest import Manifest
 from jala_ray.models.text import TextTokenizer
 
@@ -25,11 +26,8 @@ def make_words(study: Study, world: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make(study: Study) -> dict[str, Any]:
-    manifest = Manifest(study.manifest)
-    training = np.flatnonzero(np.array(manifest.index["split"].to_pylist()) == "train")
-    corpus = [template for templates in TEMPLATES.values() for template in templates]
-    instructions = sorted({text for row in training for text in manifest.clip(int(row)).instructions})
-    tokenizer = TextTokenizer.train([*corpus, *instructions], LARGEST)
+    instructions = sorted({text for clip in training_clips(Manifest(study.manifest)) for text in clip.instructions})
+    tokenizer = TextTokenizer.train([*all_templates(), *instructions], LARGEST)
     tokenizer.save(study.words)
     lengths = [len(tokenizer.encode(text)) for text in instructions]
     digest = hashlib.sha256((study.words / "tokenizer.json").read_bytes()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,9 +68,14 @@ def _make(study: Study) -> dict[str, Any]:
     }
 
 
+def training_clips(manifest: Manifest) -> Iterator[Clip]:
+    """Of every training row, labelled or not, in order."""
+    return (manifest.clip(int(row)) for row in np.flatnonzero(_is(manifest, "split", "train")))
+
+
 def training_frames(manifest: Manifest, side: int, every: int) -> np.ndarray:
     """Every n-th frame of all training videos, labelled or not, squashed to a square: (M, 3, side, side) uint8, in memory."""
-    clips = (manifest.clip(int(row)) for row in np.flatnonzero(_is(manifest, "split", "train")))
+    clips = training_clips(manifest)
     return np.concatenate([_frames(clip, side, every) for clip in clips])
 
 

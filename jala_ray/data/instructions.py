@@ -104,6 +104,11 @@ TEMPLATES: Final[dict[TaskType, tuple[str, ...]]] = {
 PLACEHOLDERS: Final = frozenset({"instruction", "seconds", "hands"})
 
 
+def all_templates() -> list[str]:
+    """Of every task type, in order: what a text tokenizer of a run without a pretrained one learns from."""
+    return [template for templates in TEMPLATES.values() for template in templates]
+
+
 def render(task_type: TaskType, template_index: int, *, instruction: str, seconds: float, hands: Sequence[Hand]) -> str:
     """The user's text for one sample.
 

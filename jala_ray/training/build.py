@@ -11,7 +11,7 @@ import torch
 from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.assets import Assets, SequenceSpec
-from jala_ray.data.instructions import TEMPLATES
+from jala_ray.data.instructions import all_templates
 from jala_ray.models.backbone import Backbone, backbone_facts
 from jala_ray.models.encoders import FrameEncoder
 from jala_ray.models.text import TextTokenizer
@@ -29,8 +29,7 @@ def build_assets(config: RunConfig, scratch: str | Path) -> Assets:
     if text.pretrained is not None:
         tokenizer = TextTokenizer.from_pretrained(text.pretrained, text.revision)
     else:
-        corpus = [template for templates in TEMPLATES.values() for template in templates]
-        tokenizer = TextTokenizer.train(corpus, text.vocab_size)
+        tokenizer = TextTokenizer.train(all_templates(), text.vocab_size)
     facts = backbone_facts(config.model.backbone, tokenizer.vocab_size)
     vocab = Vocab(facts.text_vocab_size, motion.n_slots, motion.codes, tuple(motion.token_slots.tolist()))
     sizes = (config.model.backbone.image_size, config.model.encoder.image_size)
