@@ -101,6 +101,11 @@ def no_decoupling(base: RunConfig) -> RunConfig:
     return override(base, {"objective.updates": "gradient"})
 
 
+def ema_teacher(base: RunConfig) -> RunConfig:
+    """LAP is LSP's moving average and nothing else: alignment has no way to make z easy to predict."""
+    return override(base, {"objective.updates": "teacher"})
+
+
 def no_lsp(base: RunConfig) -> RunConfig:
     """Plain [MASK]; LAP's backbone stays at its start, its queries learn."""
     return override(base, {"objective.state": "none"})
@@ -142,6 +147,7 @@ VARIANTS: dict[str, Callable[[RunConfig], RunConfig]] = {
     "vjepa": vjepa,
     "no_align": no_align,
     "no_decoupling": no_decoupling,
+    "ema_teacher": ema_teacher,
     "no_lsp": no_lsp,
     "align_only": align_only,
     "labelled_only": labelled_only,

@@ -29,6 +29,7 @@ def test_json_round_trip_of_tokenizers(name: str) -> None:
         ("no_align", {"objective.lap", "objective.updates", "objective.align.weight"}),
         ("labelled_only", {"data.labels"}),
         ("no_decoupling", {"objective.updates"}),
+        ("ema_teacher", {"objective.updates"}),
         ("no_lsp", {"objective.state"}),
         ("align_only", {"objective.mcp"}),
         ("vjepa", {"model.encoder.kind", "model.encoder.pretrained", "model.encoder.image_size"}),
@@ -43,6 +44,7 @@ def test_a_variant_is_its_diff(variant: str, keys: set[str]) -> None:
     ("variant", "key", "values"),
     [
         ("no_decoupling", "objective.updates", ("decoupled", "gradient")),
+        ("ema_teacher", "objective.updates", ("decoupled", "teacher")),
         ("no_lsp", "objective.state", ("mask", "none")),
         ("align_only", "objective.mcp", (True, False)),
     ],

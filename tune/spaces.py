@@ -134,7 +134,7 @@ def _refuse_idle(key: str, base: Base) -> None:
         return
     if key.startswith(NEEDS_ALIGNMENT) and not objective.lap:
         raise ConfigError(key, None, "a base that aligns", "This preset has no LAP, so the setting changes nothing.")
-    if key.startswith("objective.ema.") and objective.updates != "decoupled":
+    if key.startswith("objective.ema.") and objective.updates == "gradient":
         raise ConfigError(key, None, "a base with EMA", "objective.updates is gradient, so alpha changes nothing.")
 
 

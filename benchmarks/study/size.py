@@ -164,7 +164,7 @@ SMOKE = StudySize(
 CPU = StudySize(
     name="cpu",
     world=WorldConfig(
-        lab_train=320,
+        lab_train=640,
         lab_val=64,
         wild_train=960,
         wild_val=96,
@@ -179,15 +179,16 @@ CPU = StudySize(
         verbs=WRIST_VERBS,
         **PLAIN,
     ),
-    tokenizer=_tokenizer(replace(SMALL_TOKENIZER, levels=1), steps=1500, batch=64, lr=2e-3, log_every=50),
+    tokenizer=_tokenizer(replace(SMALL_TOKENIZER, levels=1), steps=3000, batch=64, lr=2e-3, log_every=50),
     encoder=EncoderTraining(),
     run=_run(
-        3500,
+        2500,
         LanguageSizes(),
         data__max_tokens=192,
         data__pad_multiple=32,
         optim__lr=2e-3,
         optim__warmup=0.1,
+        optim__weight_decay=0.3,
         train__micro_batch=8,
         train__log_every=25,
         train__monitor_every=100,

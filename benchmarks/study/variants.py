@@ -72,6 +72,7 @@ def variants(base: RunConfig) -> list[Variant]:
         Variant("next_token", 2, presets.next_token),
         Variant("next_token_dino", 2, presets.next_token_dino),
         Variant("no_decoupling", 2, presets.no_decoupling),
+        Variant("ema_teacher", 2, presets.ema_teacher),
         Variant("no_lsp", 2, presets.no_lsp),
         Variant("align_only", 2, presets.align_only),
         Variant("lapa", 2, _halved(lambda b: presets.labelled_only(presets.no_align(b))), before=stages),

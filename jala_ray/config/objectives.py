@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jala_ray.types import ConfigError
+
 
 @dataclass(frozen=True)
 class PerceiverConfig:
@@ -96,15 +98,22 @@ class JalaConfig(ObjectiveTraits):
     """False: alignment alone (`align_only`). Masks stay as they are, no code is predicted, the motion head is frozen."""
     lap: bool = True
     """False: no alignment at all (`no_align`)."""
-    updates: Literal["decoupled", "gradient"] = "decoupled"
+    updates: Literal["decoupled", "gradient", "teacher"] = "decoupled"
     """Decoupled: eqs. 6, 7; without LSP, LAP's backbone stays at its start. Gradient: both perceivers learn by their own
-    gradients, no EMA."""
+    gradients, no EMA. Teacher: LSP learns whole, by gradient through the VLM; LAP follows it whole, by EMA, so that no gradient of
+    alignment reaches z (as in BYOL and DINO)."""
     state: Literal["mask", "prefix", "none"] = "mask"
     """Where LSP's latents enter; none: there is no LSP (`no_lsp`)."""
     align: AlignConfig = field(default_factory=AlignConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     perceiver: PerceiverConfig = field(default_factory=PerceiverConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+
+    def __post_init__(self) -> None:
+        if self.updates == "teacher" and self.lap and self.state == "none":
+            raise ConfigError(
+                "objective.updates", "teacher", "an LSP to follow", "Set objective.state to mask or prefix."
+            )
 
     @property
     def layout(self) -> LayoutSpec:

@@ -117,3 +117,9 @@ def decoupled_ema(lap: Perceiver, lsp: Perceiver, alpha: float) -> None:
     """Eqs. 6 and 7: LAP's backbone follows LSP's, LSP's queries follow LAP's, in fp32 by `lerp`."""
     torch._foreach_lerp_(list(lap.backbone.parameters()), list(lsp.backbone.parameters()), 1.0 - alpha)
     lsp.queries.lerp_(lap.queries, 1.0 - alpha)
+
+
+@torch.no_grad()
+def teacher_ema(lap: Perceiver, lsp: Perceiver, alpha: float) -> None:
+    """LAP follows LSP whole, in fp32."""
+    torch._foreach_lerp_(list(lap.parameters()), list(lsp.parameters()), 1.0 - alpha)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jala_ray.checks import check_layer
 from jala_ray.config import AlignConfig, JalaConfig
-from jala_ray.models.perceiver import Perceiver, decoupled_ema
+from jala_ray.models.perceiver import Perceiver, decoupled_ema, teacher_ema
 from jala_ray.models.vla import VLA, Out
 from jala_ray.objectives.base import Features, Losses, Objective, code_loss, sample_mean, text_loss
 from jala_ray.objectives.monitors import alignment_monitors
@@ -50,12 +50,11 @@ class Jala(Objective):
         self.lap = copy.deepcopy(start) if config.lap else None
         self.needs_features = config.layout.frames
         self.columns = (("first",) if self.lsp is not None else ()) + (("pairs",) if self.lap is not None else ())
-        decoupled = config.updates == "decoupled" and config.lap
+        self.updates = config.updates if config.lap else "gradient"
         if self.lsp is not None:
-            self.lsp.set_gradients(backbone=True, queries=not decoupled)
+            self.lsp.set_gradients(backbone=True, queries=self.updates != "decoupled")
         if self.lap is not None:
-            self.lap.set_gradients(backbone=not decoupled, queries=True)
-        self.decoupled = decoupled
+            self.lap.set_gradients(backbone=self.updates == "gradient", queries=self.updates != "teacher")
         if not config.mcp:  # a head that nothing trains must not decay either
             vla.motion_head.requires_grad_(False)
 
@@ -91,8 +90,9 @@ class Jala(Objective):
         return weights | {"align": self.weight} if self.lap is not None else weights
 
     def after_step(self) -> None:
-        if self.decoupled and self.lap is not None and self.lsp is not None:
-            decoupled_ema(self.lap, self.lsp, self.config.ema.alpha)
+        if self.lap is not None and self.lsp is not None and self.updates != "gradient":
+            follow = decoupled_ema if self.updates == "decoupled" else teacher_ema
+            follow(self.lap, self.lsp, self.config.ema.alpha)
 
     @torch.no_grad()
     def monitors(self, batch: dict[str, Tensor], features: Features | None, out: Out) -> dict[str, float]:

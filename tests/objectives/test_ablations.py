@@ -13,6 +13,7 @@ from jala_ray.data.assets import Assets
 from jala_ray.presets import PRESETS
 from jala_ray.training.learner import Learner
 from jala_ray.training.optim import build_optimizer
+from jala_ray.types import ConfigError
 from tests.support import (
     MIXED,
     A,
@@ -28,7 +29,14 @@ from tests.support import (
     small,
 )
 
-NEW = ["tiny_no_decoupling", "tiny_no_lsp", "tiny_align_only", "tiny_lapa_actions", "tiny_lapa_codes"]
+NEW = [
+    "tiny_no_decoupling",
+    "tiny_ema_teacher",
+    "tiny_no_lsp",
+    "tiny_align_only",
+    "tiny_lapa_actions",
+    "tiny_lapa_codes",
+]
 PARTS = {
     "pure video": [Kind("pure_video", (U, U), 2), Kind("pure_video", (A, U), 1)],
     "labelled": [Kind("generation", (L, L), 2), Kind("continuation", (L, A), 2)],
@@ -65,6 +73,11 @@ def gradients(learner: Learner) -> dict[str, Tensor]:
     [
         (
             "tiny_no_decoupling",
+            ["lap.backbone", "lap.queries", "lsp.backbone", "lsp.queries", "vla.motion_head"],
+            ["encoder", "vla.backbone.vision"],
+        ),
+        (
+            "tiny_ema_teacher",
             ["lap.backbone", "lap.queries", "lsp.backbone", "lsp.queries", "vla.motion_head"],
             ["encoder", "vla.backbone.vision"],
         ),
@@ -139,6 +152,28 @@ def test_without_decoupling_the_ema_does_nothing() -> None:
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
     learner.objective.after_step()
     assert all(torch.equal(before[name], tensor) for name, tensor in learner.state_dict().items())
+
+
+def test_a_teacher_only_follows() -> None:
+    """No gradient of alignment reaches LAP, LSP learns whole, and after each step LAP is a share 1 - alpha nearer to it."""
+    config, assets = setting("tiny_ema_teacher")
+    learner = make_learner(config, assets)
+    lap, lsp = learner.objective.lap, learner.objective.lsp
+    learner(make_batch(lay_out(config, assets))).loss.backward()
+    assert all(p.grad is None for p in lap.parameters())
+    assert all(p.grad is not None for p in lsp.parameters()) and lsp.queries.grad.abs().sum() > 0
+    build_optimizer(learner, config.optim).step()
+    start, goal = ([p.clone() for p in one.parameters()] for one in (lap, lsp))
+    learner.objective.after_step()
+    alpha = config.objective.ema.alpha
+    for now, was, at in zip(lap.parameters(), start, goal, strict=True):
+        torch.testing.assert_close(now, alpha * was + (1 - alpha) * at)
+    assert all(torch.equal(p, at) for p, at in zip(lsp.parameters(), goal, strict=True))
+
+
+def test_a_teacher_must_have_whom_to_follow() -> None:
+    with pytest.raises(ConfigError, match="an LSP to follow"):
+        setting("tiny_ema_teacher", objective__state="none")
 
 
 def test_without_lsp_masks_are_plain() -> None:

@@ -10,7 +10,14 @@ PER_SAMPLE = 1e-5
 
 
 NAMES = ["tiny", "tiny_no_align", "tiny_next_token", "tiny_next_token_dino", "tiny_vjepa"]
-NAMES += ["tiny_no_decoupling", "tiny_no_lsp", "tiny_align_only", "tiny_lapa_actions", "tiny_lapa_codes"]
+NAMES += [
+    "tiny_no_decoupling",
+    "tiny_ema_teacher",
+    "tiny_no_lsp",
+    "tiny_align_only",
+    "tiny_lapa_actions",
+    "tiny_lapa_codes",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
