@@ -80,6 +80,9 @@ def check_jala(objective: JalaConfig, config: RunConfig) -> None:
     if not objective.mcp and not (objective.lap and objective.align.weight):
         remedy = "Without codes to predict, alignment is all there is: set objective.lap and objective.align.weight."
         raise ConfigError("objective.mcp", objective.mcp, "True, or an alignment that trains", remedy)
+    if objective.updates == "teacher" and objective.lap and objective.state == "none":
+        remedy = "Set objective.state to mask or prefix."
+        raise ConfigError("objective.updates", objective.updates, "an LSP that LAP can follow", remedy)
     masking = objective.masking
     if not masking.ratios or not all(0 < r <= 1 for r in masking.ratios):
         raise ConfigError("objective.masking.ratios", masking.ratios, "ratios in (0, 1]")

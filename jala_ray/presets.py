@@ -106,6 +106,16 @@ def ema_teacher(base: RunConfig) -> RunConfig:
     return override(base, {"objective.updates": "teacher"})
 
 
+def change(base: RunConfig) -> RunConfig:
+    """h is aligned with what moving adds to z, in direction."""
+    return override(base, {"objective.align.target": "change", "objective.align.distance": "cosine"})
+
+
+def change_fixed(base: RunConfig) -> RunConfig:
+    """The same with a LAP that never learns: the change of the frozen features, projected at random."""
+    return override(change(base), {"objective.updates": "fixed"})
+
+
 def no_lsp(base: RunConfig) -> RunConfig:
     """Plain [MASK]; LAP's backbone stays at its start, its queries learn."""
     return override(base, {"objective.state": "none"})
@@ -148,6 +158,8 @@ VARIANTS: dict[str, Callable[[RunConfig], RunConfig]] = {
     "no_align": no_align,
     "no_decoupling": no_decoupling,
     "ema_teacher": ema_teacher,
+    "change": change,
+    "change_fixed": change_fixed,
     "no_lsp": no_lsp,
     "align_only": align_only,
     "labelled_only": labelled_only,

@@ -30,6 +30,8 @@ def test_json_round_trip_of_tokenizers(name: str) -> None:
         ("labelled_only", {"data.labels"}),
         ("no_decoupling", {"objective.updates"}),
         ("ema_teacher", {"objective.updates"}),
+        ("change", {"objective.align.target", "objective.align.distance"}),
+        ("change_fixed", {"objective.align.target", "objective.align.distance", "objective.updates"}),
         ("no_lsp", {"objective.state"}),
         ("align_only", {"objective.mcp"}),
         ("vjepa", {"model.encoder.kind", "model.encoder.pretrained", "model.encoder.image_size"}),

@@ -134,8 +134,9 @@ def _refuse_idle(key: str, base: Base) -> None:
         return
     if key.startswith(NEEDS_ALIGNMENT) and not objective.lap:
         raise ConfigError(key, None, "a base that aligns", "This preset has no LAP, so the setting changes nothing.")
-    if key.startswith("objective.ema.") and objective.updates == "gradient":
-        raise ConfigError(key, None, "a base with EMA", "objective.updates is gradient, so alpha changes nothing.")
+    if key.startswith("objective.ema.") and objective.updates not in ("decoupled", "teacher"):
+        why = f"objective.updates is {objective.updates}, so alpha changes nothing."
+        raise ConfigError(key, None, "a base with EMA", why)
 
 
 def layers_of(base: Base) -> int:

@@ -19,7 +19,8 @@ from benchmarks.study.size import SIZES
 from benchmarks.study.stages import Study, done, result_of, stage
 from benchmarks.study.variants import Job, configs, last_checkpoint, named, variants, without_addresses
 from jala_ray import storage
-from jala_ray.parsing import to_dict
+from jala_ray.config import RunConfig
+from jala_ray.parsing import from_dict, to_dict
 from jala_ray.training import setup
 from jala_ray.training.local import run_local
 from jala_ray.types import UserError
@@ -44,7 +45,7 @@ def perform(study: Study, job: Job) -> dict[str, Any]:
                 run_local(config)
         return evaluate(study, job, runs)
 
-    return stage(scores_file(study, job), settings(study, job), make)
+    return stage(scores_file(study, job), settings(study, job), make, upgrade)
 
 
 def settings(study: Study, job: Job) -> dict[str, Any]:
@@ -55,6 +56,11 @@ def settings(study: Study, job: Job) -> dict[str, Any]:
         "ensembles": ENSEMBLES,
         "caches": inputs(study),
     }
+
+
+def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
+    """A job's stored settings with all that a run's configuration holds today."""
+    return stored | {"runs": [to_dict(from_dict(RunConfig, run)) for run in stored["runs"]]}
 
 
 def inputs(study: Study) -> dict[str, Any]:
@@ -84,7 +90,7 @@ def work(study: Study, chosen: Sequence[Job], at_once: int) -> None:
     A job that fails does not stop the others. Raises `UserError` at the end, with the end of the first one's log, and `ConfigError` at
     once where a job was done under other settings.
     """
-    waiting = [job for job in chosen if done(scores_file(study, job), settings(study, job)) is None]
+    waiting = [job for job in chosen if done(scores_file(study, job), settings(study, job), upgrade) is None]
     if at_once == 0:
         for job in waiting:
             perform(study, job)

@@ -76,25 +76,31 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def done(file: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+"""Stored settings -> the same with what configurations have come to hold since, at its default: that is how it was done."""
+
+
+def done(file: Path, settings: Mapping[str, Any], upgrade: Upgrade = dict) -> dict[str, Any] | None:
     """A stage's result, if it is finished. Raises `ConfigError` where it began under other settings."""
     if not file.exists():
         return None
     stored = json.loads(file.read_text())
-    key, was, now = difference(stored["settings"], plain(settings))
+    key, was, now = difference(plain(upgrade(stored["settings"])), plain(settings))
     if key:
         remedy = f"Take another --out, or delete {file}, what that stage made, and everything after it."
         raise ConfigError(f"{file.name}: {key}", now, f"{was!r}, as the stage began", remedy)
     return stored["result"]
 
 
-def stage(file: Path, settings: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def stage(
+    file: Path, settings: Mapping[str, Any], make: Callable[[], Mapping[str, Any]], upgrade: Upgrade = dict
+) -> dict[str, Any]:
     """What `make` finds, as JSON values; made once, then read from `file`.
 
     The file is there from the beginning with the settings, and has a result when the stage is done, so that a stage that was cut off
     goes on under the settings it began with. Raises `ConfigError` for other settings.
     """
-    found = done(file, settings)
+    found = done(file, settings, upgrade)
     if found is not None:
         return found
     write_json(file, {"settings": plain(settings), "result": None})
@@ -117,6 +123,8 @@ def plain(value: Any) -> Any:
 
 def difference(a: Any, b: Any, where: str = "") -> tuple[str, Any, Any]:
     """Dotted key of the first place in which two JSON values differ, with the two values there; "" where they are the same."""
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and all(isinstance(x, dict) for x in a + b):
+        a, b = ({str(i): one for i, one in enumerate(many)} for many in (a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         for key in sorted(a.keys() | b.keys()):
             found = difference(a.get(key), b.get(key), f"{where}.{key}" if where else key)

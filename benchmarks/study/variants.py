@@ -72,10 +72,13 @@ def variants(base: RunConfig) -> list[Variant]:
         Variant("next_token", 2, presets.next_token),
         Variant("next_token_dino", 2, presets.next_token_dino),
         Variant("no_decoupling", 2, presets.no_decoupling),
-        Variant("ema_teacher", 2, presets.ema_teacher),
         Variant("no_lsp", 2, presets.no_lsp),
         Variant("align_only", 2, presets.align_only),
         Variant("lapa", 2, _halved(lambda b: presets.labelled_only(presets.no_align(b))), before=stages),
+        # Remedies for a z that does not tell of motion; none is in the papers.
+        Variant("ema_teacher", 2, presets.ema_teacher),
+        Variant("change", 2, presets.change),
+        Variant("change_fixed", 2, presets.change_fixed),
         # With no_align, labelled_only and jala the four corners of loss and data; every one of its samples has labels.
         Variant("no_align_labelled_only", 2, lambda b: presets.labelled_only(presets.no_align(b))),
         # With all_labelled, no_align and jala those of labels and alignment.

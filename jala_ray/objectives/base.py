@@ -20,7 +20,7 @@ class Features:
     first: Tensor
     pairs: Tensor
     still: Tensor | None = None
-    """(C, F, P, Dv) of (v_t, v_t) for the same pairs; filled for the monitors only."""
+    """(C, F, P, Dv) of (v_t, v_t) for the same pairs; filled for monitors, and for an objective with `needs_still`."""
 
 
 @dataclass
@@ -38,12 +38,13 @@ class Objective(nn.Module):
     """Base of all objectives.
 
     `taps` language blocks whose outputs `loss` reads; `columns` batch columns it needs, checked before the first step;
-    `needs_features` whether the frozen encoder runs.
+    `needs_features` whether the frozen encoder runs, `needs_still` whether also on pairs in which nothing moves.
     """
 
     taps: tuple[int, ...] = ()
     columns: tuple[str, ...] = ()
     needs_features: bool = False
+    needs_still: bool = False
 
     def extra(self, batch: dict[str, Tensor], features: Features | None) -> Tensor | None:
         """Additions (B, T, D) to the input embeddings, or None."""

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from jala_ray.checks import check_layer
 from jala_ray.config import AlignConfig, JalaConfig
@@ -35,6 +36,13 @@ def scheduled(align: AlignConfig, progress: float) -> float:
     return align.weight * min(1.0, ramp[align.schedule])
 
 
+DISTANCES = {
+    "l1": lambda h, z: (h - z).abs().mean(dim=-1),
+    "cosine": lambda h, z: 1 - F.cosine_similarity(h, z, dim=-1),
+}
+"""Of rows (M, D) of h and z -> (M,)."""
+
+
 class Jala(Objective):
     """Owns LSP, unless `state` is none (`no_lsp`), and LAP, unless `lap` is off (`no_align`). See METHOD 5 for who learns from what."""
 
@@ -49,12 +57,15 @@ class Jala(Objective):
         self.lsp = start if config.state != "none" else None
         self.lap = copy.deepcopy(start) if config.lap else None
         self.needs_features = config.layout.frames
+        self.needs_still = config.lap and config.align.target == "change"
         self.columns = (("first",) if self.lsp is not None else ()) + (("pairs",) if self.lap is not None else ())
         self.updates = config.updates if config.lap else "gradient"
         if self.lsp is not None:
             self.lsp.set_gradients(backbone=True, queries=self.updates != "decoupled")
         if self.lap is not None:
-            self.lap.set_gradients(backbone=self.updates == "gradient", queries=self.updates != "teacher")
+            self.lap.set_gradients(
+                backbone=self.updates == "gradient", queries=self.updates in ("decoupled", "gradient")
+            )
         if not config.mcp:  # a head that nothing trains must not decay either
             vla.motion_head.requires_grad_(False)
 
@@ -75,11 +86,20 @@ class Jala(Objective):
             assert features is not None
             at = batch["pair"] >= 0
             h = out.hidden[self.config.align.layer][at].float()
-            z = gather_latents(self.lap(features.pairs), batch["pair"][at], batch, at).float()
-            distance = (h - z).abs().mean(dim=-1)
+            z = gather_latents(self._targets(features), batch["pair"][at], batch, at).float()
+            distance = DISTANCES[self.config.align.distance](h, z)
             align, has_align = sample_mean(distance, batch["sample"][at], len(batch["weight"]))
             losses.terms["align"], losses.has["align"] = align, has_align
         return losses
+
+    def _targets(self, features: Features) -> Tensor:
+        """What h is compared with, (C, 2 hands, K, D)."""
+        assert self.lap is not None
+        z = self.lap(features.pairs)
+        if self.config.align.target == "latent":
+            return z
+        assert features.still is not None
+        return z - self.lap(features.still)
 
     def before_step(self, progress: float) -> None:
         self.weight = scheduled(self.config.align, progress)
@@ -90,8 +110,8 @@ class Jala(Objective):
         return weights | {"align": self.weight} if self.lap is not None else weights
 
     def after_step(self) -> None:
-        if self.lap is not None and self.lsp is not None and self.updates != "gradient":
-            follow = decoupled_ema if self.updates == "decoupled" else teacher_ema
+        follow = {"decoupled": decoupled_ema, "teacher": teacher_ema}.get(self.updates)
+        if follow is not None and self.lap is not None and self.lsp is not None:
             follow(self.lap, self.lsp, self.config.ema.alpha)
 
     @torch.no_grad()

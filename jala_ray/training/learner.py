@@ -62,7 +62,7 @@ class Learner(nn.Module):
 
     def run(self, batch: dict[str, Tensor], still: bool = False) -> tuple[Features | None, Out, Losses]:
         """Forward pass and per-sample losses."""
-        features = self.features(batch, still)
+        features = self.features(batch, still or self.objective.needs_still)
         out = self.vla(batch, self.objective.taps, self.objective.extra(batch, features))
         return features, out, self.objective.loss(self.vla, batch, features, out)
 

@@ -141,6 +141,8 @@ def test_difference_names_the_place() -> None:
     assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ("a.c", 2, 3)
     assert difference({"a": [1]}, {"a": [1], "d": 4}) == ("d", None, 4)
     assert difference({"a": [1]}, {"a": [1]}) == ("", None, None)
+    assert difference({"a": [{"b": 1}, {"b": 2}]}, {"a": [{"b": 1}, {"b": 3}]}) == ("a.1.b", 2, 3)
+    assert difference({"a": [{"b": 1}]}, {"a": []}) == ("a", [{"b": 1}], [])
 
 
 # --- the encoder -------------------------------------------------------------------------------------------------------
@@ -299,6 +301,10 @@ def test_the_freeze_refuses_changes(tmp_path: Path) -> None:
     gates.check_frozen(study)
     more = Study(tmp_path, replace(CPU, seeds=(5, 7, 7)))  # later tiers may grow
     gates.check_frozen(more)
+    older = json.loads((tmp_path / "frozen.json").read_text())
+    del older["facts"]["size"]["run"]["objective"]["align"]["target"]  # as it was before there was such a setting
+    write_json(tmp_path / "frozen.json", older | {"hash": gates.digest(older["facts"])})
+    gates.check_frozen(study)
     for changed, key in (
         (replace(CPU, seeds=(4, 3, 2)), "size.seeds"),
         (replace(CPU, world=replace(CPU.world, labelled_share=0.2)), "size.world.labelled_share"),
@@ -346,8 +352,16 @@ def test_a_job_of_other_settings_is_refused(tmp_path: Path) -> None:
     write_json(runs.scores_file(study, job), {"settings": runs.settings(study, job), "result": {"motion": {}}})
     runs.work(study, [job], 0)  # nothing to do
     other = Study(tmp_path, replace(CPU, run=override(CPU.run, {"optim.lr": 2 * CPU.run.optim.lr})))
-    with pytest.raises(ConfigError, match=r"seed-0\.json: runs"):
+    with pytest.raises(ConfigError, match=r"seed-0\.json: runs\.0\.optim\.lr"):
         runs.work(other, [job], 0)
+    # A setting that has been added since was at its default; one that it did not have is another run.
+    older = runs.settings(study, job)
+    del older["runs"][0]["objective"]["align"]["target"]
+    write_json(runs.scores_file(study, job), {"settings": older, "result": {"motion": {}}})
+    runs.work(study, [job], 0)
+    changed = Study(tmp_path, replace(CPU, run=override(CPU.run, {"objective.align.target": "change"})))
+    with pytest.raises(ConfigError, match=r"objective\.align\.target: got 'change', expected 'latent'"):
+        runs.work(changed, [job], 0)
     elsewhere = Study(tmp_path / "moved", CPU)
     finished_stages(elsewhere)
     assert runs.settings(elsewhere, job) == runs.settings(study, job)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from jala_ray.checks import check
 from jala_ray.config import RunConfig
 from jala_ray.data.assets import Assets
+from jala_ray.parsing import override
 from jala_ray.presets import PRESETS
 from jala_ray.training.learner import Learner
 from jala_ray.training.optim import build_optimizer
@@ -32,6 +34,8 @@ from tests.support import (
 NEW = [
     "tiny_no_decoupling",
     "tiny_ema_teacher",
+    "tiny_change",
+    "tiny_change_fixed",
     "tiny_no_lsp",
     "tiny_align_only",
     "tiny_lapa_actions",
@@ -81,6 +85,8 @@ def gradients(learner: Learner) -> dict[str, Tensor]:
             ["lap.backbone", "lap.queries", "lsp.backbone", "lsp.queries", "vla.motion_head"],
             ["encoder", "vla.backbone.vision"],
         ),
+        ("tiny_change", ["lap.backbone", "lap.queries", "lsp.backbone", "lsp.queries", "vla.motion_head"], ["encoder"]),
+        ("tiny_change_fixed", ["lsp.backbone", "lsp.queries", "vla.motion_head"], ["lap", "encoder"]),
         ("tiny_no_lsp", ["lap.queries", "vla.motion_head", "vla.backbone.language"], ["lap.backbone", "encoder"]),
         (
             "tiny_align_only",
@@ -154,6 +160,38 @@ def test_without_decoupling_the_ema_does_nothing() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in learner.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny_change"])
+def test_alignment_is_what_its_settings_say(name: str) -> None:
+    """eq. 3 for the base; 1 - cos(h, z(pair) - z(first frame twice)) for `change`. Position by position, sample by sample."""
+    config, assets = setting(name)
+    learner = make_learner(config, assets)
+    batch = make_batch(lay_out(config, assets))
+    features, out, losses = learner.run(batch)
+    lap, at = learner.objective.lap, batch["pair"] >= 0
+    still = features.pairs[:, :1].expand(-1, 2, -1, -1)
+    z = lap(features.pairs) - (lap(still) if name == "tiny_change" else 0)
+    expected = {}
+    for row, column in at.nonzero().tolist():
+        where = (row, column)
+        h = out.hidden[config.objective.align.layer][where]
+        target = z[batch["pair"][where], batch["hand"][where], batch["k"][where]]
+        cosine, mean = (h @ target) / (h.norm() * target.norm()), (h - target).abs().sum() / len(h)
+        expected.setdefault(batch["sample"][where].item(), []).append(1 - cosine if name == "tiny_change" else mean)
+    assert expected
+    for sample, distances in expected.items():
+        torch.testing.assert_close(losses.terms["align"][sample], torch.stack(distances).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_pair_that_stands_still_has_no_change() -> None:
+    config, assets = setting("tiny_change")
+    learner = make_learner(config, assets)
+    batch = make_batch(lay_out(config, assets))
+    still = dict(batch, pairs=batch["pairs"][:, :1].expand(-1, 2).contiguous())
+    _, _, losses = learner.run(still)
+    has = losses.has["align"]
+    assert has.any() and torch.equal(losses.terms["align"][has], torch.ones(int(has.sum())))
+
+
 def test_a_teacher_only_follows() -> None:
     """No gradient of alignment reaches LAP, LSP learns whole, and after each step LAP is a share 1 - alpha nearer to it."""
     config, assets = setting("tiny_ema_teacher")
@@ -172,8 +210,12 @@ def test_a_teacher_only_follows() -> None:
 
 
 def test_a_teacher_must_have_whom_to_follow() -> None:
-    with pytest.raises(ConfigError, match="an LSP to follow"):
-        setting("tiny_ema_teacher", objective__state="none")
+    with pytest.raises(ConfigError, match="an LSP that LAP can follow"):
+        check(
+            override(
+                PRESETS["tiny_ema_teacher"], {"objective.state": "none", "data.manifest": "m", "motion_tokenizer": "t"}
+            )
+        )
 
 
 def test_without_lsp_masks_are_plain() -> None:

@@ -13,6 +13,7 @@ NAMES = ["tiny", "tiny_no_align", "tiny_next_token", "tiny_next_token_dino", "ti
 NAMES += [
     "tiny_no_decoupling",
     "tiny_ema_teacher",
+    "tiny_change_fixed",
     "tiny_no_lsp",
     "tiny_align_only",
     "tiny_lapa_actions",
