@@ -195,7 +195,7 @@ CPU = StudySize(
     ),
     gate_clips=960,
 )
-"""Tier 1 in about two and a half hours on two cores with `--jobs 2`, by the time of its first runs."""
+"""Tier 1 in about two hours on two cores with `--jobs 2`."""
 
 GPU = StudySize(
     name="gpu",

@@ -128,9 +128,10 @@ class Plan:
         return _shuffled(chosen, starts, rng)
 
     def _drawn(self, epoch: int) -> np.ndarray:
-        """(rows,) uint32 places in the catalogue, ascending: each once, or the epoch's draw of every cell.
+        """(rows,) uint32 places in the catalogue: each once, ascending, or the epoch's draw of every cell.
 
-        A cell of n rows that gives c to the epoch gives each of them c // n times, and c % n drawn ones once more.
+        A cell of n rows that gives c to the epoch gives each of them c // n times, and c % n drawn ones once more. All first copies come
+        before all second ones, so that a row's copies share no window: a step would learn from one row twice.
         """
         if self.counts is None:
             return np.arange(len(self.catalogue), dtype=np.uint32)
@@ -143,7 +144,9 @@ class Plan:
                 times[members] += whole
                 rng = np.random.default_rng((self.seed, epoch, number))
                 times[rng.choice(members, rest, replace=False, shuffle=False)] += 1
-        return np.repeat(np.arange(len(cell), dtype=np.uint32), times)
+        drawn = np.repeat(np.arange(len(cell), dtype=np.uint32), times)
+        copy = np.arange(len(drawn)) - np.repeat(np.cumsum(times, dtype=np.int64) - times, times)
+        return drawn[np.argsort(copy.astype(np.min_scalar_type(times.max(initial=0))), kind="stable")]
 
     def places(self, span: Span) -> np.ndarray:
         """(len(span),) of `catalogue.PLACE`: the rows of a span of an epoch."""

@@ -99,6 +99,15 @@ def test_weights_give_shares_of_a_stated_length():
     assert {r for r, n in seen[0].items() if n == 2} != {r for r, n in seen[1].items() if n == 2}
 
 
+def test_copies_of_a_row_are_not_neighbours():
+    """Rows of one video are, two and two; a row that is drawn more than once comes in windows of its own."""
+    data = DataConfig(task_weights=(("generation", 3.0), ("pure_video", 1.0)), epoch_rows=2000)
+    order = Plan(videos(*[2] * 200, cells=2), 16, 0, data).order(0)
+    assert (np.diff(order) == 0).mean() < 0.01
+    # First copies of a video's two rows stand side by side; of the others only one of the two rows has any left.
+    assert (order[1:] // 2 == order[:-1] // 2).sum() >= 200
+
+
 def test_both_kinds_of_weights_hold_together():
     cells = [("a", "generation"), ("a", "pure_video"), ("b", "generation"), ("b", "pure_video")]
     sizes = np.array([400, 100, 50, 450])
