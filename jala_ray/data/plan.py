@@ -145,7 +145,9 @@ class Plan:
                 rng = np.random.default_rng((self.seed, epoch, number))
                 times[rng.choice(members, rest, replace=False, shuffle=False)] += 1
         drawn = np.repeat(np.arange(len(cell), dtype=np.uint32), times)
-        copy = np.arange(len(drawn)) - np.repeat(np.cumsum(times, dtype=np.int64) - times, times)
+        copy = np.arange(len(drawn), dtype=np.uint32)
+        copy -= np.repeat(np.cumsum(times, dtype=np.uint32) - times, times)
+        # Numbers this small are sorted by counting.
         return drawn[np.argsort(copy.astype(np.min_scalar_type(times.max(initial=0))), kind="stable")]
 
     def places(self, span: Span) -> np.ndarray:
