@@ -164,7 +164,7 @@ SMOKE = StudySize(
 CPU = StudySize(
     name="cpu",
     world=WorldConfig(
-        lab_train=320,
+        lab_train=440,
         lab_val=64,
         wild_train=960,
         wild_val=96,
@@ -179,7 +179,7 @@ CPU = StudySize(
         verbs=WRIST_VERBS,
         **PLAIN,
     ),
-    tokenizer=_tokenizer(replace(SMALL_TOKENIZER, levels=1), steps=1500, batch=64, lr=2e-3, log_every=50),
+    tokenizer=_tokenizer(replace(SMALL_TOKENIZER, levels=1), steps=3000, batch=64, lr=2e-3, log_every=50),
     encoder=EncoderTraining(),
     run=_run(
         2500,
