@@ -116,6 +116,11 @@ def change_fixed(base: RunConfig) -> RunConfig:
     return override(change(base), {"objective.updates": "fixed"})
 
 
+def change_head(base: RunConfig) -> RunConfig:
+    """`change_fixed`, but what is compared is a projection of h."""
+    return override(change_fixed(base), {"objective.align.head": "mlp"})
+
+
 def no_lsp(base: RunConfig) -> RunConfig:
     """Plain [MASK]; LAP's backbone stays at its start, its queries learn."""
     return override(base, {"objective.state": "none"})
@@ -160,6 +165,7 @@ VARIANTS: dict[str, Callable[[RunConfig], RunConfig]] = {
     "ema_teacher": ema_teacher,
     "change": change,
     "change_fixed": change_fixed,
+    "change_head": change_head,
     "no_lsp": no_lsp,
     "align_only": align_only,
     "labelled_only": labelled_only,

@@ -32,6 +32,10 @@ def test_json_round_trip_of_tokenizers(name: str) -> None:
         ("ema_teacher", {"objective.updates"}),
         ("change", {"objective.align.target", "objective.align.distance"}),
         ("change_fixed", {"objective.align.target", "objective.align.distance", "objective.updates"}),
+        (
+            "change_head",
+            {"objective.align.target", "objective.align.distance", "objective.updates", "objective.align.head"},
+        ),
         ("no_lsp", {"objective.state"}),
         ("align_only", {"objective.mcp"}),
         ("vjepa", {"model.encoder.kind", "model.encoder.pretrained", "model.encoder.image_size"}),

@@ -17,7 +17,7 @@ from jala_ray.evaluation.scores import LABELS
 from jala_ray.parsing import to_dict
 from jala_ray.training.log import environment
 
-SUBJECTS = ("h", "z", "pair", "v0", "z_untrained")
+SUBJECTS = ("h", "z", "change", "pair", "v0", "z_untrained", "change_untrained")
 STAGES = ("world", "words", "tokenizer", "encoder", "caches")
 
 

@@ -79,6 +79,7 @@ def variants(base: RunConfig) -> list[Variant]:
         Variant("ema_teacher", 2, presets.ema_teacher),
         Variant("change", 2, presets.change),
         Variant("change_fixed", 2, presets.change_fixed),
+        Variant("change_head", 2, presets.change_head),
         # With no_align, labelled_only and jala the four corners of loss and data; every one of its samples has labels.
         Variant("no_align_labelled_only", 2, lambda b: presets.labelled_only(presets.no_align(b))),
         # With all_labelled, no_align and jala those of labels and alignment.

@@ -40,6 +40,9 @@ class AlignConfig:
     what a pair shows stands still, and z tells of that."""
     distance: Literal["l1", "cosine"] = "l1"
     """l1: eq. 3, averaged over dimensions. cosine: 1 - cos(h, target), whatever their lengths, as LARA."""
+    head: Literal["none", "mlp"] = "none"
+    """none: h itself is compared (eq. 3). mlp: what two layers of alignment's own make of it, as REPA's projector, so that h is free
+    to hold other things."""
 
 
 @dataclass(frozen=True)

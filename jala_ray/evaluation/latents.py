@@ -78,6 +78,10 @@ class Latents:
     """(E, D) float32 latent actions of (v_t, v_{t+delta}) by LAP, if there is one."""
     z_untrained: np.ndarray
     """(E, D) float32, the same by a LAP of random weights."""
+    change: np.ndarray | None
+    """(E, D) float32, z(v_t, v_{t+delta}) - z(v_t, v_t): what moving adds to z, which tells mostly of what stands still."""
+    change_untrained: np.ndarray
+    """(E, D) float32, the same by the LAP of random weights."""
     v0: np.ndarray
     """(E, 16 Dv) float16 frozen features of the clip's first frame, averaged in 4 x 4 cells: one mean over all patches would lose
     where things are. (A pair encoder's features of (v_0, v_0).)"""
@@ -89,9 +93,11 @@ class Latents:
     """Rows that could not be read: clip_id, field, reason."""
 
     def subjects(self) -> dict[str, np.ndarray]:
-        """What is probed, by name: `h` of the aligned block, `z`, `h7` ... of the other blocks, `v0`, `pair`, `z_untrained`."""
+        """What is probed, by name: `h` of the aligned block, `z`, `change`, `h7` ... of the other blocks, and the controls."""
+        change = {} if self.change is None else {"change": self.change}
         others = {f"h{layer}": rows for layer, rows in self.h.items() if layer != self.aligned_layer}
-        return self.spaces() | others | {"v0": self.v0, "pair": self.pair, "z_untrained": self.z_untrained}
+        controls = {name: getattr(self, name) for name in ("v0", "pair", "z_untrained", "change_untrained")}
+        return self.spaces() | change | others | controls
 
     def spaces(self) -> dict[str, np.ndarray]:
         """`h` of the aligned block and `z`, of what there is."""
@@ -256,7 +262,7 @@ class _Collector:
             "pairs": torch.tensor([[place[time], place[time + 1]] for time in look.pairs]),
         }
         with autocast(self.device, self.loaded.config.train.precision):
-            features = self.sight.features(to_device(batch, self.device))
+            features = self.sight.features(to_device(batch, self.device), still=True)
         assert features is not None
         return features
 
@@ -267,13 +273,20 @@ class _Collector:
         pair = np.searchsorted(look.pairs, times)
         columns = {name: np.full(len(times), getattr(clip, name)) for name in ("clip_id", "source", "domain")}
         columns |= {"hand": hands, "time": times} | motion_targets(chunk_features(clip)[0][hands, times])
-        with torch.no_grad(), autocast(self.device, self.loaded.config.train.precision):
-            latents = {name: lap(features.pairs).float().mean(dim=2) for name, lap in self.laps.items()}
-        columns |= {name: means.cpu().numpy()[pair, hands] for name, means in latents.items()}
+        for name, lap in self.laps.items():
+            z, still = self._means(lap, features.pairs), self._means(lap, features.still)
+            columns |= {name: z[pair, hands], name.replace("z", "change"): (z - still)[pair, hands]}
         grid = self.loaded.learner.encoder.grid
         columns["v0"] = cell_means(features.first[:, :1], grid).repeat(len(times), axis=0)
         columns["pair"] = cell_means(features.pairs, grid)[pair]
         return columns
+
+    @torch.no_grad()
+    def _means(self, lap: Perceiver, features: Tensor | None) -> np.ndarray:
+        """Latents of pairs (C, F, P, Dv), their means over the K positions: (C, 2 hands, D) float32."""
+        assert features is not None
+        with autocast(self.device, self.loaded.config.train.precision):
+            return lap(features).float().mean(dim=2).cpu().numpy()
 
     def _fail(self, clip_id: str, error: UserError) -> None:
         self.failures.append({"clip_id": clip_id, "field": error.field, "reason": str(error)})
@@ -286,6 +299,8 @@ class _Collector:
             h={layer: np.concatenate(parts) for layer, parts in self.h.items()},
             z=whole.get("z"),
             z_untrained=whole["z_untrained"],
+            change=whole.get("change"),
+            change_untrained=whole["change_untrained"],
             v0=whole["v0"],
             pair=whole["pair"],
             aligned_layer=self.aligned,
@@ -349,9 +364,9 @@ def summary(latents: Latents, seed: int = 0) -> dict[str, Any]:
     settings    {seed, folds, components, resamples, perplexity}
     failures    [{clip_id, field, reason}]
     ```
-    Subjects are those of `Latents.subjects`; v0 (context alone), pair (the ceiling: what frozen features of both frames tell) and
-    z_untrained are controls. R2 is over held-out clips, each predicted once by a probe that never saw the clip, with its 95 % interval
-    over resampled clips; null where the target does not move. Raises `UserError` for fewer than 8 clips in all.
+    Subjects are those of `Latents.subjects`; v0 (context alone), pair (the ceiling: what frozen features of both frames tell),
+    z_untrained and change_untrained are controls. R2 is over held-out clips, each predicted once by a probe that never saw the clip,
+    with its 95 % interval over resampled clips; null where the target does not move. Raises `UserError` for fewer than 8 clips in all.
     """
     labels = latents.labels
     clips = len(np.unique(labels.clip_id))

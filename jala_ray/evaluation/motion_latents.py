@@ -53,9 +53,14 @@ class PageLatents(TypedDict):
 
 
 SPACES = ("h", "z")
-EXAMINED = re.compile(r"z|h\d*")
+EXAMINED = re.compile(r"z|change|h\d*")
 """Subjects of a probe that are latents, h also of a numbered layer; every other one is a control."""
-CONTROLS = {"v0": "first frame alone", "pair": "both frames", "z_untrained": "z, untrained"}
+CONTROLS = {
+    "v0": "first frame alone",
+    "pair": "both frames",
+    "z_untrained": "z, untrained",
+    "change_untrained": "change of z, untrained",
+}
 COLORS = {"lab": "@c1", "wild": "@c2"}
 SYMBOLS = {"left": "triangle-up", "right": "circle"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jala_ray.checks import check_layer
@@ -43,6 +43,13 @@ DISTANCES = {
 """Of rows (M, D) of h and z -> (M,)."""
 
 
+class Projector(nn.Sequential):
+    """Two layers between h and what it is compared with."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+
 class Jala(Objective):
     """Owns LSP, unless `state` is none (`no_lsp`), and LAP, unless `lap` is off (`no_align`). See METHOD 5 for who learns from what."""
 
@@ -56,6 +63,7 @@ class Jala(Objective):
         start = Perceiver(config.perceiver, vla.vocab.chunk_tokens, feature_dim, grid, self.width)
         self.lsp = start if config.state != "none" else None
         self.lap = copy.deepcopy(start) if config.lap else None
+        self.head = Projector(self.width) if config.lap and config.align.head == "mlp" else nn.Identity()
         self.needs_features = config.layout.frames
         self.needs_still = config.lap and config.align.target == "change"
         self.columns = (("first",) if self.lsp is not None else ()) + (("pairs",) if self.lap is not None else ())
@@ -85,7 +93,7 @@ class Jala(Objective):
         if self.lap is not None:
             assert features is not None
             at = batch["pair"] >= 0
-            h = out.hidden[self.config.align.layer][at].float()
+            h = self.head(out.hidden[self.config.align.layer][at]).float()
             z = gather_latents(self._targets(features), batch["pair"][at], batch, at).float()
             distance = DISTANCES[self.config.align.distance](h, z)
             align, has_align = sample_mean(distance, batch["sample"][at], len(batch["weight"]))
@@ -118,4 +126,5 @@ class Jala(Objective):
     def monitors(self, batch: dict[str, Tensor], features: Features | None, out: Out) -> dict[str, float]:
         if self.lap is None or features is None or len(features.pairs) < 2:
             return {}
-        return alignment_monitors(self.lap, batch, features, out.hidden[self.config.align.layer])
+        hidden = self.head(out.hidden[self.config.align.layer])
+        return alignment_monitors(self.lap, batch, features, hidden, self._targets(features))

@@ -23,13 +23,13 @@ def effective_rank(x: Tensor, scale: Tensor) -> float:
 
 @torch.no_grad()
 def alignment_monitors(
-    lap: Perceiver, batch: dict[str, Tensor], features: Features, hidden: Tensor
+    lap: Perceiver, batch: dict[str, Tensor], features: Features, hidden: Tensor, targets: Tensor
 ) -> dict[str, float]:
-    """Collapse monitors of one batch; {} when all of its pairs are of one clip.
+    """Collapse monitors of one batch; {} when all of its pairs are of one clip. `targets` (C, 2 hands, K, D) are what h is compared with.
 
     rho = E|z(v_t, v_{t+delta}) - z(v_t, v_t)| / E|z - z of another clip|: 0 means that z ignores the second frame. For spread and
     effective rank z is centred for each (hand, k), so that only what depends on the pictures counts. Cosines compare h with its
-    own chunk's z and with another clip's.
+    own chunk's target and with another clip's.
     """
     at = batch["pair"] >= 0
     row, hand, k = batch["pair"][at], batch["hand"][at], batch["k"][at]
@@ -55,8 +55,9 @@ def alignment_monitors(
     h = hidden[at].float()
     index = torch.searchsorted(pairs * 2 + hands, row * 2 + hand)
     h_mean = _group_mean(h, index, len(pairs))
-    own = _group_mean(latents[row, hand, k], index, len(pairs))
-    foreign = _group_mean(latents[other[row], hand, k], index, len(pairs))
+    targets = targets.float()
+    own = _group_mean(targets[row, hand, k], index, len(pairs))
+    foreign = _group_mean(targets[other[row], hand, k], index, len(pairs))
     centre_h, centre_z = h_mean.mean(0), own.mean(0)
     cosine = torch.nn.functional.cosine_similarity
     return figures | {

@@ -180,8 +180,9 @@ def planted(clips: int, wild: int, **change: object) -> Latents:
     h = rng.normal(size=(n, 8)).astype(np.float32)
     wrist = (h @ rng.normal(size=(8, 15))).astype(np.float32)
     targets = {"wrist": wrist, "finger": rng.normal(size=(n, 90)).astype(np.float32)}
-    noise = [rng.normal(size=(n, width)).astype(np.float32) for width in (8, 8, 16, 32)]
-    whole = Latents(labels, targets, {2: noise[0], 3: h}, h, noise[1], noise[2], noise[3], 3)
+    noise = [rng.normal(size=(n, width)).astype(np.float32) for width in (8, 8, 16, 32, 8, 8)]
+    blocks = {2: noise[0], 3: h}
+    whole = Latents(labels, targets, blocks, h, noise[1], noise[4], noise[5], noise[2], noise[3], 3)
     return dataclasses.replace(whole, **change)
 
 
@@ -194,7 +195,7 @@ def test_summary() -> None:
         "all": {"clips": 24, "chunks": 96},
     }
     places = [(probe["group"], probe["subject"], probe["target"]) for probe in found["probes"]]
-    subjects = ("h", "z", "h2", "v0", "pair", "z_untrained")
+    subjects = ("h", "z", "change", "h2", "v0", "pair", "z_untrained", "change_untrained")
     # Four wild clips are too few for probes of their own.
     assert places == [(g, s, t) for g in ("lab", "all") for s in subjects for t in ("wrist", "finger")]
     for probe in found["probes"]:
@@ -210,8 +211,8 @@ def test_summary() -> None:
 
 
 def test_summary_without_a_latent_space() -> None:
-    found = summary(planted(8, wild=0, h={}, z=None, aligned_layer=None))
-    assert {probe["subject"] for probe in found["probes"]} == {"v0", "pair", "z_untrained"}
+    found = summary(planted(8, wild=0, h={}, z=None, change=None, aligned_layer=None))
+    assert {probe["subject"] for probe in found["probes"]} == {"v0", "pair", "z_untrained", "change_untrained"}
     assert found["retrieval"] == {} and found["tsne"] == {}
 
 
@@ -343,9 +344,12 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int, hand: int, time: in
         features, out, _ = loaded.learner.run(batch)
         assert features is not None
         at = batch["pair"] >= 0
-        z = objective.lap(features.pairs)[batch["pair"][at], batch["hand"][at], batch["k"][at]]
+        z, still = (
+            objective.lap(of)[batch["pair"][at], batch["hand"][at], batch["k"][at]]
+            for of in (features.pairs, features.pairs[:, :1].expand(-1, 2, -1, -1))
+        )
         h = out.hidden[loaded.config.objective.align.layer][at]
-    return {"z": z.mean(dim=0).numpy(), "h": h.mean(dim=0).numpy()}
+    return {"z": z.mean(dim=0).numpy(), "change": (z - still).mean(dim=0).numpy(), "h": h.mean(dim=0).numpy()}
 
 
 def test_collect(world: str) -> None:
@@ -377,6 +381,7 @@ def test_collect(world: str) -> None:
         row = next(row for row in rows if manifest.clip(row).clip_id == clip_id)
         expected = as_trained(loaded, manifest, row, int(hand), int(time))
         np.testing.assert_allclose(latents.z[i], expected["z"], atol=1e-5)
+        np.testing.assert_allclose(latents.change[i], expected["change"], atol=1e-5)
         np.testing.assert_allclose(latents.h[3][i], expected["h"], atol=1e-4)
 
 
@@ -395,7 +400,8 @@ def test_collect_what_an_objective_has(world: str, name: str, layers: list[int],
     assert (latents.z is not None) == z
     assert latents.pair.shape == (len(latents.labels), pair) and latents.v0.shape[1] == 64
     expected = {"h", "h2"} if layers else set()
-    assert set(latents.subjects()) == expected | ({"z"} if z else set()) | {"v0", "pair", "z_untrained"}
+    controls = {"v0", "pair", "z_untrained", "change_untrained"}
+    assert set(latents.subjects()) == expected | ({"z", "change"} if z else set()) | controls
 
 
 def test_rows_of_one_clip_count_once_and_broken_ones_are_told(world: str, tmp_path: Path) -> None:

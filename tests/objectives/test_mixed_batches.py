@@ -14,6 +14,7 @@ NAMES += [
     "tiny_no_decoupling",
     "tiny_ema_teacher",
     "tiny_change_fixed",
+    "tiny_change_head",
     "tiny_no_lsp",
     "tiny_align_only",
     "tiny_lapa_actions",
