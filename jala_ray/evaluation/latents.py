@@ -18,15 +18,12 @@ from torch.nn import functional as F
 
 from jala_ray.config import DataConfig, JalaConfig
 from jala_ray.data.catalogue import catalogue
-from jala_ray.data.collate import Laid, collate
-from jala_ray.data.draw import Draw
-from jala_ray.data.instructions import render
-from jala_ray.data.layout import SampleText, build_sequence
 from jala_ray.data.layout import Sequence as Tokens
 from jala_ray.data.manifest import Manifest, batched
 from jala_ray.data.plan import PlanRow
 from jala_ray.data.source import BadRow, Example, Look, ManifestSource, Visuals
 from jala_ray.evaluation.bootstrap import RESAMPLES
+from jala_ray.evaluation.hidden import Masked, device_of, hidden_means, masked_tokens
 from jala_ray.evaluation.probes import (
     FOLDS,
     MAX_COMPONENTS,
@@ -46,7 +43,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.training.checkpoint import Loaded
 from jala_ray.training.learner import Learner
 from jala_ray.training.loop import autocast, to_device
-from jala_ray.types import DOMAINS, HAND_NAMES, WRIST_DIM, Hand, HandState, UserError
+from jala_ray.types import DOMAINS, HAND_NAMES, WRIST_DIM, UserError
 
 MIN_CLIPS = 8
 """A summary of fewer clips says nothing; a domain of fewer has none of its own."""
@@ -129,7 +126,7 @@ def untrained_lap(loaded: Loaded) -> Perceiver:
             learner.encoder.grid,
             learner.vla.backbone.hidden_size,
         )
-    return lap.to(_device(learner)).eval().requires_grad_(False)
+    return lap.to(device_of(learner)).eval().requires_grad_(False)
 
 
 def motion_targets(features: np.ndarray) -> dict[str, np.ndarray]:
@@ -146,55 +143,6 @@ def cell_means(features: Tensor, grid: tuple[int, int]) -> np.ndarray:
     return rearrange(cells, "(c f) d r k -> c (f r k d)", c=len(features)).half().cpu().numpy()
 
 
-def masked_tokens(loaded: Loaded, example: Example, hand: int, time: int) -> Tokens:
-    """The sequence up to one labelled chunk, which is fully masked and the only one scored; the earlier ones are intact.
-
-    Later chunks are left out: nothing before them sees them. Untracked chunks are masked, as in training. Raises `UserError` for a
-    clip without an instruction.
-    """
-    assets, upto = loaded.assets, slice(0, time + 1)
-    labelled, codes = example.labelled[:, upto], example.codes[:, upto]
-    target = np.zeros(codes.shape, bool)
-    target[hand, time] = True
-    chance = Draw(0, 0, 0, (Hand(hand), time), target | ~labelled[..., None], target, np.zeros_like(target))
-    words = example.instructions[0] if len(example.instructions) else ""
-    hands = [side for side in Hand if example.states[side] != HandState.ABSENT]
-    text = SampleText(render("generation", 0, instruction=words, seconds=example.seconds, hands=hands))
-    return build_sequence(
-        *("generation", text, example.states, labelled, codes, chance),
-        tokenizer=assets.text,
-        vocab=assets.spec.vocab,
-        layout=loaded.config.objective.layout,
-        image_tokens=assets.spec.image_tokens,
-    )
-
-
-@dataclass(frozen=True)
-class Masked:
-    """One chunk to be read in one forward pass."""
-
-    tokens: Tokens
-    image: np.ndarray
-    """(3, H, W) uint8, v_1 for the backbone."""
-    first: Tensor
-    """(F, P, Dv) frozen features of (v_0, v_0), on the learner's device."""
-
-
-@torch.no_grad()
-def hidden_means(loaded: Loaded, chunks: Sequence[Masked], layers: tuple[int, ...]) -> dict[int, np.ndarray]:
-    """h of masked chunks in one forward pass, the mean over their K positions: language block -> (C, D) float32."""
-    config, learner, device = loaded.config, loaded.learner, _device(loaded.learner)
-    laid = [Laid(0, 1.0, chunk.tokens, chunk.image, []) for chunk in chunks]
-    batch = collate(laid, packing=False, max_tokens=config.data.max_tokens, pad_multiple=config.data.pad_multiple)
-    batch = to_device(batch, device)
-    first = torch.stack([chunk.first for chunk in chunks])
-    with autocast(device, config.train.precision):
-        out = learner.vla(batch, layers, learner.objective.extra(batch, Features(first, first[:0])))
-    at = batch["scored"]
-    of_chunk = {layer: out.hidden[layer][at].float().unflatten(0, (len(chunks), -1)) for layer in layers}
-    return {layer: rows.mean(dim=1).cpu().numpy() for layer, rows in of_chunk.items()}
-
-
 class _Sight(Objective):
     """An objective that wants frozen features and nothing else, for those that do without."""
 
@@ -206,7 +154,7 @@ class _Collector:
 
     def __init__(self, loaded: Loaded, layers: Sequence[int] | None) -> None:
         learner, objective = loaded.learner, loaded.learner.objective
-        self.loaded, self.device = loaded, _device(learner)
+        self.loaded, self.device = loaded, device_of(learner)
         self.aligned, self.layers = None, tuple[int, ...]()
         if isinstance(loaded.config.objective, JalaConfig):
             self.aligned = loaded.config.objective.align.layer
@@ -346,10 +294,6 @@ def _look(example: Example) -> Look:
     """The first frame and the boundaries of every labelled chunk."""
     times = np.flatnonzero(example.labelled.any(axis=0)).tolist()
     return Look(example, sorted({0, *times, *(time + 1 for time in times)}), times)
-
-
-def _device(learner: Learner) -> torch.device:
-    return next(learner.parameters()).device
 
 
 def summary(latents: Latents, seed: int = 0) -> dict[str, Any]:

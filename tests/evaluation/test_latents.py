@@ -19,15 +19,13 @@ from jala_ray.data.manifest import Manifest, write_manifest
 from jala_ray.data.plan import PlanRow
 from jala_ray.data.source import Example, Look, ManifestSource, Visuals
 from jala_ray.data.synthetic import WorldConfig, generate
+from jala_ray.evaluation.hidden import Masked, hidden_means, masked_tokens
 from jala_ray.evaluation.latents import (
     MIN_CLIPS,
     Latents,
-    Masked,
     cell_means,
     collect,
     default_layers,
-    hidden_means,
-    masked_tokens,
     motion_targets,
     summary,
 )
