@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -140,15 +140,26 @@ class Plans:
 def claim_plan(config: RunConfig, plans: Plans) -> None:
     """Write down what the run's epochs consist of, or compare with what they did when it began.
 
-    Raises `ConfigError` where the manifest has changed: the rest of an epoch would hold other rows, and the run's exactness would be lost.
+    Raises `ConfigError` where the manifest has changed, or how a mixture's rows are ordered: the rest of an epoch would hold other rows,
+    and the run's exactness would be lost.
     """
     options, plan = storage_options(config), plans.train.plan
     written = storage.join(run_folder(config), "plan.json")
-    now = {"rows": plan.steps.rows, "manifest_rows": len(plan.catalogue), "digest": plan.catalogue.digest()}
+    now: dict[str, Any] = {
+        "rows": plan.steps.rows,
+        "manifest_rows": len(plan.catalogue),
+        "digest": plan.catalogue.digest(),
+    }
+    if plan.counts is not None:
+        now["copies"] = "apart"  # they were not, once
     if storage.exists(written, options):
         was = json.loads(storage.read_bytes(written, options))
         if was != now:
             remedy = "The manifest has changed since the run began. Bring it back, or start under another --name."
+            if was | {"copies": "apart"} == now:
+                remedy = (
+                    "That version ordered a mixture's rows otherwise: go on with it, or start under another --name."
+                )
             raise ConfigError("data.manifest", now, f"the rows that the run began with, {was}", remedy)
     else:
         storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)

@@ -174,3 +174,17 @@ def test_a_manifest_that_changed_is_not_continued(world: World, tmp_path: Path) 
     write_manifest(list(Manifest(config.data.manifest))[1:], copy / "manifest.parquet")
     with pytest.raises(ConfigError, match="The manifest has changed since the run began"):
         run_local(config)
+
+
+def test_a_mixture_of_another_order_is_not_continued(world: World, tmp_path: Path) -> None:
+    """Copies of a row once lay side by side; the rest of such a run's epoch would hold other rows."""
+    kinds = ("generation", "description", "pure_video")
+    config = settings(world, tmp_path, "x", train__steps=1, data__task_weights=tuple((kind, 1.0) for kind in kinds))
+    run_local(config)
+    written = Path(setup.run_folder(config), "plan.json")
+    plan = json.loads(written.read_text())
+    run_local(config)  # as it is, it may go on
+    del plan["copies"]
+    written.write_text(json.dumps(plan))
+    with pytest.raises(ConfigError, match="ordered a mixture's rows otherwise"):
+        run_local(config)
