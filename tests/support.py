@@ -74,6 +74,19 @@ class Kind:
     unlabelled: tuple[tuple[int, int], ...] = ()
 
 
+ABLATIONS = [
+    "tiny_no_decoupling",
+    "tiny_ema_teacher",
+    "tiny_change",
+    "tiny_change_fixed",
+    "tiny_change_head",
+    "tiny_no_lsp",
+    "tiny_align_only",
+    "tiny_lapa_actions",
+    "tiny_lapa_codes",
+]
+"""Presets of the ablations, and of the latent-action stages."""
+
 MIXED = [
     Kind("generation", (L, L), 3),
     Kind("generation", (A, L), 2),

@@ -15,14 +15,13 @@ from benchmarks.study.evaluate import MODEL
 from benchmarks.study.probing import probe, read_pairs
 from benchmarks.study.results import Found, load
 from benchmarks.study.runs import inputs, work
-from benchmarks.study.stages import Study, device, difference, plain, result_of, stage, write_json
+from benchmarks.study.stages import Study, device, difference, plain, result_of, stage, todays, write_json
 from benchmarks.study.variants import described, jobs, named, variants
 from benchmarks.study.world import PRIMARY_PART
-from jala_ray.config import RunConfig
 from jala_ray.data.manifest import Manifest
 from jala_ray.evaluation.predict import HOLD_FIRST, MEAN_MOTION, rows_to_evaluate
 from jala_ray.models.encoders import FrameEncoder
-from jala_ray.parsing import from_dict, to_dict
+from jala_ray.parsing import to_dict
 from jala_ray.types import DOMAINS, ConfigError, UserError
 
 PAIR_AT_LEAST, FIRST_AT_MOST, GAIN_AT_LEAST = 0.5, 0.3, 0.3
@@ -170,8 +169,7 @@ def check_frozen(study: Study) -> None:
             "frozen.json", digest(stored["facts"]), f"its own hash {stored['hash']}", "It was edited by hand."
         )
     size = stored["facts"]["size"]
-    run = to_dict(from_dict(RunConfig, size["run"]))  # with what a run's configuration has come to hold since
-    key, was, found = difference(stored["facts"] | {"size": size | {"run": plain(run)}}, now)
+    key, was, found = difference(stored["facts"] | {"size": size | {"run": plain(todays(size["run"]))}}, now)
     if key:
         remedy = "The runs that are there would no longer compare: begin another study under another --out."
         raise ConfigError(f"frozen {key}", found, f"{was!r}, as it was frozen", remedy)

@@ -16,11 +16,10 @@ from typing import Any
 
 from benchmarks.study.evaluate import ENSEMBLES, evaluate
 from benchmarks.study.size import SIZES
-from benchmarks.study.stages import Study, done, result_of, stage
+from benchmarks.study.stages import Study, done, result_of, stage, todays
 from benchmarks.study.variants import Job, configs, last_checkpoint, named, variants, without_addresses
 from jala_ray import storage
-from jala_ray.config import RunConfig
-from jala_ray.parsing import from_dict, to_dict
+from jala_ray.parsing import to_dict
 from jala_ray.training import setup
 from jala_ray.training.local import run_local
 from jala_ray.types import UserError
@@ -60,7 +59,7 @@ def settings(study: Study, job: Job) -> dict[str, Any]:
 
 def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
     """A job's stored settings with all that a run's configuration holds today."""
-    return stored | {"runs": [to_dict(from_dict(RunConfig, run)) for run in stored["runs"]]}
+    return stored | {"runs": [todays(run) for run in stored["runs"]]}
 
 
 def inputs(study: Study) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.study.size import StudySize
 from jala_ray.config import EncoderConfig, RunConfig
-from jala_ray.parsing import override
+from jala_ray.parsing import from_dict, override, to_dict
 from jala_ray.types import ConfigError
 
 
@@ -74,6 +74,11 @@ class Study:
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def todays(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored run's configuration with all that one holds today."""
+    return to_dict(from_dict(RunConfig, run))
 
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]

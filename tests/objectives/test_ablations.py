@@ -17,6 +17,7 @@ from jala_ray.training.learner import Learner
 from jala_ray.training.optim import build_optimizer
 from jala_ray.types import ConfigError
 from tests.support import (
+    ABLATIONS,
     MIXED,
     A,
     Kind,
@@ -31,17 +32,6 @@ from tests.support import (
     small,
 )
 
-NEW = [
-    "tiny_no_decoupling",
-    "tiny_ema_teacher",
-    "tiny_change",
-    "tiny_change_fixed",
-    "tiny_change_head",
-    "tiny_no_lsp",
-    "tiny_align_only",
-    "tiny_lapa_actions",
-    "tiny_lapa_codes",
-]
 PARTS = {
     "pure video": [Kind("pure_video", (U, U), 2), Kind("pure_video", (A, U), 1)],
     "labelled": [Kind("generation", (L, L), 2), Kind("continuation", (L, A), 2)],
@@ -115,7 +105,7 @@ def test_what_two_steps_move(name: str, moving: Sequence[str], still: Sequence[s
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", ABLATIONS)
 def test_every_rank_gives_every_parameter_a_gradient(name: str, part: str) -> None:
     """Whatever its rows are; else DDP would wait for the missing ones. Frozen parameters get none."""
     config, assets = setting(name)
@@ -131,7 +121,7 @@ def test_every_rank_gives_every_parameter_a_gradient(name: str, part: str) -> No
     assert all(torch.isfinite(grad).all() for grad in gradients(learner).values())
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", ABLATIONS)
 def test_all_begin_with_jala_s_weights(name: str) -> None:
     """One seed, one backbone; and perceivers of the same name begin alike."""
     jala = make_learner(*setting("tiny")).state_dict()

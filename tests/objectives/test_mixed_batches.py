@@ -4,22 +4,12 @@ import pytest
 import torch
 
 from jala_ray.presets import PRESETS
-from tests.support import MIXED, lay_out, make_assets, make_batch, make_learner, small
+from tests.support import ABLATIONS, MIXED, lay_out, make_assets, make_batch, make_learner, small
 
 PER_SAMPLE = 1e-5
 
 
-NAMES = ["tiny", "tiny_no_align", "tiny_next_token", "tiny_next_token_dino", "tiny_vjepa"]
-NAMES += [
-    "tiny_no_decoupling",
-    "tiny_ema_teacher",
-    "tiny_change_fixed",
-    "tiny_change_head",
-    "tiny_no_lsp",
-    "tiny_align_only",
-    "tiny_lapa_actions",
-    "tiny_lapa_codes",
-]
+NAMES = ["tiny", "tiny_no_align", "tiny_next_token", "tiny_next_token_dino", "tiny_vjepa", *ABLATIONS]
 
 
 @pytest.mark.parametrize("name", NAMES)
