@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,9 +19,10 @@ from jala_ray.data.steps import ShareBuilder, StepBuilder, StepShare
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
 from jala_ray.parsing import override
-from jala_ray.presets import TINY
+from jala_ray.presets import PRESETS, TINY
 from jala_ray.tokenizer.model import MotionTokenizer, TokenizerConfig
 from jala_ray.training.build import build_learner
+from jala_ray.training.checkpoint import Loaded, Position
 from jala_ray.training.learner import Learner
 from jala_ray.types import HandState, TaskType, UserError
 
@@ -62,6 +64,14 @@ def make_assets(config: RunConfig) -> Assets:
 
 def make_learner(config: RunConfig, assets: Assets | None = None) -> Learner:
     return build_learner(config, assets or make_assets(config))
+
+
+@functools.cache
+def loaded_model(name: str = "tiny") -> Loaded:
+    """A small model of a preset with random weights, as if loaded from a checkpoint."""
+    config = small(PRESETS[name])
+    assets = make_assets(config)
+    return Loaded(config, make_learner(config, assets).eval(), assets, Position())
 
 
 @dataclass
