@@ -200,7 +200,7 @@ CPU = StudySize(
     ),
     gate_clips=960,
 )
-"""Tier 1 in about two hours on two cores with `--jobs 2`."""
+"""Tier 1 in an hour and a half on two cores with `--jobs 2`."""
 
 GPU = StudySize(
     name="gpu",
