@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from markdown_it import MarkdownIt
 
 from benchmarks.study.results import OTHER_ROWS, REFERENCES, analyse, gap_closed, load, verdict
 from benchmarks.study.stages import Study, plain, result_of, write_json
@@ -38,8 +39,9 @@ def publish(study: Study) -> dict[str, Any]:
     }
     results = plain(results)
     write_json(study.out / "results.json", results)
-    (study.out / "results.md").write_text("\n".join(markdown(results)) + "\n")
-    (study.out / "results.html").write_text(page(results))
+    text = "\n".join(markdown(results)) + "\n"
+    (study.out / "results.md").write_text(text)
+    (study.out / "results.html").write_text(page(results, text))
     return results
 
 
@@ -176,14 +178,23 @@ def _limits(found: Mapping[str, float | None]) -> str:
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def page(results: Mapping[str, Any]) -> str:
-    """One file that opens without a network: errors of every seed on the primary part, and differences to no_align on all parts."""
+STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
+h2 { margin-top: 2.5rem; }"""
+ROW_PX, FRAME_PX = 24, 180
+
+
+def page(results: Mapping[str, Any], text: str) -> str:
+    """One file that opens without a network: results.md, and before its first chapter errors of every seed on the primary part and
+    differences to no_align on all parts."""
     primary = results["frozen"]["primary"]
     parts = results["motion"][str(primary["ensemble"])]
     figures = [_by_seed(parts[PRIMARY_PART], f"MPJPE, {PRIMARY_PART}, E = {primary['ensemble']}"), _forest(parts)]
-    bodies = [f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures)]
+    drawn = "".join(f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures))
+    told = MarkdownIt().enable("table").render(text).replace("<h2>", f"{drawn}<h2>", 1)
     title = f"The study at size {results['size']}"
-    return f"<!doctype html><meta charset='utf-8'><title>{title}</title><h1>{title}</h1>" + "".join(bodies)
+    return f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>{told}"
 
 
 def _by_seed(table: Mapping[str, Any], title: str) -> go.Figure:
@@ -203,9 +214,11 @@ def _by_seed(table: Mapping[str, Any], title: str) -> go.Figure:
 def _forest(parts: Mapping[str, Any]) -> go.Figure:
     title = {"text": "MPJPE minus that of no_align, 95 % intervals: left of 0 is better"}
     figure = go.Figure(layout={"title": title, "xaxis": {"title": {"text": "cm"}}})
+    rows = 0
     for part, table in parts.items():
         found = {name: of["mpjpe"] for name, of in table["differences"].get("no_align", {}).items()}
         known = {name: i for name, i in found.items() if i["mean"] is not None and i["low"] is not None}
+        rows += len(known)
         reach = {"array": [i["high"] - i["mean"] for i in known.values()]}
         reach["arrayminus"] = [i["mean"] - i["low"] for i in known.values()]
         figure.add_scatter(
@@ -215,5 +228,6 @@ def _forest(parts: Mapping[str, Any]) -> go.Figure:
             mode="markers",
             name=part,
         )
+    figure.update_layout(height=FRAME_PX + ROW_PX * rows, yaxis={"dtick": 1, "autorange": "reversed"})
     figure.add_vline(x=0, line_dash="dot")
     return figure

@@ -474,6 +474,8 @@ def test_the_report_says_what_was_found(tmp_path: Path, monkeypatch: pytest.Monk
     assert json.loads((tmp_path / "results.json").read_text())["tiers"] == [1]
     opened = (tmp_path / "results.html").read_text()
     assert opened.count("Plotly.newPlot(") >= 2 and 'src="http' not in opened
+    assert "<strong>Wild, look+combination, MPJPE at E = 4: jala - no_align = -1.00 cm" in opened
+    assert opened.index("Plotly.newPlot(") < opened.index("<h2>Gates</h2>") and "<td>jala</td>" in opened
 
 
 NESTED = results.nested
