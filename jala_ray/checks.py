@@ -28,6 +28,7 @@ AT_LEAST: dict[str, float] = {
     "train.val_samples": 0,
     "optim.lr": 0,
     "optim.weight_decay": 0,
+    "storage.patience_s": 0,
     "cluster.workers": 1,
     "cluster.max_failures": -1,
     "objective.perceiver.layers": 1,

@@ -52,8 +52,12 @@ class HandState(IntEnum):
     LABELLED = 2
 
 
-class UserError(ValueError):
-    """Bad input. Says which field, which value, what was expected and what to do."""
+class JalaError(Exception):
+    """An error that explains itself: which field, which value, what was expected and what to do. Commands print it as one line.
+
+    Either the input is bad (`UserError`, a row of which is quarantined) or a store does not answer (`StoreUnavailable`, which never says
+    anything about a row).
+    """
 
     def __init__(self, field: str, value: object, expected: str, remedy: str = "") -> None:
         self.field, self.value, self.expected, self.remedy = field, value, expected, remedy
@@ -63,6 +67,17 @@ class UserError(ValueError):
 
     def __reduce__(self):  # Exceptions cross process borders in Ray; keep the fields.
         return type(self), (self.field, self.value, self.expected, self.remedy)
+
+
+class UserError(JalaError, ValueError):
+    """Bad input. A row that raises it is set aside with this as its reason."""
+
+
+class StoreUnavailable(JalaError):
+    """A store did not answer, or refused for reasons of its own (load, expired credentials), for as long as the run waits.
+
+    Not a `UserError`: it is no property of the row that asked, which must be read later, never set aside. Resubmitting goes on.
+    """
 
 
 class ConfigError(UserError):

@@ -16,7 +16,7 @@ from jala_ray.presets import configuration
 from jala_ray.training import setup
 from jala_ray.training.build import build_assets
 from jala_ray.training.parts import do_parts
-from jala_ray.types import ConfigError, UserError
+from jala_ray.types import ConfigError, JalaError
 
 ABOUT = """Computes once what training reads of --data.manifest with --motion-tokenizer and the preset's encoder, into the folder OUT,
 local or s3://. The same command again makes only what is missing. Settings follow as --dotted.key value."""
@@ -66,5 +66,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except UserError as error:
+    except JalaError as error:
         sys.exit(f"error: {error}")

@@ -13,7 +13,7 @@ from jala_ray.evaluation.motion_job import EvaluationJob, begin, label_of, manif
 from jala_ray.evaluation.motion_publish import publish
 from jala_ray.storage import StorageOptions
 from jala_ray.training.parts import do_parts
-from jala_ray.types import SPLITS, UserError
+from jala_ray.types import SPLITS, JalaError
 
 ABOUT = """Generates the held-out clips of a manifest with every checkpoint and writes evaluation.json, table.md and report.html
 into the folder OUT, local or s3://. A CHECKPOINT is a checkpoint folder, or a run folder, whose newest one is taken. The same command
@@ -75,5 +75,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except UserError as error:
+    except JalaError as error:
         sys.exit(f"error: {error}")

@@ -19,7 +19,7 @@ from jala_ray.data.prepare import Piece, Preparation, PrepareConfig
 from jala_ray.data.prepare_progress import Meter, clock, follow
 from jala_ray.storage import StorageOptions
 from jala_ray.training.parts import do_parts
-from jala_ray.types import ConfigError, StorageError, UserError
+from jala_ray.types import ConfigError, JalaError, StorageError
 
 REASONS_SHOWN = 10
 
@@ -92,5 +92,5 @@ def do(work: Preparation, missing: Sequence[Piece], job: PrepareJob) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except UserError as error:
+    except JalaError as error:
         sys.exit(f"error: {error}")

@@ -10,7 +10,7 @@ import sys
 from jala_ray.presets import configuration
 from jala_ray.training import setup
 from jala_ray.training.launch import launch
-from jala_ray.types import UserError
+from jala_ray.types import JalaError
 
 
 def main(argv: list[str]) -> None:
@@ -26,5 +26,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except UserError as error:
+    except JalaError as error:
         sys.exit(f"error: {error}")

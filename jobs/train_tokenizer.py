@@ -10,7 +10,7 @@ import sys
 from jala_ray.presets import tokenizer_configuration
 from jala_ray.training import setup
 from jala_ray.training.launch import launch_tokenizer
-from jala_ray.types import UserError
+from jala_ray.types import JalaError
 
 
 def main(argv: list[str]) -> None:
@@ -25,5 +25,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except UserError as error:
+    except JalaError as error:
         sys.exit(f"error: {error}")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jala_ray import storage
-from jala_ray.storage import folders, stores
+from jala_ray.storage import clients, folders, stores
 from jala_ray.storage import s3 as s3_store
 from jala_ray.types import StorageError
 
@@ -290,10 +290,10 @@ def test_no_credentials(s3_endpoint, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    s3_store.s3_client.cache_clear()
+    clients.s3_client.cache_clear()
     with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
         storage.read_bytes(f"s3://{BUCKET}/x", storage.StorageOptions(endpoint_url=s3_endpoint))
-    s3_store.s3_client.cache_clear()
+    clients.s3_client.cache_clear()
 
 
 def test_wrong_secret_says_which_variable():

@@ -15,7 +15,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # called by its path, a script has its own folder there alone
 
-from jala_ray.types import UserError
+from jala_ray.types import JalaError
 from tune.plan import METHODS, Asked, plan_sweep
 from tune.spaces import DEFAULT, SPACES
 
@@ -88,5 +88,5 @@ if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         main(sys.argv[1:])
-    except UserError as error:
+    except JalaError as error:
         sys.exit(f"error: {error}")

@@ -19,7 +19,7 @@ from benchmarks.study.tokenizer import make_tokenizer
 from benchmarks.study.variants import TIERS, jobs, named, variants
 from benchmarks.study.words import make_words
 from benchmarks.study.world import make_world
-from jala_ray.types import UserError
+from jala_ray.types import JalaError
 
 STAGES = ("world", "words", "tokenizer", "encoder", "caches", "gates", "runs")
 
@@ -68,5 +68,5 @@ if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         main(sys.argv[1:])
-    except UserError as error:
+    except JalaError as error:
         sys.exit(f"error: {error}")

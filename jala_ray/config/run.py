@@ -96,6 +96,8 @@ class StorageConfig:
     endpoint_url: str | None = None
     """For S3-compatible servers."""
     region: str | None = None
+    patience_s: float = 180.0
+    """How long a store may fail to answer, seconds, before the step fails and the run ends; it can be resubmitted."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import tyro
 from jala_ray.data.adapters import ADAPTERS, Adapter
 from jala_ray.data.adapters.base import with_packets
 from jala_ray.data.manifest import Manifest, validate, write_manifest
-from jala_ray.types import UserError
+from jala_ray.types import JalaError
 
 A = TypeVar("A", bound=Adapter)
 SHOWN_PROBLEMS = 50
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "inspect":
             return _inspect(options.manifest, options.out, options.samples, options.seed)
         return _convert(options.adapter, options.rest)
-    except UserError as error:
+    except JalaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

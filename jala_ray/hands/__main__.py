@@ -12,7 +12,7 @@ import numpy as np
 from jala_ray.hands.asset import write_assets
 from jala_ray.hands.convert import convert_mano
 from jala_ray.hands.mano import ASSETS
-from jala_ray.types import HAND_NAMES, Hand, UserError
+from jala_ray.types import HAND_NAMES, Hand, JalaError, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         make_asset = options.command == "make-asset"
         written = write_assets(options.folder) if make_asset else [_convert(options)]
-    except UserError as error:
+    except JalaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for path in written:

@@ -14,7 +14,6 @@ from jala_ray.storage.files import (
     RangeFile,
     delete,
     exists,
-    filesystem,
     list_dir,
     list_files,
     open_file,
@@ -22,7 +21,6 @@ from jala_ray.storage.files import (
     read_range,
     read_ranges,
     size,
-    worker_env,
     write_bytes,
 )
 from jala_ray.storage.folders import (
@@ -39,6 +37,7 @@ from jala_ray.storage.folders import (
     verify_dir,
 )
 from jala_ray.storage.stores import MissingFile, StorageOptions, absolute, is_s3, join
+from jala_ray.storage.surroundings import filesystem, worker_env
 
 __all__ = [
     "COMMIT_FILE",

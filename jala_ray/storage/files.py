@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, cast
 
 from jala_ray.storage.stores import MissingFile, StorageOptions, explained, is_s3, store_for
 from jala_ray.types import StorageError
 
-if TYPE_CHECKING:
-    import pyarrow.fs
-
 Uri = str | os.PathLike[str]
 S3_GAP_BYTES = 512 * 1024
 """Ranges of an object nearer to one another than this come in one GET: a request costs more than its bytes in between."""
-CHECKSUM_VARIABLE = "AWS_REQUEST_CHECKSUM_CALCULATION"
 
 
 def read_bytes(uri: Uri, options: StorageOptions | None = None) -> bytes:
@@ -152,6 +147,8 @@ def open_file(uri: Uri, mode: str = "rb", options: StorageOptions | None = None)
                 os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
             return open(path, mode, encoding=None if "b" in mode else "utf-8")
         if "w" in mode:
+            from jala_ray.storage.surroundings import filesystem
+
             fs, path = filesystem(uri, options)
             binary = cast("IO[bytes]", fs.open_output_stream(path))
         else:
@@ -234,44 +231,3 @@ class RangeFile(io.RawIOBase):
     def _get(self, start: int, end: int) -> bytes:
         self.bytes_fetched += end - start
         return self._fetch(start, end)
-
-
-def filesystem(uri: Uri, options: StorageOptions | None = None) -> tuple[pyarrow.fs.FileSystem, str]:
-    """(pyarrow file system, path in it), for Parquet and for Ray's `storage_filesystem`.
-
-    Sets AWS_REQUEST_CHECKSUM_CALCULATION=when_required in this process unless it is set, because pyarrow
-    reads that switch from the environment alone and without it some S3-compatible servers lose multipart
-    uploads; give workers `worker_env()`.
-    """
-    import pyarrow.fs
-
-    _, path = store_for(uri, options)
-    if not is_s3(uri):
-        return pyarrow.fs.LocalFileSystem(), os.path.abspath(path)
-    os.environ.setdefault(CHECKSUM_VARIABLE, "when_required")
-    with explained("open", uri, options):
-        return _arrow_s3((options or StorageOptions()).resolved(), os.getpid()), path
-
-
-@functools.lru_cache(maxsize=16)
-def _arrow_s3(options: StorageOptions, pid: int) -> pyarrow.fs.FileSystem:
-    import pyarrow.fs
-
-    del pid  # A key only: one file system a process.
-    scheme, _, host = (options.endpoint_url or "").rpartition("://")
-    return pyarrow.fs.S3FileSystem(
-        endpoint_override=host or None,
-        scheme=scheme or "https",
-        region=options.region,
-        connect_timeout=options.connect_timeout_s,
-        request_timeout=options.read_timeout_s,
-        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=options.attempts),
-        background_writes=False,  # Errors of a part raise at once instead of vanishing.
-    )
-
-
-def worker_env(options: StorageOptions | None = None) -> dict[str, str]:
-    """Environment variables (no secrets) with which other processes reach the same store in the same way."""
-    resolved = (options or StorageOptions()).resolved()
-    env = {CHECKSUM_VARIABLE: "when_required", "AWS_DEFAULT_REGION": resolved.region or "us-east-1"}
-    return env | ({"AWS_ENDPOINT_URL": resolved.endpoint_url} if resolved.endpoint_url else {})

@@ -7,7 +7,7 @@ import os
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -36,13 +36,15 @@ class StorageOptions:
     read_timeout_s: float = 60.0
     attempts: int = 4
     """Tries a request in all, the first included; pauses between them grow."""
+    patience_s: float = 180.0
+    """How long a store may fail to answer, seconds, before the work that needs it fails with `StoreUnavailable`."""
 
     def resolved(self) -> StorageOptions:
         """The same with the environment's values in place of None."""
         environ = os.environ
         endpoint = self.endpoint_url or environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
         region = self.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return StorageOptions(endpoint or None, region, self.connect_timeout_s, self.read_timeout_s, self.attempts)
+        return replace(self, endpoint_url=endpoint or None, region=region)
 
 
 def is_s3(uri: str | os.PathLike[str]) -> bool:

@@ -22,7 +22,7 @@ from jala_ray.presets import configuration
 from jala_ray.training import history, setup
 from jala_ray.training.build import build_learner, make_deterministic
 from jala_ray.training.loop import Run, train
-from jala_ray.types import UserError
+from jala_ray.types import JalaError
 
 
 class Shares(IterableDataset[StepShare]):
@@ -85,5 +85,5 @@ if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         run_local(configuration(sys.argv[1:]))
-    except UserError as error:
+    except JalaError as error:
         sys.exit(f"error: {error}")

@@ -50,7 +50,8 @@ RESUMABLE = (
 
 
 def storage_options(config: RunConfig | TokenizerRunConfig) -> StorageOptions:
-    return StorageOptions(endpoint_url=config.storage.endpoint_url, region=config.storage.region)
+    stored = config.storage
+    return StorageOptions(endpoint_url=stored.endpoint_url, region=stored.region, patience_s=stored.patience_s)
 
 
 def run_folder(config: RunConfig | TokenizerRunConfig) -> str:

@@ -10,7 +10,7 @@ import tyro
 from rich.progress import Progress
 
 from jala_ray.data.synthetic import WorldConfig, generate
-from jala_ray.types import UserError
+from jala_ray.types import JalaError
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def main() -> None:
                 overwrite=options.overwrite,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        except UserError as error:
+        except JalaError as error:
             sys.exit(f"error: {error}")
     print(manifest)
 
