@@ -86,6 +86,18 @@ class S3Store:
             names.update(o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ()))
         return sorted(names - {""})
 
+    def sweep(self, path: str) -> dict[str, int]:
+        bucket, _, prefix = path.partition("/")
+        found: dict[str, int] = {}
+        pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix + "/")
+        for upload in (upload for page in pages for upload in page.get("Uploads", ())):
+            place = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            parts = self.client.get_paginator("list_parts").paginate(**place)
+            name = upload["Key"][len(prefix) + 1 :]
+            found[name] = found.get(name, 0) + sum(part["Size"] for page in parts for part in page.get("Parts", ()))
+            self.client.abort_multipart_upload(**place)
+        return found
+
 
 def _key(path: str) -> dict[str, str]:
     bucket, _, key = path.partition("/")

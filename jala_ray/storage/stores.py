@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -80,6 +82,9 @@ class Store(Protocol):
     def delete(self, path: str) -> None: ...
     def walk(self, path: str) -> dict[str, int]: ...
     def children(self, path: str) -> list[str]: ...
+    def sweep(self, path: str) -> dict[str, int]:
+        """Remove what dead writers left below a folder: name -> bytes."""
+        ...
 
 
 def store_for(uri: str | os.PathLike[str], options: StorageOptions | None = None) -> tuple[Store, str]:
@@ -136,14 +141,18 @@ class LocalStore:
     def _put(self, path: str, fill, only_new: bool) -> None:
         folder, name = os.path.split(os.path.abspath(path))
         os.makedirs(folder, exist_ok=True)
-        partial = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.part")
+        partial = os.path.join(folder, partial_name(name))
         try:
             with open(partial, "xb") as file:
                 fill(file)
                 file.flush()
                 os.fsync(file.fileno())
             if only_new:
-                os.link(partial, path)  # Fails if the name exists: the local form of If-None-Match.
+                try:
+                    os.link(partial, path)  # Fails if the name exists: the local form of If-None-Match.
+                except FileExistsError:
+                    if not os.path.samefile(partial, path):  # A network mount may answer late, to its own retry.
+                        raise
             else:
                 os.replace(partial, path)
         finally:
@@ -159,6 +168,26 @@ class LocalStore:
 
     def children(self, path: str) -> list[str]:
         return sorted(os.listdir(path))
+
+    def sweep(self, path: str) -> dict[str, int]:
+        root, found = Path(path), {}
+        for folder, folders, files in os.walk(root):
+            for name in filter(PARTIAL.fullmatch, [*folders, *files]):
+                partial = Path(folder, name)
+                found[partial.relative_to(root).as_posix()] = (
+                    sum(self.walk(str(partial)).values()) or partial.stat().st_size
+                )
+                shutil.rmtree(partial) if partial.is_dir() and not partial.is_symlink() else partial.unlink()
+            folders[:] = [name for name in folders if not PARTIAL.fullmatch(name)]
+        return found
+
+
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+
+
+def partial_name(name: str) -> str:
+    """Name under which a file or folder is written before it gets its own."""
+    return f".{name}.{uuid.uuid4().hex[:8]}.part"
 
 
 def sync_folder(path: str) -> None:
