@@ -282,7 +282,8 @@ class FaultProxy:
         server.close()  # leaving cancels what is under way
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await Conversation(self, Link(reader, writer)).run()
+        with contextlib.suppress(asyncio.CancelledError):  # the proxy ends; asyncio would print it
+            await Conversation(self, Link(reader, writer)).run()
 
 
 def main() -> None:
