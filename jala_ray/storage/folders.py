@@ -10,13 +10,12 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from jala_ray.storage.commit import CLAIM_FILE, COMMIT_FILE, Commit, FileEntry, is_committed, read_commit
 from jala_ray.storage.files import Uri, list_files
+from jala_ray.storage.patience import parallel
 from jala_ray.storage.stores import (
     MULTIPART_THRESHOLD,
     LocalStore,
@@ -35,9 +34,6 @@ from jala_ray.types import StorageError
 WORKERS = 4
 SENDS = 3
 """Times a file is sent in all, where it does not arrive intact."""
-PROBE_CONNECT_TIMEOUT_S, PROBE_READ_TIMEOUT_S = 3.0, 10.0
-
-R = TypeVar("R")
 
 
 def upload_dir(
@@ -89,9 +85,10 @@ def upload_dir(
         def send(name: str) -> FileEntry:
             for tries_left in reversed(range(SENDS)):
                 entry = _entry(source / name)
-                store.upload(source / name, join(path, name))
                 try:
-                    _check(store, join(path, name), name, entry, uri, digest=True)
+                    with explained("upload to", join(uri, name), options):
+                        store.upload(source / name, join(path, name))
+                    _check(store, join(path, name), name, entry, uri, options, digest=True)
                 except StorageError:
                     if not tries_left:
                         raise
@@ -99,7 +96,7 @@ def upload_dir(
                     return entry
             raise AssertionError("SENDS is at least 1")
 
-        commit = Commit(dict(zip(names, _parallel(send, names), strict=True)))
+        commit = Commit(dict(zip(names, parallel(send, names, WORKERS), strict=True)))
         finish(commit)
     return commit
 
@@ -232,7 +229,11 @@ def verify_dir(uri: Uri, options: StorageOptions | None = None, *, digest: bool 
     commit = read_commit(uri, options)
     with explained("verify", uri, options):
         store, path = store_for(uri, options)
-        _parallel(lambda n: _check(store, join(path, n), n, commit.files[n], uri, digest=digest), commit.files)
+        parallel(
+            lambda n: _check(store, join(path, n), n, commit.files[n], uri, options, digest=digest),
+            commit.files,
+            WORKERS,
+        )
     return commit
 
 
@@ -255,7 +256,7 @@ def download_dir(uri: Uri, local: Uri, options: StorageOptions | None = None) ->
         store, path = store_for(uri, options)
 
         def fetch(name: str) -> None:
-            _check(store, join(path, name), name, commit.files[name], uri, digest=False)
+            _check(store, join(path, name), name, commit.files[name], uri, options, digest=False)
             destination = staging / name
             destination.parent.mkdir(parents=True, exist_ok=True)
             with open(destination, "wb") as file:
@@ -264,7 +265,7 @@ def download_dir(uri: Uri, local: Uri, options: StorageOptions | None = None) ->
             _compare(digest, name, commit.files[name], uri)
 
         try:
-            _parallel(fetch, commit.files)
+            parallel(fetch, commit.files, WORKERS)
             LocalStore().write(str(staging / COMMIT_FILE), commit.to_json())
             try:
                 _rename_folder(staging, target)
@@ -294,7 +295,7 @@ def delete_dir(uri: Uri, options: StorageOptions | None = None) -> None:
         store.delete(join(path, COMMIT_FILE))
         if is_s3(uri):
             # One request each: older servers and newer clients disagree on the checksum bulk deletion needs.
-            _parallel(store.delete, [join(path, name) for name in store.walk(path)])
+            parallel(store.delete, [join(path, name) for name in store.walk(path)], WORKERS)
         elif os.path.isdir(path):
             shutil.rmtree(path)
 
@@ -311,52 +312,56 @@ class ProbeReport:
 
 
 def probe(uri: Uri, options: StorageOptions | None = None) -> ProbeReport:
-    """Write, read back, list and delete small objects under `uri`, on S3 a multipart one too, in seconds.
+    """Write, read back, list and delete small objects under `uri`, on S3 a multipart one too.
 
-    Call it at the start of a job. Raises StorageError with bucket, endpoint, operation, cause and remedy.
+    Call it at the start of a job: it takes a moment at a store that answers, and waits for one that does not as long as the job
+    would. Raises StorageError, StoreUnavailable with bucket, endpoint, operation, cause and remedy.
     """
-    quick = replace(
-        options or StorageOptions(),
-        connect_timeout_s=PROBE_CONNECT_TIMEOUT_S,
-        read_timeout_s=PROBE_READ_TIMEOUT_S,
-        attempts=2,
-    )
     base = join(uri, f"probe-{uuid.uuid4().hex[:12]}")
-    store, path = store_for(base, quick)
+    store, path = store_for(base, options)
     small = os.urandom(64)
     payloads = {"small": small}
     if is_s3(uri):
         payloads["multipart"] = small * (MULTIPART_THRESHOLD // 64 + 1)
-    with explained("probe", base, quick), tempfile.TemporaryDirectory() as folder:
+    with explained("probe", base, options), tempfile.TemporaryDirectory() as folder:
         for name, payload in payloads.items():
             file, target = Path(folder) / name, join(path, name)
             file.write_bytes(payload)
-            with explained(f"probe: {name} upload to", base, quick):
+            with explained(f"probe: {name} upload to", base, options):
                 store.upload(file, target)
-            with explained(f"probe: read back of {name} upload from", base, quick):
-                _check(store, target, name, FileEntry(len(payload), _digest([payload])), base, digest=True)
-        conditional = _refuses_overwrite(store, join(path, "small"))
-        with explained("probe: list", base, quick):
-            listed = sorted(list_files(base, quick))
+            with explained(f"probe: read back of {name} upload from", base, options):
+                _check(store, target, name, FileEntry(len(payload), _digest([payload])), base, options, digest=True)
+        conditional = _refuses_overwrite(store, join(path, "small"), options)
+        with explained("probe: list", base, options):
+            listed = sorted(list_files(base, options))
         if listed != sorted(payloads):
             raise StorageError(f"probe: list {base}", listed, f"{sorted(payloads)}")
-        delete_dir(base, quick)
-    endpoint = (quick.resolved().endpoint_url or "AWS") if is_s3(uri) else "local"
+        delete_dir(base, options)
+    endpoint = ((options or StorageOptions()).resolved().endpoint_url or "AWS") if is_s3(uri) else "local"
     return ProbeReport(os.fspath(uri), endpoint, conditional)
 
 
-def _refuses_overwrite(store: Store, path: str) -> bool:
+def _refuses_overwrite(store: Store, path: str, options: StorageOptions | None) -> bool:
     try:
-        with explained("overwrite", path):
+        with explained("overwrite", path, options):
             store.write(path, b"second", only_new=True)
     except StorageError:
         return True
     return False
 
 
-def _check(store: Store, path: str, name: str, entry: FileEntry, uri: Uri, *, digest: bool) -> None:
+def _check(
+    store: Store,
+    path: str,
+    name: str,
+    entry: FileEntry,
+    uri: Uri,
+    options: StorageOptions | None,
+    *,
+    digest: bool,
+) -> None:
     try:
-        with explained("look at", join(uri, name)):
+        with explained("look at", join(uri, name), options):
             size = store.size(path)
     except MissingFile as error:
         raise StorageError(
@@ -383,8 +388,3 @@ def _digest(chunks: Iterable[bytes], also: Callable[[bytes], object] | None = No
         if also is not None:
             also(chunk)
     return sha.hexdigest()
-
-
-def _parallel(work: Callable[[str], R], names: Iterable[str]) -> list[R]:
-    with ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(work, names))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
@@ -15,13 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from jala_ray.storage.diagnosis import FULL
 from jala_ray.storage.files import Uri
 from jala_ray.storage.stores import StorageOptions, explained, store_for
 from jala_ray.types import JalaError, StorageError
 
 FULL_BYTES = 1024 * 1024
 """A file system with less than this left is full: writers fail a little before the last byte."""
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _locked(folder: Path) -> bool:
 def _says_full(error: BaseException | None) -> bool:
     """Whether an error, or what it arose from, is a full disk: some libraries tell it in words alone."""
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in _FULL) or "No space left" in str(error):
+        if (isinstance(error, OSError) and error.errno in FULL) or "No space left" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
