@@ -17,6 +17,7 @@ from tests.golden.in_tree import arguments, rows
 from tests.golden.inputs import CACHES
 from tests.golden.recording import INDEX, Record, digest, recording
 from tests.golden.runs import RUNS, SHARED, STEPS
+from tests.golden.speed import ratios
 from tests.golden.trees import BASE, Tree, git
 
 
@@ -201,3 +202,10 @@ def test_git_says_what_is_wrong() -> None:
 
         assert sys.argv == ["a", "b"]
     assert os.path.basename(sys.argv[0]) != "a"
+
+
+def test_speed_compares_medians() -> None:
+    """One slow turn of either side decides nothing."""
+    base = [{"plan": 100.0, "decode": 50.0}, {"plan": 10.0, "decode": 50.0}, {"plan": 102.0, "decode": 50.0}]
+    head = [{"plan": 90.0, "decode": 51.0}, {"plan": 95.0, "decode": 5.0}, {"plan": 96.0, "decode": 52.0}]
+    assert ratios({"base": base, "head": head}) == {"plan": 0.95, "decode": 1.02}
