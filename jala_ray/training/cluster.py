@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.runtime_context import RuntimeContext
 from ray.util import placement_group_table
 
-from jala_ray.training.watch import LOOKS, PATIENCE_S, Reminders, Say, say
+from jala_ray.training.watch import PATIENCE_S, Reminders, Say, pause, say
 
 Bundle = Mapping[str, float]
 """Amounts by resource, e.g. {"CPU": 0.5}."""
@@ -183,7 +183,7 @@ def watch_cluster(patience_s: float = PATIENCE_S, say: Say = say) -> None:
 def _watch(context: RuntimeContext, address: str, patience_s: float, say: Say) -> None:
     reminders, began = Reminders(patience_s), dict[Hashable, float]()
     while True:
-        time.sleep(patience_s / LOOKS)
+        time.sleep(pause(patience_s))
         if not _connected(context, address):
             return
         try:

@@ -17,14 +17,17 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 PATIENCE_S = 60.0
-LOOKS = 12
-"""Looks at what lasts, while the patience lasts."""
 
 Say = Callable[[str], None]
 
 
 def say(line: str) -> None:
     print(line, flush=True)
+
+
+def pause(patience_s: float) -> float:
+    """Seconds between two looks at what lasts: some looks while the patience lasts, none of them costly."""
+    return max(patience_s / 12, 0.02)
 
 
 @dataclass
@@ -102,7 +105,7 @@ class Watch:
     def _look(self) -> None:
         reminders, seen = Reminders(self.patience_s), dict[Hashable, Waiting]()
         while True:
-            time.sleep(self.patience_s / LOOKS)
+            time.sleep(pause(self.patience_s))
             reminders.patience_s, now, lasting = self.patience_s, time.monotonic(), dict[Hashable, float]()
             for wait in list(self.waits.values()):
                 first = wait.chain()[0]

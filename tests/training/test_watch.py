@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jala_ray.training.watch import LOOKS, Reminders, Watch
+from jala_ray.training.watch import Reminders, Watch, pause
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 0.24
@@ -52,7 +52,7 @@ def test_what_is_quick_or_over_is_not_told() -> None:
     end = time.monotonic() + 3 * PATIENCE
     while time.monotonic() < end:  # many waits in a row are no long one
         with waits.waiting_for("the data of a step"):
-            time.sleep(PATIENCE / LOOKS / 4)
+            time.sleep(pause(PATIENCE) / 4)
     time.sleep(PATIENCE / 2)
     assert said == [] and waits.waits == {}
 
