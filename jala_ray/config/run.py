@@ -109,6 +109,8 @@ class LogConfig:
     """Weights & Biases project."""
     mlflow: str | None = None
     """MLflow experiment."""
+    waiting_s: float = 60.0
+    """A run that waits longer than so many seconds says what for, and again at doubled times."""
 
 
 @dataclass(frozen=True)

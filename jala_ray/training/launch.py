@@ -1,4 +1,4 @@
-"""Ray Train runs the loop. The only file of this room that knows Ray."""
+"""Ray Train runs the loop. Beside `cluster.py` and `worker_setup.py` the only file of this room that knows Ray."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from jala_ray.data.steps import StepBuilder, StepShare
 from jala_ray.parsing import from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
+from jala_ray.training.cluster import watch_cluster
 from jala_ray.training.lease import successor
+from jala_ray.training.watch import PATIENCE_S
+from jala_ray.training.worker_setup import know_own_cluster
 from jala_ray.types import SPLITS, ConfigError, DamagedCheckpoint
 
 TRAIN = "train"
@@ -54,7 +57,7 @@ def launch(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> ray.tra
     from jala_ray.training import setup
 
     config = setup.absolute(config)
-    ensure_ray(setup.storage_options(config))
+    ensure_ray(setup.storage_options(config), waiting_s=config.log.waiting_s)
     check_resources(config.cluster, ray.cluster_resources())
     folder, options = setup.run_folder(config), setup.storage_options(config)
     with setup.prepared(config) as ready:
@@ -85,7 +88,7 @@ def launch_tokenizer(config: TokenizerRunConfig, callbacks: Sequence[UserCallbac
     from jala_ray.training import setup
 
     config = setup.absolute(config)
-    ensure_ray(setup.storage_options(config))
+    ensure_ray(setup.storage_options(config), waiting_s=config.log.waiting_s)
     check_resources(config.cluster, ray.cluster_resources())
     folder, options = setup.run_folder(config), setup.storage_options(config)
     with setup.prepared_tokenizer(config) as lease:
@@ -274,16 +277,21 @@ def reporter(options: StorageOptions, rank: int) -> Callable[[dict[str, Any], st
     return committed
 
 
-def ensure_ray(options: StorageOptions, environment: Mapping[str, str] | None = None) -> None:
+def ensure_ray(
+    options: StorageOptions, environment: Mapping[str, str] | None = None, waiting_s: float = PATIENCE_S
+) -> None:
     """Connect to the cluster of `RAY_ADDRESS` or of the submitted job; start a local Ray where there is none.
 
-    All tasks of the job reach the object store as the driver does (an endpoint, no secrets), with `environment` beside.
+    All tasks of the job reach the object store as the driver does (an endpoint, no secrets), with `environment` beside, and know which
+    cluster is theirs. From then on the driver says what could not be placed for `waiting_s`.
     """
     if not ray.is_initialized():
         wanted = {**storage.worker_env(options), **(environment or {})}
         # Ray refuses a variable that the submitted job's own environment sets too; tasks inherit that one.
         missing = {k: v for k, v in wanted.items() if k not in os.environ}
-        ray.init(log_to_driver=True, runtime_env={"env_vars": missing})
+        setup = f"{know_own_cluster.__module__}.{know_own_cluster.__name__}"
+        ray.init(log_to_driver=True, runtime_env={"env_vars": missing, "worker_process_setup_hook": setup})
+    watch_cluster(waiting_s)
 
 
 def check_resources(cluster: ClusterConfig, resources: Mapping[str, float]) -> None:
