@@ -22,10 +22,11 @@ from jala_ray.parsing import diff, from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history, lease
 from jala_ray.training.lease import Lease
-from jala_ray.types import DOMAINS, ConfigError, Domain, Split
+from jala_ray.types import DOMAINS, SPLITS, ConfigError, Domain, Split
 
 if TYPE_CHECKING:
     from jala_ray.data.assets import Assets
+    from jala_ray.data.chunks import ManifestRows
     from jala_ray.data.source import Source
 
 Rows = Callable[[Split, Domain | None, DataConfig], Catalogue]
@@ -120,13 +121,30 @@ def prepare_assets(config: RunConfig, folder: str, options: StorageOptions) -> s
     return assets
 
 
+@dataclass(frozen=True)
+class PreparedTokenizer:
+    """A tokenizer's run folder that is this attempt's, and the rows whose chunks the run learns."""
+
+    lease: Lease
+    rows: dict[Split, ManifestRows]
+
+
 @contextlib.contextmanager
-def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[Lease]:
+def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[PreparedTokenizer]:
     """As `prepared`, for a tokenizer's run."""
+    from jala_ray.data.chunks import rows_with_labels
+
     if not config.manifests:
         raise ConfigError("manifests", config.manifests, "at least one manifest", "Pass --manifests PATH [PATH ...].")
+    if config.train.batch < config.cluster.workers:
+        expected = f"at least one chunk a worker, >= cluster.workers = {config.cluster.workers}"
+        raise ConfigError("train.batch", config.train.batch, expected, "It counts chunks over all workers.")
     with claim(config, run_folder(config), storage_options(config)) as lease:
-        yield lease
+        rows: dict[Split, ManifestRows] = {
+            split: rows_with_labels(config.manifests, split, config.max_chunks, config.seed) for split in SPLITS
+        }
+        claim_chunks(config, rows)
+        yield PreparedTokenizer(lease, rows)
 
 
 def claim(config: AnyRun, folder: str, options: StorageOptions) -> Lease:
@@ -216,6 +234,24 @@ def claim_plan(config: RunConfig, plans: Plans) -> None:
                     "That version ordered a mixture's rows otherwise: go on with it, or start under another --name."
                 )
             raise ConfigError("data.manifest", now, f"the rows that the run began with, {was}", remedy)
+    else:
+        storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
+
+
+def claim_chunks(config: TokenizerRunConfig, rows: dict[Split, ManifestRows]) -> None:
+    """`claim_plan` of a tokenizer's run. Raises `ConfigError` where the manifests' labelled rows have changed since it began."""
+    options, folder = storage_options(config), run_folder(config)
+    written = storage.join(folder, "plan.json")
+    now = {split: {"rows": len(chosen), "digest": chosen.digest()} for split, chosen in rows.items()}
+    if storage.exists(written, options):
+        was = json.loads(storage.read_bytes(written, options))
+        if was != now:
+            remedy = "A manifest has changed since the run began. Bring it back, or start under another --name."
+            raise ConfigError("manifests", now, f"the labelled rows that the run began with, {was}", remedy)
+    elif begun(folder, options):
+        # Nor does it say how many workers shared a step: batches were each worker's.
+        remedy = "A version that did not write it down has begun the run: go on with that one, or start under another --name."
+        raise ConfigError("plan.json", folder, "a run folder that says which chunks it learns", remedy)
     else:
         storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
 
