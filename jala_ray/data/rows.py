@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jala_ray import storage
+from jala_ray.data.places import resolve_uri
 from jala_ray.data.validation import DURATION_SLACK, STATES
 from jala_ray.hands.resample import labelled_chunks
 from jala_ray.types import (
@@ -126,7 +125,7 @@ def row_to_clip(row: Mapping[str, Any], base: str | None = None) -> Clip:
         domain=_choice(row, "domain", DOMAINS),
         split=_choice(row, "split", SPLITS),
         task_type=_choice(row, "task_type", TASK_TYPES),
-        video_uri=None if row["video_uri"] is None else resolve_uri(_address(row, "video_uri"), base),
+        video_uri=_video(row, base),
         start_s=start_s,
         end_s=end_s,
         fps=fps,
@@ -139,13 +138,6 @@ def row_to_clip(row: Mapping[str, Any], base: str | None = None) -> Clip:
         extrinsics=extrinsics.reshape(-1, 3, 4),
         packets=_row_to_packets(row),
     )
-
-
-def resolve_uri(uri: str | None, base: str | None) -> str | None:
-    """A video address as stored -> one that opens: relative ones count from the manifest's folder."""
-    if uri is None or base is None or "://" in uri or os.path.isabs(uri):
-        return uri
-    return storage.join(base, uri)
 
 
 def base_row(clip: Clip) -> dict[str, Any]:
@@ -196,7 +188,7 @@ def _row_to_hand(row: Mapping[str, Any], side: str, frames: int) -> HandTrack:
 def _row_to_packets(row: Mapping[str, Any]) -> PacketIndex | None:
     if not row["packet_stream"]:
         return None
-    stream = _packet_stream(_text(row, "packet_stream"))
+    stream = packet_stream(_text(row, "packet_stream"))
     extradata = row["packet_extradata"]
     if not isinstance(extradata, bytes):
         raise ManifestError("packet_extradata", extradata, "bytes")
@@ -215,7 +207,7 @@ def _row_to_packets(row: Mapping[str, Any]) -> PacketIndex | None:
     return index
 
 
-def _packet_stream(text: str) -> dict[str, Any]:
+def packet_stream(text: str) -> dict[str, Any]:
     """Fields of a packet index from their JSON, each checked: what decoders are told must not surprise them."""
     try:
         facts = json.loads(text)
@@ -269,6 +261,13 @@ def _address(row: Mapping[str, Any], name: str) -> str:
     if "\0" in address:
         raise ManifestError(name, address, "a path or s3:// address")
     return address
+
+
+def _video(row: Mapping[str, Any], base: str | None) -> str | None:
+    if row["video_uri"] is None:
+        return None
+    uri = _address(row, "video_uri")
+    return uri if base is None else resolve_uri(uri, base)
 
 
 def _choice(row: Mapping[str, Any], name: str, choices: Sequence[str]) -> Any:
