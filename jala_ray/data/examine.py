@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import pyarrow as pa
 
 from jala_ray import storage
-from jala_ray.data.places import resolve_uri
-from jala_ray.data.rows import INDEX_COLUMNS, packet_stream
+from jala_ray.data.rows import INDEX_COLUMNS, packet_stream, video_address
 from jala_ray.data.validation import RowProblem, validate_table
 from jala_ray.storage import StorageOptions
 from jala_ray.types import CHUNK_SECONDS, JalaError, UserError, VideoError
@@ -86,14 +85,13 @@ def examine(manifest: Manifest, videos: Videos = "some", seed: int = 0) -> Exami
         found.problems += [*broken, *_contradictions(rows, claimed, table)]
         texts.count(table)
         unfit = {problem.row for problem in broken}
-        for uri, use in _uses(rows, table, chosen, found.problems):
+        for address, use in _uses(rows, table, chosen, manifest.base, found.problems):
             if use.row not in unfit:
-                uses.setdefault(uri, []).append(use)
+                uses.setdefault(address, []).append(use)
     found.notes += texts.notes()
     found.opened = len(uses)
-    addresses = [resolve_uri(uri, manifest.base) for uri in uses]
     with ThreadPoolExecutor(THREADS) as pool:
-        for problems in pool.map(_video_problems, addresses, uses.values(), [manifest.options] * len(uses)):
+        for problems in pool.map(_video_problems, uses, uses.values(), [manifest.options] * len(uses)):
             found.problems += problems
     found.problems.sort(key=lambda problem: problem.row)
     return found
@@ -124,23 +122,22 @@ def _contradictions(rows: Sequence[int], claimed: pa.Table, table: pa.Table) -> 
 
 
 def _uses(
-    rows: Sequence[int], table: pa.Table, chosen: set[str], problems: list[RowProblem]
+    rows: Sequence[int], table: pa.Table, chosen: set[str], base: str, problems: list[RowProblem]
 ) -> Iterator[tuple[str, _Use]]:
-    """Claims on the chosen videos, by stored address; a packet index that says nothing is one more problem."""
-    if not chosen:
-        return
-    names = ("clip_id", "video_uri", "start_s", "n_chunks", "time_scale", "packet_stream")
-    for row, (clip, uri, start_s, chunks, scale, stream) in zip(
-        rows, zip(*(table[name].to_pylist() for name in names), strict=True), strict=True
-    ):
-        if uri not in chosen or None in (start_s, chunks, scale):
+    """Claims on the chosen videos, by address; a packet index that says nothing is one more problem."""
+    names = ["clip_id", "video_uri", "start_s", "n_chunks", "time_scale", "packet_stream"]
+    for row, facts in zip(rows, table.select(names).to_pylist() if chosen else (), strict=bool(chosen)):
+        if facts["video_uri"] not in chosen or None in facts.values():
             continue
         try:
-            size = packet_stream(stream)["file_size"] if stream else None
+            address = video_address(facts, base)
+            size = packet_stream(facts["packet_stream"])["file_size"] if facts["packet_stream"] else None
         except UserError as error:
-            problems.append(RowProblem(row, clip, error.field, error.value, error.expected, error.remedy))
+            problems.append(RowProblem(row, facts["clip_id"], error.field, error.value, error.expected, error.remedy))
             continue
-        yield uri, _Use(row, clip, start_s + chunks * CHUNK_SECONDS * scale, size)
+        last_s = facts["start_s"] + facts["n_chunks"] * CHUNK_SECONDS * facts["time_scale"]
+        assert address is not None
+        yield address, _Use(row, facts["clip_id"], last_s, size)
 
 
 def _video_problems(address: str, uses: list[_Use], options: StorageOptions | None) -> list[RowProblem]:

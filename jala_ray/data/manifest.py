@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from jala_ray import storage
 from jala_ray.data import rowfile
 from jala_ray.data.examine import Videos, examine
-from jala_ray.data.parts import parquet_files, rows_file
+from jala_ray.data.parts import files_in_force, rows_file
 from jala_ray.data.places import RowAddress
 from jala_ray.data.rows import (
     INDEX_COLUMNS,
@@ -195,7 +195,7 @@ def _manifest_files(
     kind = fs.get_file_info(root).type
     if kind == pafs.FileType.File:
         return shown.rpartition("/")[0], [root]
-    files = parquet_files(fs, root, shown, options)
+    files = files_in_force(fs, root, shown, options)
     if not files:
         raise ManifestError(
             "manifest path",

@@ -48,31 +48,43 @@ def page_file(path: str) -> str:
     return storage.join(path, "inspect.html") if single == path else f"{single}.inspect.html"
 
 
-def parquet_files(fs: pafs.FileSystem, root: str, shown: str, options: StorageOptions | None = None) -> list[str]:
-    """The Parquet files in force that lie directly in a folder, in order; none where there is no manifest.
+def parquet_files(fs: pafs.FileSystem, root: str) -> list[str]:
+    """The Parquet files that lie directly in a folder, in order."""
+    return [file for file in _listed(fs, root) if file.endswith(".parquet")]
 
-    `shown` is the folder's address. Raises ManifestError where `writing.json` is damaged.
+
+def files_in_force(fs: pafs.FileSystem, root: str, shown: str, options: StorageOptions | None = None) -> list[str]:
+    """Those of them that are the folder's manifest; none where there is none. `shown` is the folder's address.
+
+    Raises ManifestError where `writing.json` is damaged.
     """
-    infos = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-    found = sorted(info.path for info in infos if info.is_file and info.path.endswith(".parquet"))
-    if not any(info.path.endswith(f"/{WRITING}") for info in infos):
-        return found
-    with contextlib.suppress(storage.MissingFile):  # done in the meantime
-        text, place = storage.read_bytes(storage.join(shown, WRITING), options), storage.join(shown, WRITING)
-        try:
-            return [f"{root}/{name}" for name in sorted(json.loads(text)["parts"])]
-        except (ValueError, KeyError, TypeError) as error:
-            remedy = "Delete it; the folder's Parquet files then are the manifest, half-written ones too."
-            raise ManifestError(place, text[:200], '{"parts": [names of Parquet files]}', remedy) from error
-    return parquet_files(fs, root, shown, options)
+    found = _listed(fs, root)
+    if f"{root}/{WRITING}" not in found:
+        return [file for file in found if file.endswith(".parquet")]
+    place = storage.join(shown, WRITING)
+    try:
+        text = storage.read_bytes(place, options)
+    except storage.MissingFile:  # done in the meantime
+        return files_in_force(fs, root, shown, options)
+    try:
+        return [f"{root}/{name}" for name in sorted(json.loads(text)["parts"])]
+    except (ValueError, KeyError, TypeError) as error:
+        remedy = "Delete it; the folder's Parquet files then are the manifest, half-written ones too."
+        raise ManifestError(place, text[:200], '{"parts": [names of Parquet files]}', remedy) from error
+
+
+def _listed(fs: pafs.FileSystem, folder: str) -> list[str]:
+    infos = fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+    return sorted(info.path for info in infos if info.is_file)
 
 
 class Part:
     """One Parquet file of a manifest and its rows. The Parquet file comes last: rows without one are no manifest."""
 
-    def __init__(self, file: str, rows: str, fs: pafs.FileSystem) -> None:
-        self.file, self.rows_file, self.fs, self.end = file, rows, fs, 0
-        self.rows = fs.open_output_stream(rows, compression=None)
+    def __init__(self, file: str, fs: pafs.FileSystem, rows: str = "") -> None:
+        self.file, self.fs, self.end = file, fs, 0
+        self.rows_file = rows or rows_file(file)
+        self.rows = fs.open_output_stream(self.rows_file, compression=None)
         self.index: list[pa.Table] = []
 
     def add(self, table: pa.Table) -> None:
@@ -126,7 +138,7 @@ class Replacement:
         self.errors_path = storage.join(self.home, "errors", f"{self.name}.parquet")
         self.old = [self.root] if self.single and self._is_file(self.root) else []
         if not self.single:
-            self.old = parquet_files(self.fs, self.root, self.path, options)
+            self.old = files_in_force(self.fs, self.root, self.path, options)
             foreign = [file for file in self.old if not file.rpartition("/")[2].startswith("part-")]
             if foreign:
                 expected = "an empty folder or an earlier manifest"
@@ -153,11 +165,11 @@ class Replacement:
             rows = rows_file(self.root)
             if rows in self.old_rows:
                 rows = rows.removesuffix(rowfile.SUFFIX) + f".{uuid.uuid4().hex[:8]}{rowfile.SUFFIX}"
-            part = Part(self.root, rows, self.fs)
+            part = Part(self.root, self.fs, rows)
         else:
             file = f"{self.folder}/part-{self._number:05d}.parquet"
             self._number += 1
-            part = Part(file, rows_file(file), self.fs)
+            part = Part(file, self.fs)
         self.parts.append(part)
         return part
 
@@ -252,22 +264,18 @@ class Replacement:
         """Remove what an earlier writer left that was killed."""
         if self.single and not self.old and storage.is_s3(self.path):
             return  # it can only have left the rows, which are written anew; many single files may lie here
-        names = self._listed(self.folder)
-        errors = self._listed(self._error_file.rpartition("/")[0])
+        names = set(_listed(self.fs, self.folder))
+        errors = _listed(self.fs, self._error_file.rpartition("/")[0])
         kept = {*self.old, *self.old_rows}
         partial = re.compile(rf"\.({re.escape(self.name)}\.parquet|part-.*\.parquet|{WRITING})\.[0-9a-f]{{8}}\.part")
         own = re.compile(
             rf"{re.escape(self.name)}(\.[0-9a-f]{{8}})?\.rows" if self.single else r"part-.*\.(parquet|rows)"
         )
-        for file in sorted(names | errors):
+        for file in sorted(names.union(errors)):
             name, sibling = file.rpartition("/")[2], file.removesuffix(rowfile.SUFFIX) + ".parquet"
             of_another = self.single and sibling != self.root and sibling in names
             if partial.fullmatch(name) or (file in names - kept and own.fullmatch(name) and not of_another):
                 self.fs.delete_file(file)
-
-    def _listed(self, folder: str) -> set[str]:
-        infos = self.fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-        return {info.path for info in infos if info.is_file}
 
     def _make_folder(self, folder: str) -> None:
         missing = []

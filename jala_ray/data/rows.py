@@ -125,7 +125,7 @@ def row_to_clip(row: Mapping[str, Any], base: str | None = None) -> Clip:
         domain=_choice(row, "domain", DOMAINS),
         split=_choice(row, "split", SPLITS),
         task_type=_choice(row, "task_type", TASK_TYPES),
-        video_uri=_video(row, base),
+        video_uri=video_address(row, base),
         start_s=start_s,
         end_s=end_s,
         fps=fps,
@@ -138,6 +138,14 @@ def row_to_clip(row: Mapping[str, Any], base: str | None = None) -> Clip:
         extrinsics=extrinsics.reshape(-1, 3, 4),
         packets=_row_to_packets(row),
     )
+
+
+def video_address(row: Mapping[str, Any], base: str | None) -> str | None:
+    """Where the video of a row lies. Raises `ManifestError` for what can be no address."""
+    if row["video_uri"] is None:
+        return None
+    uri = _address(row, "video_uri")
+    return uri if base is None else resolve_uri(uri, base)
 
 
 def base_row(clip: Clip) -> dict[str, Any]:
@@ -261,13 +269,6 @@ def _address(row: Mapping[str, Any], name: str) -> str:
     if "\0" in address:
         raise ManifestError(name, address, "a path or s3:// address")
     return address
-
-
-def _video(row: Mapping[str, Any], base: str | None) -> str | None:
-    if row["video_uri"] is None:
-        return None
-    uri = _address(row, "video_uri")
-    return uri if base is None else resolve_uri(uri, base)
 
 
 def _choice(row: Mapping[str, Any], name: str, choices: Sequence[str]) -> Any:

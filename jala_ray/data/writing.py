@@ -22,7 +22,7 @@ from jala_ray.data.rows import BASE_SCHEMA, SCHEMA, base_row, derived_row, rows_
 from jala_ray.data.validation import RowProblem, validate_table
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.stores import explained
-from jala_ray.types import Clip, ManifestError, UserError
+from jala_ray.types import Clip, ManifestError, StorageError, UserError
 
 T = TypeVar("T")
 
@@ -109,18 +109,24 @@ class _Writer:
         self.reason = ""
 
     def add(self, item: Clip | Rejection) -> None:
+        uri, fault = item.video_uri, None
+        try:
+            uri = uri and storage.absolute(uri)
+        except StorageError as error:
+            fault = RowProblem(self.seen + len(self.buffer), item.clip_id, "video_uri", uri, error.expected)
         if isinstance(item, Rejection):
-            self._flush()
-            uri = item.video_uri and storage.absolute(item.video_uri)
-            problem = RowProblem(self.seen, item.clip_id, "clip", uri, item.reason)
             row = dict.fromkeys(BASE_SCHEMA.names)
             row |= {"clip_id": item.clip_id, "source": item.source, "video_uri": uri}
-            self._reject(row, [problem])
+            fault = RowProblem(self.seen + len(self.buffer), item.clip_id, "clip", uri, item.reason)
+        else:
+            row = base_row(item)
+            row["video_uri"] = uri and stored_uri(uri, self.base)
+        if fault is not None:
+            self._flush()
+            self._reject(row, [fault])
             self.seen += 1
             return
-        row = base_row(item)
-        if item.video_uri is not None:
-            row["video_uri"] = stored_uri(storage.absolute(item.video_uri), self.base)
+        assert isinstance(item, Clip)
         self.buffer.append((item, row))
         self.buffered_bytes += sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))
         full = len(self.buffer) >= min(FLUSH_ROWS, self.rows_per_file)

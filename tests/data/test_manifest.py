@@ -161,6 +161,16 @@ def test_video_addresses(tmp_path):
     assert Manifest("moved/m").clip(0).video_uri == str(tmp_path / "moved/v/x.mp4")
 
 
+def test_an_address_that_is_none_is_set_aside(tmp_path):
+    clips = [make_clip("web", video_uri="https://example.org/x.mp4"), make_clip("good")]
+    clips.append(Rejection("odd", "test", "ftp://x", "a video"))
+    report = write_manifest(clips, "m", on_error="quarantine")
+    assert (report.rows, report.quarantined) == (1, 2)
+    rows = pq.read_table(report.errors_path).to_pylist()
+    assert [row["video_uri"] for row in rows] == ["https://example.org/x.mp4", "ftp://x"]
+    assert "row 0 (clip web): video_uri is" in rows[0]["problems"][0] and "row 2 (clip odd)" in rows[1]["problems"][0]
+
+
 @pytest.mark.parametrize("home", ["/m", "/a/m", "/a/b/m", "s3://bucket", "s3://bucket/m", "s3://bucket/a/m"])
 @pytest.mark.parametrize("place", ["", "v/", "/", "v//", "./", "../", "v/../", "~", " /"])
 def test_a_stored_address_leads_to_the_same_video(home, place):
