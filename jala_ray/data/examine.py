@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from jala_ray import storage
+from jala_ray.data import rowfile
+from jala_ray.data.places import RowAddress
 from jala_ray.data.rows import INDEX_COLUMNS, packet_stream, video_address
 from jala_ray.data.validation import RowProblem, validate_table
 from jala_ray.storage import StorageOptions
@@ -24,6 +27,9 @@ Videos = Literal["all", "some", "none"]
 SOME_VIDEOS = 100
 """Distinct videos that are opened where some are."""
 THREADS = 8
+COMPARED_FILES, COMPARED_ROWS = 4, 8
+"""Files whose rows a run compares with what their Parquet file says, and rows of each."""
+PLACE_COLUMNS = ("row_offset", "row_size", "row_crc")
 LONG_TEXT = 1000
 """Characters. A longer text may leave too few of a sequence's tokens for the motion."""
 _APART = "The two files were changed apart: write the manifest again."
@@ -95,6 +101,28 @@ def examine(manifest: Manifest, videos: Videos = "some", seed: int = 0) -> Exami
             found.problems += problems
     found.problems.sort(key=lambda problem: problem.row)
     return found
+
+
+def refuse_contradictions(manifest: Manifest, seed: int = 0) -> None:
+    """Compare a few rows, drawn by `seed`, with what the Parquet files say of them, as a run does that is planned by those.
+
+    Raises ManifestError where they differ: the Parquet file was changed without its rows. A row that cannot be read is not looked at.
+    """
+    rng = np.random.default_rng(seed)
+    held = np.flatnonzero(np.diff(manifest.starts))
+    for file in sorted(rng.choice(held, min(COMPARED_FILES, len(held)), replace=False).tolist()):
+        first, last = int(manifest.starts[file]), int(manifest.starts[file + 1])
+        rows = sorted(rng.choice(np.arange(first, last), min(COMPARED_ROWS, last - first), replace=False).tolist())
+        claimed = manifest.file_columns(file, [*INDEX_COLUMNS, *PLACE_COLUMNS])
+        for row in rows:
+            offset, size, crc = (claimed[name][row - first].as_py() for name in PLACE_COLUMNS)
+            try:
+                payload = rowfile.fetch(RowAddress(manifest.row_files[file], offset, size, crc), manifest.options)
+                stored = rowfile.unpack(payload)
+            except UserError:
+                continue  # set aside when it is read, with its reason
+            for problem in _contradictions([row], claimed.slice(row - first, 1), stored):
+                raise problem.error()
 
 
 def _chosen(uris: pa.ChunkedArray, videos: Videos, seed: int) -> tuple[int, set[str]]:
