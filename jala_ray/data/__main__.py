@@ -34,8 +34,7 @@ class Convert(Generic[A]):
     """Index the packets of the boundary frames: reads all videos once, and training then never opens them as such."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 for a manifest with problems, 2 for bad input."""
+def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jala_ray.data", description="Manifests.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("validate", help="check every row of a manifest, and its videos")
@@ -55,7 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     convert = commands.add_parser("convert", help="turn a source into a manifest")
     convert.add_argument("adapter", metavar="ADAPTER", choices=ADAPTERS, help=", ".join(ADAPTERS))
     convert.add_argument("rest", nargs=argparse.REMAINDER, metavar="--... OUT")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 for a manifest with problems, 2 for bad input."""
+    options = command_parser().parse_args(arguments)
     try:
         if options.command == "validate":
             return _validate(options.manifest, options.videos)
@@ -101,8 +105,12 @@ def _inspect(path: str, out: str | None, samples: int, seed: int) -> int:
     return 0
 
 
+def conversion(name: str, arguments: Sequence[str]) -> Convert[Adapter]:
+    return tyro.cli(Convert[ADAPTERS[name]], args=arguments, prog=f"python -m jala_ray.data convert {name}")
+
+
 def _convert(name: str, arguments: Sequence[str]) -> int:
-    job = tyro.cli(Convert[ADAPTERS[name]], args=arguments, prog=f"python -m jala_ray.data convert {name}")
+    job = conversion(name, arguments)
     clips = with_packets(job.adapter.clips()) if job.packets else job.adapter.clips()
     report = write_manifest(clips, job.out, on_error=job.on_error, empty=False)
     _report(report)
