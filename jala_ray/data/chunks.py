@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jala_ray.data.catalogue import equals
+from jala_ray.data.examine import refuse_contradictions
 from jala_ray.data.manifest import Manifest
 from jala_ray.hands.resample import chunk_features
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, Hand, Split
@@ -58,12 +59,14 @@ class ManifestRows(Sequence[ManifestRow]):
 def rows_with_labels(manifests: tuple[str, ...], split: Split, max_chunks: int, seed: int) -> ManifestRows:
     """Rows of a split that have labelled chunks, each clip once (whatever its task types), in a keyed random order.
 
-    Stops where `max_chunks` chunks are reached.
+    Stops where `max_chunks` chunks are reached. Raises `ManifestError` where a Parquet file and its rows were changed apart.
     """
     rows: list[np.ndarray] = [np.zeros(0, np.int64)]
     chunks: list[np.ndarray] = [np.zeros(0, np.int64)]
     for path in manifests:
-        table = Manifest(path).index
+        manifest = Manifest(path)
+        refuse_contradictions(manifest, seed)
+        table = manifest.index
         labelled = _count_true(table["left_labelled"]) + _count_true(table["right_labelled"])
         keep = np.flatnonzero(equals(table["split"], split) & (labelled > 0))
         clips = table["clip_id"].take(pa.array(keep)).combine_chunks().dictionary_encode("encode").indices.to_numpy()

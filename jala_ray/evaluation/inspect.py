@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jala_ray import storage
 from jala_ray.data.manifest import Manifest
+from jala_ray.data.parts import page_file
 from jala_ray.evaluation import inspect_pictures as pictures
 from jala_ray.evaluation import inspect_sections as sections
 from jala_ray.evaluation.figures import Charts
@@ -94,11 +95,12 @@ def write_inspection(
 
 
 def default_page(manifest: str) -> Path:
-    folder, _, name = manifest.rpartition("/")
-    single = name.removesuffix(".parquet")
-    if storage.is_s3(manifest):
-        return Path(f"{single}.inspect.html")
-    return Path(folder, f"{single}.inspect.html") if name != single else Path(manifest, "inspect.html")
+    page = Path(page_file(manifest))
+    return (
+        Path(f"{manifest.rpartition('/')[2].removesuffix('.parquet')}.inspect.html")
+        if storage.is_s3(manifest)
+        else page
+    )
 
 
 def _each_once(clips: dict[int, Clip], rows: Sequence[int], k: int) -> dict[int, Clip]:
