@@ -36,7 +36,7 @@ from jala_ray.storage.folders import (
     upload_dir,
     verify_dir,
 )
-from jala_ray.storage.stores import MissingFile, StorageOptions, absolute, is_s3, join
+from jala_ray.storage.stores import MissingFile, StorageOptions, absolute, is_relative, is_s3, join, local_path
 from jala_ray.storage.surroundings import filesystem, worker_env
 
 __all__ = [
@@ -55,10 +55,12 @@ __all__ = [
     "exists",
     "filesystem",
     "is_committed",
+    "is_relative",
     "is_s3",
     "join",
     "list_dir",
     "list_files",
+    "local_path",
     "open_file",
     "probe",
     "read_bytes",

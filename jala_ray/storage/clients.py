@@ -1,26 +1,55 @@
-"""The three S3 clients: boto3 (objects), obstore (ranged reads), pyarrow (Parquet and Ray). Imported only where an address is s3://."""
+"""The three S3 clients: boto3 (objects), obstore (ranged reads), pyarrow (Parquet and Ray). Imported only where an address is s3://.
+
+All of them are told endpoint, region, credentials, certificates, proxy and style of addresses, so that none of them looks for any of
+it by rules of its own. Their options are resolved ones (`StorageOptions.resolved`).
+"""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import botocore.exceptions as aws
 import obstore.store
 import pyarrow.fs
+from botocore import UNSIGNED
 from botocore.config import Config
+from botocore.credentials import Credentials
+from botocore.utils import get_environ_proxies
 from obstore.auth.boto3 import Boto3CredentialProvider
 
+from jala_ray.storage.refreshing import RefreshingFileSystem
+from jala_ray.storage.resolving import DEFAULT_REGION, profile_session
 from jala_ray.storage.stores import StorageOptions
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+
+CREDENTIALS_ASKED_AGAIN = timedelta(minutes=6)
+"""botocore renews credentials at least 10 minutes before they end, and obstore asks for new ones 5 minutes before this has passed."""
+KNOWN_TO_ARROW = frozenset(
+    {
+        *("env", "shared-credentials-file", "config-file", "custom-process"),
+        *("assume-role-with-web-identity", "container-role", "iam-role"),
+    }
+)
+"""Sources of credentials, by botocore's names, that pyarrow's own client finds by the same rules and renews."""
 
 
 @functools.lru_cache(maxsize=16)
 def s3_client(options: StorageOptions, pid: int) -> Any:
     """One client a process and set of options: making one takes some 50 ms, and sockets must not cross a fork
-    (hence `pid`).
+    (hence `pid`). Raises botocore's NoCredentialsError at once: a client made without credentials would stay so.
     """
-    del pid
+    session = boto3.Session(botocore_session=profile_session(options.profile))
+    if not options.anonymous and session.get_credentials() is None:
+        raise aws.NoCredentialsError
+    # botocore's "auto" sends dotted names by path, as no certificate on AWS covers them.
+    style = "path" if options.endpoint_url and options.addressing == "auto" else options.addressing
     config = Config(
         connect_timeout=options.connect_timeout_s,
         read_timeout=options.read_timeout_s,
@@ -29,45 +58,125 @@ def s3_client(options: StorageOptions, pid: int) -> Any:
         # Older S3-compatible servers (Ceph RGW among them) refuse or lose bodies with trailing checksums.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if options.endpoint_url else "auto"},
+        s3={"addressing_style": style},
+        **({"signature_version": UNSIGNED} if options.anonymous else {}),
     )
-    return boto3.Session().client("s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config)
+    where = {"endpoint_url": options.endpoint_url, "region_name": options.region or DEFAULT_REGION}
+    return session.client("s3", **where, verify=options.ca_bundle, config=config)
 
 
 @functools.lru_cache(maxsize=64)
 def range_store(options: StorageOptions, bucket: str, pid: int) -> obstore.store.S3Store:
     """One client a process, bucket and set of options, for ranged reads."""
-    del pid
-    endpoint = options.endpoint_url
-    session = boto3.Session(region_name=options.region)
-    if session.get_credentials() is None:
-        raise aws.NoCredentialsError
-    place: dict[str, Any] = {"region": options.region, "virtual_hosted_style_request": endpoint is None}
-    if endpoint:
-        place["endpoint"] = endpoint
+    options = at_bucket(options, bucket, pid)
+    virtual, endpoint = is_virtual(options, bucket), endpoint_of(options, pid)
+    if virtual:
+        scheme, _, host = endpoint.partition("://")
+        endpoint = f"{scheme}://{bucket}.{host}"
+    client: ClientConfig = {
+        "allow_http": endpoint.startswith("http://"),
+        "connect_timeout": f"{options.connect_timeout_s}s",
+        "timeout": f"{options.read_timeout_s}s",
+    }
+    if options.ca_bundle:
+        client["root_certificate"] = Path(options.ca_bundle).read_bytes()
+    signing: dict[str, Any] = {"skip_signature": True}
+    if not options.anonymous:
+        session = boto3.Session(botocore_session=profile_session(options.profile))
+        if session.get_credentials() is None:
+            raise aws.NoCredentialsError
+        provider = Boto3CredentialProvider(session, ttl=CREDENTIALS_ASKED_AGAIN)
+        signing = {"skip_signature": False, "credential_provider": provider}
     return obstore.store.S3Store(
         bucket,
-        **place,
-        credential_provider=Boto3CredentialProvider(session),
-        client_options={
-            "allow_http": endpoint is not None and endpoint.startswith("http://"),
-            "connect_timeout": f"{options.connect_timeout_s}s",
-            "timeout": f"{options.read_timeout_s}s",
-        },
+        endpoint=endpoint,
+        aws_endpoint_url_s3=endpoint,  # the variable of this name would go before `endpoint`
+        region=options.region or DEFAULT_REGION,
+        virtual_hosted_style_request=virtual,
+        **signing,
+        client_options=client,
         retry_config={"max_retries": options.attempts - 1},
     )
 
 
+def obstore_takes(key: str) -> bool:
+    """Whether obstore can ask for this key: it knows no empty, `.` or `..` segments and no control characters, as S3 does."""
+    return not any(part in ("", ".", "..") for part in key.split("/")) and key.isprintable()
+
+
+def arrow_filesystem(options: StorageOptions, bucket: str, pid: int) -> pyarrow.fs.FileSystem:
+    """pyarrow's file system for a bucket. Where pyarrow cannot find the credentials by itself it is given botocore's, which a file
+    system made of others again and again keeps fresh.
+    """
+    credentials = _credentials(options, pid)
+    if credentials is None or (options.profile is None and credentials.method in KNOWN_TO_ARROW):
+        return _arrow(options, bucket, pid, None)
+    return RefreshingFileSystem(options, bucket)
+
+
+def fresh_arrow(options: StorageOptions, bucket: str, pid: int) -> pyarrow.fs.S3FileSystem:
+    """pyarrow's file system with botocore's credentials as they are now."""
+    credentials = _credentials(options, pid)
+    return _arrow(options, bucket, pid, credentials and tuple(credentials.get_frozen_credentials()[:3]))
+
+
 @functools.lru_cache(maxsize=16)
-def arrow_filesystem(options: StorageOptions, pid: int) -> pyarrow.fs.FileSystem:
-    del pid  # A key only: one file system a process.
-    scheme, _, host = (options.endpoint_url or "").rpartition("://")
+def _arrow(
+    options: StorageOptions, bucket: str, pid: int, keys: tuple[str, str, str | None] | None
+) -> pyarrow.fs.S3FileSystem:
+    options = at_bucket(options, bucket, pid)
+    endpoint = endpoint_of(options, pid)
+    scheme, _, host = endpoint.partition("://")
+    access, secret, token = keys or (None, None, None)
     return pyarrow.fs.S3FileSystem(
-        endpoint_override=host or None,
-        scheme=scheme or "https",
-        region=options.region,
+        access_key=access,
+        secret_key=secret,
+        session_token=token,
+        anonymous=options.anonymous,
+        endpoint_override=host,
+        scheme=scheme,
+        region=options.region or DEFAULT_REGION,
+        force_virtual_addressing=is_virtual(options, bucket),
+        proxy_options=get_environ_proxies(endpoint).get(scheme),
+        tls_ca_file_path=options.ca_bundle,
         connect_timeout=options.connect_timeout_s,
         request_timeout=options.read_timeout_s,
         retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=options.attempts),
         background_writes=False,  # Errors of a part raise at once instead of vanishing.
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _credentials(options: StorageOptions, pid: int) -> Credentials | None:
+    """botocore's credentials, which renew themselves; None for anonymous access. Raises NoCredentialsError."""
+    del pid
+    if options.anonymous:
+        return None
+    found = profile_session(options.profile).get_credentials()
+    if found is None:
+        raise aws.NoCredentialsError
+    return found
+
+
+def is_virtual(options: StorageOptions, bucket: str) -> bool:
+    """Whether requests name the bucket in the host's name. "auto" is botocore's rule."""
+    if options.addressing != "auto":
+        return options.addressing == "virtual"
+    return options.endpoint_url is None and "." not in bucket
+
+
+def endpoint_of(options: StorageOptions, pid: int) -> str:
+    """URL of the server, AWS's too (another one in China, with FIPS, ...), as boto3 has it."""
+    return s3_client(options, pid).meta.endpoint_url.rstrip("/")
+
+
+@functools.lru_cache(maxsize=64)
+def at_bucket(options: StorageOptions, bucket: str, pid: int) -> StorageOptions:
+    """`options` with the region that AWS holds the bucket in, which boto3 finds by itself and the others must be told."""
+    if options.endpoint_url:
+        return options
+    try:
+        found = s3_client(options, pid).head_bucket(Bucket=bucket).get("BucketRegion")
+    except aws.ClientError as error:  # It may not be looked at, and says where it is all the same.
+        found = error.response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+    return replace(options, region=found or options.region)

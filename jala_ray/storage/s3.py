@@ -13,7 +13,7 @@ import obstore
 import obstore.exceptions
 from boto3.s3.transfer import TransferConfig
 
-from jala_ray.storage.clients import range_store, s3_client
+from jala_ray.storage.clients import obstore_takes, range_store, s3_client
 from jala_ray.storage.stores import MULTIPART_THRESHOLD, STREAM_CHUNK, StorageOptions
 from jala_ray.types import StorageError
 
@@ -42,12 +42,22 @@ class S3Store:
     def read_spans(self, path: str, spans: Sequence[Sequence[int]]) -> tuple[list[bytes], int]:
         """By obstore: a ranged GET costs boto3 2 ms of processor time and obstore a quarter of that, and samples are read so."""
         bucket, key = _key(path).values()
+        if not obstore_takes(key):
+            return self._spans_by_boto3(path, spans)
         store = range_store(self.options, bucket, os.getpid())
         parts, size = [], 0
         for start, end in spans:
             found = obstore.get(store, key, options={"range": (start, end)})
             size = found.meta["size"]
             parts.append(bytes(found.bytes()))
+        return parts, size
+
+    def _spans_by_boto3(self, path: str, spans: Sequence[Sequence[int]]) -> tuple[list[bytes], int]:
+        parts, size = [], 0
+        for start, end in spans:
+            found = self.client.get_object(**_key(path), Range=f"bytes={start}-{end - 1}")
+            size = int(found["ContentRange"].rpartition("/")[2])
+            parts.append(found["Body"].read())
         return parts, size
 
     def stream(self, path: str) -> Iterator[bytes]:
@@ -105,6 +115,11 @@ _REMEDIES = {
     "403": "Check the credentials and what they may do with this bucket.",
     "AccessDenied": "Check the credentials and what they may do with this bucket.",
 }
+_CREDENTIALS = (
+    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or an instance role; for a public bucket set "
+    "storage.anonymous (or AWS_SKIP_SIGNATURE=true)."
+)
+_CERTIFICATE = "If the certificate is of a private authority, set storage.ca_bundle (or AWS_CA_BUNDLE) to its PEM file."
 
 
 def diagnosis(error: Exception) -> tuple[str, str, bool] | None:
@@ -121,8 +136,9 @@ def diagnosis(error: Exception) -> tuple[str, str, bool] | None:
     if isinstance(error, obstore.exceptions.BaseError):
         return _of_obstore(error)
     if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError):
-        remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or an instance role."
-        return str(error), remedy, False
+        return str(error), _CREDENTIALS, False
+    if isinstance(error, aws.SSLError):
+        return cause, _CERTIFICATE, False
     if isinstance(error, aws.HTTPClientError | aws.ConnectionError):
         return cause, "Check endpoint_url (or AWS_ENDPOINT_URL) and the network.", False
     if isinstance(error, OSError | aws.BotoCoreError | boto3.exceptions.Boto3Error):
@@ -140,4 +156,6 @@ def _of_obstore(error: obstore.exceptions.BaseError) -> tuple[str, str, bool]:
     ):
         code = "AccessDenied"
     remedy = _REMEDIES[code] if code else "Check endpoint_url (or AWS_ENDPOINT_URL) and the network."
+    if "invalid peer certificate" in str(error):
+        remedy = _CERTIFICATE
     return f"{code}: {said}" if code else said, remedy, False
