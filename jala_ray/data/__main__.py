@@ -13,6 +13,7 @@ import tyro
 from jala_ray.data.adapters import ADAPTERS, Adapter
 from jala_ray.data.adapters.base import with_packets
 from jala_ray.data.manifest import Manifest, validate, write_manifest
+from jala_ray.storage.flags import storage_flags
 from jala_ray.types import JalaError
 
 A = TypeVar("A", bound=Adapter)
@@ -48,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     convert = commands.add_parser("convert", help="turn a source into a manifest")
     convert.add_argument("adapter", metavar="ADAPTER", choices=ADAPTERS, help=", ".join(ADAPTERS))
     convert.add_argument("rest", nargs=argparse.REMAINDER, metavar="--... OUT")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(storage_flags(sys.argv[1:] if arguments is None else arguments)[1])
         if options.command == "validate":
             return _validate(options.manifest)
         if options.command == "inspect":

@@ -338,5 +338,4 @@ def _relative(uri: str | None, base: str) -> str | None:
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """A manifest's path, independent of the working folder."""
-    text = os.fspath(path)
-    return text.rstrip("/") if "://" in text else os.path.abspath(text)
+    return storage.absolute(path)
