@@ -1,7 +1,7 @@
-"""The three S3 clients: boto3 (objects), obstore (ranged reads), pyarrow (Parquet and Ray). Imported only where an address is s3://.
+"""The two S3 clients: boto3 (objects) and obstore (ranged reads). Imported only where an address is s3://.
 
-All of them are told endpoint, region, credentials, certificates, proxy and style of addresses, so that none of them looks for any of
-it by rules of its own. Their options are resolved ones (`StorageOptions.resolved`).
+Both are told endpoint, region, credentials, certificates and style of addresses, so that none of them looks for any of it by rules
+of its own. Their options are resolved ones (`StorageOptions.resolved`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,10 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import botocore.exceptions as aws
 import obstore.store
-import pyarrow.fs
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.credentials import Credentials
-from botocore.utils import get_environ_proxies
 from obstore.auth.boto3 import Boto3CredentialProvider
 
-from jala_ray.storage.refreshing import RefreshingFileSystem
 from jala_ray.storage.resolving import DEFAULT_REGION, profile_session
 from jala_ray.storage.stores import StorageOptions
 
@@ -31,13 +27,6 @@ if TYPE_CHECKING:
 
 CREDENTIALS_ASKED_AGAIN = timedelta(minutes=6)
 """botocore renews credentials at least 10 minutes before they end, and obstore asks for new ones 5 minutes before this has passed."""
-KNOWN_TO_ARROW = frozenset(
-    {
-        *("env", "shared-credentials-file", "config-file", "custom-process"),
-        *("assume-role-with-web-identity", "container-role", "iam-role"),
-    }
-)
-"""Sources of credentials, by botocore's names, that pyarrow's own client finds by the same rules and renews."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -53,7 +42,7 @@ def s3_client(options: StorageOptions, pid: int) -> Any:
     config = Config(
         connect_timeout=options.connect_timeout_s,
         read_timeout=options.read_timeout_s,
-        retries={"mode": "standard", "total_max_attempts": options.attempts},
+        retries={"mode": "standard", "total_max_attempts": 1},  # Whoever asks tries again: see `patience`.
         max_pool_connections=32,
         # Older S3-compatible servers (Ceph RGW among them) refuse or lose bodies with trailing checksums.
         request_checksum_calculation="when_required",
@@ -95,67 +84,13 @@ def range_store(options: StorageOptions, bucket: str, pid: int) -> obstore.store
         virtual_hosted_style_request=virtual,
         **signing,
         client_options=client,
-        retry_config={"max_retries": options.attempts - 1},
+        retry_config={"max_retries": 0},
     )
 
 
-def obstore_takes(key: str) -> bool:
-    """Whether obstore can ask for this key: it knows no empty, `.` or `..` segments and no control characters, as S3 does."""
-    return not any(part in ("", ".", "..") for part in key.split("/")) and key.isprintable()
-
-
-def arrow_filesystem(options: StorageOptions, bucket: str, pid: int) -> pyarrow.fs.FileSystem:
-    """pyarrow's file system for a bucket. Where pyarrow cannot find the credentials by itself it is given botocore's, which a file
-    system made of others again and again keeps fresh.
-    """
-    credentials = _credentials(options, pid)
-    if credentials is None or (options.profile is None and credentials.method in KNOWN_TO_ARROW):
-        return _arrow(options, bucket, pid, None)
-    return RefreshingFileSystem(options, bucket)
-
-
-def fresh_arrow(options: StorageOptions, bucket: str, pid: int) -> pyarrow.fs.S3FileSystem:
-    """pyarrow's file system with botocore's credentials as they are now."""
-    credentials = _credentials(options, pid)
-    return _arrow(options, bucket, pid, credentials and tuple(credentials.get_frozen_credentials()[:3]))
-
-
-@functools.lru_cache(maxsize=16)
-def _arrow(
-    options: StorageOptions, bucket: str, pid: int, keys: tuple[str, str, str | None] | None
-) -> pyarrow.fs.S3FileSystem:
-    options = at_bucket(options, bucket, pid)
-    endpoint = endpoint_of(options, pid)
-    scheme, _, host = endpoint.partition("://")
-    access, secret, token = keys or (None, None, None)
-    return pyarrow.fs.S3FileSystem(
-        access_key=access,
-        secret_key=secret,
-        session_token=token,
-        anonymous=options.anonymous,
-        endpoint_override=host,
-        scheme=scheme,
-        region=options.region or DEFAULT_REGION,
-        force_virtual_addressing=is_virtual(options, bucket),
-        proxy_options=get_environ_proxies(endpoint).get(scheme),
-        tls_ca_file_path=options.ca_bundle,
-        connect_timeout=options.connect_timeout_s,
-        request_timeout=options.read_timeout_s,
-        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=options.attempts),
-        background_writes=False,  # Errors of a part raise at once instead of vanishing.
-    )
-
-
-@functools.lru_cache(maxsize=16)
-def _credentials(options: StorageOptions, pid: int) -> Credentials | None:
-    """botocore's credentials, which renew themselves; None for anonymous access. Raises NoCredentialsError."""
-    del pid
-    if options.anonymous:
-        return None
-    found = profile_session(options.profile).get_credentials()
-    if found is None:
-        raise aws.NoCredentialsError
-    return found
+def obstore_takes(path: str) -> bool:
+    """Whether obstore can ask for this `bucket/key`: it knows no empty, `.` or `..` segments and no control characters, as S3 does."""
+    return not any(part in ("", ".", "..") for part in path.split("/")) and path.isprintable()
 
 
 def is_virtual(options: StorageOptions, bucket: str) -> bool:
@@ -180,3 +115,9 @@ def at_bucket(options: StorageOptions, bucket: str, pid: int) -> StorageOptions:
     except aws.ClientError as error:  # It may not be looked at, and says where it is all the same.
         found = error.response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
     return replace(options, region=found or options.region)
+
+
+def forget_clients() -> None:
+    """Let the next requests be made by new clients, which look for credentials anew."""
+    s3_client.cache_clear()
+    range_store.cache_clear()
