@@ -25,13 +25,12 @@ from jala_ray.storage.files import (
     write_bytes,
 )
 from jala_ray.storage.folders import (
-    ProbeReport,
     delete_dir,
     download_dir,
-    probe,
     upload_dir,
     verify_dir,
 )
+from jala_ray.storage.proving import ProbeReport, probe
 from jala_ray.storage.stores import MissingFile, StorageOptions, absolute, is_relative, is_s3, join, local_path
 from jala_ray.storage.surroundings import filesystem, worker_env
 from jala_ray.storage.sweeping import Swept, scratch, sweep, sweep_scratch

@@ -18,11 +18,13 @@ class _Flags:
     storage: StorageOptions = field(default_factory=StorageOptions)
 
 
-def storage_flags(argv: Sequence[str]) -> tuple[StorageOptions, list[str]]:
-    """The options that `--storage.KEY VALUE` (or `=VALUE`) ask for, and the other words. Raises `ConfigError` for an unknown key.
+def storage_flags(argv: Sequence[str], default: StorageOptions | None = None) -> tuple[StorageOptions, list[str]]:
+    """The options that `--storage.KEY VALUE` (or `=VALUE`) ask for over a default, and the other words. Raises `ConfigError` for an
+    unknown key.
 
     Where there are any they go into the environment too: all that the command reads is reached in the same way.
     """
+    default = default or StorageOptions()
     words, taken, rest = iter(argv), [], []
     for word in words:
         if not word.startswith(PREFIX):
@@ -31,7 +33,7 @@ def storage_flags(argv: Sequence[str]) -> tuple[StorageOptions, list[str]]:
         taken.append(word)
         if "=" not in word:
             taken.extend([value] if (value := next(words, None)) is not None else [])
-    options = parse(_Flags(), taken, prog="storage").storage if taken else StorageOptions()
+    options = parse(_Flags(default), taken, prog="storage").storage if taken else default
     if taken:
         os.environ.update(worker_env(options))
     return options, rest

@@ -182,6 +182,11 @@ class S3Store:
             names.update(o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ()))
         return sorted(names - {""})
 
+    def first_files(self, path: str) -> dict[str, int]:
+        prefix, pages = self._list(path)
+        found = {o["Key"][len(prefix) :]: o["Size"] for o in next(pages).get("Contents", ())}
+        return found or {"": self.size(path)}
+
     def _list(self, path: str, **how: str) -> tuple[str, Iterator[dict[str, Any]]]:
         """The prefix that a folder's keys begin with, and the pages of its list."""
         bucket, _, prefix = path.partition("/")

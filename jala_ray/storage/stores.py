@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -24,6 +25,8 @@ R = TypeVar("R")
 MULTIPART_THRESHOLD = 5 * 1024 * 1024
 """Objects up to this many bytes go in one PUT; S3 allows no smaller part."""
 STREAM_CHUNK = 1024 * 1024
+FIRST_FILES = 1000
+"""As many as S3 lists in a request."""
 
 
 class MissingFile(StorageError):
@@ -143,6 +146,10 @@ class Store(Protocol):
     def delete(self, path: str) -> None: ...
     def walk(self, path: str) -> dict[str, int]: ...
     def children(self, path: str) -> list[str]: ...
+    def first_files(self, path: str) -> dict[str, int]:
+        """Some files below a folder, relative name -> bytes: no more than one request lists. `""`: the path is itself a file."""
+        ...
+
     def sweep(self, path: str) -> dict[str, int]:
         """Remove what dead writers left below a folder: name -> bytes."""
         ...
@@ -261,6 +268,13 @@ class LocalStore:
         return sorted(os.listdir(path))
 
     @_patient
+    @_patient
+    def first_files(self, path: str) -> dict[str, int]:
+        if not os.path.isdir(path):
+            return {"": os.stat(path).st_size}
+        files = (p for p in Path(path).rglob("*") if p.is_file())
+        return {p.relative_to(path).as_posix(): p.stat().st_size for p in itertools.islice(files, FIRST_FILES)}
+
     def sweep(self, path: str) -> dict[str, int]:
         root, found = Path(path), {}
         for folder, folders, files in os.walk(root):
@@ -306,9 +320,9 @@ def explained(operation: str, uri: str | os.PathLike[str], options: StorageOptio
         found = diagnose(first, "" if is_s3(text) else text)
         if found is None:
             raise
-        options = (options or StorageOptions()).resolved()
-        place = text
+        options, place = options or StorageOptions(), text
         if is_s3(text):
+            options = options.resolved()
             place = f"{text} (bucket {text[5:].split('/', 1)[0]!r}, endpoint {options.endpoint_url or 'AWS'})"
         field, expected = f"{operation} {place}", "it to succeed"
         if found.kind == "passing":
