@@ -15,6 +15,7 @@ from jala_ray.data.adapters import ADAPTERS, Adapter
 from jala_ray.data.adapters.base import with_packets
 from jala_ray.data.examine import SOME_VIDEOS, Videos, examine
 from jala_ray.data.manifest import Manifest, WriteReport, write_manifest
+from jala_ray.storage.flags import storage_flags
 from jala_ray.types import JalaError
 
 A = TypeVar("A", bound=Adapter)
@@ -59,8 +60,8 @@ def command_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for a manifest with problems, 2 for bad input."""
-    options = command_parser().parse_args(arguments)
     try:
+        options = command_parser().parse_args(storage_flags(sys.argv[1:] if arguments is None else arguments)[1])
         if options.command == "validate":
             return _validate(options.manifest, options.videos)
         if options.command == "inspect":

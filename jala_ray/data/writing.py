@@ -244,4 +244,4 @@ def _read_part(path: str, options: StorageOptions | None) -> tuple[pa.Table, byt
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """A manifest's path, independent of the working folder."""
-    return storage.absolute(os.fspath(path)).rstrip("/")
+    return storage.absolute(path)

@@ -53,7 +53,7 @@ def write_inspection(
     if samples < 1:
         raise UserError("samples", samples, "1 or more")
     manifest = manifest if isinstance(manifest, Manifest) else Manifest(manifest)
-    path = Path(out) if out is not None else default_page(manifest.path)
+    path = Path(storage.local_path(out)) if out is not None else default_page(manifest.path)
     census = take_census(manifest, samples, MEASURED, seed)
     measured = in_turns(census.moving)[: max(MEASURED, MEASURED_EACH * len(census.moving))]
     # A clip may be drawn for several of its task types, so there are spare rows.

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from jala_ray import storage
 from jala_ray.checks import check
-from jala_ray.config import DataConfig, RunConfig, TokenizerRunConfig
+from jala_ray.config import DataConfig, ModelConfig, RunConfig, TokenizerRunConfig
 from jala_ray.data.places import Catalogue
 from jala_ray.data.plan import Plan
 from jala_ray.data.steps import ShareBuilder, StepBuilder
@@ -53,13 +53,14 @@ RESUMABLE = (
 
 
 def storage_options(config: RunConfig | TokenizerRunConfig) -> StorageOptions:
-    stored = config.storage
-    return StorageOptions(endpoint_url=stored.endpoint_url, region=stored.region, patience_s=stored.patience_s)
+    """How the run's store is reached: what `config.storage` says of it."""
+    known = {key.name for key in fields(StorageOptions)}
+    return StorageOptions(**{key: value for key, value in vars(config.storage).items() if key in known})
 
 
 def run_folder(config: RunConfig | TokenizerRunConfig) -> str:
     """Address of the run's folder."""
-    return storage.join(_absolute(config.storage.root), config.name)
+    return storage.join(storage.absolute(config.storage.root), config.name)
 
 
 def absolute(config: AnyRun) -> AnyRun:
@@ -68,19 +69,31 @@ def absolute(config: AnyRun) -> AnyRun:
     Raises `ConfigError` for a relative `storage.root` in a submitted job, whose folder is a copy that Ray deletes.
     """
     root = config.storage.root
-    if not storage.is_s3(root) and not Path(root).is_absolute() and JOB_COPY in Path.cwd().parts:
+    if storage.is_relative(root) and JOB_COPY in Path.cwd().parts:
         remedy = "A submitted job runs in a copy of the working folder that Ray deletes: pass --storage.root."
         raise ConfigError("storage.root", root, "an absolute folder or an s3:// address", remedy)
-    config = replace(config, storage=replace(config.storage, root=_absolute(root)))
+    config = replace(config, storage=replace(config.storage, root=storage.absolute(root)))
     if isinstance(config, TokenizerRunConfig):
-        return replace(config, manifests=tuple(map(_absolute, config.manifests)))
-    data = replace(config.data, manifest=_absolute(config.data.manifest), cache=_absolute(config.data.cache))
-    init = None if config.init is None else _absolute(config.init)
-    return replace(config, data=data, init=init, motion_tokenizer=_absolute(config.motion_tokenizer))
+        return replace(config, manifests=tuple(map(storage.absolute, config.manifests)))
+    manifest, cache = storage.absolute(config.data.manifest), storage.absolute(config.data.cache)
+    init = None if config.init is None else storage.absolute(config.init)
+    return replace(
+        config,
+        data=replace(config.data, manifest=manifest, cache=cache),
+        model=_pretrained_absolute(config.model),
+        init=init,
+        motion_tokenizer=storage.absolute(config.motion_tokenizer),
+    )
 
 
-def _absolute(address: str) -> str:
-    return address if not address or storage.is_s3(address) else str(Path(address).absolute())
+def _pretrained_absolute(model: ModelConfig) -> ModelConfig:
+    """What is written as a folder is made absolute; a hub's name, `owner/name`, stays."""
+    parts = {}
+    for part in ("backbone", "encoder", "text"):
+        held = getattr(model, part)
+        if held.pretrained and held.pretrained.startswith(("~", ".", "file:/")):
+            parts[part] = replace(held, pretrained=storage.local_path(held.pretrained))
+    return replace(model, **parts)
 
 
 @dataclass(frozen=True)
