@@ -21,7 +21,7 @@ from jala_ray.types import (
     UserError,
     VideoError,
 )
-from jala_ray.video.frames import boundary_times
+from jala_ray.video.frames import index_boundaries
 from jala_ray.video.packets import PacketScan
 
 
@@ -83,6 +83,6 @@ def with_packets(items: Iterable[Clip | Rejection]) -> Iterator[Clip | Rejection
             if scanned[0] != item.video_uri:
                 scanned = (item.video_uri, None)
                 scanned = (item.video_uri, PacketScan(item.video_uri))
-            yield replace(item, packets=scanned[1].index(boundary_times(item)) if scanned[1] else None)
+            yield replace(item, packets=index_boundaries(scanned[1], item) if scanned[1] else None)
         except VideoError:
             yield item  # reading the sample will say what is wrong with it
