@@ -32,7 +32,7 @@ from jala_ray.video.decode import VideoReader
 
 SPANS_A_PIECE, MOTIONS_A_PIECE = 32, 1024
 PARTS, VIDEOS, SETTINGS, SUMMARY = "_parts", "videos", "prepare.json", "summary.json"
-PREPARED_VERSION = 1
+PREPARED_VERSION = 2
 """Of what a prepared clip is."""
 
 
