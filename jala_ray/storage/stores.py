@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -153,9 +154,42 @@ class LocalStore:
     def delete(self, path: str) -> None:
         Path(path).unlink(missing_ok=True)
 
-    def walk(self, path: str) -> dict[str, int]:
-        root = Path(path)
-        return {p.relative_to(root).as_posix(): p.stat().st_size for p in sorted(root.rglob("*")) if p.is_file()}
+    def walk(self, path: str, faults: dict[str, str] | None = None) -> dict[str, int]:
+        """Every file below a folder, linked folders included: relative name -> bytes, sorted.
+
+        `faults` takes what is there and cannot be had (a link to nothing, a folder that may not be read): relative name, of a folder
+        with a slash behind it -> why.
+        """
+        root, found, faults = Path(path), {}, {} if faults is None else faults
+
+        def unreadable(error: OSError) -> None:
+            if error.filename == str(root) and not isinstance(error, FileNotFoundError):
+                raise error
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                faults[f"{os.path.relpath(error.filename, root)}/"] = f"a folder that can be read: {error.strerror}"
+
+        # The real folders from the root to each: a link may lead back to one.
+        above = {str(root): [os.path.realpath(root)]}
+        for folder, folders, files in os.walk(root, onerror=unreadable, followlinks=True):
+            parents = above.pop(folder)
+            for name in list(folders):
+                real = os.path.realpath(os.path.join(folder, name))
+                if real in parents:
+                    folders.remove(name)
+                else:
+                    above[os.path.join(folder, name)] = [*parents, real]
+            for name in files:
+                file = Path(folder, name)
+                relative = file.relative_to(root).as_posix()
+                try:
+                    status = file.stat()
+                except OSError as error:
+                    if file.is_symlink():
+                        faults[relative] = f"a file: it is a link to {os.readlink(file)!r} ({error.strerror})"
+                    continue  # It vanished.
+                if stat.S_ISREG(status.st_mode):
+                    found[relative] = status.st_size
+        return dict(sorted(found.items()))
 
     def children(self, path: str) -> list[str]:
         return sorted(os.listdir(path))

@@ -27,7 +27,7 @@ from jala_ray.video.frames import boundary_times, clip_frames
 from jala_ray.video.write import write_mp4
 from tests.data.test_manifest import make_clip
 from tests.data.test_segments import joints_of, moving_clip, seen_from, with_validity, world_joints, world_to_camera
-from tests.video.numbered import HEIGHT, encode, numbered, numbers_of, with_sound
+from tests.video.numbered import HEIGHT, WIDTH, encode, numbered, numbers_of, with_sound
 
 QUICK = PrepareConfig(short_side=HEIGHT, crf=12, preset="ultrafast")
 TEXT = "Use the hands as the activity in view requires"
@@ -484,7 +484,7 @@ def test_rows_that_changed_are_prepared_again(video: Path, tmp_path: Path) -> No
 
 def test_a_log_gets_a_line_every_twentieth(capsys: pytest.CaptureFixture[str]) -> None:
     pieces = [Piece(str(i), f"{i}.mp4", 1.0) for i in range(200)]
-    facts = {"weight": 1.0, "clips": 2, "rejected": 0, "seconds": 5.0, "bytes": 10, "error": ""}
+    facts = {"weight": 1.0, "clips": 2, "rejected": 0, "seconds": 5.0, "bytes": 10, "notes": [], "error": ""}
     results = [facts | {"video": piece.video} for piece in pieces]
     results[150] |= {"error": "no room", "clips": 0}
     meter = Meter(pieces)

@@ -13,7 +13,7 @@ from jala_ray.data.manifest import Manifest
 from jala_ray.data.rows import clip_to_row, row_to_clip
 from jala_ray.types import PacketIndex, VideoError
 from jala_ray.video.decode import decode_frames, probe
-from jala_ray.video.frames import boundary_times, clip_frames, index_boundaries
+from jala_ray.video.frames import clip_frames, index_boundaries
 from jala_ray.video.packets import PacketScan, decode_packets, fetch_packets, runs
 from jala_ray.video.picture import Picture
 from tests.video.numbered import encode, number_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -92,7 +93,7 @@ def test_touching_spans_are_read_in_one_pass(make_video, tmp_path, monkeypatch):
 
     monkeypatch.setattr(transcode, "VideoReader", opened)
     cuts = [0.0, 1.0, 2.0, 3.0]
-    spans = [Span(a, b, tmp_path / f"{3 - a}.mp4") for a, b in zip(cuts, cuts[1:], strict=False)]
+    spans = [Span(a, b, tmp_path / f"{3 - a}.mp4") for a, b in pairwise(cuts)]
     run(source, spans[::-1])
     assert [numbers_in(span.path)[-1] for span in spans] == [29, 59, 89]
     assert len(readers) == 1 and readers[0].decoded <= 95
