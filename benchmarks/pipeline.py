@@ -185,7 +185,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
         root = Path(folder)
         if "s3" in options.parts:  # before Ray, whose workers inherit where the store is
-            running.enter_context(ObjectStore(root / "ceph"))
+            os.environ |= running.enter_context(ObjectStore(root / "ceph")).environment
         head = running.enter_context(local_head(PROCESSES))
         os.environ |= head.environment  # a process reads its token when it imports Ray
         import ray

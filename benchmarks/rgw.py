@@ -1,22 +1,26 @@
 """A real S3 server on loopback: Ceph's gateway (Debian packages radosgw, ceph-mon, ceph-osd, ceph-common) over one OSD in memory.
 
-`with ObjectStore(folder) as store:` gives `store.endpoint`, and sets the AWS variables of this process while it runs.
+`with ObjectStore(folder) as store:` gives `store.endpoint`, and in `store.environment` the AWS variables that reach it.
 """
 
 from __future__ import annotations
 
-import os
+import ctypes
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import boto3
 
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "ceph-authtool", "monmaptool")
-ACCESS, SECRET = "benchmark", "benchmark-secret"
+ACCESS, SECRET, BUCKET = "benchmark", "benchmark-secret", "benchmark"
+PR_SET_PDEATHSIG = 1
 CONFIG = """[global]
 fsid = {fsid}
 mon host = [v2:127.0.0.1:{mon}]
@@ -49,8 +53,9 @@ rgw thread pool size = 32
 """
 
 
-def available() -> bool:
-    return all(shutil.which(program) for program in PROGRAMS)
+def missing() -> list[str]:
+    """Programs that it needs and that are not installed."""
+    return [program for program in PROGRAMS if shutil.which(program) is None]
 
 
 def free_port() -> int:
@@ -60,11 +65,16 @@ def free_port() -> int:
 
 
 class ObjectStore:
-    """Runs while the block does; ended by the processes' own ids."""
+    """Runs while the block does; ended by the processes' own ids, or by the system when their caller's thread is gone."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+        }
         self._running: list[subprocess.Popen[bytes]] = []
 
     def _run(self, *command: object) -> str:
@@ -76,7 +86,10 @@ class ObjectStore:
 
     def _start(self, *command: object) -> None:
         words = [*map(str, command), "-f", "-c", str(self.folder / "ceph.conf")]
-        self._running.append(subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        process = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_die_with_caller
+        )
+        self._running.append(process)
 
     def __enter__(self) -> ObjectStore:
         folder, fsid, mon = self.folder, uuid.uuid4(), free_port()
@@ -110,13 +123,16 @@ class ObjectStore:
             raise
         return self
 
+    def client(self) -> Any:
+        """Of boto3, for this store alone."""
+        keys = {"aws_access_key_id": ACCESS, "aws_secret_access_key": SECRET}
+        return boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1", **keys)
+
     def _ready(self) -> None:
-        variables = {"AWS_ENDPOINT_URL": self.endpoint, "AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET}
-        os.environ.update(variables)
-        client = boto3.client("s3", region_name="us-east-1")
+        client = self.client()
         for attempt in range(60):
             try:
-                client.create_bucket(Bucket="benchmark")
+                client.create_bucket(Bucket=BUCKET)
                 return
             except Exception:
                 if attempt == 59:
@@ -127,5 +143,8 @@ class ObjectStore:
         for process in reversed(self._running):
             process.kill()
             process.wait()
-        for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            os.environ.pop(name, None)
+
+
+def _die_with_caller() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -100,6 +100,10 @@ class CheckpointError(UserError):
     """A folder is not a checkpoint, is incomplete, damaged, or does not fit the configuration."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint of the run's own is damaged and was set aside: started again, the run goes on from an older one."""
+
+
 @dataclass(frozen=True)
 class Camera:
     """Pinhole intrinsics in pixels of an upright `width` x `height` image (x right, y down, z forward)."""

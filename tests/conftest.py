@@ -22,12 +22,15 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For two processes (`make test`): all that starts a Ray is one group, the first, so that no two Rays share the cores; others are a
-    group a file, which makes its fixtures once."""
+    """For two processes (`make test`): all that starts a Ray is one group, the first, so that no two Rays share the cores; so is all that
+    starts a store, the second; others are a group a file, which makes its fixtures once."""
+    groups = ("cluster", "chaos")
+    order = {}
     for item in items:
-        ray = item.get_closest_marker("cluster") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+        own = [name for name in groups if item.get_closest_marker(name) is not None]
+        item.add_marker(pytest.mark.xdist_group(own[0] if own else str(item.path)))
+        order[item] = groups.index(own[0]) if own else len(groups)
+    items.sort(key=order.__getitem__)
 
 
 @pytest.fixture(scope="session")

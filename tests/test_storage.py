@@ -17,7 +17,7 @@ import pytest
 from jala_ray import storage
 from jala_ray.storage import clients, folders, stores
 from jala_ray.storage import s3 as s3_store
-from jala_ray.types import StorageError
+from jala_ray.types import StorageError, StoreUnavailable
 
 BUCKET = "clips"
 PATIENCE_S = 40
@@ -264,8 +264,8 @@ def test_unreachable_endpoint_fails_in_seconds(monkeypatch):
         unused.bind(("127.0.0.1", 0))  # Bound but not listening: connections are refused.
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
         begun = time.monotonic()
-        with pytest.raises(StorageError, match=rf"{address}.*endpoint_url"):
-            storage.probe(f"s3://{BUCKET}/x", storage.StorageOptions(endpoint_url=address))
+        with pytest.raises(StoreUnavailable, match=rf"{address}.*endpoint_url"):
+            storage.probe(f"s3://{BUCKET}/x", storage.StorageOptions(endpoint_url=address, patience_s=1))
         assert time.monotonic() - begun < PATIENCE_S
 
 
@@ -273,13 +273,13 @@ def test_silent_endpoint_fails_in_seconds(monkeypatch):
     """A server that accepts and never answers."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setattr(folders, "PROBE_READ_TIMEOUT_S", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        options = storage.StorageOptions(endpoint_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        options = storage.StorageOptions(endpoint_url=address, read_timeout_s=0.5, patience_s=1)
         begun = time.monotonic()
-        with pytest.raises(StorageError, match="endpoint"):
+        with pytest.raises(StoreUnavailable, match="endpoint"):
             storage.probe(f"s3://{BUCKET}/x", options)
         assert time.monotonic() - begun < PATIENCE_S
 

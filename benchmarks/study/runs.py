@@ -39,7 +39,8 @@ def perform(study: Study, job: Job) -> dict[str, Any]:
 
     def make() -> dict[str, Any]:
         for config in runs:
-            setup.claim(config, setup.run_folder(config), setup.storage_options(config))  # refuses another run's folder
+            with setup.claim(config, setup.run_folder(config), setup.storage_options(config)):
+                """Refuses another run's folder."""
             if not storage.is_committed(last_checkpoint(config)):
                 run_local(config)
         return evaluate(study, job, runs)

@@ -31,10 +31,11 @@ def make_tokenizer(study: Study, world: dict[str, Any]) -> dict[str, Any]:
 def _make(study: Study) -> dict[str, Any]:
     manifests = (str(study.manifest),)
     config = replace(study.size.tokenizer, manifests=manifests, storage=StorageConfig(str(study.out)))
-    folder, options = setup.prepare_tokenizer(config)
     rows = {split: rows_with_labels(manifests, split, config.max_chunks, config.seed) for split in ("train", "val")}
     train, held_out = (Chunks(**read_chunks(rows[split])) for split in ("train", "val"))
-    train_tokenizer(TokenizerRun(config, folder, options, train, held_out, device()))
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    with setup.prepared_tokenizer(config):
+        train_tokenizer(TokenizerRun(config, folder, options, train, held_out, device()))
     tokenizer = MotionTokenizer.load(study.tokenizer)
     return {"trained_chunks": len(train), "floor": {domain: _floor(study, tokenizer, domain) for domain in DOMAINS}}
 

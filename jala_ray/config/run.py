@@ -98,6 +98,8 @@ class StorageConfig:
     region: str | None = None
     patience_s: float = 180.0
     """How long a store may fail to answer, seconds, before the step fails and the run ends; it can be resubmitted."""
+    lease_s: float = 60.0
+    """A run folder whose holder shows no sign of life for so many seconds may be taken over by another attempt."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -19,11 +19,12 @@ import ray
 import ray.data
 import ray.train
 import torch
+from ray.exceptions import RayTaskError
 
 from jala_ray.data.chunks import ManifestRow, read_chunks
 from jala_ray.data.plan import Plan, PlanRow, Span, Steps, plan_rows
 from jala_ray.data.steps import Parcel, ShareBuilder, StepBuilder, StepShare, Unit
-from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, UserError
+from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, JalaError, UserError
 
 T = TypeVar("T")
 
@@ -145,6 +146,14 @@ def unit_dataset(segment: Segment, world: int) -> ray.data.Dataset:
     return dataset.map_batches(cast(Any, stage.__call__), batch_size=m, zero_copy_batch=True, num_cpus=1)
 
 
+def settled(context: ray.data.DataContext) -> None:
+    """What all our datasets have in common."""
+    context.enable_progress_bars = False  # the loops and jobs print their own lines
+    context.raise_original_map_exception = (
+        True  # with its fields; Ray's wrapper would lose them on its way between processes
+    )
+
+
 class UnitConfig(ray.train.DataConfig):
     """Builds each dataset when Train knows the number of workers; `datasets` given to the trainer only name them."""
 
@@ -163,17 +172,57 @@ class UnitConfig(ray.train.DataConfig):
             dataset.context.execution_options.preserve_order = True
             # A unit is never cut: splitting its block would break the turn of the ranks.
             dataset.context.target_max_block_size = None
-            dataset.context.enable_progress_bars = False  # the loop prints its own line
+            settled(dataset.context)
             for rank, split in enumerate(dataset.streaming_split(world_size, equal=True)):
                 shards[rank][name] = split
         return shards
 
 
+def blocks(shard: ray.data.DataIterator) -> Iterator[Any]:
+    """Whole blocks: Ray would copy what is left of a block for every batch that it cuts off."""
+    return iter(shard.iter_batches(batch_size=cast(Any, None), prefetch_batches=1, batch_format="pyarrow"))
+
+
+def explained(stream: Iterable[T]) -> Iterator[T]:
+    """The stream; where a task ended it, its error that explains itself, if it is one, in place of Ray's report of it."""
+    try:
+        yield from stream
+    except Exception as error:
+        cause = cause_of(error)
+        if cause is None:
+            raise
+        raise cause from error
+
+
+def cause_of(error: BaseException | None) -> JalaError | None:
+    """The error that explains itself behind what Ray made of it: wrapped, chained, or in another process."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        found = waiting.pop(0)
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, JalaError) and not isinstance(
+            found, RayTaskError
+        ):  # Ray's inherits from the error that it carries
+            return found
+        inner = (getattr(found, name, None) for name in ("cause", "_base_exc", "controller_failure"))
+        waiting += [
+            e
+            for e in (*inner, *getattr(found, "worker_failures", {}).values(), found.__cause__, found.__context__)
+            if e
+        ]
+    return None
+
+
 def read_shares(shard: ray.data.DataIterator, first: int, last: int, rank: int) -> Iterator[StepShare]:
-    """A rank's shares of steps `first` .. `last - 1`, in order. Raises `UserError` if the stream hands out anything else."""
+    """A rank's shares of steps `first` .. `last - 1`, in order.
+
+    Raises `UserError` if the stream hands out anything else, and what a task raised (`StoreUnavailable`) as it was.
+    """
     expected = first
-    # Whole blocks: Ray would copy what is left of a block for every batch that it cuts off.
-    for batch in shard.iter_batches(batch_size=cast(Any, None), prefetch_batches=1, batch_format="pyarrow"):
+    for batch in explained(blocks(shard)):
         table = cast(pa.Table, batch)
         places = zip(table["step"].to_pylist(), table["rank"].to_pylist(), strict=True)
         for (step, owner), cell in zip(places, cells(table["share"]), strict=True):
@@ -210,9 +259,9 @@ def chunk_arrays(rows: Sequence[ManifestRow]) -> dict[str, np.ndarray]:
 
     dataset = ray.data.range(groups, override_num_blocks=groups).map_batches(cast(Any, stage), batch_size=1)
     dataset.context.execution_options.preserve_order = True
-    dataset.context.enable_progress_bars = False
+    settled(dataset.context)
     parts: dict[str, list[np.ndarray]] = {"features": [], "side": [], "beta": []}
-    for row in dataset.iter_rows():
+    for row in explained(dataset.iter_rows()):
         parts["features"].append(np.frombuffer(row["features"], np.float32).reshape(-1, CHUNK_FRAMES, FEATURE_DIM))
         parts["side"].append(np.frombuffer(row["side"], np.int64))
         parts["beta"].append(np.frombuffer(row["beta"], np.float32).reshape(-1, 10))
@@ -247,6 +296,6 @@ def work_through(
         stage, options = Stage, {"num_gpus": num_gpus, "compute": actors}
     dataset = ray.data.range(len(items), override_num_blocks=len(items))
     dataset = dataset.map_batches(stage, batch_size=1, **options)
-    dataset.context.enable_progress_bars = False  # the job has its own
-    for row in dataset.iter_rows():
+    settled(dataset.context)
+    for row in explained(dataset.iter_rows()):
         yield json.loads(row["result"])

@@ -9,6 +9,7 @@ Credentials come from the usual AWS places (environment, profile, instance role)
 of this package.
 """
 
+from jala_ray.storage.commit import COMMIT_FILE, Commit, FileEntry, is_committed, read_commit
 from jala_ray.storage.files import (
     ChangedFile,
     RangeFile,
@@ -24,20 +25,16 @@ from jala_ray.storage.files import (
     write_bytes,
 )
 from jala_ray.storage.folders import (
-    COMMIT_FILE,
-    Commit,
-    FileEntry,
     ProbeReport,
     delete_dir,
     download_dir,
-    is_committed,
     probe,
-    read_commit,
     upload_dir,
     verify_dir,
 )
 from jala_ray.storage.stores import MissingFile, StorageOptions, absolute, is_s3, join
 from jala_ray.storage.surroundings import filesystem, worker_env
+from jala_ray.storage.sweeping import Swept, scratch, sweep, sweep_scratch
 
 __all__ = [
     "COMMIT_FILE",
@@ -48,6 +45,7 @@ __all__ = [
     "ProbeReport",
     "RangeFile",
     "StorageOptions",
+    "Swept",
     "absolute",
     "delete",
     "delete_dir",
@@ -65,7 +63,10 @@ __all__ = [
     "read_commit",
     "read_range",
     "read_ranges",
+    "scratch",
     "size",
+    "sweep",
+    "sweep_scratch",
     "upload_dir",
     "verify_dir",
     "worker_env",

@@ -1,4 +1,4 @@
-"""The three S3 clients: boto3 (objects), obstore (ranged reads), pyarrow (Parquet and Ray). Imported only where an address is s3://."""
+"""The two S3 clients: boto3 (objects) and obstore (ranged reads). Imported only where an address is s3://."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import boto3
 import botocore.exceptions as aws
 import obstore.store
-import pyarrow.fs
 from botocore.config import Config
 from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -24,7 +23,7 @@ def s3_client(options: StorageOptions, pid: int) -> Any:
     config = Config(
         connect_timeout=options.connect_timeout_s,
         read_timeout=options.read_timeout_s,
-        retries={"mode": "standard", "total_max_attempts": options.attempts},
+        retries={"mode": "standard", "total_max_attempts": 1},  # Whoever asks tries again: see `patience`.
         max_pool_connections=32,
         # Older S3-compatible servers (Ceph RGW among them) refuse or lose bodies with trailing checksums.
         request_checksum_calculation="when_required",
@@ -54,20 +53,11 @@ def range_store(options: StorageOptions, bucket: str, pid: int) -> obstore.store
             "connect_timeout": f"{options.connect_timeout_s}s",
             "timeout": f"{options.read_timeout_s}s",
         },
-        retry_config={"max_retries": options.attempts - 1},
+        retry_config={"max_retries": 0},
     )
 
 
-@functools.lru_cache(maxsize=16)
-def arrow_filesystem(options: StorageOptions, pid: int) -> pyarrow.fs.FileSystem:
-    del pid  # A key only: one file system a process.
-    scheme, _, host = (options.endpoint_url or "").rpartition("://")
-    return pyarrow.fs.S3FileSystem(
-        endpoint_override=host or None,
-        scheme=scheme or "https",
-        region=options.region,
-        connect_timeout=options.connect_timeout_s,
-        request_timeout=options.read_timeout_s,
-        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=options.attempts),
-        background_writes=False,  # Errors of a part raise at once instead of vanishing.
-    )
+def forget_clients() -> None:
+    """Let the next requests be made by new clients, which look for credentials anew."""
+    s3_client.cache_clear()
+    range_store.cache_clear()

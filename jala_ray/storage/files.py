@@ -6,10 +6,13 @@ import io
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
-from jala_ray.storage.stores import MissingFile, StorageOptions, explained, is_s3, store_for
+from jala_ray.storage.stores import ChangedFile, MissingFile, StorageOptions, explained, is_s3, store_for
 from jala_ray.types import StorageError
+
+if TYPE_CHECKING:
+    from jala_ray.storage.s3 import S3Store
 
 Uri = str | os.PathLike[str]
 S3_GAP_BYTES = 512 * 1024
@@ -37,10 +40,6 @@ def read_range(uri: Uri, start: int, end: int, options: StorageOptions | None = 
             f"read {uri}", f"{len(data)} bytes at {start}", f"{end - start} bytes", "The file is shorter."
         )
     return data
-
-
-class ChangedFile(StorageError):
-    """A file has another size than when it was indexed."""
 
 
 def read_ranges(
@@ -141,20 +140,25 @@ def open_file(uri: Uri, mode: str = "rb", options: StorageOptions | None = None)
     if mode not in ("r", "rb", "w", "wb"):
         raise StorageError("mode", mode, "one of r, rb, w, wb")
     with explained("open", uri, options):
+        store, path = store_for(uri, options)
         if not is_s3(uri):
-            _, path = store_for(uri)
             if "w" in mode:
                 os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
             return open(path, mode, encoding=None if "b" in mode else "utf-8")
-        if "w" in mode:
-            from jala_ray.storage.surroundings import filesystem
-
-            fs, path = filesystem(uri, options)
-            binary = cast("IO[bytes]", fs.open_output_stream(path))
-        else:
-            ranged = RangeFile(lambda start, end: read_range(uri, start, end, options), size(uri, options))
-            binary = cast("IO[bytes]", ranged)
+        s3 = cast("S3Store", store)
+        binary = cast("IO[bytes]", s3.writer(path) if "w" in mode else _ranges_of(s3, path, uri, options))
         return binary if "b" in mode else io.TextIOWrapper(binary, encoding="utf-8")
+
+
+def _ranges_of(store: S3Store, path: str, uri: Uri, options: StorageOptions | None) -> RangeFile:
+    """An object as a file, all of one version of it."""
+    size, version = store.identity(path)
+
+    def fetch(start: int, end: int) -> bytes:
+        with explained("read", uri, options):
+            return store.read_spans(path, [(start, end)], version)[0][0]
+
+    return RangeFile(fetch, size)
 
 
 class RangeFile(io.RawIOBase):

@@ -10,12 +10,12 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from jala_ray.storage.files import Uri, list_files, read_bytes
+from jala_ray.storage.commit import CLAIM_FILE, COMMIT_FILE, Commit, FileEntry, is_committed, read_commit
+from jala_ray.storage.files import Uri, list_files
+from jala_ray.storage.patience import parallel
 from jala_ray.storage.stores import (
     MULTIPART_THRESHOLD,
     LocalStore,
@@ -25,139 +25,169 @@ from jala_ray.storage.stores import (
     explained,
     is_s3,
     join,
+    partial_name,
     store_for,
     sync_folder,
 )
 from jala_ray.types import StorageError
 
-COMMIT_FILE = "COMMIT.json"
-CLAIM_FILE = "UPLOADING.json"
-FORMAT = 1
 WORKERS = 4
-PROBE_CONNECT_TIMEOUT_S, PROBE_READ_TIMEOUT_S = 3.0, 10.0
-
-R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Size in bytes and SHA-256 (hex) of one file of a committed folder."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Commit:
-    """The content of a commit marker: relative file name -> entry."""
-
-    files: dict[str, FileEntry]
-
-    def to_json(self) -> bytes:
-        files = {name: asdict(self.files[name]) for name in sorted(self.files)}
-        return json.dumps({"format": FORMAT, "files": files}, indent=1).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes, where: str) -> Commit:
-        try:
-            content = json.loads(data)
-            files = {name: FileEntry(**entry) for name, entry in content["files"].items()}
-            found = content["format"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StorageError(
-                f"commit marker of {where}", str(error), "a readable marker", "Delete the folder."
-            ) from error
-        if found != FORMAT:
-            raise StorageError(f"format of the commit marker of {where}", found, str(FORMAT))
-        return cls(files)
+SENDS = 3
+"""Times a file is sent in all, where it does not arrive intact."""
 
 
 def upload_dir(
-    local: Uri, uri: Uri, options: StorageOptions | None = None, *, replace_unfinished: bool = False
+    local: Uri,
+    uri: Uri,
+    options: StorageOptions | None = None,
+    *,
+    replace_unfinished: bool = False,
+    replace_committed: bool = False,
+    guard: Callable[[], None] | None = None,
 ) -> Commit:
     """Copy a local folder to `uri` (S3 or another local path), verify it, and commit it.
 
     Every file is read back and its SHA-256 compared with the local one before the marker is written. The
     bytes themselves are read because nothing cheaper is believed everywhere: an upload may be reported as
     done and be absent or damaged, the ETag of a multipart or encrypted object is not a digest of its content,
-    and stored checksums are not known to older servers.
+    and stored checksums are not known to older servers. A file that did not arrive intact is sent again, up to
+    `SENDS` times in all.
 
     One writer wins: on S3 a claim and the marker are written on condition that they do not exist; locally the
-    files are gathered in a sibling folder that is renamed into place. An address that is committed is never
-    touched. What a writer that died left behind is refused too, unless `replace_unfinished` says to remove
-    it. Symbolic links are followed, empty folders are not kept.
+    files are gathered in a sibling folder that is renamed into place. What a writer that died left behind is
+    refused, unless `replace_unfinished` says to remove it. A committed folder is never touched, unless
+    `replace_committed` says that whoever calls holds the address: one that already holds exactly these files
+    is left as it is, another is replaced, its marker deleted first. Symbolic links are followed, empty folders
+    are not kept.
+
+    `guard` is called right before anything at the address is removed and right before the commit; what it
+    raises stops the upload there.
 
     Raises StorageError: nothing to upload, the address is committed or claimed, a file did not arrive intact.
     """
-    source = Path(local)
+    source, rights = Path(local), _Rights(replace_unfinished, replace_committed, guard or (lambda: None))
     if not source.is_dir():
         raise MissingFile(f"upload {source}", "no such folder", "a local folder")
     names = [name for name in LocalStore().walk(str(source)) if name not in (COMMIT_FILE, CLAIM_FILE)]
     if not names:
         raise StorageError(f"upload {source}", "an empty folder", "at least one file")
-    if is_committed(uri, options):
-        raise StorageError(
-            f"upload to {uri}",
-            "a committed folder",
-            "an address not yet used",
-            "Committed folders are final.",
-        )
+    if replace_committed:
+        if (there := _same_content(source, names, uri, options)) is not None:
+            return there
+    elif is_committed(uri, options):
+        raise _final(uri)
     staged = _staged_on_s3 if is_s3(uri) else _staged_locally
     with (
         explained("upload to", uri, options),
-        staged(uri, options, replace_unfinished) as (store, path, finish),
+        staged(uri, options, rights) as (store, path, finish),
     ):
 
         def send(name: str) -> FileEntry:
-            origin, target = source / name, join(path, name)
-            entry = FileEntry(origin.stat().st_size, _digest(LocalStore().stream(str(origin))))
-            store.upload(origin, target)
-            _check(store, target, name, entry, uri, digest=True)
-            return entry
+            for tries_left in reversed(range(SENDS)):
+                entry = _entry(source / name)
+                try:
+                    with explained("upload to", join(uri, name), options):
+                        store.upload(source / name, join(path, name))
+                    _check(store, join(path, name), name, entry, uri, options, digest=True)
+                except StorageError:
+                    if not tries_left:
+                        raise
+                else:
+                    return entry
+            raise AssertionError("SENDS is at least 1")
 
-        commit = Commit(dict(zip(names, _parallel(send, names), strict=True)))
+        commit = Commit(dict(zip(names, parallel(send, names, WORKERS), strict=True)))
         finish(commit)
     return commit
 
 
-@contextlib.contextmanager
-def _staged_on_s3(uri: Uri, options: StorageOptions | None, replace_unfinished: bool):
-    store, path = store_for(uri, options)
-    if leftovers := store.walk(path):
-        if not replace_unfinished:
-            raise _unfinished(uri, leftovers)
+def _entry(file: Path) -> FileEntry:
+    return FileEntry(file.stat().st_size, _digest(LocalStore().stream(str(file))))
+
+
+def _same_content(source: Path, names: list[str], uri: Uri, options: StorageOptions | None) -> Commit | None:
+    """The committed folder at `uri` if it holds exactly the files of a local one, all intact; else None.
+
+    So is an earlier try of the same upload whose end was never heard of.
+    """
+    try:
+        there = read_commit(uri, options)
+        if there != Commit({name: _entry(source / name) for name in names}):
+            return None
+        return verify_dir(uri, options)
+    except StorageError:  # Damaged, or gone by now: no reason to keep it.
+        return None
+
+
+@dataclass(frozen=True)
+class _Rights:
+    """What an upload may remove, and who is asked before it does."""
+
+    unfinished: bool
+    committed: bool
+    guard: Callable[[], None]
+
+    def clear(self, uri: Uri, there: Iterable[str], options: StorageOptions | None) -> None:
+        """Remove what is at an address. Raises StorageError where that is not allowed."""
+        if COMMIT_FILE in there:
+            if not self.committed:
+                raise _final(uri)
+        elif not self.unfinished:
+            raise _unfinished(uri, there)
+        self.guard()
         delete_dir(uri, options)
-    token = json.dumps({"upload": uuid.uuid4().hex}).encode()
-    store.write(join(path, CLAIM_FILE), token, only_new=True)
+
+
+@contextlib.contextmanager
+def _staged_on_s3(uri: Uri, options: StorageOptions | None, rights: _Rights):
+    store, path = store_for(uri, options)
+    if there := store.walk(path):
+        rights.clear(uri, there, options)
+    token = uuid.uuid4().hex
+    claim = json.dumps({"upload": token}).encode()
+    store.write(join(path, CLAIM_FILE), claim, only_new=True)
     if others := set(store.walk(path)) - {CLAIM_FILE}:  # A whole upload may have gone by before the claim.
         store.delete(join(path, CLAIM_FILE))
         raise _unfinished(uri, others)
 
     def finish(commit: Commit) -> None:
-        if store.read(join(path, CLAIM_FILE), 0, None) != token:
+        if read_claim() != claim:
             raise StorageError(
                 f"commit {uri}", "another upload's claim", "this upload's claim", "Another writer took over."
             )
-        store.write(join(path, COMMIT_FILE), commit.to_json(), only_new=True)
+        rights.guard()
+        store.write(join(path, COMMIT_FILE), commit.to_json(token), only_new=True)
         store.delete(join(path, CLAIM_FILE))
+
+    def read_claim() -> bytes | None:
+        try:
+            with explained("read", join(uri, CLAIM_FILE), options):
+                return store.read(join(path, CLAIM_FILE), 0, None)
+        except MissingFile:
+            return None
 
     yield store, path, finish
 
 
 @contextlib.contextmanager
-def _staged_locally(uri: Uri, options: StorageOptions | None, replace_unfinished: bool):
+def _staged_locally(uri: Uri, options: StorageOptions | None, rights: _Rights):
     store, path = store_for(uri, options)
     final = Path(path).absolute()
-    if final.exists() and (leftovers := store.walk(path)):
-        if not replace_unfinished:
-            raise _unfinished(uri, leftovers)
-        delete_dir(uri)
+
+    def there() -> dict[str, int]:
+        return store.walk(path) if final.exists() else {}
+
+    if (found := there()) and COMMIT_FILE not in found:
+        rights.clear(uri, found, options)
     final.parent.mkdir(parents=True, exist_ok=True)
-    staging = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.part")
+    staging = final.with_name(partial_name(final.name))
     try:
 
         def finish(commit: Commit) -> None:
-            store.write(join(str(staging), COMMIT_FILE), commit.to_json(), only_new=True)
+            store.write(join(str(staging), COMMIT_FILE), commit.to_json(uuid.uuid4().hex), only_new=True)
+            if rights.committed and COMMIT_FILE in (found := there()):
+                rights.clear(uri, found, options)  # Only now: until then the old folder is whole.
+            rights.guard()
             _rename_folder(staging, final)
 
         yield store, str(staging), finish
@@ -176,6 +206,12 @@ def _rename_folder(staging: Path, final: Path) -> None:
     sync_folder(str(final.parent))
 
 
+def _final(uri: Uri) -> StorageError:
+    return StorageError(
+        f"upload to {uri}", "a committed folder", "an address not yet used", "Committed folders are final."
+    )
+
+
 def _unfinished(uri: Uri, leftovers: Iterable[str]) -> StorageError:
     return StorageError(
         f"upload to {uri}",
@@ -183,29 +219,6 @@ def _unfinished(uri: Uri, leftovers: Iterable[str]) -> StorageError:
         "an empty address",
         "It is under way or died; delete_dir() it, or pass replace_unfinished=True if it died.",
     )
-
-
-def is_committed(uri: Uri, options: StorageOptions | None = None) -> bool:
-    """Whether the folder carries a commit marker (its files were all verified when it was written)."""
-    try:
-        read_commit(uri, options)
-    except MissingFile:
-        return False
-    return True
-
-
-def read_commit(uri: Uri, options: StorageOptions | None = None) -> Commit:
-    """The marker of a committed folder. Raises MissingFile without one, StorageError if it is unreadable."""
-    try:
-        data = read_bytes(join(uri, COMMIT_FILE), options)
-    except MissingFile as error:
-        raise MissingFile(
-            f"folder {uri}",
-            f"no {COMMIT_FILE}",
-            "a committed folder",
-            "It does not exist, or its upload did not finish.",
-        ) from error
-    return Commit.from_json(data, os.fspath(uri))
 
 
 def verify_dir(uri: Uri, options: StorageOptions | None = None, *, digest: bool = True) -> Commit:
@@ -216,7 +229,11 @@ def verify_dir(uri: Uri, options: StorageOptions | None = None, *, digest: bool 
     commit = read_commit(uri, options)
     with explained("verify", uri, options):
         store, path = store_for(uri, options)
-        _parallel(lambda n: _check(store, join(path, n), n, commit.files[n], uri, digest=digest), commit.files)
+        parallel(
+            lambda n: _check(store, join(path, n), n, commit.files[n], uri, options, digest=digest),
+            commit.files,
+            WORKERS,
+        )
     return commit
 
 
@@ -234,12 +251,12 @@ def download_dir(uri: Uri, local: Uri, options: StorageOptions | None = None) ->
     if target.exists() and any(target.iterdir()):
         raise StorageError(f"download to {target}", "another folder", "an empty or new path", "Choose another path.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    staging = target.with_name(partial_name(target.name))
     with explained("download", uri, options):
         store, path = store_for(uri, options)
 
         def fetch(name: str) -> None:
-            _check(store, join(path, name), name, commit.files[name], uri, digest=False)
+            _check(store, join(path, name), name, commit.files[name], uri, options, digest=False)
             destination = staging / name
             destination.parent.mkdir(parents=True, exist_ok=True)
             with open(destination, "wb") as file:
@@ -248,7 +265,7 @@ def download_dir(uri: Uri, local: Uri, options: StorageOptions | None = None) ->
             _compare(digest, name, commit.files[name], uri)
 
         try:
-            _parallel(fetch, commit.files)
+            parallel(fetch, commit.files, WORKERS)
             LocalStore().write(str(staging / COMMIT_FILE), commit.to_json())
             try:
                 _rename_folder(staging, target)
@@ -278,7 +295,7 @@ def delete_dir(uri: Uri, options: StorageOptions | None = None) -> None:
         store.delete(join(path, COMMIT_FILE))
         if is_s3(uri):
             # One request each: older servers and newer clients disagree on the checksum bulk deletion needs.
-            _parallel(store.delete, [join(path, name) for name in store.walk(path)])
+            parallel(store.delete, [join(path, name) for name in store.walk(path)], WORKERS)
         elif os.path.isdir(path):
             shutil.rmtree(path)
 
@@ -295,52 +312,56 @@ class ProbeReport:
 
 
 def probe(uri: Uri, options: StorageOptions | None = None) -> ProbeReport:
-    """Write, read back, list and delete small objects under `uri`, on S3 a multipart one too, in seconds.
+    """Write, read back, list and delete small objects under `uri`, on S3 a multipart one too.
 
-    Call it at the start of a job. Raises StorageError with bucket, endpoint, operation, cause and remedy.
+    Call it at the start of a job: it takes a moment at a store that answers, and waits for one that does not as long as the job
+    would. Raises StorageError, StoreUnavailable with bucket, endpoint, operation, cause and remedy.
     """
-    quick = replace(
-        options or StorageOptions(),
-        connect_timeout_s=PROBE_CONNECT_TIMEOUT_S,
-        read_timeout_s=PROBE_READ_TIMEOUT_S,
-        attempts=2,
-    )
     base = join(uri, f"probe-{uuid.uuid4().hex[:12]}")
-    store, path = store_for(base, quick)
+    store, path = store_for(base, options)
     small = os.urandom(64)
     payloads = {"small": small}
     if is_s3(uri):
         payloads["multipart"] = small * (MULTIPART_THRESHOLD // 64 + 1)
-    with explained("probe", base, quick), tempfile.TemporaryDirectory() as folder:
+    with explained("probe", base, options), tempfile.TemporaryDirectory() as folder:
         for name, payload in payloads.items():
             file, target = Path(folder) / name, join(path, name)
             file.write_bytes(payload)
-            with explained(f"probe: {name} upload to", base, quick):
+            with explained(f"probe: {name} upload to", base, options):
                 store.upload(file, target)
-            with explained(f"probe: read back of {name} upload from", base, quick):
-                _check(store, target, name, FileEntry(len(payload), _digest([payload])), base, digest=True)
-        conditional = _refuses_overwrite(store, join(path, "small"))
-        with explained("probe: list", base, quick):
-            listed = sorted(list_files(base, quick))
+            with explained(f"probe: read back of {name} upload from", base, options):
+                _check(store, target, name, FileEntry(len(payload), _digest([payload])), base, options, digest=True)
+        conditional = _refuses_overwrite(store, join(path, "small"), options)
+        with explained("probe: list", base, options):
+            listed = sorted(list_files(base, options))
         if listed != sorted(payloads):
             raise StorageError(f"probe: list {base}", listed, f"{sorted(payloads)}")
-        delete_dir(base, quick)
-    endpoint = (quick.resolved().endpoint_url or "AWS") if is_s3(uri) else "local"
+        delete_dir(base, options)
+    endpoint = ((options or StorageOptions()).resolved().endpoint_url or "AWS") if is_s3(uri) else "local"
     return ProbeReport(os.fspath(uri), endpoint, conditional)
 
 
-def _refuses_overwrite(store: Store, path: str) -> bool:
+def _refuses_overwrite(store: Store, path: str, options: StorageOptions | None) -> bool:
     try:
-        with explained("overwrite", path):
+        with explained("overwrite", path, options):
             store.write(path, b"second", only_new=True)
     except StorageError:
         return True
     return False
 
 
-def _check(store: Store, path: str, name: str, entry: FileEntry, uri: Uri, *, digest: bool) -> None:
+def _check(
+    store: Store,
+    path: str,
+    name: str,
+    entry: FileEntry,
+    uri: Uri,
+    options: StorageOptions | None,
+    *,
+    digest: bool,
+) -> None:
     try:
-        with explained("look at", join(uri, name)):
+        with explained("look at", join(uri, name), options):
             size = store.size(path)
     except MissingFile as error:
         raise StorageError(
@@ -367,8 +388,3 @@ def _digest(chunks: Iterable[bytes], also: Callable[[bytes], object] | None = No
         if also is not None:
             also(chunk)
     return sha.hexdigest()
-
-
-def _parallel(work: Callable[[str], R], names: Iterable[str]) -> list[R]:
-    with ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(work, names))

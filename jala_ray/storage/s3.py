@@ -2,89 +2,229 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import boto3.exceptions
 import botocore.exceptions as aws
 import obstore
 import obstore.exceptions
-from boto3.s3.transfer import TransferConfig
+from botocore.exceptions import IncompleteReadError
 
-from jala_ray.storage.clients import range_store, s3_client
-from jala_ray.storage.stores import MULTIPART_THRESHOLD, STREAM_CHUNK, StorageOptions
+from jala_ray.storage.clients import forget_clients, range_store, s3_client
+from jala_ray.storage.diagnosis import Diagnosis
+from jala_ray.storage.multipart import ObjectWriter, upload_file
+from jala_ray.storage.patience import Patience, patiently
+from jala_ray.storage.s3_errors import diagnose
+from jala_ray.storage.stores import MULTIPART_THRESHOLD, STREAM_CHUNK, ChangedFile, StorageOptions
 from jala_ray.types import StorageError
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+
+R = TypeVar("R")
+
+RANGE_BYTES = 16 * 1024 * 1024
+"""Longer ranges are asked for in pieces: a request has to end within `read_timeout_s`."""
+_NO_RANGES = "The store does not serve ranges of objects, which are needed to go on where a body broke off."
 
 
 class S3Store:
-    """Objects of an S3 or S3-compatible server, by boto3."""
+    """Objects of an S3 or S3-compatible server. Every request is tried again within `options.patience_s` (see `patience`)."""
 
     def __init__(self, options: StorageOptions) -> None:
         self.options = options
+        self.endpoint = options.endpoint_url or "AWS"
 
     @property
     def client(self) -> Any:
         return s3_client(self.options, os.getpid())
 
+    def ask(self, request: Callable[[], R]) -> R:
+        """Make a request until it is answered. Raises GaveUp, and what the answer says."""
+        return patiently(request, self.endpoint, self.options.patience_s, _with_new_credentials)
+
     def size(self, path: str) -> int:
-        return self.client.head_object(**_key(path))["ContentLength"]
+        return self.identity(path)[0]
+
+    def identity(self, path: str) -> tuple[int, str]:
+        key = _key(path)
+        try:
+            found = self.ask(lambda: self.client.head_object(**key))
+        except aws.ClientError:
+            # A HEAD is refused without a word; the same by GET says why (the bucket is missing, the credentials are old).
+            found = self.ask(lambda: self.client.get_object(**key, Range="bytes=0-0"))
+            found["Body"].close()
+            return int(found["ContentRange"].rpartition("/")[2]), found["ETag"]
+        return found["ContentLength"], found["ETag"]
 
     def read(self, path: str, start: int, end: int | None) -> bytes:
-        if end is not None and end <= start:
-            return b""
-        if end is not None:
-            return self.read_spans(path, [(start, end)])[0][0]
-        span = {"Range": f"bytes={start}-"} if start else {}
-        return self.client.get_object(**_key(path), **span)["Body"].read()
+        if end is None:
+            return b"".join(self.stream(path, start))
+        return self.read_spans(path, [(start, end)])[0][0]
 
-    def read_spans(self, path: str, spans: Sequence[Sequence[int]]) -> tuple[list[bytes], int]:
+    def read_spans(self, path: str, spans: Sequence[Sequence[int]], version: str = "") -> tuple[list[bytes], int]:
         """By obstore: a ranged GET costs boto3 2 ms of processor time and obstore a quarter of that, and samples are read so."""
         bucket, key = _key(path).values()
-        store = range_store(self.options, bucket, os.getpid())
-        parts, size = [], 0
-        for start, end in spans:
-            found = obstore.get(store, key, options={"range": (start, end)})
-            size = found.meta["size"]
-            parts.append(bytes(found.bytes()))
-        return parts, size
+        size = 0
 
-    def stream(self, path: str) -> Iterator[bytes]:
-        yield from self.client.get_object(**_key(path))["Body"].iter_chunks(STREAM_CHUNK)
+        def get(start: int, end: int) -> bytes:
+            nonlocal size, version
+            options: GetOptions = {"range": (start, end)}
+            if version:
+                options["if_match"] = version
+            found = obstore.get(range_store(self.options, bucket, os.getpid()), key, options=options)
+            data = bytes(found.bytes())
+            size, version = found.meta["size"], found.meta.get("e_tag") or ""
+            if len(data) != min(end, size) - start:
+                raise IncompleteReadError(actual_bytes=len(data), expected_bytes=min(end, size) - start)
+            return data
+
+        def read(start: int, end: int) -> bytes:
+            pieces = [b""]
+            while start < end and (not size or start < size):
+                until = min(end, start + RANGE_BYTES)
+                pieces.append(self.ask(functools.partial(get, start, until)))
+                start = until
+            return b"".join(pieces)
+
+        with _same_version(path):
+            return [read(start, end) for start, end in spans], size
+
+    def stream(self, path: str, start: int = 0) -> Iterator[bytes]:
+        """The object from byte `start` on. Where its body breaks off, the rest is asked for, of the same version."""
+        patience = Patience(self.endpoint, self.options.patience_s, _with_new_credentials)
+        position, end, version = start, None, ""
+        while end is None or position < end:
+            asked = {"Range": f"bytes={position}-"} if position else {}
+            try:
+                with _same_version(path):
+                    found = self.client.get_object(**_key(path), **asked, **({"IfMatch": version} if version else {}))
+                if position and "ContentRange" not in found:
+                    raise StorageError(
+                        f"read s3://{path}", "a whole object", f"its bytes from {position} on", _NO_RANGES
+                    )
+                end, version = position + found["ContentLength"], found["ETag"]
+                while chunk := found["Body"].read(STREAM_CHUNK):
+                    position += len(chunk)
+                    patience.answered()
+                    yield chunk
+                if position < end:
+                    raise IncompleteReadError(actual_bytes=position, expected_bytes=end)
+            except Exception as error:
+                if not patience.again(error):
+                    raise
+        patience.answered()
 
     def write(self, path: str, data: bytes, *, only_new: bool = False) -> None:
+        key, tries = _key(path), 0
         condition = {"IfNoneMatch": "*"} if only_new else {}
-        self.client.put_object(**_key(path), Body=data, **condition)
+
+        def put() -> None:
+            nonlocal tries
+            tries += 1
+            try:
+                self.client.put_object(**key, Body=data, **condition)
+            except aws.ClientError as error:
+                # An earlier try may have been carried out and its answer lost: then what is there is our own.
+                refused = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412
+                if not (refused and tries > 1 and self._holds(key, data)):
+                    raise
+
+        self.ask(put)
+
+    def _holds(self, key: dict[str, str], data: bytes) -> bool:
+        try:
+            return self.client.get_object(**key)["Body"].read() == data
+        except self.client.exceptions.NoSuchKey:
+            return False
 
     def upload(self, source: Path, path: str) -> None:
-        part = max(MULTIPART_THRESHOLD, min(64 * 1024 * 1024, source.stat().st_size // 16))
-        transfer = TransferConfig(
-            multipart_threshold=MULTIPART_THRESHOLD + 1, multipart_chunksize=part, max_concurrency=4
-        )
-        bucket, key = path.split("/", 1)
-        with open(source, "rb") as file:
-            self.client.upload_fileobj(file, bucket, key, Config=transfer)
+        if source.stat().st_size <= MULTIPART_THRESHOLD:
+            self.write(path, source.read_bytes())
+        else:
+            upload_file(self, source, _key(path))
+
+    def writer(self, path: str) -> ObjectWriter:
+        """A file that becomes the object when it is closed."""
+        return ObjectWriter(self, path, _key(path))
+
+    def copy(self, source: str, path: str) -> None:
+        self.ask(lambda: self.client.copy_object(**_key(path), CopySource=_key(source)))
 
     def delete(self, path: str) -> None:
-        self.client.delete_object(**_key(path))
+        self.ask(lambda: self.client.delete_object(**_key(path)))
 
     def walk(self, path: str) -> dict[str, int]:
-        bucket, _, prefix = path.partition("/")
-        prefix = prefix and prefix + "/"
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        prefix, pages = self._list(path)
         found = {o["Key"][len(prefix) :]: o["Size"] for page in pages for o in page.get("Contents", ())}
         return {name: size for name, size in sorted(found.items()) if name and not name.endswith("/")}
 
     def children(self, path: str) -> list[str]:
-        bucket, _, prefix = path.partition("/")
-        prefix = prefix and prefix + "/"
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        prefix, pages = self._list(path, Delimiter="/")
         names: set[str] = set()
         for page in pages:
             names.update(o["Key"][len(prefix) :] for o in page.get("Contents", ()))
             names.update(o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ()))
         return sorted(names - {""})
+
+    def _list(self, path: str, **how: str) -> tuple[str, Iterator[dict[str, Any]]]:
+        """The prefix that a folder's keys begin with, and the pages of its list."""
+        bucket, _, prefix = path.partition("/")
+        prefix = prefix and prefix + "/"
+        return prefix, self._pages("list_objects_v2", ("ContinuationToken",), Bucket=bucket, Prefix=prefix, **how)
+
+    def _pages(self, operation: str, tokens: Sequence[str], **asked: Any) -> Iterator[dict[str, Any]]:
+        """Pages of a list, each a request of its own; the tokens of the next page come as `NextTOKEN`."""
+
+        def fetch(asked: dict[str, Any]) -> dict[str, Any]:
+            return getattr(self.client, operation)(**asked)
+
+        while True:
+            page = self.ask(functools.partial(fetch, asked))
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            asked = asked | {token: page[f"Next{token}"] for token in tokens}
+
+    def sweep(self, path: str) -> dict[str, int]:
+        bucket, _, prefix = path.partition("/")
+        found: dict[str, int] = {}
+        listed = self._pages(
+            "list_multipart_uploads", ("KeyMarker", "UploadIdMarker"), Bucket=bucket, Prefix=prefix + "/"
+        )
+        for upload in [upload for page in listed for upload in page.get("Uploads", ())]:
+            place = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            with contextlib.suppress(self.client.exceptions.NoSuchUpload):  # Its writer, or another sweep, ended it.
+                parts = self._pages("list_parts", ("PartNumberMarker",), **place)
+                size = sum(part["Size"] for page in parts for part in page.get("Parts", ()))
+                self.ask(functools.partial(self.client.abort_multipart_upload, **place))
+                name = upload["Key"][len(prefix) + 1 :]
+                found[name] = found.get(name, 0) + size
+        return found
+
+
+def _with_new_credentials(found: Diagnosis) -> None:
+    """Let the next try ask for credentials anew where the store wants others: clients keep those of files and variables for good."""
+    if found.credentials:
+        forget_clients()
+
+
+@contextlib.contextmanager
+def _same_version(path: str):
+    """Turn a refusal of the version asked for into ChangedFile."""
+    try:
+        yield
+    except (aws.ClientError, obstore.exceptions.PreconditionError) as error:
+        found = diagnose(error)
+        if found is None or not found.cause.startswith("PreconditionFailed"):
+            raise
+        raise ChangedFile(
+            f"read s3://{path}", "another object", "the one whose reading began", "It was replaced meanwhile."
+        ) from error
 
 
 def _key(path: str) -> dict[str, str]:
@@ -92,52 +232,3 @@ def _key(path: str) -> dict[str, str]:
     if not key:
         raise StorageError("address", f"s3://{path}", "s3://bucket/key", "The key is missing.")
     return {"Bucket": bucket, "Key": key}
-
-
-_ABSENT = {"404", "NoSuchKey", "NotFound"}
-_REMEDIES = {
-    "NoSuchBucket": "Create the bucket or correct its name.",
-    "PreconditionFailed": "Another writer was first; choose another address or delete what is there.",
-    "ConditionalRequestConflict": "Another writer is at work on the same address.",
-    "InvalidAccessKeyId": "Check AWS_ACCESS_KEY_ID.",
-    "SignatureDoesNotMatch": "Check AWS_SECRET_ACCESS_KEY.",
-    "InvalidRange": "The object is shorter than the range asked for.",
-    "403": "Check the credentials and what they may do with this bucket.",
-    "AccessDenied": "Check the credentials and what they may do with this bucket.",
-}
-
-
-def diagnosis(error: Exception) -> tuple[str, str, bool] | None:
-    """(cause, remedy, whether the thing is merely absent) of boto3's and the system's errors; None for others."""
-    if isinstance(error, aws.ClientError):
-        details = error.response.get("Error", {})
-        code = str(details.get("Code", "unknown"))
-        status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-        remedy = _REMEDIES.get(code) or _REMEDIES.get(status, "")
-        if code in _ABSENT:
-            return "no such object", "Check the bucket and the key.", True
-        return f"{code}: {details.get('Message', '')}".rstrip(": "), remedy, False
-    cause = f"{type(error).__name__}: {error}"
-    if isinstance(error, obstore.exceptions.BaseError):
-        return _of_obstore(error)
-    if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError):
-        remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or an instance role."
-        return str(error), remedy, False
-    if isinstance(error, aws.HTTPClientError | aws.ConnectionError):
-        return cause, "Check endpoint_url (or AWS_ENDPOINT_URL) and the network.", False
-    if isinstance(error, OSError | aws.BotoCoreError | boto3.exceptions.Boto3Error):
-        return cause, "", False
-    return None
-
-
-def _of_obstore(error: obstore.exceptions.BaseError) -> tuple[str, str, bool]:
-    said = str(error).split("\n\nDebug source")[0]
-    code = next((code for code in _REMEDIES if f"<Code>{code}</Code>" in said), None)
-    if code is None and isinstance(error, obstore.exceptions.NotFoundError | FileNotFoundError):
-        return "no such object", "Check the bucket and the key.", True
-    if code is None and isinstance(
-        error, obstore.exceptions.PermissionDeniedError | obstore.exceptions.UnauthenticatedError
-    ):
-        code = "AccessDenied"
-    remedy = _REMEDIES[code] if code else "Check endpoint_url (or AWS_ENDPOINT_URL) and the network."
-    return f"{code}: {said}" if code else said, remedy, False

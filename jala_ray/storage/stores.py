@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import stat
-import sys
+import re
+import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from jala_ray.types import StorageError
+from jala_ray.storage.diagnosis import diagnose
+from jala_ray.storage.patience import GaveUp, Patience, patiently
+from jala_ray.storage.walking import walk_folder
+from jala_ray.types import JalaError, StorageError, StoreUnavailable
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MULTIPART_THRESHOLD = 5 * 1024 * 1024
 """Objects up to this many bytes go in one PUT; S3 allows no smaller part."""
@@ -21,6 +28,10 @@ STREAM_CHUNK = 1024 * 1024
 
 class MissingFile(StorageError):
     """There is no file or object at this address."""
+
+
+class ChangedFile(StorageError):
+    """A file has another size than when it was indexed, or was replaced while it was read."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,6 @@ class StorageOptions:
     """None: AWS_REGION, AWS_DEFAULT_REGION, else us-east-1."""
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 60.0
-    attempts: int = 4
-    """Tries a request in all, the first included; pauses between them grow."""
     patience_s: float = 180.0
     """How long a store may fail to answer, seconds, before the work that needs it fails with `StoreUnavailable`."""
 
@@ -72,7 +81,7 @@ class Store(Protocol):
     def size(self, path: str) -> int: ...
     def read(self, path: str, start: int, end: int | None) -> bytes: ...
     def read_spans(self, path: str, spans: Sequence[Sequence[int]]) -> tuple[list[bytes], int]:
-        """Some [start, end) of a file, and the file's size."""
+        """Some [start, end) of a file, and the file's size, all of one version of it."""
         ...
 
     def stream(self, path: str) -> Iterator[bytes]: ...
@@ -81,13 +90,16 @@ class Store(Protocol):
     def delete(self, path: str) -> None: ...
     def walk(self, path: str) -> dict[str, int]: ...
     def children(self, path: str) -> list[str]: ...
+    def sweep(self, path: str) -> dict[str, int]:
+        """Remove what dead writers left below a folder: name -> bytes."""
+        ...
 
 
 def store_for(uri: str | os.PathLike[str], options: StorageOptions | None = None) -> tuple[Store, str]:
     """The store that holds `uri`, and the path of `uri` in it."""
     text = os.fspath(uri)
     if not is_s3(text):
-        return LocalStore(), os.path.expanduser(text.removeprefix("file://"))
+        return LocalStore((options or StorageOptions()).patience_s), os.path.expanduser(text.removeprefix("file://"))
     path = text.removeprefix("s3://").rstrip("/")
     if not path.split("/", 1)[0]:
         raise StorageError("address", text, "s3://bucket/key")
@@ -96,19 +108,38 @@ def store_for(uri: str | os.PathLike[str], options: StorageOptions | None = None
     return S3Store((options or StorageOptions()).resolved()), path
 
 
+DISKS = "of this machine's files"
+
+
+def _patient(method: Callable[Concatenate[LocalStore, P], R]) -> Callable[Concatenate[LocalStore, P], R]:
+    """A method that is tried again while a network mount does not answer."""
+
+    @functools.wraps(method)
+    def tried(self: LocalStore, *args: P.args, **kwargs: P.kwargs) -> R:
+        return patiently(lambda: method(self, *args, **kwargs), DISKS, self.patience_s)
+
+    return tried
+
+
 class LocalStore:
     """Files on this machine's disks. Writes appear whole, under their name, after fsync."""
 
+    def __init__(self, patience_s: float = StorageOptions.patience_s) -> None:
+        self.patience_s = patience_s
+
+    @_patient
     def size(self, path: str) -> int:
         if os.path.isdir(path):
             raise MissingFile("address", path, "a file", "This is a folder.")
         return os.stat(path).st_size
 
+    @_patient
     def read(self, path: str, start: int, end: int | None) -> bytes:
         with open(path, "rb") as file:
             file.seek(start)
             return file.read(-1 if end is None else end - start)
 
+    @_patient
     def read_spans(self, path: str, spans: Sequence[Sequence[int]]) -> tuple[list[bytes], int]:
         file = os.open(path, os.O_RDONLY)
         try:
@@ -117,9 +148,18 @@ class LocalStore:
             os.close(file)
 
     def stream(self, path: str) -> Iterator[bytes]:
-        with open(path, "rb") as file:
-            while chunk := file.read(STREAM_CHUNK):
-                yield chunk
+        patience, position = Patience(DISKS, self.patience_s), 0
+        while True:
+            try:
+                with open(path, "rb") as file:
+                    file.seek(position)
+                    while chunk := file.read(STREAM_CHUNK):
+                        position += len(chunk)
+                        yield chunk
+                return
+            except OSError as error:
+                if not patience.again(error):
+                    raise
 
     def write(self, path: str, data: bytes, *, only_new: bool = False) -> None:
         def fill(file) -> None:
@@ -134,65 +174,60 @@ class LocalStore:
 
         self._put(path, fill, only_new=False)
 
+    @_patient
     def _put(self, path: str, fill, only_new: bool) -> None:
         folder, name = os.path.split(os.path.abspath(path))
         os.makedirs(folder, exist_ok=True)
-        partial = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.part")
+        partial = os.path.join(folder, partial_name(name))
         try:
             with open(partial, "xb") as file:
                 fill(file)
                 file.flush()
                 os.fsync(file.fileno())
             if only_new:
-                os.link(partial, path)  # Fails if the name exists: the local form of If-None-Match.
+                try:
+                    os.link(partial, path)  # Fails if the name exists: the local form of If-None-Match.
+                except FileExistsError:
+                    if not os.path.samefile(partial, path):  # A network mount may answer late, to its own retry.
+                        raise
             else:
                 os.replace(partial, path)
         finally:
             Path(partial).unlink(missing_ok=True)
         sync_folder(folder)
 
+    @_patient
     def delete(self, path: str) -> None:
         Path(path).unlink(missing_ok=True)
 
+    @_patient
     def walk(self, path: str, faults: dict[str, str] | None = None) -> dict[str, int]:
-        """Every file below a folder, linked folders included: relative name -> bytes, sorted.
+        return walk_folder(Path(path), faults)
 
-        `faults` takes what is there and cannot be had (a link to nothing, a folder that may not be read): relative name, of a folder
-        with a slash behind it -> why.
-        """
-        root, found, faults = Path(path), {}, {} if faults is None else faults
-
-        def unreadable(error: OSError) -> None:
-            if error.filename == str(root) and not isinstance(error, FileNotFoundError):
-                raise error
-            if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                faults[f"{os.path.relpath(error.filename, root)}/"] = f"a folder that can be read: {error.strerror}"
-
-        # The real folders from the root to each: a link may lead back to one.
-        above = {str(root): [os.path.realpath(root)]}
-        for folder, folders, files in os.walk(root, onerror=unreadable, followlinks=True):
-            parents = above.pop(folder)
-            for name in list(folders):
-                real = os.path.realpath(os.path.join(folder, name))
-                if real in parents:
-                    folders.remove(name)
-                else:
-                    above[os.path.join(folder, name)] = [*parents, real]
-            for name in files:
-                file = Path(folder, name)
-                relative = file.relative_to(root).as_posix()
-                try:
-                    status = file.stat()
-                except OSError as error:
-                    if file.is_symlink():
-                        faults[relative] = f"a file: it is a link to {os.readlink(file)!r} ({error.strerror})"
-                    continue  # It vanished.
-                if stat.S_ISREG(status.st_mode):
-                    found[relative] = status.st_size
-        return dict(sorted(found.items()))
-
+    @_patient
     def children(self, path: str) -> list[str]:
         return sorted(os.listdir(path))
+
+    @_patient
+    def sweep(self, path: str) -> dict[str, int]:
+        root, found = Path(path), {}
+        for folder, folders, files in os.walk(root):
+            for name in filter(PARTIAL.fullmatch, [*folders, *files]):
+                partial = Path(folder, name)
+                found[partial.relative_to(root).as_posix()] = (
+                    sum(self.walk(str(partial)).values()) or partial.stat().st_size
+                )
+                shutil.rmtree(partial) if partial.is_dir() and not partial.is_symlink() else partial.unlink()
+            folders[:] = [name for name in folders if not PARTIAL.fullmatch(name)]
+        return found
+
+
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+
+
+def partial_name(name: str) -> str:
+    """Name under which a file or folder is written before it gets its own."""
+    return f".{name}.{uuid.uuid4().hex[:8]}.part"
 
 
 def sync_folder(path: str) -> None:
@@ -206,32 +241,27 @@ def sync_folder(path: str) -> None:
 
 @contextlib.contextmanager
 def explained(operation: str, uri: str | os.PathLike[str], options: StorageOptions | None = None):
-    """Turn whatever the operating system or boto3 raises into a StorageError that names the operation, the
-    place and a remedy.
+    """Turn whatever the operating system or a client of a store raises into an error that names the operation, the place and a remedy:
+    StoreUnavailable if it says nothing about the file, else StorageError, MissingFile among them.
     """
     try:
         yield
-    except StorageError:
+    except JalaError:
         raise
     except Exception as error:
         text = os.fspath(uri)
-        diagnosis = _diagnosis(error)
-        if diagnosis is None:
+        first = error.first if isinstance(error, GaveUp) else error
+        found = diagnose(first, "" if is_s3(text) else text)
+        if found is None:
             raise
+        options = (options or StorageOptions()).resolved()
         place = text
-        if text.startswith("s3://"):
-            endpoint = (options or StorageOptions()).resolved().endpoint_url or "AWS"
-            place = f"{text} (bucket {text[5:].split('/', 1)[0]!r}, endpoint {endpoint})"
-        cause, remedy, missing = diagnosis
-        kind = MissingFile if missing else StorageError
-        raise kind(f"{operation} {place}", cause, "it to succeed", remedy) from error
-
-
-def _diagnosis(error: Exception) -> tuple[str, str, bool] | None:
-    """(cause, remedy, whether the thing is merely absent) of a storage problem; None for any other error."""
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return f"no such file or folder: {error.filename}", "Check the path.", True
-    s3 = sys.modules.get("jala_ray.storage.s3")  # boto3's errors can only come from there
-    if s3 is not None:
-        return s3.diagnosis(error)
-    return (f"{type(error).__name__}: {error}", "", False) if isinstance(error, OSError) else None
+        if is_s3(text):
+            place = f"{text} (bucket {text[5:].split('/', 1)[0]!r}, endpoint {options.endpoint_url or 'AWS'})"
+        field, expected = f"{operation} {place}", "it to succeed"
+        if found.kind == "passing":
+            if isinstance(error, GaveUp):
+                expected = f"an answer within {options.patience_s:g} s ({error.tries} tries in {error.seconds:.0f} s)"
+            raise StoreUnavailable(field, found.cause, expected, found.remedy) from first
+        kind = MissingFile if found.kind == "missing" else StorageError
+        raise kind(field, found.cause, expected, found.remedy) from first

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from jala_ray.storage.files import Uri
-from jala_ray.storage.stores import StorageOptions, explained, is_s3, store_for
+from jala_ray.storage.stores import StorageOptions, is_s3, store_for
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -15,22 +15,15 @@ CHECKSUM_VARIABLE = "AWS_REQUEST_CHECKSUM_CALCULATION"
 
 
 def filesystem(uri: Uri, options: StorageOptions | None = None) -> tuple[pyarrow.fs.FileSystem, str]:
-    """(pyarrow file system, path in it), for Parquet and for Ray's `storage_filesystem`.
-
-    Sets AWS_REQUEST_CHECKSUM_CALCULATION=when_required in this process unless it is set, because pyarrow
-    reads that switch from the environment alone and without it some S3-compatible servers lose multipart
-    uploads; give workers `worker_env()`.
-    """
+    """(pyarrow file system, path in it), for Parquet and for Ray's `storage_filesystem`. Its requests to S3 are this package's own."""
     import pyarrow.fs
 
     _, path = store_for(uri, options)
     if not is_s3(uri):
         return pyarrow.fs.LocalFileSystem(), os.path.abspath(path)
-    os.environ.setdefault(CHECKSUM_VARIABLE, "when_required")
-    with explained("open", uri, options):
-        from jala_ray.storage.clients import arrow_filesystem
+    from jala_ray.storage.arrow import StoreHandler  # boto3 only where it is needed
 
-        return arrow_filesystem((options or StorageOptions()).resolved(), os.getpid()), path
+    return pyarrow.fs.PyFileSystem(StoreHandler((options or StorageOptions()).resolved())), path
 
 
 def worker_env(options: StorageOptions | None = None) -> dict[str, str]:

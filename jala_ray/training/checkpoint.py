@@ -19,7 +19,6 @@ them, since perceivers that begin apart would not be a pair.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +34,10 @@ from jala_ray.data.assets import Assets, tokenizer_key
 from jala_ray.models.encoders import encoder_key
 from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
+from jala_ray.training import history
 from jala_ray.training.build import architecture, build_learner
 from jala_ray.training.learner import Learner
-from jala_ray.types import CheckpointError
+from jala_ray.types import CheckpointError, DamagedCheckpoint, StorageError
 
 FORMAT = "jala_ray.checkpoint/1"
 
@@ -95,12 +95,25 @@ def local_copy(uri: str, scratch: str | Path, options: StorageOptions | None = N
     return local
 
 
+def own_copy(uri: str, scratch: str | Path, options: StorageOptions | None = None) -> Path:
+    """`local_copy` of a checkpoint to continue from. What is damaged is set aside, for whoever asks for the newest one next.
+
+    Raises `DamagedCheckpoint`.
+    """
+    try:
+        return local_copy(uri, scratch, options)
+    except (StorageError, CheckpointError) as error:
+        history.set_aside(uri, str(error), options)
+        remedy = "It was set aside: started again, the run goes on from the one before."
+        raise DamagedCheckpoint("checkpoint", uri, f"the files that were written ({error})", remedy) from error
+
+
 def load(uri: str, options: StorageOptions | None = None) -> Loaded:
     """Load a checkpoint by itself: nothing but its folder is needed. Weights are on the CPU, the learner in eval mode.
 
     Raises `CheckpointError` when the folder is not a checkpoint, is unfinished or damaged, and `StorageError` when it can't be read.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with storage.scratch("checkpoint") as scratch:
         folder = local_copy(uri, scratch, options)
         config = load_json(RunConfig, folder / "config.json")
         if config.model.backbone.attention == "flex_attention":

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
+from jala_ray.types import StorageError
 
 PREFIX = "step-"
+DAMAGED_FILE = "DAMAGED.json"
+"""Why a checkpoint was set aside; in place of its commit marker."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -17,20 +23,35 @@ def address(run: str, step: int) -> str:
     return storage.join(run, "checkpoints", checkpoint_name(step))
 
 
-def committed_steps(run: str, options: StorageOptions | None = None) -> list[str]:
-    """Addresses of a run folder's committed checkpoints, oldest first; unfinished ones are passed over."""
+def folders(run: str, options: StorageOptions | None = None) -> list[str]:
+    """Addresses of all checkpoint folders, newest first, whatever state they are in."""
     root = storage.join(run, "checkpoints")
     try:
         names = storage.list_dir(root, options)
     except storage.MissingFile:
         return []
-    found = [storage.join(root, name) for name in sorted(names) if name.startswith(PREFIX)]
-    return [uri for uri in found if storage.is_committed(uri, options)]
+    steps = {name: name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)}
+    return [storage.join(root, name) for name in sorted(steps, reverse=True) if steps[name].isdigit()]
+
+
+def _committed(run: str, options: StorageOptions | None) -> Iterator[str]:
+    """Newest first; those without a readable marker are passed over."""
+    for uri in folders(run, options):
+        try:
+            if storage.is_committed(uri, options):
+                yield uri
+        except StorageError as error:
+            print(f"checkpoint {uri} is passed over: {error}", flush=True)
+
+
+def committed_steps(run: str, options: StorageOptions | None = None) -> list[str]:
+    """Addresses of a run folder's committed checkpoints, oldest first; unfinished and damaged ones are passed over."""
+    return list(_committed(run, options))[::-1]
 
 
 def newest(run: str, options: StorageOptions | None = None) -> str | None:
     """Address of the newest committed checkpoint of a run folder, or None."""
-    return next(reversed(committed_steps(run, options)), None)
+    return next(_committed(run, options), None)
 
 
 def step_of(uri: str) -> int:
@@ -41,3 +62,42 @@ def prune(run: str, keep: int, options: StorageOptions | None = None) -> None:
     """Delete all but the `keep` newest committed checkpoints."""
     for uri in committed_steps(run, options)[:-keep]:
         storage.delete_dir(uri, options)
+
+
+def set_aside(uri: str, why: str, options: StorageOptions | None = None) -> None:
+    """A damaged checkpoint is none any more: everyone who asks for the newest gets an older one. Its files stay for a look."""
+    print(f"checkpoint {uri} is damaged and passed over: {why}", flush=True)
+    if not storage.exists(storage.join(uri, storage.COMMIT_FILE), options):
+        return  # nobody takes it for whole
+    storage.write_bytes(storage.join(uri, DAMAGED_FILE), json.dumps({"why": why}, indent=1).encode(), options)
+    storage.delete(storage.join(uri, storage.COMMIT_FILE), options)
+
+
+def settle(run: str, options: StorageOptions | None = None) -> str | None:
+    """The newest checkpoint whose files are all there in their sizes. For the holder of the run folder's lease, at its start.
+
+    Checkpoints that are not are set aside, those whose saving was cut off are deleted. Bytes are compared where they are read.
+    """
+    found = None
+    for uri in folders(run, options):
+        if found is None and _sound(uri, options):
+            found = uri
+        elif not _has_marker(uri, options):
+            print(f"checkpoint {uri} was not finished: deleted", flush=True)
+            storage.delete_dir(uri, options)
+    return found
+
+
+def _sound(uri: str, options: StorageOptions | None) -> bool:
+    try:
+        storage.verify_dir(uri, options, digest=False)
+    except storage.MissingFile:
+        return False
+    except StorageError as error:
+        set_aside(uri, str(error), options)
+        return False
+    return True
+
+
+def _has_marker(uri: str, options: StorageOptions | None) -> bool:
+    return any(storage.exists(storage.join(uri, name), options) for name in (storage.COMMIT_FILE, DAMAGED_FILE))

@@ -17,14 +17,17 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from jala_ray import storage
 from jala_ray.config import ClusterConfig, RunConfig, TokenizerRunConfig
 from jala_ray.data.chunks import rows_with_labels
-from jala_ray.data.pipeline import Segment, UnitConfig, chunk_arrays, read_shares
+from jala_ray.data.pipeline import Segment, UnitConfig, cause_of, chunk_arrays, read_shares
 from jala_ray.data.steps import StepBuilder, StepShare
 from jala_ray.parsing import from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
-from jala_ray.types import SPLITS, ConfigError
+from jala_ray.training.lease import successor
+from jala_ray.types import SPLITS, ConfigError, DamagedCheckpoint
 
 TRAIN = "train"
+RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of checkpoints in a run folder."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +56,28 @@ def launch(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> ray.tra
     config = setup.absolute(config)
     ensure_ray(setup.storage_options(config))
     check_resources(config.cluster, ray.cluster_resources())
-    assets = setup.prepare(config)
-    plans = setup.plans(config, assets)
-    setup.claim_plan(config, plans)
     folder, options = setup.run_folder(config), setup.storage_options(config)
-    segment = RunSegment(plans.train, folder, plans.total_steps, options)
-    payload = {
-        "config": to_dict(config),
-        "assets": assets,
-        "total_steps": plans.total_steps,
-        "steps_per_epoch": plans.train.plan.steps_per_epoch,
-        "held_out": plans.held_out,
-    }
-    return fit(
-        train_worker,
-        payload,
-        config.cluster,
-        folder,
-        options,
-        datasets={TRAIN: placeholder},
-        dataset_config=UnitConfig({TRAIN: segment}),
-        keep=config.train.keep,
-        callbacks=callbacks,
-    )
+    with setup.prepared(config) as ready:
+        plans = ready.plans
+        segment = RunSegment(plans.train, folder, plans.total_steps, options)
+        payload = {
+            "config": to_dict(config),
+            "owner": ready.lease.held.owner,
+            "assets": ready.assets,
+            "total_steps": plans.total_steps,
+            "steps_per_epoch": plans.train.plan.steps_per_epoch,
+            "held_out": plans.held_out,
+        }
+        return fit(
+            train_worker,
+            payload,
+            config.cluster,
+            folder,
+            options,
+            datasets={TRAIN: placeholder},
+            dataset_config=UnitConfig({TRAIN: segment}),
+            callbacks=callbacks,
+        )
 
 
 def launch_tokenizer(config: TokenizerRunConfig, callbacks: Sequence[UserCallback] = ()) -> ray.train.Result:
@@ -85,13 +87,14 @@ def launch_tokenizer(config: TokenizerRunConfig, callbacks: Sequence[UserCallbac
     config = setup.absolute(config)
     ensure_ray(setup.storage_options(config))
     check_resources(config.cluster, ray.cluster_resources())
-    folder, options = setup.prepare_tokenizer(config)
-    arrays = {}
-    for split in SPLITS:
-        rows = rows_with_labels(config.manifests, split, config.max_chunks, config.seed)
-        arrays[split] = ray.put(chunk_arrays(rows))
-    payload = {"config": to_dict(config), "arrays": arrays}
-    return fit(tokenizer_worker, payload, config.cluster, folder, options, keep=config.keep, callbacks=callbacks)
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    with setup.prepared_tokenizer(config) as lease:
+        arrays = {}
+        for split in SPLITS:
+            rows = rows_with_labels(config.manifests, split, config.max_chunks, config.seed)
+            arrays[split] = ray.put(chunk_arrays(rows))
+        payload = {"config": to_dict(config), "owner": lease.held.owner, "arrays": arrays}
+        return fit(tokenizer_worker, payload, config.cluster, folder, options, callbacks=callbacks)
 
 
 def fit(
@@ -103,14 +106,52 @@ def fit(
     *,
     datasets: dict[str, Any] | None = None,
     dataset_config: ray.train.DataConfig | None = None,
-    keep: int | None = None,
     callbacks: Sequence[UserCallback] = (),
 ) -> ray.train.Result:
-    """`TorchTrainer` over `worker(payload)`, its state in the run folder `folder`. Raises Ray's error if the run fails."""
+    """`TorchTrainer` over `worker(payload)`, its state in the run folder `folder`.
+
+    Crashes are restarted (`cluster.max_failures`). An error that explains itself would come again: it ends the run at once and is raised
+    as it is, but for a damaged checkpoint, which is set aside, so that the run goes on from the one before. Raises Ray's error for others.
+    """
+    while True:
+        try:
+            return trainer(worker, payload, cluster, folder, options, datasets, dataset_config, callbacks).fit()
+        except ray.train.TrainingFailedError as error:
+            cause = cause_of(error)
+            if cause is None:
+                raise
+            if not isinstance(cause, DamagedCheckpoint):
+                raise cause from error
+            print(cause, flush=True)
+
+
+class EndOnExplained(UserCallback):
+    """Passes on what a worker's error explains, in Ray's controller, which then starts no other group of workers."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if (cause := cause_of(error)) is not None:
+                raise cause
+
+
+def trainer(
+    worker: Any,
+    payload: dict[str, Any],
+    cluster: ClusterConfig,
+    folder: str,
+    options: StorageOptions,
+    datasets: dict[str, Any] | None,
+    dataset_config: ray.train.DataConfig | None,
+    callbacks: Sequence[UserCallback],
+) -> TorchTrainer:
+    """A trainer for one attempt. The folder says which checkpoints there are (`history`); Ray's list of an earlier attempt goes, since
+    Ray refuses a folder that lacks one of them.
+    """
+    storage.delete(storage.join(folder, RAY_SNAPSHOT), options)
     filesystem, path = storage.filesystem(folder, options)
     root, _, name = path.rstrip("/").rpartition("/")
     gpus = cluster.gpus_per_worker
-    trainer = TorchTrainer(
+    return TorchTrainer(
         worker,
         train_loop_config=payload,
         scaling_config=ray.train.ScalingConfig(
@@ -124,14 +165,13 @@ def fit(
             storage_path=root,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep),
-            callbacks=list(callbacks),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None),  # the loop deletes old ones
+            callbacks=[EndOnExplained(), *callbacks],
             worker_runtime_env={"env_vars": storage.worker_env(options) | {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
         ),
         datasets=datasets,
         dataset_config=dataset_config,
     )
-    return trainer.fit()
 
 
 def placeholder() -> ray.data.Dataset:
@@ -153,6 +193,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
     folder, options = setup.run_folder(config), setup.storage_options(config)
     assets = Assets.open(payload["assets"], options)
+    lease = successor(folder, payload["owner"], options, config.storage.lease_s) if rank == 0 else None
     if config.train.deterministic:
         make_deterministic()
     learner = build_learner(config, assets).to(device)
@@ -180,8 +221,8 @@ def train_worker(payload: dict[str, Any]) -> None:
             resume_from=history.newest(folder, options),
             rank=rank,
             world=world,
+            lease=lease,
             committed=reporter(options, rank),
-            prunes=False,
             wrap=(lambda module: distributed(module, device)) if world > 1 else None,
         )
     )

@@ -22,62 +22,71 @@ from jala_ray.presets import configuration
 from jala_ray.training import history, setup
 from jala_ray.training.build import build_learner, make_deterministic
 from jala_ray.training.loop import Run, train
-from jala_ray.types import JalaError
+from jala_ray.types import DamagedCheckpoint, JalaError
 
 
-class Shares(IterableDataset[StepShare]):
-    """Steps `first` .. `last - 1` of a plan; DataLoader workers take turns, so that the order is the plan's."""
+class Shares(IterableDataset[StepShare | JalaError]):
+    """Steps `first` .. `last - 1` of a plan; DataLoader workers take turns, so that the order is the plan's.
+
+    An error that explains itself comes as the last item: torch would make a text of it on its way out of a worker.
+    """
 
     def __init__(self, builder: StepBuilder, first: int, last: int) -> None:
         self.builder, self.first, self.last = builder, first, last
 
-    def __iter__(self) -> Iterator[StepShare]:
+    def __iter__(self) -> Iterator[StepShare | JalaError]:
         info = get_worker_info()
         start, stride = (info.id, info.num_workers) if info is not None else (0, 1)
-        yield from self.builder.stream(range(self.first + start, self.last, stride), rank=0, world=1)
+        try:
+            yield from self.builder.stream(range(self.first + start, self.last, stride), rank=0, world=1)
+        except JalaError as error:
+            yield error
 
 
 def loader(builder: StepBuilder, first: int, last: int, workers: int) -> Iterator[StepShare]:
     """Shares in step order. `batch_size=None`: a share is a batch already."""
     context = "forkserver" if workers else None  # forked workers would share decoder and S3 state
-    return iter(
-        DataLoader(
-            Shares(builder, first, last),
-            batch_size=None,
-            num_workers=workers,
-            multiprocessing_context=context,
-        )
-    )
+    shares = Shares(builder, first, last)
+    for share in DataLoader(shares, batch_size=None, num_workers=workers, multiprocessing_context=context):
+        if isinstance(share, JalaError):
+            raise share
+        yield share
 
 
 def run_local(config: RunConfig, device: torch.device | None = None) -> dict[str, Any]:
-    """Train in this process; returns the last metrics. Continues the run folder's newest checkpoint."""
+    """Train in this process; returns the last metrics. Continues the run folder's newest whole checkpoint."""
     config = setup.absolute(config)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.train.deterministic:
         make_deterministic()
-    address = setup.prepare(config)
-    options, folder = setup.storage_options(config), setup.run_folder(config)
-    assets = Assets.open(address, options)
-    plans, workers = setup.plans(config, address), config.data.workers
-    setup.claim_plan(config, plans)
+    with setup.prepared(config) as ready:
+        while True:
+            try:
+                return train(make_run(config, ready, device))
+            except DamagedCheckpoint as error:
+                print(error, flush=True)  # set aside by now: the next turn finds an older one
+
+
+def make_run(config: RunConfig, ready: setup.Prepared, device: torch.device) -> Run:
+    """The run of this process, from the newest checkpoint on."""
+    options, folder, plans = setup.storage_options(config), setup.run_folder(config), ready.plans
+    assets, workers = Assets.open(ready.assets, options), config.data.workers
 
     def held_out(builder: StepBuilder) -> Iterator[StepShare]:
         return loader(builder, 0, builder.plan.steps_per_epoch, workers)
 
-    return train(
-        Run(
-            config=config,
-            folder=folder,
-            learner=build_learner(config, assets).to(device),
-            assets=assets,
-            device=device,
-            total_steps=plans.total_steps,
-            steps_per_epoch=plans.train.plan.steps_per_epoch,
-            shares=lambda first: loader(plans.train, first, plans.total_steps, workers),
-            validation={domain: (lambda b=b: held_out(b)) for domain, b in plans.held_out.items()},
-            resume_from=history.newest(folder, options),
-        )
+    return Run(
+        config=config,
+        folder=folder,
+        learner=build_learner(config, assets).to(device),
+        assets=assets,
+        device=device,
+        total_steps=plans.total_steps,
+        steps_per_epoch=plans.train.plan.steps_per_epoch,
+        shares=lambda first: loader(plans.train, first, plans.total_steps, workers),
+        validation={domain: (lambda b=b: held_out(b)) for domain, b in plans.held_out.items()},
+        resume_from=history.newest(folder, options),
+        lease=ready.lease,
     )
 
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -152,6 +153,20 @@ class RunLog:
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
             name = path.relative_to(self.folder).as_posix()
             storage.write_bytes(storage.join(self.uri, *name.split("/")), path.read_bytes(), options=self.options)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, cause: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; what goes wrong with that never takes the place of what ended the run."""
+        try:
+            self.close()
+        except Exception as error:
+            if cause is None:
+                raise
+            cause.add_note(f"The run's log could not be closed either: {error}")
 
     def close(self) -> None:
         self.metrics.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,16 +23,20 @@ from jala_ray.data.assets import Assets
 from jala_ray.data.collate import Batch
 from jala_ray.data.plan import rows_digest
 from jala_ray.data.steps import StepShare
+from jala_ray.storage import StorageOptions
 from jala_ray.training import checkpoint, history
 from jala_ray.training.checkpoint import Position
 from jala_ray.training.learner import Learner
+from jala_ray.training.lease import Lease
 from jala_ray.training.log import RunLog
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from jala_ray.training.setup import storage_options
-from jala_ray.types import DOMAINS, UserError
+from jala_ray.types import DOMAINS, StorageError, UserError
 
 HEALTH = ("loss", "grad_norm")
 EVENTS = ("log", "monitor", "validate", "checkpoint")
+SAVES = 3
+"""Times that a checkpoint is tried to be saved before that is a failure of the run."""
 
 
 @dataclass
@@ -58,8 +61,8 @@ class Run:
     world: int = 1
     committed: Callable[[dict[str, Any], str], None] | None = None
     """Called on every rank after a checkpoint is in its place, with the latest metrics and its address."""
-    prunes: bool = True
-    """The loop deletes old checkpoints itself; Ray Train does so from its own list."""
+    lease: Lease | None = None
+    """What holds the run folder for this attempt: asked on rank 0 before anything is written there."""
     wrap: Callable[[nn.Module], nn.Module] | None = None
     """DDP, where there are several ranks."""
 
@@ -73,17 +76,22 @@ class Meters:
     errors: list[dict[str, Any]] = field(default_factory=list)
     rows: int = 0
     digest: int = 0
-    """`plan.rows_digest` of the rows met, read or quarantined."""
+    """`plan.rows_digest` of the rows trained on."""
+    quarantined_digest: int = 0
+    """The same of the rows set aside."""
     steps: int = 0
+    empty_steps: int = 0
+    """Steps in which no rank had a row to train on."""
     started: float = field(default_factory=time.perf_counter)
 
     def count(self, share: StepShare, epoch: int) -> None:
         self.errors += share.errors
         self.rows += share.rows
         self.steps += 1
-        met = torch.cat([batch["plan_row"][batch["plan_row"] >= 0] for batch in share.micro]).tolist()
-        met += [error["plan_row"] for error in share.errors]
-        self.digest += rows_digest(epoch, np.array(met, np.int64))
+        trained = torch.cat([batch["plan_row"][batch["plan_row"] >= 0] for batch in share.micro]).numpy()
+        bad = np.array([error["plan_row"] for error in share.errors], np.int64)
+        self.digest += rows_digest(epoch, trained.astype(np.int64))
+        self.quarantined_digest += rows_digest(epoch, bad)
 
     def add(self, sums: dict[str, Tensor]) -> None:
         for name, value in sums.items():
@@ -93,26 +101,28 @@ class Meters:
 def train(run: Run) -> dict[str, Any]:
     """Train until `total_steps`; returns the last logged metrics. Resumes exactly from `resume_from`.
 
-    Raises `UserError` when too many rows can't be read or the loss is no longer finite, before a checkpoint is written.
+    Raises `UserError` when too many rows can't be read or the loss is no longer finite, before a checkpoint is written;
+    `StoreUnavailable` when a store does not answer for longer than the run waits; `LeaseLost` when another attempt has taken over.
     """
     optimizer = build_optimizer(run.learner, run.config.optim)
     start = restore(run, optimizer)
-    log = None
-    if run.rank == 0:
-        log = RunLog(run.config, run.folder, start.step, run.total_steps, storage_options(run.config))
-    try:
+    if run.rank > 0:
+        return run_steps(run, optimizer, start, None)
+    if run.lease is not None:
+        run.lease.check()
+    with RunLog(run.config, run.folder, start.step, run.total_steps, storage_options(run.config)) as log:
         return run_steps(run, optimizer, start, log)
-    finally:
-        if log is not None:
-            log.close()
 
 
 def restore(run: Run, optimizer: torch.optim.Optimizer) -> Position:
-    """Fill learner and optimizer from the run's checkpoint or `config.init` (see `checkpoint.py` for the order)."""
+    """Fill learner and optimizer from the run's checkpoint or `config.init` (see `checkpoint.py` for the order).
+
+    Raises `DamagedCheckpoint` when the bytes of the run's own checkpoint are not those that were written; it is set aside.
+    """
     options = storage_options(run.config)
-    with tempfile.TemporaryDirectory() as scratch:
+    with storage.scratch("resume") as scratch:
         if run.resume_from is not None:
-            stored = checkpoint.local_copy(run.resume_from, scratch, options)
+            stored = checkpoint.own_copy(run.resume_from, scratch, options)
             checkpoint.load_weights(run.learner, stored)
             checkpoint.load_optimizer(optimizer, stored)
             return checkpoint.read_position(stored)
@@ -145,6 +155,7 @@ def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: 
         micro = [to_device(batch, run.device) for batch in share.micro]
         real = reduce_sum(torch.stack([batch["weight"].sum() for batch in micro]).sum(), run.world)
         scale = run.world / real.clamp(min=1.0)
+        count = HostCopy(real)
         learner.objective.before_step(step / run.total_steps)
         set_lr(optimizer, config.optim.lr * lr_factor(step, run.total_steps, config.optim.warmup))
         for i, batch in enumerate(micro):
@@ -155,9 +166,12 @@ def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: 
                 (out.loss * scale).backward()
             meters.add(out.sums)
         norm = clip_gradients(learner, config.optim.clip)
-        optimizer.step()
+        if count.item():
+            optimizer.step()
+            learner.objective.after_step()
+        else:  # momentum and weight decay would move weights that no row asked to move
+            meters.empty_steps += 1
         optimizer.zero_grad(set_to_none=True)
-        learner.objective.after_step()
         samples += real.long()
         done = step + 1
 
@@ -174,6 +188,8 @@ def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: 
         if due["validate"] and alive:
             latest |= validate(learner, held_out, run)
         if log is not None:
+            if run.lease is not None:
+                run.lease.check()
             log.write(latest, errors)
         faults.check(latest)
         refuse_divergence(latest)
@@ -190,13 +206,26 @@ def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: 
 
 
 def write_checkpoint(address: str, run: Run, optimizer: torch.optim.Optimizer, position: Position) -> None:
-    """Rank 0 writes, verifies and commits; older ones go, unless Ray Train keeps the list."""
+    """Rank 0 writes, verifies and commits; older ones go."""
     options = storage_options(run.config)
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoint.write(Path(scratch), run.config, run.learner, run.assets, optimizer, position)
-        storage.upload_dir(scratch, address, options, replace_unfinished=True)
-    if run.prunes:
-        history.prune(run.folder, run.config.train.keep, options)
+    with storage.scratch("checkpoint") as scratch:
+        checkpoint.write(scratch, run.config, run.learner, run.assets, optimizer, position)
+        save(scratch, address, options, run.lease)
+    history.prune(run.folder, run.config.train.keep, options)
+
+
+def save(folder: Path, address: str, options: StorageOptions, lease: Lease | None) -> None:
+    """Commit a checkpoint's files under `address`, trying again what went wrong; nobody else may write there, as `lease` makes sure."""
+    for attempt in range(1, SAVES + 1):
+        try:
+            guard = lease.check if lease is not None else None
+            storage.upload_dir(folder, address, options, replace_unfinished=True, replace_committed=True, guard=guard)
+            return
+        except StorageError as error:
+            if attempt == SAVES:
+                raise
+            print(f"WARNING checkpoint {address}: attempt {attempt} of {SAVES} to save it failed: {error}", flush=True)
+            time.sleep(attempt)
 
 
 def read_held_out(run: Run, meters: Meters) -> dict[str, list[Batch]]:
@@ -211,6 +240,22 @@ def read_held_out(run: Run, meters: Meters) -> dict[str, list[Batch]]:
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------
+
+
+class HostCopy:
+    """The value of a device tensor for the host, asked for early and read late, so that nothing waits for the device in between."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value, self.arrived = value, None
+        if value.device.type == "cuda":
+            self.value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def item(self) -> float:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return float(self.value)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -258,9 +303,11 @@ def gather_metrics(
     row |= {"data_wait": wait / busy, "step_s": seconds / meters.steps}
     row |= {f"{n}_per_s": sums[n] / seconds for n in ("samples", "chunks", "tokens")}
     row["padding"] = 1.0 - sums["tokens"] / sums["slots"]
-    digest = reduce_sum(torch.tensor(_wrapped(meters.digest), device=run.device), run.world)
-    row["rows_digest"] = f"{int(digest) % 2**64:016x}"
-    row |= {"rows": int(rows), "quarantined": sum("split" not in e for e in errors), "time_s": time.time()}
+    own_digests = torch.tensor([_wrapped(meters.digest), _wrapped(meters.quarantined_digest)], device=run.device)
+    digests = [f"{digest % 2**64:016x}" for digest in reduce_sum(own_digests, run.world).tolist()]
+    row |= dict(zip(("rows_digest", "quarantined_digest"), digests, strict=True))
+    row |= {"rows": int(rows), "quarantined": sum("split" not in e for e in errors)}
+    row |= {"empty_steps": meters.empty_steps, "time_s": time.time()}
     return row, errors
 
 

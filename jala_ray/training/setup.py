@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +20,8 @@ from jala_ray.data.plan import Plan
 from jala_ray.data.steps import ShareBuilder, StepBuilder
 from jala_ray.parsing import diff, from_dict, to_dict
 from jala_ray.storage import StorageOptions
+from jala_ray.training import history, lease
+from jala_ray.training.lease import Lease
 from jala_ray.types import DOMAINS, ConfigError, Domain, Split
 
 if TYPE_CHECKING:
@@ -80,44 +82,96 @@ def _absolute(address: str) -> str:
     return address if not address or storage.is_s3(address) else str(Path(address).absolute())
 
 
-def prepare(config: RunConfig) -> str:
-    """Check the configuration, the storage and what the folder already holds; put the assets there. Returns their address.
+@dataclass(frozen=True)
+class Prepared:
+    """A run folder that is this attempt's: held, swept, with the assets and the plans of the run."""
 
-    Raises `ConfigError` when the folder belongs to a run with other settings, `StorageError` when it can't be written.
+    lease: Lease
+    assets: str
+    """Their address."""
+    plans: Plans
+
+
+@contextlib.contextmanager
+def prepared(config: RunConfig) -> Iterator[Prepared]:
+    """Check the configuration, the storage and what the folder already holds; hold it and put the assets there.
+
+    Raises `ConfigError` when another process holds the folder or it belongs to a run with other settings, `StorageError` when it can't
+    be written. What fails before the first step leaves the name free: settings bind a run that has something to lose.
     """
     check(config)
-    options, folder = storage_options(config), run_folder(config)
-    os.environ.update(storage.worker_env(options))
-    storage.probe(folder, options)
-    claim(config, folder, options)
+    folder, options = run_folder(config), storage_options(config)
+    with claim(config, folder, options) as lease:
+        assets = prepare_assets(config, folder, options)
+        ready = plans(config, assets)
+        claim_plan(config, ready)
+        yield Prepared(lease, assets, ready)
+
+
+def prepare_assets(config: RunConfig, folder: str, options: StorageOptions) -> str:
+    """Put the assets into the run folder where they are not yet; their address."""
     assets = storage.join(folder, "assets")
     if not storage.is_committed(assets, options):
         from jala_ray.training.build import build_assets  # loads transformers, which a continued run does without
 
-        with tempfile.TemporaryDirectory() as scratch:
-            build_assets(config, scratch).save(Path(scratch) / "assets")
-            storage.upload_dir(Path(scratch) / "assets", assets, options, replace_unfinished=True)
+        with storage.scratch("assets") as scratch:
+            build_assets(config, str(scratch)).save(scratch / "assets")
+            storage.upload_dir(scratch / "assets", assets, options, replace_unfinished=True)
     return assets
 
 
-def prepare_tokenizer(config: TokenizerRunConfig) -> tuple[str, StorageOptions]:
-    """As `prepare`, for a tokenizer's run; returns its folder and the storage's options."""
+@contextlib.contextmanager
+def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[Lease]:
+    """As `prepared`, for a tokenizer's run."""
     if not config.manifests:
         raise ConfigError("manifests", config.manifests, "at least one manifest", "Pass --manifests PATH [PATH ...].")
-    options, folder = storage_options(config), run_folder(config)
+    with claim(config, run_folder(config), storage_options(config)) as lease:
+        yield lease
+
+
+def claim(config: AnyRun, folder: str, options: StorageOptions) -> Lease:
+    """Hold the run folder, sweep it, and write `config.json`, or compare with the one that is there.
+
+    Raises `ConfigError` before anything is written when another process holds the folder; when the run had begun with other settings.
+    """
     os.environ.update(storage.worker_env(options))
+    lease.refuse_held(folder, options, config.storage.lease_s)
     storage.probe(folder, options)
-    claim(config, folder, options)
-    return folder, options
+    held = lease.acquire(folder, options, config.storage.lease_s)
+    try:
+        sweep(folder, options)
+        write_config(config, folder, options)
+    except BaseException:
+        held.release()
+        raise
+    return held
 
 
-def claim(config: AnyRun, folder: str, options: StorageOptions) -> None:
-    """Write `config.json` first of all, or compare with the one that is there."""
+def sweep(folder: str, options: StorageOptions) -> None:
+    """Remove what attempts that were cut off left behind, and say so."""
+    history.settle(folder, options)
+    for swept in (storage.sweep(folder, options), storage.sweep_scratch()):
+        if swept.names:
+            print(f"removed what earlier attempts left behind: {swept}", flush=True)
+
+
+def begun(folder: str, options: StorageOptions) -> bool:
+    """Whether a run has something to lose: a checkpoint or a logged step."""
+    if history.folders(folder, options):
+        return True
+    return storage.exists(storage.join(folder, "metrics.jsonl"), options)
+
+
+def write_config(config: AnyRun, folder: str, options: StorageOptions) -> None:
+    """`config.json`, unless the run has begun: then its settings must be these."""
     written = storage.join(folder, "config.json")
-    if storage.exists(written, options):
+    if begun(folder, options) and storage.exists(written, options):
         refuse_other_run(from_dict(type(config), json.loads(storage.read_bytes(written, options))), config, folder)
-    else:
-        storage.write_bytes(written, json.dumps(to_dict(config), indent=1).encode(), options=options)
+        return
+    if not begun(folder, options):  # a start that failed may have left them, made with other settings
+        storage.delete_dir(storage.join(folder, "assets"), options)
+        storage.delete(storage.join(folder, "plan.json"), options)
+    storage.write_bytes(written, json.dumps(to_dict(config), indent=1).encode(), options=options)
 
 
 def refuse_other_run(old: object, new: object, folder: str) -> None:

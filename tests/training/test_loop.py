@@ -7,15 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
 
 from jala_ray import storage
-from jala_ray.training import checkpoint, history
+from jala_ray.data.plan import rows_digest
+from jala_ray.training import checkpoint, history, setup
+from jala_ray.training.lease import LeaseLost, acquire
+from jala_ray.training.log import RunLog
 from jala_ray.training.loop import train
 from jala_ray.training.optim import lr_factor
-from jala_ray.types import CheckpointError, UserError
+from jala_ray.types import CheckpointError, DamagedCheckpoint, StorageError, UserError
 from tests.support import A, Kind, L, U
 from tests.training.run import make_run, one_of_two, run_config
 
@@ -115,13 +119,100 @@ def test_too_many_errors_stop_the_run(tmp_path: Path) -> None:
         train(run)
 
 
-def test_an_epoch_of_nothing_readable_still_steps(tmp_path: Path) -> None:
-    """All rows of a step unreadable: padding samples keep the ranks together, and nothing becomes NaN."""
+def test_a_step_of_nothing_readable_moves_no_weight(tmp_path: Path) -> None:
+    """All rows of a step unreadable: padding samples keep the ranks together, and neither optimizer nor EMA steps."""
     config = run_config(tmp_path, data__max_error_share=1.0)
     run = make_run(config, bad=frozenset(range(20)))
+    before = {name: value.clone() for name, value in run.learner.state_dict().items()}
     train(run)
-    assert all(torch.isfinite(p).all() for p in run.learner.parameters())
-    assert rows(run.folder)[-1]["samples"] == 0
+    for name, value in run.learner.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert [(row["samples"], row["empty_steps"]) for row in rows(run.folder)] == [(0, 1)] * 4
+
+
+def test_trained_and_quarantined_rows_have_digests_of_their_own(tmp_path: Path) -> None:
+    """Together they are the plan's rows, so that a row that went missing shows, and one set aside is not taken for trained."""
+    bad = frozenset({3, 4, 5})
+    run = make_run(run_config(tmp_path, data__max_error_share=0.5), bad=bad, shuffle=False)
+    train(run)
+    for step, row in enumerate(rows(run.folder)):
+        met = set(range(6 * step, min(6 * step + 6, 20)))
+        for key, expected in (("rows_digest", met - bad), ("quarantined_digest", met & bad)):
+            digest = rows_digest(0, np.array(sorted(expected), np.int64)) % 2**64
+            assert row[key] == f"{digest:016x}", (step, key)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    """Found when it is read: it is set aside, and the next start goes on from the one before, to the same end."""
+    straight = make_run(run_config(tmp_path / "a"))
+    train(straight)
+    config = run_config(tmp_path / "b")
+    train(make_run(config))
+    newest = Path(history.newest(setup.run_folder(config)))
+    weights = newest / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # of the same size
+    weights.write_bytes(content)
+    with pytest.raises(DamagedCheckpoint, match="step-00000004"):
+        train(make_run(config))
+    again = make_run(config)
+    assert again.resume_from is not None and history.step_of(again.resume_from) == 2
+    train(again)
+    assert rows(again.folder) == rows(straight.folder)
+
+
+def test_a_save_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    real, failed = storage.upload_dir, []
+
+    def stumbling(folder, address, *args, **kwargs):
+        if not failed:
+            failed.append(address)
+            raise StorageError("upload", address, "to arrive")
+        return real(folder, address, *args, **kwargs)
+
+    monkeypatch.setattr(storage, "upload_dir", stumbling)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    run = make_run(run_config(tmp_path))
+    train(run)
+    assert [history.step_of(uri) for uri in history.committed_steps(run.folder)] == [2, 4]
+    assert "attempt 1 of 3 to save it failed" in capsys.readouterr().out
+
+
+def test_a_log_that_cannot_be_closed_does_not_hide_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: RunLog) -> None:
+        raise StorageError("write", "metrics.jsonl", "to succeed")
+
+    run = make_run(run_config(tmp_path, data__min_rows_for_share=6), bad=frozenset(range(0, 20, 2)))
+    monkeypatch.setattr(RunLog, "close", fails)
+    with pytest.raises(UserError, match="max_error_share") as raised:
+        train(run)
+    assert "could not be closed either" in raised.value.__notes__[0]
+
+
+def test_who_lost_the_folder_writes_nothing(tmp_path: Path) -> None:
+    """An attempt that another one took over from logs and saves nothing, and does not touch what is there."""
+    config = run_config(tmp_path, train__steps=8)
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    with setup.claim(config, folder, options) as first:
+        run = make_run(config)
+        run.lease, shares = first, run.shares
+
+        def taken_over(begin: int):
+            for i, share in enumerate(shares(begin)):
+                if i == 3:
+                    acquire(folder, options)
+                    left.update(storage.list_files(folder))
+                yield share
+
+        left: dict[str, int] = {}
+        run.shares = taken_over
+        with pytest.raises(LeaseLost, match="attempt 2"):
+            train(run)
+    after = storage.list_files(folder)
+    assert {k: v for k, v in after.items() if "leases/" not in k} == {
+        k: v for k, v in left.items() if "leases/" not in k
+    }
+    assert [history.step_of(uri) for uri in history.committed_steps(folder)] == [2]
 
 
 def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from jala_ray import storage
+from jala_ray.config import RunConfig
 from jala_ray.parsing import override
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training import setup
-from jala_ray.types import ConfigError, StorageError
+from jala_ray.types import CheckpointError, ConfigError, StorageError
 from tests.support import MOTION
 from tests.training.run import run_config
 
@@ -39,10 +42,32 @@ def test_a_relative_root_in_a_submitted_job_is_refused(tmp_path: Path, monkeypat
 
 def test_a_folder_continues_one_run(tmp_path: Path, tokenizer: str) -> None:
     config = replace(run_config(tmp_path), motion_tokenizer=tokenizer)
-    setup.prepare(config)
-    setup.prepare(override(config, {"cluster.workers": 3, "train.keep": 9}))  # what may change
+    assert begin(config) == 1
+    storage.write_bytes(f"{setup.run_folder(config)}/metrics.jsonl", b"{}\n")
+    assert begin(override(config, {"cluster.workers": 3, "train.keep": 9})) == 2  # what may change
     with pytest.raises(ConfigError, match=r"optim\.lr"):
-        setup.prepare(override(config, {"optim.lr": 0.5}))
+        begin(override(config, {"optim.lr": 0.5}))
+
+
+def test_a_failed_start_leaves_the_name_free(tmp_path: Path, tokenizer: str) -> None:
+    """Settings bind a run from its first step on; what a start before it left is made anew."""
+    config = replace(run_config(tmp_path), motion_tokenizer=tokenizer)
+    with pytest.raises(CheckpointError, match="missing_tokenizer"):
+        begin(override(config, {"motion_tokenizer": str(tmp_path / "missing_tokenizer")}))
+    begin(override(config, {"optim.lr": 0.5, "model.text.vocab_size": 290}))
+    assets = Path(setup.run_folder(config), "assets", "sequence.json")
+    first = assets.read_text()
+    begin(config)
+    assert assets.read_text() != first, "the assets are those of these settings"
+    assert json.loads(Path(setup.run_folder(config), "config.json").read_text())["optim"]["lr"] == config.optim.lr
+
+
+def begin(config: RunConfig) -> int:
+    """What a start does up to the plans; the number of its attempt."""
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    with setup.claim(config, folder, options) as lease:
+        setup.prepare_assets(config, folder, options)
+        return lease.held.attempt
 
 
 def test_an_unwritable_bucket_is_named(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,4 +76,4 @@ def test_an_unwritable_bucket_is_named(tmp_path: Path, tokenizer: str, monkeypat
     values = {"storage.root": "s3://nowhere/runs", "storage.endpoint_url": "http://127.0.0.1:9"}
     config = override(replace(run_config(tmp_path), motion_tokenizer=tokenizer), values)
     with pytest.raises(StorageError, match="nowhere"):
-        setup.prepare(config)
+        begin(config)

@@ -41,7 +41,7 @@ def list_folder(folder: str, options: StorageOptions | None = None) -> Listing:
             faults[name] = f"a file name in UTF-8 without NUL. {RENAME}"
         else:
             sizes[name] = size
-    return Listing(folder, sizes, {legible(name): why for name, why in sorted(faults.items())})
+    return Listing(folder, sizes, {legible(name): legible(why) for name, why in sorted(faults.items())})
 
 
 def address_in(folder: str, name: str) -> str:

@@ -1,0 +1,32 @@
+"""A tokenizer's run in one process, without Ray: `python -m tests.faults.local_tokenizer CONFIG.json`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from jala_ray.config import TokenizerRunConfig
+from jala_ray.data.chunks import read_chunks, rows_with_labels
+from jala_ray.parsing import load_json
+from jala_ray.training import setup
+from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
+from jala_ray.types import SPLITS, JalaError
+
+
+def main(path: Path) -> None:
+    config = load_json(TokenizerRunConfig, path)
+    folder, options = setup.prepare_tokenizer(config)
+    train, held_out = (
+        Chunks(**read_chunks(rows_with_labels(config.manifests, split, config.max_chunks, config.seed)))
+        for split in SPLITS
+    )
+    train_tokenizer(TokenizerRun(config, folder, options, train, held_out, torch.device("cpu")))
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except JalaError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,18 @@
+"""Everything that the commands import, for the server that forks them."""
+
+import boto3  # noqa: F401
+import obstore.store  # noqa: F401
+import pyarrow.dataset
+import pyarrow.fs  # noqa: F401
+import torch  # noqa: F401
+import transformers.models.auto  # noqa: F401
+
+import jala_ray.data.prepare
+import jala_ray.evaluation.motion_job
+import jala_ray.evaluation.motion_publish
+import jala_ray.models.vla
+import jala_ray.tokenizer.quality
+import jala_ray.training.build
+import jala_ray.training.checkpoint
+import jala_ray.training.loop
+import jala_ray.training.setup  # noqa: F401

@@ -1,0 +1,116 @@
+"""What dead writers left is found and removed; what is alive or someone else's stays."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import boto3
+import pytest
+
+from jala_ray import storage
+from jala_ray.storage import sweeping
+from jala_ray.types import StorageError
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_partial_files_and_folders_are_swept(tmp_path):
+    root = tmp_path / "run"
+    storage.write_bytes(root / "checkpoints" / "step-1" / "model.bin", b"whole")
+    half = root / "checkpoints" / ".step-2.0a1b2c3d.part"
+    (half / "weights").mkdir(parents=True)
+    (half / "weights" / ".model.bin.01234567.part").write_bytes(b"1234")
+    (half / "config.json").write_bytes(b"{}")
+    (root / ".metrics.jsonl.89abcdef.part").write_bytes(b"123")
+    kept = {"notes.part": 1, ".hidden": 2, ".x.part": 3, "checkpoints/step-1/model.bin": 5}
+    for name, size in list(kept.items())[:3]:
+        (root / name).write_bytes(b"x" * size)
+    swept = storage.sweep(root)
+    assert swept.names == (".metrics.jsonl.89abcdef.part", "checkpoints/.step-2.0a1b2c3d.part") and swept.bytes == 9
+    assert storage.list_files(root) == kept and not half.exists()
+    assert str(storage.sweep(root)) == "nothing"
+    assert storage.sweep(tmp_path / "absent") == storage.Swept()
+
+
+def test_unfinished_multipart_uploads_are_aborted(s3):
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"], region_name="us-east-1")
+    for key in ("run/checkpoints/step-1/model.bin", "run-2/model.bin"):
+        upload = client.create_multipart_upload(Bucket="clips", Key=key)["UploadId"]
+        client.upload_part(Bucket="clips", Key=key, UploadId=upload, PartNumber=1, Body=b"x" * 10)
+    storage.write_bytes(storage.join(s3, "config.json"), b"{}")
+    assert storage.sweep(s3) == storage.Swept(("checkpoints/step-1/model.bin",), 10)
+    left = [upload["Key"] for upload in client.list_multipart_uploads(Bucket="clips")["Uploads"]]
+    assert left == ["run-2/model.bin"], "a folder whose name only begins alike is another's"
+    assert storage.list_files(s3) == {"config.json": 2}
+
+
+def test_scratch_goes_away(temporary):
+    with storage.scratch("checkpoint") as folder:
+        assert folder.parent == temporary and folder.name.startswith("jala_ray-checkpoint-")
+        (folder / "weights").write_bytes(b"x")
+        assert storage.sweep_scratch() == storage.Swept(), "its process lives"
+    with pytest.raises(KeyError), storage.scratch("checkpoint"):
+        raise KeyError("mine")
+    assert not list(temporary.iterdir())
+
+
+def test_scratch_of_a_killed_process_is_swept(temporary):
+    code = (
+        "import os, signal\n"
+        "from jala_ray.storage.sweeping import scratch\n"
+        "with scratch('a-check point') as folder:\n"
+        "    (folder / 'weights').write_bytes(b'x' * 100)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(temporary)}, check=False)
+    (left,) = temporary.iterdir()
+    elsewhere = left.with_name(left.name.replace(sweeping.socket.gethostname(), "another-host"))
+    shutil.copytree(left, elsewhere)
+    assert storage.sweep_scratch() == storage.Swept((left.name,), 100)
+    assert list(temporary.iterdir()) == [elsewhere], "another host's process may live"
+
+
+def test_scratch_of_a_number_that_is_in_use_again_is_swept(temporary):
+    host, pid = sweeping.socket.gethostname(), os.getpid()
+    left = temporary / f"jala_ray-x-{host}-{pid}-{sweeping._started(pid) - 1}-01234567"
+    left.mkdir()
+    assert storage.sweep_scratch().names == (left.name,)
+
+
+def test_scratch_that_is_locked_is_kept(temporary):
+    """As by a live process of another container of this machine, whose number says nothing here."""
+    with storage.scratch("x") as folder:
+        moved = folder.with_name(f"jala_ray-x-{sweeping.socket.gethostname()}-999999999-1-01234567")
+        folder.rename(moved)
+        assert storage.sweep_scratch() == storage.Swept() and moved.exists()
+    assert storage.sweep_scratch().names == (moved.name,)
+
+
+def test_too_little_room_is_said_before(temporary):
+    with (
+        pytest.raises(StorageError, match=rf"{temporary}.*bytes free.*{10**18} bytes for checkpoint.*TMPDIR"),
+        storage.scratch("checkpoint", needed=10**18),
+    ):
+        raise AssertionError("not reached")
+
+
+def test_a_disk_that_fills_up_is_named(temporary, monkeypatch):
+    with pytest.raises(StorageError, match=rf"{temporary}.*bytes free.*TMPDIR"), storage.scratch("checkpoint"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    free = shutil.disk_usage(temporary)._replace(free=4096)
+    monkeypatch.setattr(sweeping.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(StorageError, match="4096 bytes free"), storage.scratch("checkpoint"):
+        raise RuntimeError("file write failed")  # As PyTorch says it.
+    assert not list(temporary.iterdir())

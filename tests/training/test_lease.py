@@ -1,0 +1,148 @@
+"""A run folder is held by one attempt; whoever was overtaken is fenced off."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier, Thread
+
+import pytest
+
+from jala_ray import storage
+from jala_ray.storage import StorageOptions
+from jala_ray.training import lease
+from jala_ray.training.lease import Beat, LeaseLost, Process, acquire, newest_lease, refuse_held, successor
+from jala_ray.types import ConfigError
+
+OPTIONS = StorageOptions()
+
+
+@pytest.fixture
+def other() -> Iterator[Process]:
+    """A live process on this machine."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield replace(Process.this(), pid=process.pid, began=lease._began(process.pid) or 0)
+        process.communicate(b"\n")
+
+
+def held_by(folder: str, process: Process, age: float = 0.0, count: int = 1) -> None:
+    """Let the newest lease be this process's, its last sign of life `age` seconds ago."""
+    found = newest_lease(folder, OPTIONS)
+    assert found is not None
+    beat = {"count": count, "time": time.time() - age, "process": vars(process), "released": False}
+    storage.write_bytes(f"{folder}/leases/{found.owner}.beat", json.dumps(beat).encode())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """Held once."""
+    acquire(str(tmp_path / "run"), OPTIONS).release()
+    return str(tmp_path / "run")
+
+
+def test_numbers_go_on_and_a_released_folder_is_free(folder: str) -> None:
+    with acquire(folder, OPTIONS) as second:
+        assert second.held.attempt == 2
+        second.check()
+    assert refuse_held(folder, OPTIONS, 60) == second.held
+
+
+def test_a_live_process_keeps_its_folder(folder: str, other: Process) -> None:
+    held_by(folder, other)
+    before = storage.list_files(folder)
+    with pytest.raises(ConfigError, match=f"process {newest_lease(folder, OPTIONS).process.pid} .*alive"):
+        acquire(folder, OPTIONS)
+    assert storage.list_files(folder) == before, "nothing was written"
+
+
+def test_a_process_that_ended_holds_nothing(folder: str, other: Process) -> None:
+    held_by(folder, replace(other, began=other.began + 1))  # its number went to another process since
+    assert acquire(folder, OPTIONS).held.attempt == 2
+
+
+def test_a_process_that_hangs_loses_its_folder_and_is_fenced(folder: str, other: Process) -> None:
+    first = acquire(folder, OPTIONS)
+    first._stop.set()
+    held_by(folder, other, age=61)
+    acquire(folder, OPTIONS, 60)
+    with pytest.raises(LeaseLost, match="held by attempt 3"):
+        first.check()
+
+
+def test_another_machine_is_watched_for_a_sign_of_life(folder: str, other: Process) -> None:
+    far = replace(other, machine="elsewhere", host="gpu-7")
+    held_by(folder, far)
+    said: list[str] = []
+    waited: list[float] = []
+
+    def silent(seconds: float) -> None:
+        waited.append(seconds)
+        time.sleep(0.01)
+
+    assert refuse_held(folder, OPTIONS, 0.2, say=said.append, sleep=silent) is not None
+    assert "waiting up to" in said[0] and waited
+
+    def beating(seconds: float) -> None:
+        held_by(folder, far, count=2)
+
+    with pytest.raises(ConfigError, match="alive just now"):
+        refuse_held(folder, OPTIONS, 60, say=said.append, sleep=beating)
+    held_by(folder, far, age=60 + lease.SKEW_S + 1)  # longer ago than clocks differ
+    assert refuse_held(folder, OPTIONS, 60, sleep=beating) is not None
+
+
+def test_one_of_many_wins(tmp_path: Path) -> None:
+    """Threads of one process pass the look at the holder, so that the conditional write alone decides."""
+    together, won, lost = Barrier(6), [], []
+
+    def race() -> None:
+        together.wait()
+        try:
+            won.append(acquire(str(tmp_path), OPTIONS).held)
+        except ConfigError as error:
+            lost.append(str(error))
+
+    threads = [Thread(target=race) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) + len(lost) == 6 and len({held.attempt for held in won}) == len(won) >= 1
+
+
+def test_a_worker_succeeds_its_owner_and_fences_the_one_before(folder: str, tmp_path: Path) -> None:
+    with acquire(folder, OPTIONS) as driver:
+        worker = successor(folder, driver.held.owner, OPTIONS, 60)
+        again = successor(folder, driver.held.owner, OPTIONS, 60)
+        again.check()
+        with pytest.raises(LeaseLost):
+            worker.check()
+        assert refuse_held(folder, OPTIONS, 60).owner == driver.held.owner
+    with acquire(folder, OPTIONS):
+        with pytest.raises(LeaseLost):
+            again.check()
+        with pytest.raises(LeaseLost, match="held by the run that started this worker"):
+            successor(folder, driver.held.owner, OPTIONS, 60)
+
+
+def test_signs_of_life_are_shown(tmp_path: Path) -> None:
+    with acquire(str(tmp_path), OPTIONS, 0.1) as held:
+        address = f"{tmp_path}/leases/{held.held.owner}.beat"
+        until = time.monotonic() + 30
+        while json.loads(storage.read_bytes(address))["count"] < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        stored = json.loads(storage.read_bytes(address))
+        assert Beat(**stored | {"process": Process(**stored["process"])}).count >= 3
+
+
+def test_old_leases_go(tmp_path: Path) -> None:
+    for number in range(1, 13):
+        assert acquire(str(tmp_path), OPTIONS).held.attempt == number
+    names = storage.list_dir(f"{tmp_path}/leases")
+    assert len([name for name in names if name.endswith(".json")]) == lease.KEPT
+    assert len([name for name in names if name.endswith(".beat")]) == 1
