@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import struct
 import zipfile
@@ -49,7 +50,7 @@ class Adapter(Protocol):
 
 _UNREADABLE = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, RecursionError),
-    *(TypeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error),
+    *(TypeError, ValueError, csv.Error, struct.error, zipfile.BadZipFile, zlib.error),
 )
 """What parsers (json, numpy, zipfile, unpickling) and conversions raise over a file that is damaged or holds something else."""
 
