@@ -33,8 +33,8 @@ T = TypeVar("T")
 MAX_DURATION_S = 48 * 3600.0
 """A header that promises more is damaged; whoever went through such a video second by second would never end."""
 
-ONE_DURATION = ("asf",)
-"""Containers of which libavformat gives every stream the file's own duration."""
+NO_DURATION = ("asf", "mpeg")
+"""Containers of which libavformat gives every stream the file's own duration, or one guessed from the last pack that has a time."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class VideoReader:
             )
 
     def _duration(self, start_s: float) -> float:
-        if self._stream.duration and self._container.format.name not in ONE_DURATION:
+        if self._stream.duration and self._container.format.name not in NO_DURATION:
             return self._stream.duration * self._finder.tick_s
         # The container's duration is that of its longest stream, often the sound: it only tells where to look.
         promised = self._container.duration

@@ -16,6 +16,8 @@ CODECS = {
     "ogv": ("libvpx", "libopus"),
     "wmv": ("msmpeg4", "mp2"),
     "3gp": ("mpeg4", "aac"),
+    "mpg": ("mpeg2video", "mp2"),
+    "mpeg": ("mpeg1video", "mp2"),
 }
 
 
@@ -24,7 +26,9 @@ def made(folder: Path, suffix: str, sound_s: float, **options: str) -> Path:
 
 
 @pytest.mark.parametrize("sound_s", [2.6, 1.2], ids=["longer sound", "shorter sound"])
-@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "webm", "flv", "ts", "mts", "avi", "wmv", "ogv", "3gp"])
+@pytest.mark.parametrize(
+    "suffix", ["mp4", "mov", "mkv", "webm", "flv", "ts", "mts", "avi", "wmv", "ogv", "3gp", "mpg", "mpeg"]
+)
 def test_the_duration_is_the_pictures_and_not_the_sounds(tmp_path, suffix, sound_s):
     """Also what is read from there on: half a frame before its end there is a picture, two frames later none."""
     path = made(tmp_path, suffix, sound_s)

@@ -115,7 +115,10 @@ class Arctic:
 def read_joints(uri: str) -> np.ndarray:
     """Joints (2, T, 21, 3) of a sequence, left and right, MANO order, world frame, m. Raises UserError."""
     hands, content = [], storage.read_bytes(uri)
-    with parsing(uri, "an .npz with joints_left, joints_right"), np.load(BytesIO(content), allow_pickle=False) as arrays:
+    with (
+        parsing(uri, "an .npz with joints_left, joints_right"),
+        np.load(BytesIO(content), allow_pickle=False) as arrays,
+    ):
         for side in HAND_NAMES:
             joints = convert_joints(arrays[f"joints_{side}"], source="arctic", target="mano")
             hands.append(joints.astype(np.float64))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import posixpath
+import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def _caption(line: str, where: str) -> Caption:
     for key in ("start", "end"):
         value = entry.get(key)
         number_given = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number_given and 0 <= value < math.inf):
+        if value is not None and not (number_given and 0 <= value <= sys.float_info.max):
             raise UserError(f"{where}, {key}", value, "seconds into the video, >= 0")
     return Caption(**entry)
 
