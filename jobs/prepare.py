@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from jala_ray import storage
-from jala_ray.data.adapters.video_folder import VideoFolder
+from jala_ray.data.adapters.video_folder import VideoFolder, told
 from jala_ray.data.prepare import Piece, Preparation, PrepareConfig
 from jala_ray.data.prepare_progress import Meter, clock, follow
 from jala_ray.storage import StorageOptions
@@ -84,6 +84,8 @@ def do(work: Preparation, missing: Sequence[Piece], job: PrepareJob) -> None:
     meter = Meter(missing)
     follow(parts, meter)
     print(f"prepared {clock(meter.seconds)} of video, {meter.bytes / 1e6:.1f} MB, in {clock(meter.elapsed())}")
+    if meter.notes:
+        print(told(meter.notes))
     if meter.failed:
         remedy = "Run the same command again: it does only what is missing. Take out of the input what fails again."
         raise StorageError(f"{len(meter.failed)} of {len(missing)} pieces", meter.failed[0], "no failure", remedy)

@@ -17,6 +17,7 @@ from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from jala_ray.storage.diagnosis import diagnose
 from jala_ray.storage.patience import GaveUp, Patience, patiently
+from jala_ray.storage.walking import walk_folder
 from jala_ray.types import JalaError, StorageError, StoreUnavailable
 
 P = ParamSpec("P")
@@ -259,9 +260,8 @@ class LocalStore:
         Path(path).unlink(missing_ok=True)
 
     @_patient
-    def walk(self, path: str) -> dict[str, int]:
-        root = Path(path)
-        return {p.relative_to(root).as_posix(): p.stat().st_size for p in sorted(root.rglob("*")) if p.is_file()}
+    def walk(self, path: str, faults: dict[str, str] | None = None) -> dict[str, int]:
+        return walk_folder(Path(path), faults)
 
     @_patient
     def children(self, path: str) -> list[str]:
