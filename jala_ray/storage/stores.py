@@ -327,7 +327,7 @@ def explained(operation: str, uri: str | os.PathLike[str], options: StorageOptio
         field, expected = f"{operation} {place}", "it to succeed"
         if found.kind == "passing":
             if isinstance(error, GaveUp):
-                expected = f"an answer within {options.patience_s:g} s ({error.tries} tries in {error.seconds:.0f} s)"
+                expected = f"an answer within {options.patience_s:g} s (tries: {error.tries}, in {error.seconds:.0f} s)"
             raise StoreUnavailable(field, found.cause, expected, found.remedy) from first
         kind = MissingFile if found.kind == "missing" else StorageError
         raise kind(field, found.cause, expected, found.remedy) from first
