@@ -143,8 +143,7 @@ def _staged_on_s3(uri: Uri, options: StorageOptions | None, rights: _Rights):
     store, path = store_for(uri, options)
     if there := store.walk(path):
         rights.clear(uri, there, options)
-    token = uuid.uuid4().hex
-    claim = json.dumps({"upload": token}).encode()
+    claim = json.dumps({"upload": uuid.uuid4().hex}).encode()
     store.write(join(path, CLAIM_FILE), claim, only_new=True)
     if others := set(store.walk(path)) - {CLAIM_FILE}:  # A whole upload may have gone by before the claim.
         store.delete(join(path, CLAIM_FILE))
@@ -156,7 +155,8 @@ def _staged_on_s3(uri: Uri, options: StorageOptions | None, rights: _Rights):
                 f"commit {uri}", "another upload's claim", "this upload's claim", "Another writer took over."
             )
         rights.guard()
-        store.write(join(path, COMMIT_FILE), commit.to_json(token), only_new=True)
+        # A marker of the same bytes that another writer was faster with says the same of the same files: it may pass for our own.
+        store.write(join(path, COMMIT_FILE), commit.to_json(), only_new=True)
         store.delete(join(path, CLAIM_FILE))
 
     def read_claim() -> bytes | None:
@@ -184,7 +184,7 @@ def _staged_locally(uri: Uri, options: StorageOptions | None, rights: _Rights):
     try:
 
         def finish(commit: Commit) -> None:
-            store.write(join(str(staging), COMMIT_FILE), commit.to_json(uuid.uuid4().hex), only_new=True)
+            store.write(join(str(staging), COMMIT_FILE), commit.to_json(), only_new=True)
             if rights.committed and COMMIT_FILE in (found := there()):
                 rights.clear(uri, found, options)  # Only now: until then the old folder is whole.
             rights.guard()
