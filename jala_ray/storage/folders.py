@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from jala_ray.storage.stores import (
     store_for,
     sync_folder,
 )
+from jala_ray.storage.sweeping import scratch
 from jala_ray.types import StorageError
 
 WORKERS = 4
@@ -317,15 +317,15 @@ def probe(uri: Uri, options: StorageOptions | None = None) -> ProbeReport:
     Call it at the start of a job: it takes a moment at a store that answers, and waits for one that does not as long as the job
     would. Raises StorageError, StoreUnavailable with bucket, endpoint, operation, cause and remedy.
     """
-    base = join(uri, f"probe-{uuid.uuid4().hex[:12]}")
+    base = join(uri, partial_name("probe"))  # which is swept, should this process be killed
     store, path = store_for(base, options)
     small = os.urandom(64)
     payloads = {"small": small}
     if is_s3(uri):
         payloads["multipart"] = small * (MULTIPART_THRESHOLD // 64 + 1)
-    with explained("probe", base, options), tempfile.TemporaryDirectory() as folder:
+    with explained("probe", base, options), scratch("probe") as folder:
         for name, payload in payloads.items():
-            file, target = Path(folder) / name, join(path, name)
+            file, target = folder / name, join(path, name)
             file.write_bytes(payload)
             with explained(f"probe: {name} upload to", base, options):
                 store.upload(file, target)

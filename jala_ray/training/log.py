@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -99,8 +99,8 @@ class RunLog:
     def __init__(self, config: AnyRun, run_folder: str, start: int, total: int, options: StorageOptions | None) -> None:
         self.uri, self.options, self.total, self.start = run_folder, options, total, start
         self.remote = storage.is_s3(run_folder)
-        self._scratch = tempfile.TemporaryDirectory() if self.remote else None
-        self.folder = Path(self._scratch.name if self._scratch else run_folder)
+        self._held = contextlib.ExitStack()
+        self.folder = self._held.enter_context(storage.scratch("log")) if self.remote else Path(run_folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.remote:
             for name in ("metrics.jsonl", "metrics.cut.jsonl", "errors.jsonl", "errors.cut.jsonl"):
@@ -174,8 +174,7 @@ class RunLog:
         for tracker in self.trackers:
             tracker.close()
         self.sync()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        self._held.close()
 
 
 def cut_after(path: Path, step: int) -> list[dict[str, Any]]:

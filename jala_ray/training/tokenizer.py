@@ -6,11 +6,9 @@ The run folder ends with `tokenizer/`, a committed folder that pretraining takes
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,7 +131,7 @@ def finish(tokenizer: MotionTokenizer, run: TokenizerRun) -> dict[str, Any]:
         check_collapse(quality)
     address = storage.join(run.folder, RESULT)
     if not storage.is_committed(address, run.options):
-        with tempfile.TemporaryDirectory() as scratch:
+        with storage.scratch("tokenizer") as scratch:
             tokenizer.save(scratch, quality)
             storage.upload_dir(scratch, address, run.options, replace_unfinished=True)
     return quality
@@ -146,8 +144,7 @@ def save_state(
     config: TokenizerRunConfig,
     options: StorageOptions,
 ) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with storage.scratch("checkpoint") as folder:
         state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
         torch.save(state, folder / "state.pt")
         (folder / "config.json").write_text(json.dumps(to_dict(config), indent=1))
@@ -155,9 +152,9 @@ def save_state(
 
 
 def load_state(address: str, learner: nn.Module, optimizer: torch.optim.Optimizer, run: TokenizerRun) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        storage.download_dir(address, Path(scratch) / "state", run.options)
-        state: dict[str, Any] = torch.load(Path(scratch) / "state" / "state.pt", weights_only=True)
+    with storage.scratch("resume") as scratch:
+        storage.download_dir(address, scratch / "state", run.options)
+        state: dict[str, Any] = torch.load(scratch / "state" / "state.pt", weights_only=True)
     learner.load_state_dict(state["learner"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])

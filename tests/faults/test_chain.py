@@ -48,9 +48,9 @@ def test_a_tenth_of_all_requests_fails(
     assert chain.outcome(direct) == unbroken[1]
 
 
-def beside(unbroken: Chain, proxy: FaultProxy, name: str, logs: Path, **settings: float) -> Chain:
+def beside(unbroken: Chain, proxy: FaultProxy, name: str, logs: Path, patience_s: float = 180.0) -> Chain:
     """Another run over what the unbroken chain prepared."""
-    return Chain(unbroken.root, {"AWS_ENDPOINT_URL": proxy.endpoint}, logs, name=name, **settings)
+    return Chain(unbroken.root, {"AWS_ENDPOINT_URL": proxy.endpoint}, logs, name=name, patience_s=patience_s)
 
 
 def test_outages_at_the_start_and_in_the_middle(
