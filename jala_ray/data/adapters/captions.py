@@ -37,7 +37,7 @@ def _lines(uri: str, content: bytes) -> Iterator[tuple[str, str]]:
     """Lines that are not blank, and where each is. Only "\\n" ends one: texts may hold what Unicode calls line ends."""
     at = len(BOM) if content.startswith(BOM) else 0
     for number, line in enumerate(content[at:].split(b"\n"), 1):
-        where = f"{uri}, line {number}"
+        where, text = f"{uri}, line {number}", ""
         try:
             text = line.decode()
             wide = text.find("\0")  # Legal UTF-8, and never in JSON.
