@@ -8,19 +8,12 @@ import pytest
 
 from benchmarks.rgw import ObjectStore
 from jala_ray.storage import StorageOptions
-from tests.end_to_end.conftest import train_quickly
 from tests.faults.conftest import Bucket
 from tests.faults.kills import Campaign, killed_config
 from tests.faults.proxy import FaultProxy
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 KILLS = 3
-
-
-@pytest.fixture(scope="module")
-def tokenizer(raw_world: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    manifest = str(raw_world / "manifest.parquet")
-    return train_quickly((manifest,), tmp_path_factory.mktemp("tokenizer") / "tokenizer", steps=20)
 
 
 def test_on_disk(raw_world: Path, tokenizer: str, tmp_path: Path) -> None:
