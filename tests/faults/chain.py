@@ -94,7 +94,7 @@ class Chain:
     def pretrain(self, kill_at: Sequence[int] = ()) -> None:
         """Train; SIGKILL each time that a step of `kill_at` is logged, and start again."""
         for step in kill_at:
-            self.run("pretrain", self.training, kill_when=lambda line, step=step: line.startswith(f"step {step}/"))
+            self.run("pretrain", self.training, kill_when=lambda line, step=step: f"step {step}/" in line)
         self.run("pretrain", self.training)
 
     def begin(self) -> Command:

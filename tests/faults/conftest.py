@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.rgw import ObjectStore, missing
 from jala_ray.data.synthetic import generate
+from tests.end_to_end.conftest import train_quickly
 from tests.faults.chain import WORLD
 
 BUCKETS = itertools.count()
@@ -62,3 +63,10 @@ def raw_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("raw")
     generate(folder, WORLD)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(raw_world: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of that world, trained for a moment."""
+    manifest = str(raw_world / "manifest.parquet")
+    return train_quickly((manifest,), tmp_path_factory.mktemp("tokenizer") / "tokenizer", steps=20)

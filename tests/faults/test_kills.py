@@ -7,33 +7,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rgw import ObjectStore
-from jala_ray.storage import StorageOptions
-from tests.end_to_end.conftest import train_quickly
-from tests.faults.conftest import Bucket
-from tests.faults.kills import Campaign, killed_config
-from tests.faults.proxy import FaultProxy
+from tests.faults.trials import Trials
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 KILLS = 3
 
 
-@pytest.fixture(scope="module")
-def tokenizer(raw_world: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    manifest = str(raw_world / "manifest.parquet")
-    return train_quickly((manifest,), tmp_path_factory.mktemp("tokenizer") / "tokenizer", steps=20)
-
-
-def test_on_disk(raw_world: Path, tokenizer: str, tmp_path: Path) -> None:
-    config = killed_config(str(raw_world / "manifest.parquet"), tokenizer, str(tmp_path / "runs"))
-    campaign = Campaign(config, tmp_path, seed=1)
-    campaign.run(KILLS)
-    assert any(kill.left for kill in campaign.kills), "a kill met a save"
-
-
-def test_on_a_store(gateway: ObjectStore, bucket: Bucket, raw_world: Path, tokenizer: str, tmp_path: Path) -> None:
-    config = killed_config(str(raw_world / "manifest.parquet"), tokenizer, f"{bucket.uri}/runs")
-    with FaultProxy(bucket.endpoint) as proxy:
-        direct = StorageOptions(endpoint_url=bucket.endpoint)
-        campaign = Campaign(config, tmp_path, seed=1, proxy=proxy, client=gateway.client(), direct=direct)
-        campaign.run(KILLS)
-    assert any(kill.left for kill in campaign.kills), "a kill met a save"
+@pytest.mark.parametrize("on_store", [False, True], ids=["disk", "store"])
+def test_kills_at_seeded_moments(
+    gateway: ObjectStore, module_keys: None, raw_world: Path, tokenizer: str, tmp_path: Path, on_store: bool
+) -> None:
+    figures = Trials(gateway, raw_world, tmp_path).kills(KILLS, 1, tokenizer, on_store=on_store)
+    assert figures["kills"] == KILLS and figures["that left something"], "a kill met a save"
