@@ -16,9 +16,12 @@ from botocore.parsers import ResponseParserError
 from jala_ray.storage.diagnosis import Diagnosis
 
 _NETWORK = "Check endpoint_url (or AWS_ENDPOINT_URL), the network, and the store."
-_CERTIFICATES = "Name the certificates to trust: AWS_CA_BUNDLE."
+_CERTIFICATES = "Name the PEM file of the certificates to trust: storage.ca_bundle, or AWS_CA_BUNDLE."
 _RIGHTS = "Check the credentials and what they may do with this bucket."
-_NO_CREDENTIALS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or an instance role."
+_NO_CREDENTIALS = (
+    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or an instance role; for a public bucket set "
+    "storage.anonymous, or AWS_SKIP_SIGNATURE=true."
+)
 _ROUTE = "Check region (or AWS_REGION) and endpoint_url: the bucket is somewhere else."
 
 _RENEW = {

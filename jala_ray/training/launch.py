@@ -16,7 +16,6 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from jala_ray import storage
 from jala_ray.config import ClusterConfig, RunConfig, TokenizerRunConfig
-from jala_ray.data.chunks import rows_with_labels
 from jala_ray.data.pipeline import Segment, UnitConfig, cause_of, chunk_arrays, read_shares
 from jala_ray.data.steps import StepBuilder, StepShare
 from jala_ray.parsing import from_dict, to_dict
@@ -26,7 +25,7 @@ from jala_ray.training.cluster import watch_cluster
 from jala_ray.training.lease import successor
 from jala_ray.training.watch import PATIENCE_S
 from jala_ray.training.worker_setup import know_own_cluster
-from jala_ray.types import SPLITS, ConfigError, DamagedCheckpoint
+from jala_ray.types import ConfigError, DamagedCheckpoint
 
 TRAIN = "train"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -91,12 +90,9 @@ def launch_tokenizer(config: TokenizerRunConfig, callbacks: Sequence[UserCallbac
     ensure_ray(setup.storage_options(config), waiting_s=config.log.waiting_s)
     check_resources(config.cluster, ray.cluster_resources())
     folder, options = setup.run_folder(config), setup.storage_options(config)
-    with setup.prepared_tokenizer(config) as lease:
-        arrays = {}
-        for split in SPLITS:
-            rows = rows_with_labels(config.manifests, split, config.max_chunks, config.seed)
-            arrays[split] = ray.put(chunk_arrays(rows))
-        payload = {"config": to_dict(config), "owner": lease.held.owner, "arrays": arrays}
+    with setup.prepared_tokenizer(config) as ready:
+        arrays = {split: ray.put(chunk_arrays(rows)) for split, rows in ready.rows.items()}
+        payload = {"config": to_dict(config), "owner": ready.lease.held.owner, "arrays": arrays}
         return fit(tokenizer_worker, payload, config.cluster, folder, options, callbacks=callbacks)
 
 
@@ -242,20 +238,22 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
     config = from_dict(TokenizerRunConfig, payload["config"])
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
-    options = setup.storage_options(config)
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    lease = successor(folder, payload["owner"], options, config.storage.lease_s) if rank == 0 else None
     stored: dict[str, dict[str, np.ndarray]] = {split: ray.get(ref) for split, ref in payload["arrays"].items()}
     # A copy a worker: torch refuses Ray's read-only shared memory.
     arrays = {split: {k: np.array(v) for k, v in parts.items()} for split, parts in stored.items()}
     train_tokenizer(
         TokenizerRun(
             config=config,
-            folder=setup.run_folder(config),
+            folder=folder,
             options=options,
             train=Chunks(**arrays["train"]),
             held_out=Chunks(**arrays["val"]),
             device=device,
             rank=rank,
             world=world,
+            lease=lease,
             committed=reporter(options, rank),
             wrap=(lambda module: distributed(module, device)) if world > 1 else None,
         )

@@ -80,3 +80,26 @@ def trim_by_edit_list(source: Path, target: Path, ticks: int) -> Path:
                 packet.pts, packet.dts, packet.stream = packet.pts - ticks, packet.dts - ticks, copy
                 write.mux(packet)
     return target
+
+
+def with_sound(
+    path: Path, frames: int, fps: int, sound_s: float, codecs: tuple[str, str] = ("libx264", "aac"), **options: str
+) -> Path:
+    """Numbered frames and a tone of its own length, in the container the name and the muxer's options ask for."""
+    with av.open(str(path), "w", options=options) as container:
+        video, audio = container.add_stream(codecs[0], rate=fps), container.add_stream(codecs[1], rate=48000)
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        video.codec_context.thread_count, video.codec_context.gop_size = 1, fps
+        if codecs[0] == "libx264":
+            video.codec_context.options = {"preset": "ultrafast"}
+        for image in numbered(frames):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        tone = (8000 * np.sin(np.arange(round(48000 * sound_s)) / 10)).astype(np.int16)[None]
+        sound = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
+        sound.rate = 48000
+        layout = av.AudioResampler(audio.codec_context.format.name, "mono", 48000, audio.frame_size or 1024)
+        for part in layout.resample(sound):
+            container.mux(audio.encode(part))
+        for stream in (video, audio):
+            container.mux(stream.encode(None))
+    return path
