@@ -271,7 +271,9 @@ class ShareBuilder:
             motion = int((sequence.columns["hand"] >= 0).sum())
             words, chunks = len(sequence) - motion - spec.image_tokens, example.labelled.shape[1]
             taken = f"Its text takes {words}, its {chunks} chunks a hand {motion} and the picture {spec.image_tokens}."
-            remedy = f"{taken} Raise data.max_tokens, or {'shorten the text' if words > motion else 'cut shorter clips'}."
+            remedy = (
+                f"{taken} Raise data.max_tokens, or {'shorten the text' if words > motion else 'cut shorter clips'}."
+            )
             raise UserError("tokens", len(sequence), f"<= data.max_tokens = {self.config.data.max_tokens}", remedy)
         boundaries = sorted({0, *sequence.pairs, *(time + 1 for time in sequence.pairs)}) if layout.frames else []
         return Look(example, boundaries, sequence.pairs), sequence

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from jala_ray.storage.files import Uri
@@ -19,9 +16,11 @@ from jala_ray.storage.stores import (
     explained,
     is_s3,
     join,
+    partial_name,
     store_for,
 )
 from jala_ray.storage.surroundings import filesystem
+from jala_ray.storage.sweeping import scratch
 from jala_ray.types import JalaError, StorageError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -79,8 +78,8 @@ def _write_once(trial: Trial) -> None:
 
 def _multipart(trial: Trial) -> None:
     large = trial.small * (MULTIPART_THRESHOLD // len(trial.small) + 1)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "large")
+    with scratch("probe") as folder:
+        file = folder / "large"
         file.write_bytes(large)
         trial.store.upload(file, trial.at("large"))
     trial.expect("a large upload", b"".join(trial.store.stream(trial.at("large"))) == large, True)
@@ -230,7 +229,7 @@ def outcomes(trial: Trial, steps: Sequence[Step]) -> Iterator[Outcome]:
 
 def new_folder(uri: Uri) -> str:
     """An address under `uri` that nobody uses."""
-    return join(absolute(uri), f"probe-{uuid.uuid4().hex[:12]}")
+    return join(absolute(uri), partial_name("probe"))  # of a kind that is swept, should this process be killed
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from jala_ray.storage.diagnosis import Diagnosis
 from jala_ray.storage.multipart import ObjectWriter, upload_file
 from jala_ray.storage.patience import Patience, patiently
 from jala_ray.storage.s3_errors import diagnose
-from jala_ray.storage.stores import MULTIPART_THRESHOLD, STREAM_CHUNK, ChangedFile, StorageOptions
+from jala_ray.storage.stores import MULTIPART_THRESHOLD, PARTIAL, STREAM_CHUNK, ChangedFile, StorageOptions
 from jala_ray.types import StorageError
 
 if TYPE_CHECKING:
@@ -226,6 +226,10 @@ class S3Store:
                 self.ask(functools.partial(self.client.abort_multipart_upload, **place))
                 name = upload["Key"][len(prefix) + 1 :]
                 found[name] = found.get(name, 0) + size
+        for folder in filter(PARTIAL.fullmatch, self.children(path)):
+            for name, size in self.walk(f"{path}/{folder}").items():
+                self.delete(f"{path}/{folder}/{name}")
+                found[f"{folder}/{name}"] = size
         return found
 
 

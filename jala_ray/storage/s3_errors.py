@@ -122,7 +122,7 @@ def _of_obstore(error: BaseException) -> Diagnosis:
         return Diagnosis(said, _ROUTE)
     if "non-partial response" in said:
         return Diagnosis(said, "The store does not serve ranges of objects, which are needed to read from it.")
-    if "certificate" in debug and "UnknownIssuer" in debug:
+    if "InvalidCertificate" in debug:
         return Diagnosis("the store's certificate is not trusted", _CERTIFICATES)
     if "Credential" in said or "Credential" in debug:
         return Diagnosis(said, _NO_CREDENTIALS, "passing", credentials=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -9,7 +10,6 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -43,9 +43,8 @@ class RunLog:
     def __init__(self, config: AnyRun, run_folder: str, start: int, total: int, options: StorageOptions | None) -> None:
         self.uri, self.options, self.total, self.start = run_folder, options, total, start
         self.remote = storage.is_s3(run_folder)
-        # A tracker that hangs may still write into its folder, when it is removed.
-        self._scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True) if self.remote else None
-        self.folder = Path(self._scratch.name) / "run" if self._scratch else Path(run_folder)
+        self._held = contextlib.ExitStack()
+        self.folder = self._held.enter_context(storage.scratch("log")) / "run" if self.remote else Path(run_folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.remote:
             for name in ("metrics.jsonl", "metrics.cut.jsonl", "errors.jsonl", "errors.cut.jsonl", "trackers.json"):
@@ -74,7 +73,7 @@ class RunLog:
         memory = trackers.Memory(self.folder / "trackers.json")
         if config.log.wandb is not None:
             # Not in what is `sync`ed: its files come and go.
-            folder = Path(self._scratch.name) if self._scratch else self.folder
+            folder = self.folder.parent if self.remote else self.folder
             found.append(trackers.weights_and_biases(config.log.wandb, config, folder, memory, rows))
         if config.log.mlflow is not None:
             found.append(trackers.mlflow(config.log.mlflow, config, memory, rows))
@@ -128,8 +127,7 @@ class RunLog:
         for tracker in self.trackers:
             tracker.close()
         self.sync()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        self._held.close()
 
 
 def cut_after(path: Path, step: int) -> list[dict[str, Any]]:

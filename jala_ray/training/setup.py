@@ -190,7 +190,10 @@ def begun(folder: str, options: StorageOptions) -> bool:
     """Whether a run has something to lose: a checkpoint or a logged step."""
     if history.folders(folder, options):
         return True
-    return storage.exists(storage.join(folder, "metrics.jsonl"), options)
+    try:
+        return storage.size(storage.join(folder, "metrics.jsonl"), options) > 0
+    except storage.MissingFile:
+        return False
 
 
 def write_config(config: AnyRun, folder: str, options: StorageOptions) -> None:

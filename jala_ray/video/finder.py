@@ -116,8 +116,8 @@ class FrameFinder:
         """Time at which the last frame ends, by reading (not decoding) packets: all of them, or the last group of pictures
         where the file knows it and ends near `near_s`.
         """
-        known = near_s is not None and not self._only_from_beginning
-        if not known or not self._jump(math.floor(near_s / self.tick_s)) or self._keyframe is None:
+        near = None if near_s is None or self._only_from_beginning else math.floor(near_s / self.tick_s)
+        if near is None or not self._jump(near) or self._keyframe is None:
             self._rewind()
         end = self._read_to_end()
         self._rewind()

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
+from av.video.stream import VideoStream
 
 HEIGHT, WIDTH, BITS = 64, 96, 8
 BLOCK = WIDTH // BITS
@@ -87,7 +90,8 @@ def with_sound(
 ) -> Path:
     """Numbered frames and a tone of its own length, in the container the name and the muxer's options ask for."""
     with av.open(str(path), "w", options=options) as container:
-        video, audio = container.add_stream(codecs[0], rate=fps), container.add_stream(codecs[1], rate=48000)
+        video = cast("VideoStream", container.add_stream(codecs[0], rate=fps))
+        audio = cast("AudioStream", container.add_stream(codecs[1], rate=48000))
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         video.codec_context.thread_count, video.codec_context.gop_size = 1, fps
         if codecs[0] == "libx264":
@@ -97,9 +101,9 @@ def with_sound(
         tone = (8000 * np.sin(np.arange(round(48000 * sound_s)) / 10)).astype(np.int16)[None]
         sound = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
         sound.rate = 48000
-        layout = av.AudioResampler(audio.codec_context.format.name, "mono", 48000, audio.frame_size or 1024)
+        layout = av.AudioResampler(audio.format.name, "mono", 48000, audio.frame_size or 1024)
         for part in layout.resample(sound):
             container.mux(audio.encode(part))
-        for stream in (video, audio):
-            container.mux(stream.encode(None))
+        container.mux(video.encode(None))
+        container.mux(audio.encode(None))
     return path

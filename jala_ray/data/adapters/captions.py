@@ -38,12 +38,7 @@ def _lines(uri: str, content: bytes) -> Iterator[tuple[str, str]]:
     at = len(BOM) if content.startswith(BOM) else 0
     for number, line in enumerate(content[at:].split(b"\n"), 1):
         where = f"{uri}, line {number}"
-        try:
-            text = line.decode()
-            wide = text.find("\0")  # Legal UTF-8, and never in JSON.
-            first = None if wide < 0 else len(text[:wide].encode())
-        except UnicodeDecodeError as error:
-            first = error.start
+        first = _no_utf8(line)
         if first is not None:
             remedy = "Save the file as UTF-8 (`iconv -f FROM -t UTF-8`, FROM for instance CP1252)."
             if b"\0" in line or content.startswith(WIDE_BOMS):
@@ -51,7 +46,16 @@ def _lines(uri: str, content: bytes) -> Iterator[tuple[str, str]]:
             raise UserError(f"{where}, byte {at + first}", line[first : first + 20], "text in UTF-8", remedy)
         at += len(line) + 1
         if line.strip():
-            yield text, where
+            yield line.decode(), where
+
+
+def _no_utf8(line: bytes) -> int | None:
+    """Where a line stops being UTF-8 that JSON can hold; None for nowhere. NUL is legal UTF-8, but never in JSON."""
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return line.find(b"\0") if b"\0" in line else None
 
 
 def _caption(line: str, where: str) -> Caption:

@@ -71,7 +71,7 @@ class Vitra:
                     raise UserError("text", "", "an instruction")
                 start_s, end_s, pose_time_s, extrinsics, hands = _motion(episode, frames, times)
             except UserError as error:  # The episode's other ranges are none the worse.
-                identity = clip_id(self.name, file, *map(float, frames), "rejected")
+                identity = clip_id(self.name, file, frames[0], frames[1], "rejected")
                 yield Rejection(identity, self.name, uri, f"frames {frames[0]} to {frames[1]} of an episode: {error}")
                 continue
             yield Clip(
