@@ -40,7 +40,7 @@ class PrepareJob:
     """CPUs that Ray keeps for each video being prepared; decoding and encoding take one."""
     retry: bool = False
     """Also do again what left errors, as after videos were replaced by whole ones."""
-    storage: StorageOptions = field(default_factory=StorageOptions)
+    storage: tyro.conf.FlagConversionOff[StorageOptions] = field(default_factory=StorageOptions)
 
     def source(self) -> str | VideoFolder:
         videos = self.videos
@@ -48,17 +48,17 @@ class PrepareJob:
             raise ConfigError("--folder, --manifest", (videos.folder, self.manifest), "one of the two")
         if not self.manifest:
             captions = videos.captions and storage.absolute(videos.captions)
-            return replace(videos, folder=storage.absolute(videos.folder).rstrip("/"), captions=captions)
+            return replace(videos, folder=storage.absolute(videos.folder), captions=captions)
         if videos != VideoFolder(""):
             raise ConfigError(
                 "--manifest", self.manifest, "no options of --folder beside it: a manifest has its own texts"
             )
-        return storage.absolute(self.manifest).rstrip("/")
+        return storage.absolute(self.manifest)
 
 
 def main(argv: list[str]) -> int:
     job = tyro.cli(PrepareJob, args=argv, prog="jobs/prepare.py")
-    work = Preparation(job.source(), storage.absolute(job.out).rstrip("/"), job.settings, job.storage)
+    work = Preparation(job.source(), storage.absolute(job.out), job.settings, job.storage)
     pieces = work.pieces()
     storage.probe(work.out, job.storage)
     missing = work.begin(pieces, retry=job.retry)

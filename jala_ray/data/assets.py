@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +47,10 @@ class Assets:
     def open(cls, uri: str, options: StorageOptions | None = None) -> Assets:
         """Load from a local folder or, through a download that is verified, from s3://."""
         if not storage.is_s3(uri):
-            return cls.load(uri)
-        with tempfile.TemporaryDirectory() as scratch:
-            storage.download_dir(uri, Path(scratch) / "assets", options)
-            return cls.load(Path(scratch) / "assets")
+            return cls.load(storage.local_path(uri))
+        with storage.scratch("assets") as scratch:
+            storage.download_dir(uri, scratch / "assets", options)
+            return cls.load(scratch / "assets")
 
     @classmethod
     def load(cls, folder: str | Path) -> Assets:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,8 +77,8 @@ class CacheJob:
 
     def _make(self, folder: str, rows: list[PlanRow]) -> None:
         source, encoder = _open(self)
-        with tempfile.TemporaryDirectory() as scratch:
-            with closing(PartWriter(Path(scratch), self.cache)) as writer:
+        with storage.scratch("cache") as scratch:
+            with closing(PartWriter(scratch, self.cache)) as writer:
                 for read in read_rows(source, rows, encoder, self.cache.facts):
                     writer.add(read)
                 writer.finish()
@@ -199,7 +197,7 @@ def begin(
         cache.write(options)
     folder = storage.join(cache.path, "assets")
     if not storage.is_committed(folder, options):
-        with tempfile.TemporaryDirectory() as scratch:
+        with storage.scratch("assets") as scratch:
             assets.save(scratch)
             storage.upload_dir(scratch, folder, options, replace_unfinished=True)
     job = CacheJob(cache, tuple(manifest.row_files), encoder if store != "codes" else None, gpu, options)

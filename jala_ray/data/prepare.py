@@ -9,13 +9,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -148,9 +146,9 @@ class Preparation:
         facts = {"video": piece.video, "weight": piece.weight, "clips": 0, "rejected": 0, "seconds": 0.0, "bytes": 0}
         facts["notes"] = notes
         try:
-            with tempfile.TemporaryDirectory(prefix="prepare-") as scratch:
+            with storage.scratch("prepare") as scratch:
                 folder = storage.join(self.out, VIDEOS)
-                maker = ClipMaker(self.settings, folder, piece.video, Path(scratch), self.options)
+                maker = ClipMaker(self.settings, folder, piece.video, scratch, self.options)
                 clips, part = maker.make(self._raw(piece, notes)), self._part(piece)
                 report = write_manifest(clips, part, on_error="quarantine", base=self.out, options=self.options)
         except (StorageError, StoreUnavailable) as error:

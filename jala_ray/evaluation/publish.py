@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from jala_ray import storage
@@ -17,8 +16,8 @@ def publish_pretrain_report(folder: str, manifest: str | None, options: StorageO
     """Write `report.html` of a pretraining run, without sample frames where no manifest is given; returns its address."""
     if not storage.is_s3(folder):
         return str(write_pretrain_report(folder, manifest, Path(folder) / "assets" / "motion_tokenizer"))
-    with tempfile.TemporaryDirectory() as scratch:
-        local = _small_files(folder, Path(scratch), options)
+    with storage.scratch("report") as scratch:
+        local = _small_files(folder, scratch, options)
         page = write_pretrain_report(local, manifest, local / "assets" / "motion_tokenizer")
         return _publish(page, folder, options)
 
@@ -27,8 +26,8 @@ def publish_tokenizer_report(folder: str, manifest: str, options: StorageOptions
     """Write `report.html` of a tokenizer run; returns its address."""
     if not storage.is_s3(folder):
         return str(write_tokenizer_report(folder, manifest))
-    with tempfile.TemporaryDirectory() as scratch:
-        return _publish(write_tokenizer_report(_small_files(folder, Path(scratch), options), manifest), folder, options)
+    with storage.scratch("report") as scratch:
+        return _publish(write_tokenizer_report(_small_files(folder, scratch, options), manifest), folder, options)
 
 
 def _small_files(folder: str, scratch: Path, options: StorageOptions | None) -> Path:

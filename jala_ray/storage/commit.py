@@ -29,10 +29,9 @@ class Commit:
 
     files: dict[str, FileEntry]
 
-    def to_json(self, upload: str = "") -> bytes:
-        """The marker's bytes; `upload` names the upload that writes it, so that no two writers write the same bytes."""
+    def to_json(self) -> bytes:
         files = {name: asdict(self.files[name]) for name in sorted(self.files)}
-        return json.dumps({"format": FORMAT, "upload": upload, "files": files}, indent=1).encode()
+        return json.dumps({"format": FORMAT, "files": files}, indent=1).encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Commit:

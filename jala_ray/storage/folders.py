@@ -7,17 +7,15 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from jala_ray.storage.commit import CLAIM_FILE, COMMIT_FILE, Commit, FileEntry, is_committed, read_commit
-from jala_ray.storage.files import Uri, list_files
+from jala_ray.storage.files import Uri
 from jala_ray.storage.patience import parallel
 from jala_ray.storage.stores import (
-    MULTIPART_THRESHOLD,
     LocalStore,
     MissingFile,
     StorageOptions,
@@ -143,8 +141,7 @@ def _staged_on_s3(uri: Uri, options: StorageOptions | None, rights: _Rights):
     store, path = store_for(uri, options)
     if there := store.walk(path):
         rights.clear(uri, there, options)
-    token = uuid.uuid4().hex
-    claim = json.dumps({"upload": token}).encode()
+    claim = json.dumps({"upload": uuid.uuid4().hex}).encode()
     store.write(join(path, CLAIM_FILE), claim, only_new=True)
     if others := set(store.walk(path)) - {CLAIM_FILE}:  # A whole upload may have gone by before the claim.
         store.delete(join(path, CLAIM_FILE))
@@ -156,7 +153,8 @@ def _staged_on_s3(uri: Uri, options: StorageOptions | None, rights: _Rights):
                 f"commit {uri}", "another upload's claim", "this upload's claim", "Another writer took over."
             )
         rights.guard()
-        store.write(join(path, COMMIT_FILE), commit.to_json(token), only_new=True)
+        # A marker of the same bytes that another writer was faster with says the same of the same files: it may pass for our own.
+        store.write(join(path, COMMIT_FILE), commit.to_json(), only_new=True)
         store.delete(join(path, CLAIM_FILE))
 
     def read_claim() -> bytes | None:
@@ -184,7 +182,7 @@ def _staged_locally(uri: Uri, options: StorageOptions | None, rights: _Rights):
     try:
 
         def finish(commit: Commit) -> None:
-            store.write(join(str(staging), COMMIT_FILE), commit.to_json(uuid.uuid4().hex), only_new=True)
+            store.write(join(str(staging), COMMIT_FILE), commit.to_json(), only_new=True)
             if rights.committed and COMMIT_FILE in (found := there()):
                 rights.clear(uri, found, options)  # Only now: until then the old folder is whole.
             rights.guard()
@@ -298,56 +296,6 @@ def delete_dir(uri: Uri, options: StorageOptions | None = None) -> None:
             parallel(store.delete, [join(path, name) for name in store.walk(path)], WORKERS)
         elif os.path.isdir(path):
             shutil.rmtree(path)
-
-
-@dataclass(frozen=True)
-class ProbeReport:
-    """What `probe` found out about an address that works."""
-
-    uri: str
-    endpoint: str
-    """URL, "AWS" or "local"."""
-    conditional_put: bool
-    """Whether a second write with If-None-Match is refused; without it two writers could both commit."""
-
-
-def probe(uri: Uri, options: StorageOptions | None = None) -> ProbeReport:
-    """Write, read back, list and delete small objects under `uri`, on S3 a multipart one too.
-
-    Call it at the start of a job: it takes a moment at a store that answers, and waits for one that does not as long as the job
-    would. Raises StorageError, StoreUnavailable with bucket, endpoint, operation, cause and remedy.
-    """
-    base = join(uri, f"probe-{uuid.uuid4().hex[:12]}")
-    store, path = store_for(base, options)
-    small = os.urandom(64)
-    payloads = {"small": small}
-    if is_s3(uri):
-        payloads["multipart"] = small * (MULTIPART_THRESHOLD // 64 + 1)
-    with explained("probe", base, options), tempfile.TemporaryDirectory() as folder:
-        for name, payload in payloads.items():
-            file, target = Path(folder) / name, join(path, name)
-            file.write_bytes(payload)
-            with explained(f"probe: {name} upload to", base, options):
-                store.upload(file, target)
-            with explained(f"probe: read back of {name} upload from", base, options):
-                _check(store, target, name, FileEntry(len(payload), _digest([payload])), base, options, digest=True)
-        conditional = _refuses_overwrite(store, join(path, "small"), options)
-        with explained("probe: list", base, options):
-            listed = sorted(list_files(base, options))
-        if listed != sorted(payloads):
-            raise StorageError(f"probe: list {base}", listed, f"{sorted(payloads)}")
-        delete_dir(base, options)
-    endpoint = ((options or StorageOptions()).resolved().endpoint_url or "AWS") if is_s3(uri) else "local"
-    return ProbeReport(os.fspath(uri), endpoint, conditional)
-
-
-def _refuses_overwrite(store: Store, path: str, options: StorageOptions | None) -> bool:
-    try:
-        with explained("overwrite", path, options):
-            store.write(path, b"second", only_new=True)
-    except StorageError:
-        return True
-    return False
 
 
 def _check(

@@ -37,7 +37,7 @@ class Swept:
 
 def sweep(uri: Uri, options: StorageOptions | None = None) -> Swept:
     """Remove what dead writers left anywhere below a folder: on disk `.NAME.xxxxxxxx.part` files and folders, on S3 unfinished
-    multipart uploads (nothing lists them, they cost storage until aborted).
+    multipart uploads (nothing lists them, they cost storage until aborted) and, directly in the folder, what was named so.
 
     Only for who holds the folder: what a live writer is at work on goes too, and its write fails. Raises StorageError.
     """

@@ -23,7 +23,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from jala_ray.storage import MissingFile, StorageOptions, is_s3, open_file
+from jala_ray.storage import MissingFile, StorageOptions, is_s3, local_path, open_file
 from jala_ray.types import StorageError, VideoError
 from jala_ray.video.finder import FrameFinder
 from jala_ray.video.picture import MAX_PIXELS, Picture
@@ -115,7 +115,7 @@ class VideoReader:
 
     def _source(self, opened: contextlib.ExitStack, options: StorageOptions | None):
         if not is_s3(self.uri):
-            path = os.path.abspath(os.path.expanduser(self.uri.removeprefix("file://")))
+            path = local_path(self.uri)
             if not os.path.isfile(path):
                 raise self._error("no such file", "an existing video")
             if os.path.getsize(path) == 0:

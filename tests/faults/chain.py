@@ -21,18 +21,8 @@ from tests.faults.processes import Command
 from tests.support import small
 
 WORLD = WorldConfig(lab_train=12, wild_train=8, lab_val=2, wild_val=2, width=64, height=48, seconds=(1.0, 1.2))
-NUMBERS = (
-    "step",
-    "epoch",
-    "samples",
-    "loss",
-    "loss_mcp",
-    "loss_align",
-    "grad_norm",
-    "rows_digest",
-    "rows",
-    "quarantined",
-)
+NUMBERS = ("step", "epoch", "samples", "loss", "loss_mcp", "loss_align", "grad_norm", "rows_digest", "rows")
+NUMBERS += ("quarantined", "quarantined_digest", "empty_steps")
 STEP_SECONDS = 900
 
 
@@ -51,7 +41,8 @@ class Outcome:
     """`NUMBERS` of every step."""
     weights: dict[str, str]
     """SHA-256 of the last checkpoint's weights and optimizer."""
-    scores: Any
+    scores: dict[str, Any]
+    """Of the evaluated checkpoint."""
     errors: int
     """Rows set aside in preparing and training."""
 
@@ -71,6 +62,12 @@ class Chain:
     checkpoint_every: int = 4
     patience_s: float = 180.0
     name: str = "run"
+
+    def all(self, kill_at: Sequence[int] = ()) -> None:
+        self.prepare()
+        self.tokenizer()
+        self.pretrain(kill_at)
+        self.evaluate()
 
     # --- the steps ---------------------------------------------------------------------------------------------------
 
@@ -96,22 +93,33 @@ class Chain:
 
     def pretrain(self, kill_at: Sequence[int] = ()) -> None:
         """Train; SIGKILL each time that a step of `kill_at` is logged, and start again."""
-        path = self._written(self.config)
-        command = ["jobs/pretrain.py", path] if self.ray else ["-m", "jala_ray.training.local", path]
         for step in kill_at:
-            self.run("pretrain", command, kill_when=lambda line, step=step: line.startswith(f"step {step}/"))
-        self.run("pretrain", command)
+            self.run("pretrain", self.training, kill_when=lambda line, step=step: f"step {step}/" in line)
+        self.run("pretrain", self.training)
+
+    def begin(self) -> Command:
+        """Start training."""
+        return Command.start(self.training, self.environment, self.logs / "pretrain.log", fork=not self.ray)
+
+    @property
+    def training(self) -> list[str]:
+        path = self._written(self.config)
+        return ["jobs/pretrain.py", path] if self.ray else ["-m", "jala_ray.training.local", path]
 
     def evaluate(self) -> None:
         how = ["--passes", "2", "--ensemble", "2", "--no-latents", "--videos", "1"]
         self.run(
             "evaluate",
-            ["jobs/evaluate.py", f"{self.root}/evaluation", f"{self.root}/runs/{self.name}", *how, *self.local],
+            ["jobs/evaluate.py", f"{self.root}/evaluation", self.folder, *how, *self.local],
         )
 
     @property
     def local(self) -> list[str]:
         return [] if self.ray else ["--local"]
+
+    @property
+    def folder(self) -> str:
+        return f"{self.root}/runs/{self.name}"
 
     @property
     def storage(self) -> StorageConfig:
@@ -164,14 +172,11 @@ class Chain:
 
     def outcome(self, options: StorageOptions) -> Outcome:
         """Read by `options`, which should reach the store directly; every checkpoint is verified on the way."""
-        run = f"{self.root}/runs/{self.name}"
-        kept = history.committed_steps(run, options)
-        for address in kept:
+        for address in history.committed_steps(self.folder, options):
             storage.verify_dir(address, options)
-        files = storage.read_commit(kept[-1], options).files
         prepared = storage.list_files(f"{self.root}/prepared", options)
         errors = [name for name in prepared if name.startswith("errors/")]
-        quarantined = f"{run}/errors.jsonl"
+        quarantined = f"{self.folder}/errors.jsonl"
         lines = storage.read_bytes(quarantined, options).splitlines() if storage.exists(quarantined, options) else []
         return Outcome(
             prepared={
@@ -184,15 +189,24 @@ class Chain:
                 for name, entry in storage.read_commit(f"{self.root}/runs/tokenizer/tokenizer", options).files.items()
             },
             metrics=self.metrics(options),
-            weights={name: files[name].sha256 for name in ("model.safetensors", "optimizer.pt")},
-            scores=json.loads(storage.read_bytes(f"{self.root}/evaluation/evaluation.json", options))["scores"],
+            weights=self.weights(options),
+            scores=self.scores(options),
             errors=len(errors) + len(lines),
         )
 
     def metrics(self, options: StorageOptions) -> list[dict[str, Any]]:
-        text = storage.read_bytes(f"{self.root}/runs/{self.name}/metrics.jsonl", options).decode()
+        text = storage.read_bytes(f"{self.folder}/metrics.jsonl", options).decode()
         rows = map(json.loads, text.splitlines())
         return [{name: row[name] for name in NUMBERS if name in row} for row in rows]
+
+    def weights(self, options: StorageOptions) -> dict[str, str]:
+        newest = history.newest(self.folder, options)
+        assert newest is not None
+        files = storage.read_commit(newest, options).files
+        return {name: files[name].sha256 for name in ("model.safetensors", "optimizer.pt")}
+
+    def scores(self, options: StorageOptions) -> dict[str, Any]:
+        return json.loads(storage.read_bytes(f"{self.root}/evaluation/evaluation.json", options))["scores"]
 
     def _digest(self, name: str, options: StorageOptions) -> str:
         return hashlib.sha256(storage.read_bytes(f"{self.root}/{name}", options)).hexdigest()

@@ -17,12 +17,14 @@ from jala_ray.types import SPLITS, JalaError
 
 def main(path: Path) -> None:
     config = load_json(TokenizerRunConfig, path)
-    folder, options = setup.prepare_tokenizer(config)
-    train, held_out = (
-        Chunks(**read_chunks(rows_with_labels(config.manifests, split, config.max_chunks, config.seed)))
-        for split in SPLITS
-    )
-    train_tokenizer(TokenizerRun(config, folder, options, train, held_out, torch.device("cpu")))
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    with setup.prepared_tokenizer(config):
+        train, held_out = (
+            Chunks(**read_chunks(rows_with_labels(config.manifests, split, config.max_chunks, config.seed)))
+            for split in SPLITS
+        )
+        device = torch.device("cpu")
+        train_tokenizer(TokenizerRun(config, folder, options, train, held_out, device))
 
 
 if __name__ == "__main__":

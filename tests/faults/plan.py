@@ -6,7 +6,7 @@ import random
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,7 @@ class FaultPlan:
     _times: Counter[str] = field(default_factory=Counter)
     _gone_until: float = 0.0
     _due: list[Outage] = field(default_factory=list)
+    _calls: dict[int, Callable[[], None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.configure(rate=self.rate, kinds=self.kinds, only=self.only, outages=self.outages)
@@ -67,6 +68,10 @@ class FaultPlan:
         """From now on; 0 ends one."""
         self._gone_until = time.monotonic() + seconds
 
+    def call_at(self, count: int, call: Callable[[], None]) -> None:
+        """Call something when request number `count` from now (0 is the next) has come and is not yet carried out; one call at a time."""
+        self._calls = {self.requests + count: call}
+
     @property
     def gone(self) -> bool:
         return time.monotonic() < self._gone_until
@@ -77,6 +82,8 @@ class FaultPlan:
         number, times = self.requests, self._times[request]
         self.requests += 1
         self._times[request] += 1
+        if call := self._calls.pop(number, None):
+            call()
         for outage in [due for due in self._due if due.after <= number]:
             self._due.remove(outage)
             self.begin_outage(outage.seconds)

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,8 +28,8 @@ FILE_EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdi
 PRELOAD = ["tests.faults.preload"]
 
 
-def file_operations(folders: Sequence[str], kill_at: int) -> None:
-    """Count this process's file operations below `folders`; at number `kill_at` it dies."""
+def file_operations(folders: Sequence[str], kill_at: int) -> Iterator[int]:
+    """Count this process's file operations below `folders`, from now on; at number `kill_at` it dies."""
     numbers = itertools.count()
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -38,54 +39,62 @@ def file_operations(folders: Sequence[str], kill_at: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
+    return numbers
 
 
-def _forked(words: Sequence[str], environment: Mapping[str, str], log: str) -> None:
+def _forked(words: Sequence[str], environment: Mapping[str, str], log: str, folder: str) -> None:
     """A forked child's life: what `python WORDS` would do."""
     with open(log, "ab", 0) as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(ROOT)
+    os.chdir(folder)
     tempfile.tempdir = None  # TMPDIR may be another
     import torch  # the server has imported it
 
     torch.set_num_threads(1)
+    counted = None
     if kill_at := environment.get(KILL_AT):
-        file_operations(environment[KILL_UNDER].split(":"), int(kill_at))
-    if words[0] == "-m":
-        sys.argv = [words[1], *words[2:]]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = list(words)
-        runpy.run_path(words[0], run_name="__main__")
+        counted = file_operations(environment[KILL_UNDER].split(":"), int(kill_at))
+    try:
+        if words[0] == "-m":
+            sys.argv = [words[1], *words[2:]]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = list(words)
+            runpy.run_path(words[0], run_name="__main__")
+    finally:
+        if counted is not None:
+            print(f"{next(counted)} file operations", flush=True)
 
 
 @dataclass
 class Command:
     """A running command. Its output goes to the end of `log`."""
 
-    process: multiprocessing.process.BaseProcess | subprocess.Popen[bytes]
+    process: BaseProcess | subprocess.Popen[bytes]
     log: Path
     begin: int
     """Bytes of the log before it began."""
 
     @classmethod
-    def start(cls, words: Sequence[str], environment: Mapping[str, str], log: Path, *, fork: bool = True) -> Command:
-        """`python WORDS` with `environment` beside this process's own."""
+    def start(
+        cls, words: Sequence[str], environment: Mapping[str, str], log: Path, *, fork: bool = True, folder: Path = ROOT
+    ) -> Command:
+        """`python WORDS` in `folder`, with `environment` beside this process's own."""
         wanted = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         wanted |= environment
         begin = log.stat().st_size if log.exists() else 0
         if not fork:
             with log.open("ab") as output:
                 started = subprocess.Popen(
-                    [sys.executable, "-u", *words], cwd=ROOT, env=wanted, stdout=output, stderr=subprocess.STDOUT
+                    [sys.executable, "-u", *words], cwd=folder, env=wanted, stdout=output, stderr=subprocess.STDOUT
                 )
             return cls(started, log, begin)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
-        process = context.Process(target=_forked, args=(list(words), wanted, str(log)))
+        process = context.Process(target=_forked, args=(list(words), wanted, str(log), str(folder)))
         process.start()
         return cls(process, log, begin)
 

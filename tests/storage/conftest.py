@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
 import pytest
+
+from jala_ray.storage import patience
+from tests.faults.proxy import FaultProxy
 
 BUCKET = "clips"
 
@@ -31,3 +37,57 @@ def folder(tmp_path) -> Path:
     (made / "config.json").write_text("{}")
     (made / "weights" / "model.safetensors").write_bytes(b"0123456789abcdef" * 64)
     return made
+
+
+class Time:
+    """Seconds that pass by being slept, and what was slept."""
+
+    def __init__(self) -> None:
+        self.now, self.pauses = 1000.0, []
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture(autouse=True)
+def _no_outage(monkeypatch) -> None:
+    """What one test saw of a store says nothing to the next."""
+    monkeypatch.setattr(patience, "_watch", patience._Watch())
+
+
+@pytest.fixture
+def slept(monkeypatch) -> Time:
+    """Waits of the storage take no time."""
+    time = Time()
+    monkeypatch.setattr(patience, "clock", lambda: time.now)
+    monkeypatch.setattr(patience, "pause", time.pause)
+    return time
+
+
+@pytest.fixture
+def proxy(s3: str, s3_endpoint: str, monkeypatch) -> Iterator[FaultProxy]:
+    """Between the storage and its server; lets nothing fail until it is told to. Failures are tried again soon."""
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 0.05)
+    with FaultProxy(s3_endpoint, stall_s=0.05) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.endpoint)
+        yield between
+
+
+@pytest.fixture
+def let_fail(proxy: FaultProxy, monkeypatch) -> Callable[..., None]:
+    """`let_fail(kind, "METHOD pattern", times)`: so many of the next requests that fit meet this fault."""
+    due: list[list] = []
+    real = proxy.plan.draw
+
+    def draw(method: str, target: str):
+        drawn = real(method, target)
+        for fault in due:
+            kind, pattern, times = fault
+            if times and re.search(pattern, f"{method} {target}"):
+                fault[2] -= 1
+                return kind, random.Random(0)
+        return drawn
+
+    monkeypatch.setattr(proxy.plan, "draw", draw)
+    return lambda kind, pattern, times=1: due.append([kind, pattern, times])

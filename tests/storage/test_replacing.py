@@ -48,15 +48,6 @@ def test_the_same_content_damaged_is_replaced(root, folder, damaged):
     assert storage.verify_dir(root) == commit
 
 
-def test_markers_of_two_uploads_of_the_same_content_differ(root, folder):
-    """So that a writer can tell its own marker from another's."""
-    found = set()
-    for name in ("one", "two"):
-        storage.upload_dir(folder, storage.join(root, name))
-        found.add(storage.read_bytes(storage.join(root, name, storage.COMMIT_FILE)))
-    assert len(found) == 2
-
-
 def refuse() -> None:
     raise StorageError("lease", "another process", "this process", "Another process holds the run.")
 

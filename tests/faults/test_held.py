@@ -1,0 +1,142 @@
+"""One run folder, two processes: the second is refused before it writes, and an orphan that wakes up commits nothing more."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jala_ray import storage
+from jala_ray.config import RunConfig
+from jala_ray.data.plan import Steps, rows_digest
+from jala_ray.parsing import override, to_dict
+from jala_ray.storage import StorageOptions
+from jala_ray.training import history, setup
+from tests.faults.conftest import Bucket
+from tests.faults.kills import killed_config, steps_of
+from tests.faults.processes import Command
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+LEASE_S = 2.0
+
+
+@pytest.fixture(params=["disk", "store"])
+def held(
+    request: pytest.FixtureRequest, raw_world: Path, tokenizer: str, tmp_path: Path
+) -> tuple[RunConfig, StorageOptions]:
+    """A run's configuration, and how its folder is reached."""
+    root, options = str(tmp_path / "runs"), StorageOptions()
+    if request.param == "store":
+        bucket: Bucket = request.getfixturevalue("bucket")
+        root, options = f"{bucket.uri}/runs", StorageOptions(endpoint_url=bucket.endpoint)
+    config = killed_config(str(raw_world / "manifest.parquet"), tokenizer, root)
+    values = {"storage.endpoint_url": options.endpoint_url, "storage.lease_s": LEASE_S, "train.keep": 10}
+    return override(replace(config, name="held"), values), options
+
+
+@contextmanager
+def started(config: RunConfig, logs: Path, name: str) -> Iterator[Command]:
+    path = logs / f"{name}.json"
+    path.write_text(json.dumps(to_dict(config)))
+    command = Command.start(["-m", "jala_ray.training.local", str(path)], {}, logs / f"{name}.log")
+    try:
+        yield command
+    finally:
+        command.signal(signal.SIGKILL)
+        command.wait()
+
+
+def stopped_at(command: Command, step: int) -> None:
+    """Let it come to a step, and hold it there."""
+    for logged in steps_of(command):
+        if logged == step:
+            command.signal(signal.SIGSTOP)
+            return
+    raise AssertionError(command.output)
+
+
+def content(folder: str, options: StorageOptions) -> dict[str, str]:
+    """SHA-256 of all that lies in the run folder, but for signs of life."""
+    names = [name for name in storage.list_files(folder, options) if not name.endswith(".beat")]
+    return {name: hashlib.sha256(storage.read_bytes(f"{folder}/{name}", options)).hexdigest() for name in names}
+
+
+def test_a_second_process_is_refused_before_it_writes(held: tuple[RunConfig, StorageOptions], tmp_path: Path) -> None:
+    """By the name of the one that holds the folder."""
+    config, options = held
+    config = override(config, {"storage.lease_s": 600.0})  # it is held still, and not to be taken for dead
+    folder = setup.run_folder(config)
+    with started(config, tmp_path, "first") as first:
+        stopped_at(first, 5)
+        before = content(folder, options)
+        with started(config, tmp_path, "second") as second:
+            assert second.wait() == 1
+        *_, last = second.output.strip().splitlines()
+        assert last.startswith("error: name: ") and f"process {first.pid}" in last, second.output
+        assert content(folder, options) == before
+        first.signal(signal.SIGCONT)
+        assert first.wait() == 0, first.output
+    assert history.step_of(history.newest(folder, options) or "") == config.train.steps
+
+
+def test_an_orphan_that_wakes_up_commits_nothing(held: tuple[RunConfig, StorageOptions], tmp_path: Path) -> None:
+    """Held still for longer than its lease, it finds another in its place; the history that stays has each row once."""
+    config, options = held
+    folder = setup.run_folder(config)
+    with started(config, tmp_path, "orphan") as orphan:
+        stopped_at(orphan, 5)
+        time.sleep(1.5 * LEASE_S)
+        with started(config, tmp_path, "heir") as heir:
+            stopped_at(heir, 7)
+            orphan.signal(signal.SIGCONT)
+            before = content(folder, options)
+            assert orphan.wait() == 1
+            assert content(folder, options) == before, "the orphan wrote while it was fenced off"
+            *_, last = orphan.output.strip().splitlines()
+            assert last.startswith("error: run folder ") and f"process {heir.pid}" in last, orphan.output
+            heir.signal(signal.SIGCONT)
+            assert heir.wait() == 0, heir.output
+    check_each_row_once(config, options, resumed_at=4)
+
+
+def check_each_row_once(config: RunConfig, options: StorageOptions, resumed_at: int) -> None:
+    """By the digests of the surviving history; steps after the checkpoint that the heir found are the heir's."""
+    text = storage.read_bytes(f"{setup.run_folder(config)}/metrics.jsonl", options).decode()
+    found = [json.loads(line) for line in text.splitlines()]
+    steps = Steps(20, config.train.batch)
+    assert [row["step"] for row in found] == list(range(1, (config.train.steps or 0) + 1))
+    for row in found:
+        span = steps.share(row["step"] - 1, 0, 1)
+        assert row["rows_digest"] == f"{rows_digest(span.epoch, np.arange(span.first, span.last)) % 2**64:016x}"
+        assert row["attempt"] == (1 if row["step"] <= resumed_at else 2)
+    assert found[-1]["samples"] == sum(row["rows"] for row in found)
+
+
+@pytest.mark.parametrize("where", ["weights", "marker"])
+def test_a_damaged_checkpoint_is_passed_over(
+    held: tuple[RunConfig, StorageOptions], tmp_path: Path, where: str
+) -> None:
+    """The next start says so and goes on from the one before."""
+    config, options = held
+    folder = setup.run_folder(config)
+    with started(override(config, {"train.checkpoint_every": 2}), tmp_path, "first") as first:
+        for step in steps_of(first):
+            if step == 7:
+                first.signal(signal.SIGKILL)
+        first.wait()
+    name = {"weights": "model.safetensors", "marker": "COMMIT.json"}[where]
+    address = f"{history.address(folder, 6)}/{name}"
+    data = bytearray(storage.read_bytes(address, options))
+    data[len(data) // 2] ^= 0xFF
+    storage.write_bytes(address, bytes(data[: -1 if where == "marker" else None]), options)
+    with started(config, tmp_path, "second") as second:
+        assert second.wait() == 0, second.output
+    assert "step-00000006" in second.output and "step 5/10" in second.output, second.output

@@ -1,0 +1,234 @@
+"""What must hold while stores stumble, heads are lost and processes die. Tests run it in short, `python -m tests.faults` at length.
+
+Every trial returns its figures, and raises `Broken` or `StepFailed` where a promise is not kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.rgw import ObjectStore
+from infra.local_head import Head, local_head
+from jala_ray import storage
+from jala_ray.storage import StorageOptions
+from jala_ray.training import history
+from tests.faults.chain import Chain, Outcome, StepFailed, put_raw_world
+from tests.faults.kills import Broken, Campaign, killed_config, summary
+from tests.faults.plan import KINDS, Outage
+from tests.faults.proxy import FaultProxy
+
+CAUSES = (
+    "InternalError",
+    "ServiceUnavailable",
+    "SlowDown",
+    "ConnectionClosed",
+    "ConnectionReset",
+    "EndpointConnection",
+)
+
+
+def same(what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise Broken(f"{what}: {found} is not {expected}")
+
+
+@dataclass
+class Trials:
+    """Over one gateway, whose keys are in the environment; every chain has a bucket of its own."""
+
+    gateway: ObjectStore
+    raw_world: Path
+    """Labelled raw clips with their manifest."""
+    logs: Path
+    head: Head | None = None
+    """Chains go through this Ray; without one, each step is one process."""
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def direct(self) -> StorageOptions:
+        return StorageOptions(endpoint_url=self.gateway.endpoint)
+
+    def bucket(self) -> str:
+        """Address of a new one."""
+        name = f"trial{next(self._numbers)}-{self.gateway.port}"
+        self.gateway.client().create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+    def chain(self, root: str, endpoint: str, name: str = "run", **settings: Any) -> Chain:
+        environment = {"AWS_ENDPOINT_URL": endpoint} | through(self.head)
+        logs = self.logs / f"{next(self._numbers)}-{name}"
+        logs.mkdir(parents=True)
+        return Chain(root, environment, logs, name=name, ray=self.head is not None, **settings)
+
+    @functools.cached_property
+    def unbroken(self) -> tuple[Chain, Outcome]:
+        """A chain over a store without faults."""
+        root = self.bucket()
+        put_raw_world(self.raw_world, root, self.direct)
+        chain = self.chain(root, self.gateway.endpoint)
+        chain.all()
+        outcome = chain.outcome(self.direct)
+        same("samples without faults", outcome.metrics[-1]["samples"], 4 * chain.steps)
+        same("rows set aside without faults", outcome.errors, 0)
+        return chain, outcome
+
+    @contextmanager
+    def beside(self, name: str, **settings: Any) -> Iterator[tuple[Chain, FaultProxy]]:
+        """Another run over what the unbroken chain prepared, behind a proxy."""
+        chain, _ = self.unbroken
+        with FaultProxy(self.gateway.endpoint) as proxy:
+            yield self.chain(chain.root, proxy.endpoint, name, **settings), proxy
+
+    def same_run(self, chain: Chain) -> None:
+        _, expected = self.unbroken
+        same(f"history of {chain.name}", chain.metrics(self.direct), expected.metrics)
+        same(f"weights of {chain.name}", chain.weights(self.direct), expected.weights)
+
+    # --- the trials --------------------------------------------------------------------------------------------------
+
+    def tenth(self, seed: int) -> dict[str, Any]:
+        """A tenth of all requests fails, in five ways, from preparation to scores; SIGKILL between two checkpoints of the training."""
+        _, expected = self.unbroken
+        root = self.bucket()
+        put_raw_world(self.raw_world, root, self.direct)
+        with FaultProxy(self.gateway.endpoint, seed=seed, rate=0.1, stall_s=0.5) as proxy:
+            chain = self.chain(root, proxy.endpoint)
+            chain.all(kill_at=[6])
+            state = proxy.plan.state()
+        same("kinds of fault", set(state["counts"]), set(KINDS))
+        found = chain.outcome(self.direct)
+        for name, value in vars(expected).items():
+            same(name, vars(found)[name], value)
+        return {
+            "requests": state["requests"],
+            "faults": state["counts"],
+            "samples": found.metrics[-1]["samples"],
+            "lost": 0,
+        }
+
+    def outages(self, seconds: float) -> dict[str, Any]:
+        """One at the start and one in the middle: a run that asks a store that is away waits for it."""
+        with self.beside("outages") as (chain, proxy):
+            began = time.monotonic()
+            proxy.plan.configure(outages=[Outage(after=0, seconds=seconds)])
+            command = chain.begin()
+            for line in command.lines():
+                if "step 5/" in line:
+                    proxy.plan.begin_outage(seconds)
+            if command.wait() != 0:
+                raise StepFailed(command.output[-4000:])
+            refused = proxy.plan.counts["outage"]
+            if time.monotonic() - began < 2 * seconds or refused < 4:
+                raise Broken(f"the outages did not meet the run: {refused} requests refused")
+        self.same_run(chain)
+        return {"outages_s": [seconds, seconds], "requests refused": refused}
+
+    def gone(self, patience_s: float, within_s: float) -> dict[str, Any]:
+        """The store goes away for good: the run ends when its patience does, says why in a line, and can be started again."""
+        with self.beside("gone", patience_s=patience_s) as (chain, proxy):
+            command, began = chain.begin(), 0.0
+            for line in command.lines():
+                if "step 6/" in line and not began:
+                    proxy.plan.begin_outage(3600)
+                    began = time.monotonic()
+            rc, seconds = command.wait(), time.monotonic() - began
+            *_, last = command.output.strip().splitlines()
+            same("exit code", rc, 1)
+            if seconds > within_s:
+                raise Broken(f"it took {seconds:.0f} s to end")
+            if not last.startswith("error: ") or proxy.endpoint not in last or not any(c in last for c in CAUSES):
+                raise Broken(f"it does not say why: {last}")
+            if self.head is None and "Traceback" in command.output:
+                raise Broken(f"more than a line: {command.output[-4000:]}")
+            same("newest", history.newest(chain.folder, self.direct), history.address(chain.folder, 4))
+            storage.verify_dir(history.address(chain.folder, 4), self.direct)
+            proxy.plan.begin_outage(0)
+            chain.pretrain()
+        self.same_run(chain)
+        return {"patience_s": patience_s, "ended after s": round(seconds, 1), "said": last}
+
+    def head_lost(self) -> dict[str, Any]:
+        """A head and its driver are killed, the job is submitted to another head, and the first one's workers still run.
+
+        Of `unbroken` through Ray; the orphans are stopped where they are and go on when their successors have trained some steps.
+        """
+        chain, _ = self.unbroken
+        with local_head(2) as lost, local_head(2) as other:
+            environment = {"AWS_ENDPOINT_URL": self.gateway.endpoint}
+            first = replace(chain, environment=environment | through(lost), name="orphaned", ray=True)
+            second = replace(first, environment=environment | through(other))
+            command, orphans = first.begin(), list[psutil.Process]()
+            for line in command.lines():
+                if "step 5/" in line and not orphans:
+                    orphans = workers_of(lost)
+                    for process in orphans:
+                        process.suspend()
+                    gcs_of(lost).kill()
+                    command.signal(signal.SIGKILL)
+            if not orphans:
+                raise StepFailed(command.output[-4000:])
+            heir, woken = second.begin(), False
+            for line in heir.lines():
+                if "step 6/" in line and not woken:
+                    woken = True
+                    for process in orphans:
+                        process.resume()
+            rc = heir.wait()
+            alive = [process.pid for process in orphans if process.is_running()]
+        same("exit code of the second", rc, 0)
+        self.same_run(second)
+        return {"orphans": len(orphans), "alive at the end": len(alive)}
+
+    def kills(self, kills: int, seed: int, tokenizer: str, *, on_store: bool) -> dict[str, Any]:
+        """SIGKILL at seeded moments of starts, saves and steps."""
+        folder = self.logs / f"{next(self._numbers)}-kills"
+        folder.mkdir(parents=True)
+        root = f"{self.bucket()}/runs" if on_store else str(folder / "runs")
+        config = killed_config(str(self.raw_world / "manifest.parquet"), tokenizer, root)
+        if not on_store:
+            campaign = Campaign(config, folder, seed=seed)
+            campaign.run(kills)
+        else:
+            with FaultProxy(self.gateway.endpoint) as proxy:
+                client = self.gateway.client()
+                campaign = Campaign(config, folder, seed=seed, proxy=proxy, client=client, direct=self.direct)
+                campaign.run(kills)
+        return summary(campaign)
+
+
+def through(head: Head | None) -> dict[str, str]:
+    """Environment of a job that joins a head."""
+    if head is None:
+        return {}
+    settings = {name: value for name, value in head.environment.items() if name.startswith("RAY_")}
+    return settings | {"RAY_ADDRESS": head.gcs}
+
+
+def processes_of(head: Head, wanted: Callable[[str], bool]) -> list[psutil.Process]:
+    """Those of a head's session, by command line; its folder is in the environment or arguments of all."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "environ"]):
+        words = " ".join(process.info["cmdline"] or [])
+        values = " ".join((process.info["environ"] or {}).values())
+        if wanted(words) and (str(head.log.parent) in words + values or head.gcs in words + values):
+            found.append(process)
+    return found
+
+
+def workers_of(head: Head) -> list[psutil.Process]:
+    return processes_of(head, lambda words: "RayTrainWorker" in words)
+
+
+def gcs_of(head: Head) -> psutil.Process:
+    (process,) = processes_of(head, lambda words: "gcs_server" in words.split(" ")[0])
+    return process
