@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE ?= 0
 
-.PHONY: demo test test-all chaos lint format setup lock clean
+.PHONY: demo test test-all golden golden-speed chaos lint format setup lock clean
 
 demo: $(READY) ## synthetic videos -> motion tokenizer -> JALA checkpoint and report, through a Ray head of its own
 	$(BIN)/python jobs/demo.py
@@ -17,6 +17,12 @@ test: $(READY) ## everything but the slow tests
 
 test-all: $(READY)
 	$(BIN)/pytest
+
+golden: $(READY) ## twenty steps of six runs here and in the commit of tests/golden/BASE, equal bit for bit (docs/golden.md)
+	$(BIN)/python -m tests.golden $(if $(BASE),--base $(BASE))
+
+golden-speed: $(READY) ## the data engine here beside that commit's; it takes ten minutes, and a quiet machine
+	$(BIN)/python -m tests.golden.speed $(if $(BASE),--base $(BASE))
 
 chaos: $(READY) ## faults, outages and kills at length (an hour or more); scores are added to docs/results/chaos.json
 	$(BIN)/python -m tests.faults

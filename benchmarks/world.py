@@ -13,7 +13,7 @@ from jala_ray.config import EncoderConfig, RunConfig, TokenizerConfig, VisionSiz
 from jala_ray.data.assets import Assets, SequenceSpec
 from jala_ray.data.cache_making import begin
 from jala_ray.data.manifest import Manifest, write_manifest
-from jala_ray.data.writing import rows_file
+from jala_ray.data.parts import rows_file
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
 from jala_ray.parsing import override
@@ -21,7 +21,7 @@ from jala_ray.presets import BASE
 from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.types import Clip, HandState, HandTrack, TaskType
-from jala_ray.video.frames import boundary_times
+from jala_ray.video.frames import index_boundaries
 from jala_ray.video.packets import PacketScan
 from jala_ray.video.write import write_mp4
 
@@ -91,7 +91,7 @@ def clip(number: int, task: TaskType, video: Path) -> Clip:
         pose_time_s=np.zeros(0, np.float32) if bare else (np.arange(frames) / 30).astype(np.float32),
         hands=(HandTrack(HandState.UNTRACKED),) * 2 if bare else (hands[0], hands[1]),
     )
-    return replace(made, packets=PacketScan(video).index(boundary_times(made)))
+    return replace(made, packets=index_boundaries(PacketScan(video), made))
 
 
 def cache(folder: Path, made: RunConfig, assets_folder: str, options: StorageOptions) -> str:

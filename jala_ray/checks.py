@@ -30,6 +30,7 @@ AT_LEAST: dict[str, float] = {
     "optim.weight_decay": 0,
     "storage.patience_s": 0,
     "storage.lease_s": 1,
+    "log.waiting_s": 1,
     "cluster.workers": 1,
     "cluster.max_failures": -1,
     "objective.perceiver.layers": 1,

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `infra` is a folder of the repository, not of the installed package
 
 from infra.local_head import Head, local_head  # noqa: E402
+from jala_ray.storage import local_path  # noqa: E402
 
 RUNTIME = yaml.safe_load((ROOT / "infra" / "runtime_env.yaml").read_text()) | {"working_dir": str(ROOT)}
 
@@ -42,8 +43,8 @@ def submit(head: Head, script: str, *arguments: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where run folders go")
-    runs = parser.parse_args().runs.absolute()
+    parser.add_argument("--runs", default=ROOT / "runs", help="where run folders go")
+    runs = Path(local_path(parser.parse_args().runs))
     began = time.monotonic()
     manifest = render(runs / "demo" / "world")
     print(f"world: {manifest} ({time.monotonic() - began:.0f} s)")

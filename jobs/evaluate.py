@@ -6,12 +6,13 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 
 from jala_ray import storage
 from jala_ray.config import GenerationConfig
 from jala_ray.evaluation.motion_job import EvaluationJob, begin, label_of, manifest_of, resolve
 from jala_ray.evaluation.motion_publish import publish
-from jala_ray.storage import StorageOptions
+from jala_ray.storage.flags import storage_flags
 from jala_ray.training.parts import do_parts
 from jala_ray.types import SPLITS, JalaError
 
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument("--no-latents", action="store_true", help="leave probes, retrieval and t-SNE out")
     job.add_argument("--gpus-per-task", type=float, default=0.0, help="e.g. 0.5: two tasks share a GPU")
     job.add_argument("--local", action="store_true", help="in this process, without Ray")
-    job.add_argument("--endpoint-url", help="of an S3-compatible server")
+    job.add_argument("--endpoint-url", help="of an S3-compatible server; --storage.region and the like are taken too")
     return job
 
 
@@ -46,8 +47,10 @@ def labelled(text: str) -> tuple[str, str]:
 
 
 def main(argv: list[str]) -> None:
-    asked = parser().parse_args(argv)
-    options = StorageOptions(endpoint_url=asked.endpoint_url)
+    options, words = storage_flags(argv)
+    asked = parser().parse_args(words)
+    if asked.endpoint_url:
+        options = replace(options, endpoint_url=asked.endpoint_url)
     os.environ.update(storage.worker_env(options))
     given = [labelled(text) for text in asked.checkpoints]
     found = [(label, resolve(storage.absolute(address), options)) for label, address in given]

@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from jala_ray import storage
-from jala_ray.data.adapters.video_folder import VideoFolder
+from jala_ray.data.adapters.video_folder import VideoFolder, told
 from jala_ray.data.prepare import Piece, Preparation, PrepareConfig
 from jala_ray.data.prepare_progress import Meter, clock, follow
 from jala_ray.storage import StorageOptions
@@ -40,7 +40,7 @@ class PrepareJob:
     """CPUs that Ray keeps for each video being prepared; decoding and encoding take one."""
     retry: bool = False
     """Also do again what left errors, as after videos were replaced by whole ones."""
-    storage: StorageOptions = field(default_factory=StorageOptions)
+    storage: tyro.conf.FlagConversionOff[StorageOptions] = field(default_factory=StorageOptions)
 
     def source(self) -> str | VideoFolder:
         videos = self.videos
@@ -48,17 +48,17 @@ class PrepareJob:
             raise ConfigError("--folder, --manifest", (videos.folder, self.manifest), "one of the two")
         if not self.manifest:
             captions = videos.captions and storage.absolute(videos.captions)
-            return replace(videos, folder=storage.absolute(videos.folder).rstrip("/"), captions=captions)
+            return replace(videos, folder=storage.absolute(videos.folder), captions=captions)
         if videos != VideoFolder(""):
             raise ConfigError(
                 "--manifest", self.manifest, "no options of --folder beside it: a manifest has its own texts"
             )
-        return storage.absolute(self.manifest).rstrip("/")
+        return storage.absolute(self.manifest)
 
 
 def main(argv: list[str]) -> int:
     job = tyro.cli(PrepareJob, args=argv, prog="jobs/prepare.py")
-    work = Preparation(job.source(), storage.absolute(job.out).rstrip("/"), job.settings, job.storage)
+    work = Preparation(job.source(), storage.absolute(job.out), job.settings, job.storage)
     pieces = work.pieces()
     storage.probe(work.out, job.storage)
     missing = work.begin(pieces, retry=job.retry)
@@ -84,6 +84,8 @@ def do(work: Preparation, missing: Sequence[Piece], job: PrepareJob) -> None:
     meter = Meter(missing)
     follow(parts, meter)
     print(f"prepared {clock(meter.seconds)} of video, {meter.bytes / 1e6:.1f} MB, in {clock(meter.elapsed())}")
+    if meter.notes:
+        print(told(meter.notes))
     if meter.failed:
         remedy = "Run the same command again: it does only what is missing. Take out of the input what fails again."
         raise StorageError(f"{len(meter.failed)} of {len(missing)} pieces", meter.failed[0], "no failure", remedy)

@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, settings
 from moto.server import ThreadedMotoServer
 
 import tests.ray_start  # noqa: F401  before anything imports Ray
+from jala_ray.storage.resolving import WATCHED
+from jala_ray.storage.surroundings import CHECKSUM_VARIABLE
 
 # A slow machine is no failure.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -68,9 +70,10 @@ def s3_endpoint(_object_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Address of an S3 server that holds nothing. Keys to it are in the environment, the address is not."""
     request = urllib.request.Request(f"{_object_store}/moto-api/reset", method="POST")
     urllib.request.urlopen(request).close()  # all servers of a process share what they hold
-    for name in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION"):
-        monkeypatch.setenv(name, "")  # restored afterwards: a job sets them for its process
-        monkeypatch.delenv(name)
+    for name in (*WATCHED, CHECKSUM_VARIABLE):
+        if name != "HOME":
+            monkeypatch.setenv(name, "")  # restored afterwards: a job sets them for its process
+            monkeypatch.delenv(name)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     return _object_store

@@ -1,55 +1,25 @@
-"""The documents say what is there: links, files, modules, presets, flags and code."""
+"""The documents say what is there: links, files, modules, presets, commands and code. `end_to_end/test_documents.py` runs the commands."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 import runpy
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jala_ray.data.adapters import ADAPTERS
-from jala_ray.data.adapters.video_folder import VideoFolder
 from jala_ray.data.manifest import Manifest, validate
-from jala_ray.data.prepare import PrepareConfig
 from jala_ray.parsing import flatten
 from jala_ray.presets import PRESETS, TOKENIZER_PRESETS
-from jobs.cache import parser as cache_parser
-from jobs.evaluate import parser as evaluate_parser
-from jobs.prepare import PrepareJob
-from tune.sweep import parser as sweep_parser
+from tests.documents import DOCUMENTS, NOT_RUN, ROOT, Printed, blocks, printed, read
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "infra/README.md", *(ROOT / "docs").rglob("*.md")])
 IDS = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PATH = re.compile(r"\b((?:jobs|tune|infra|jala_ray|docs|tests)/[\w/]+\.(?:py|yaml|md|svg))")
 ROOM_FILE = re.compile(r"`((?:\w+/)*\w+\.py)\b")
 
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
-
-
-def blocks(document: Path, language: str) -> list[str]:
-    return [body for name, body in FENCE.findall(document.read_text()) if name == language]
-
-
-def commands(document: Path) -> list[list[str]]:
-    """Words of every command in the document's shell blocks, what precedes `--` of a submission left out."""
-    lines = "".join(blocks(document, "bash") + blocks(document, "")).replace("\\\n", " ").splitlines()
-    words = [shlex.split(line, comments=True) for line in lines if "python" in line]
-    return [w[w.index("--") + 1 :] if w[:3] == ["ray", "job", "submit"] else w for w in words]
-
-
-def flags(words: list[str]) -> set[str]:
-    return {word.removeprefix("--").split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
-
-
-def fields(kind: type) -> set[str]:
-    assert dataclasses.is_dataclass(kind)
-    return {field.name for field in dataclasses.fields(kind)}
 
 
 @documents
@@ -78,32 +48,19 @@ def test_named_modules_run(document: Path) -> None:
         assert '__name__ == "__main__"' in file.read_text(), name
 
 
-@documents
-def test_flags_are_known(document: Path) -> None:
-    for words in commands(document):
-        script = next((i for i, word in enumerate(words) if word.startswith(("jobs/", "tune/", "jala_ray."))), None)
-        if script is None:
-            continue
-        name, rest = words[script], words[script + 1 :]
-        given = flags(rest) - {"help"}
-        if name == "jobs/train_tokenizer.py":
-            known = set(flatten(TOKENIZER_PRESETS[rest[0]]))
-        elif name in ("jobs/pretrain.py", "jala_ray.training.local"):
-            known = set(flatten(PRESETS["tiny" if rest[0].endswith(".json") else rest[0]]))
-        elif name == "jobs/cache.py":
-            known = set(flatten(PRESETS[rest[0]])) | set(vars(cache_parser().parse_args(["preset", "out"])))
-        elif name == "jala_ray.data" and rest[0] == "convert":
-            known = fields(ADAPTERS[rest[1]]) | {"on_error", "packets"}
-        elif name == "jobs/evaluate.py":
-            known = set(vars(evaluate_parser().parse_args(["out", "checkpoint"])))
-        elif name == "tune/sweep.py":
-            presets = TOKENIZER_PRESETS if "tokenizer" in rest else PRESETS
-            known = set(flatten(presets[rest[0]])) | set(vars(sweep_parser().parse_args(["preset"])))
-        elif name == "jobs/prepare.py":
-            known = fields(PrepareJob) | fields(PrepareConfig) | fields(VideoFolder)
-        else:
-            known = set()
-        assert given <= known, f"{' '.join(words)}: unknown {sorted(given - known)}"
+@pytest.mark.parametrize("command", printed(), ids=str)
+def test_printed_arguments_are_those_of_the_command(command: Printed) -> None:
+    try:
+        read(command.words)
+    except SystemExit as error:
+        pytest.fail(f"{command.document}: {command}: {error}")
+
+
+def test_what_is_not_run_is_still_printed() -> None:
+    reasons = {command.why_not for command in printed()}
+    assert set(NOT_RUN.values()) <= reasons and None in reasons
+    texts = [f"{command} " for command in printed()]
+    assert not [beginning for beginning in NOT_RUN if not any(text.startswith(f"{beginning} ") for text in texts)]
 
 
 @documents
@@ -164,7 +121,7 @@ def test_the_guide_s_adapter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "studio.py").write_text(adapter)
     space = runpy.run_path("studio.py")
     assert (space["report"].rows, space["report"].quarantined) == (1, 1)
-    assert validate("studio_manifest") == []
+    assert validate("studio_manifest", videos="none") == []
     (clip,) = (Manifest("studio_manifest").clip(i) for i in range(1))
     assert (clip.n_chunks, clip.hands[0].state.name, clip.hands[1].state.name) == (2, "UNTRACKED", "LABELLED")
 

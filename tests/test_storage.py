@@ -304,7 +304,9 @@ def test_wrong_secret_says_which_variable():
         raise ClientError(response, "GetObject")
 
 
-def test_addresses_and_errors(tmp_path):
+def test_addresses_and_errors(tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
     assert storage.join("s3://b/x/", "y", "z") == "s3://b/x/y/z"
     assert storage.join("/", "a") == "/a" and storage.join("s3://b") == "s3://b"
     assert storage.is_s3("s3://b/k") and not storage.is_s3(tmp_path)
@@ -325,6 +327,8 @@ def test_addresses_and_errors(tmp_path):
 
 
 def test_options_read_the_environment_and_clients_are_shared(monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://from-env:1")
     monkeypatch.setenv("AWS_REGION", "eu-west-9")
     resolved = storage.StorageOptions().resolved()

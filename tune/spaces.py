@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from jala_ray import storage
 from jala_ray.checks import check
 from jala_ray.config import JalaConfig, RunConfig, TokenizerRunConfig
 from jala_ray.parsing import flatten, override, suggest
@@ -87,7 +87,7 @@ def _one(name: str) -> Space:
             raise ConfigError("--space", name, f"one of {', '.join(SPACES)}, or a .json file", suggest(name, SPACES))
         return SPACES[name]
     try:
-        space = json.loads(Path(name).read_text())
+        space = json.loads(storage.read_bytes(name))
     except (OSError, ValueError) as error:
         raise ConfigError("--space", name, "a readable JSON file", str(error)) from error
     if not isinstance(space, dict) or not space:

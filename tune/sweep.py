@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     from tune.ledger import Ledger
     from tune.outcome import publish
 
-    ensure_ray(plan.options, {"PYTHONPATH": str(ROOT)})
+    ensure_ray(plan.options, {"PYTHONPATH": str(ROOT)}, plan.base.log.waiting_s)
     plan = plan.claimed(resume=asked.resume)
     sweep = plan.sweep()
     if given.retry_failed:

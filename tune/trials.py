@@ -13,6 +13,7 @@ from typing import Any, cast
 from jala_ray import storage
 from jala_ray.config import GenerationConfig, RunConfig, TokenizerRunConfig
 from jala_ray.parsing import from_dict, override, to_dict
+from jala_ray.rows import load_row
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
 from jala_ray.training.setup import run_folder, storage_options
@@ -112,7 +113,7 @@ def whole_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Rows of a log; the line that a killed process left half written is behind its last checkpoint, and none of them."""
     for line in lines:
         try:
-            yield json.loads(line)
+            yield load_row(line)
         except ValueError:
             continue
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from jala_ray.evaluation.motion_job import EvaluationJob, begin
 from jala_ray.evaluation.records import Evaluation
 from jala_ray.evaluation.scores import BOTH, score_clips
 from jala_ray.hands.metrics import METRICS
+from jala_ray.rows import load_row
 from jala_ray.training import checkpoint, setup
 from jala_ray.types import UserError
 
@@ -94,7 +94,7 @@ def _latents(study: Study, config: RunConfig) -> dict[str, Any]:
 
 def _metrics(config: RunConfig) -> list[dict[str, Any]]:
     lines = Path(setup.run_folder(config), "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return [load_row(line) for line in lines]
 
 
 def monitors(config: RunConfig) -> dict[str, list[Any]]:

@@ -10,14 +10,14 @@ import torch
 from benchmarks.study.stages import Study, device, stage
 from benchmarks.study.world import validation_rows
 from jala_ray.config import StorageConfig
-from jala_ray.data.chunks import ManifestRow, read_chunks, rows_with_labels
+from jala_ray.data.chunks import ManifestRow, read_chunks
 from jala_ray.data.manifest import Manifest
 from jala_ray.parsing import to_dict
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.tokenizer.quality import measure_quality
 from jala_ray.training import setup
 from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
-from jala_ray.types import DOMAINS
+from jala_ray.types import DOMAINS, SPLITS
 
 ERRORS = ("mpjpe_cm", "wrist_cm", "wrist_rotation_deg", "finger_rotation_deg", "chunks")
 
@@ -31,11 +31,10 @@ def make_tokenizer(study: Study, world: dict[str, Any]) -> dict[str, Any]:
 def _make(study: Study) -> dict[str, Any]:
     manifests = (str(study.manifest),)
     config = replace(study.size.tokenizer, manifests=manifests, storage=StorageConfig(str(study.out)))
-    rows = {split: rows_with_labels(manifests, split, config.max_chunks, config.seed) for split in ("train", "val")}
-    train, held_out = (Chunks(**read_chunks(rows[split])) for split in ("train", "val"))
     folder, options = setup.run_folder(config), setup.storage_options(config)
-    with setup.prepared_tokenizer(config):
-        train_tokenizer(TokenizerRun(config, folder, options, train, held_out, device()))
+    with setup.prepared_tokenizer(config) as ready:
+        train, held_out = (Chunks(**read_chunks(ready.rows[split])) for split in SPLITS)
+        train_tokenizer(TokenizerRun(config, folder, options, train, held_out, device(), lease=ready.lease))
     tokenizer = MotionTokenizer.load(study.tokenizer)
     return {"trained_chunks": len(train), "floor": {domain: _floor(study, tokenizer, domain) for domain in DOMAINS}}
 

@@ -94,8 +94,16 @@ class StorageConfig:
     root: str = "runs"
     """Run folders live here: a folder or s3://bucket/prefix."""
     endpoint_url: str | None = None
-    """For S3-compatible servers."""
+    """For S3-compatible servers. This and the next four: where left out, the environment and the AWS configuration files say."""
     region: str | None = None
+    profile: str | None = None
+    """Of the AWS configuration files."""
+    anonymous: bool = False
+    """Without credentials, for public buckets."""
+    ca_bundle: str | None = None
+    """PEM file of a private certificate authority; at the same path on every machine."""
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    """Where requests name the bucket: in the path or in the host's name."""
     patience_s: float = 180.0
     """How long a store may fail to answer, seconds, before the step fails and the run ends; it can be resubmitted."""
     lease_s: float = 60.0
@@ -109,6 +117,8 @@ class LogConfig:
     """Weights & Biases project."""
     mlflow: str | None = None
     """MLflow experiment."""
+    waiting_s: float = 60.0
+    """A run that waits longer than so many seconds says what for, and again at doubled times."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class TokenizerTrainConfig:
 
     steps: int = 20_000
     batch: int = 256
-    """Chunks a step *on each worker*."""
+    """Chunks a step, over all workers."""
     lr: float = 2e-4
     warmup: float = 0.05
     """Share of the steps the rate rises in."""

@@ -47,7 +47,7 @@ class Assets:
     def open(cls, uri: str, options: StorageOptions | None = None) -> Assets:
         """Load from a local folder or, through a download that is verified, from s3://."""
         if not storage.is_s3(uri):
-            return cls.load(uri)
+            return cls.load(storage.local_path(uri))
         with storage.scratch("assets") as scratch:
             storage.download_dir(uri, scratch / "assets", options)
             return cls.load(scratch / "assets")

@@ -36,7 +36,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.types import DOMAINS, SPLITS, Domain, ManifestError, Split
 
 FORMAT = "jala_ray.cache/1"
-PREPROCESSING_VERSION = 1
+PREPROCESSING_VERSION = 2
 """Part of every cache's identity: raise it when poses become other chunks, or videos other pictures."""
 MAKE_AGAIN = "The cache is stale: make it again with jobs/cache.py, in another folder."
 

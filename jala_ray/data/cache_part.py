@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from jala_ray.data.cache import Cache, CacheFacts, CacheIndex
-from jala_ray.data.cache_records import pack_record, relative
+from jala_ray.data.cache_records import pack_record
 from jala_ray.data.manifest import batched
-from jala_ray.data.places import clip_hashes
+from jala_ray.data.places import clip_hashes, stored_uri
 from jala_ray.data.plan import PlanRow
 from jala_ray.data.source import BadRow, Example, Look, ManifestSource, Visuals
 from jala_ray.models.encoders import FrameEncoder
@@ -133,7 +133,7 @@ class PartWriter:
         for piece in pieces:
             self.files["arrays"].write(piece)
         record = pack_record(example, self.cache.base, at, [zlib.crc32(piece) for piece in pieces])
-        video = hashlib.blake2b(relative(clip.video_uri, self.cache.base).encode(), digest_size=4).digest()
+        video = hashlib.blake2b(stored_uri(clip.video_uri, self.cache.base).encode(), digest_size=4).digest()
         self.rows.append(
             {
                 "row": read.row.index,

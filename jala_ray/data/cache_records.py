@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 
 from jala_ray import storage
-from jala_ray.data.places import RowAddress
+from jala_ray.data.places import RowAddress, resolve_uri, stored_uri
 from jala_ray.data.source import Example
 from jala_ray.storage import StorageOptions
 from jala_ray.types import Clip, HandState, HandTrack, ManifestError, PacketIndex
@@ -41,13 +41,13 @@ _STREAM = tuple(f.name for f in dataclasses.fields(PacketIndex) if f.name not in
 
 
 def pack_record(example: Example, base: str, at: int, crc: Sequence[int]) -> bytes:
-    """The stored form of an example that has its clip; videos under `base` are named relative to it."""
+    """The stored form of an example that has its clip; videos are named as a manifest in folder `base` names them."""
     clip = example.clip
     assert clip is not None and clip.video_uri is not None
     facts = {name: getattr(example, name) for name in ("clip_id", "task", "description", "seconds")}
     facts |= {"states": [int(state) for state in example.states], "instructions": list(example.instructions)}
     facts |= {name: getattr(clip, name) for name in _SPAN}
-    facts |= {"video": relative(clip.video_uri, base), "at": at, "stream": None}
+    facts |= {"video": stored_uri(clip.video_uri, base), "at": at, "stream": None}
     codes = example.codes.astype(np.uint16)
     if not np.array_equal(codes, example.codes):
         raise ManifestError("motion ids", int(example.codes.max()), "ids below 65536")
@@ -60,21 +60,15 @@ def pack_record(example: Example, base: str, at: int, crc: Sequence[int]) -> byt
     return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
-def relative(uri: str, base: str) -> str:
-    """A video's address as counted from the manifest's folder, where it lies under it."""
-    return uri.removeprefix(f"{base}/")
-
-
 def unpack_record(payload: bytes, row: int, base: str, arrays: str) -> CachedExample:
     """The example of a record whose bytes are those that were written (`fetch_record` sees to it)."""
     stored = safetensors.numpy.load(payload)
     facts = json.loads(stored["facts"].tobytes())
     left, right = (HandState(state) for state in facts["states"])
-    video = facts["video"]
     clip = Clip(
         clip_id=facts["clip_id"],
         task_type=facts["task"],
-        video_uri=video if "://" in video or video.startswith("/") else storage.join(base, video),
+        video_uri=resolve_uri(facts["video"], base),
         instructions=facts["instructions"],
         description=facts["description"],
         camera=None,

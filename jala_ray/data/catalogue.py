@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jala_ray.config import DataConfig
+from jala_ray.data.examine import refuse_contradictions
 from jala_ray.data.places import PLACE, Catalogue, clip_hashes, selected
 from jala_ray.types import Domain, ManifestError, Split
 
@@ -22,8 +23,10 @@ def catalogue(manifest: Manifest, data: DataConfig, split: Split, domain: Domain
     """Rows of a split (and domain) that have a video, with labels if `data.labels` asks for them; of the training split,
     `data.wild_fraction` of the wild clips. Read file by file, so that memory holds no text.
 
-    Raises `ManifestError` when the training split has none.
+    Raises `ManifestError` when the training split has none, and where the Parquet files and the rows were changed apart.
     """
+    if split == "train":
+        refuse_contradictions(manifest)
     fraction = data.wild_fraction if split == "train" else 1.0
     names = [*_COLUMNS]
     names += ["left_labelled", "right_labelled"] if data.labels == "labelled_only" else []

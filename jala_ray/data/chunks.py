@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jala_ray.data.catalogue import equals
+from jala_ray.data.examine import refuse_contradictions
 from jala_ray.data.manifest import Manifest
 from jala_ray.hands.resample import chunk_features
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, Hand, Split
@@ -44,16 +46,27 @@ class ManifestRows(Sequence[ManifestRow]):
             return ManifestRows(self.manifests, self.which[at], self.row[at])
         return ManifestRow(self.manifests[self.which[at]], int(self.row[at]))
 
+    def digest(self) -> str:
+        """Of the rows' contents in their order, wherever they lie."""
+        content = np.zeros((len(self), 2), np.int64)
+        for number, path in enumerate(self.manifests):
+            mine = self.which == number
+            places = Manifest(path).places
+            content[mine] = np.stack([places[name][self.row[mine]] for name in ("row_crc", "row_size")], axis=1)
+        return hashlib.blake2b(content.tobytes(), digest_size=8).hexdigest()
+
 
 def rows_with_labels(manifests: tuple[str, ...], split: Split, max_chunks: int, seed: int) -> ManifestRows:
     """Rows of a split that have labelled chunks, each clip once (whatever its task types), in a keyed random order.
 
-    Stops where `max_chunks` chunks are reached.
+    Stops where `max_chunks` chunks are reached. Raises `ManifestError` where a Parquet file and its rows were changed apart.
     """
     rows: list[np.ndarray] = [np.zeros(0, np.int64)]
     chunks: list[np.ndarray] = [np.zeros(0, np.int64)]
     for path in manifests:
-        table = Manifest(path).index
+        manifest = Manifest(path)
+        refuse_contradictions(manifest, seed)
+        table = manifest.index
         labelled = _count_true(table["left_labelled"]) + _count_true(table["right_labelled"])
         keep = np.flatnonzero(equals(table["split"], split) & (labelled > 0))
         clips = table["clip_id"].take(pa.array(keep)).combine_chunks().dictionary_encode("encode").indices.to_numpy()

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +20,8 @@ import pyarrow.parquet as pq
 
 from jala_ray import storage
 from jala_ray.data import rowfile
+from jala_ray.data.examine import Videos, examine
+from jala_ray.data.parts import files_in_force, rows_file
 from jala_ray.data.places import RowAddress
 from jala_ray.data.rows import (
     INDEX_COLUMNS,
@@ -32,8 +33,8 @@ from jala_ray.data.rows import (
     row_to_clip,
     table_row,
 )
-from jala_ray.data.validation import DUPLICATE, RowProblem, validate_table
-from jala_ray.data.writing import Rejection, WriteReport, absolute, parquet_files, rows_file, write_manifest
+from jala_ray.data.validation import RowProblem
+from jala_ray.data.writing import Rejection, WriteReport, absolute, write_manifest
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.stores import explained
 from jala_ray.types import Clip, ManifestError
@@ -72,21 +73,23 @@ class Manifest:
         self.path, self.options = absolute(path), options
         self._fs, root = storage.filesystem(self.path, options)
         with explained("read manifest", self.path, options):
-            self.base, self._files = _manifest_files(self._fs, root, self.path)
-            counts = [self._count(file) for file in self._files]
-        self.starts = np.cumsum([0, *counts], dtype=np.int64)
+            self.base, self._files = _manifest_files(self._fs, root, self.path, options)
+            metadata = [self._metadata(file) for file in self._files]
+        self.starts = np.cumsum([0, *(found.num_rows for found in metadata)], dtype=np.int64)
         """(files + 1,) first row of each file, and the number of rows."""
-        self.row_files = [rows_file(self._shown(file)) for file in self._files]
+        self.row_files = [
+            rows_file(self._shown(file), found.metadata) for file, found in zip(self._files, metadata, strict=True)
+        ]
         """Address of each file of rows."""
 
-    def _count(self, file: str) -> int:
+    def _metadata(self, file: str) -> pq.FileMetaData:
         try:
             metadata = pq.read_metadata(file, filesystem=self._fs)
             schema = metadata.schema.to_arrow_schema()
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise ManifestError(file, str(error), "a whole Parquet file", "Write it again.") from error
         check_schema(schema, file)
-        return metadata.num_rows
+        return metadata
 
     def _shown(self, file: str) -> str:
         """Address of a file as the rest of the package wants it: with s3:// where it lies there."""
@@ -159,31 +162,23 @@ class Manifest:
         return [clips[int(i)] for i in indices]
 
     def scan(self) -> Iterator[tuple[int, pa.Table | ManifestError]]:
-        """Every row in order, as a table of one row in `SCHEMA`, or why it cannot be read. Some hundreds come in one read."""
+        """Every row in order, as a table of one row in `SCHEMA`, or why it cannot be read."""
+        return chain.from_iterable(self.batches())
+
+    def batches(self) -> Iterator[list[tuple[int, pa.Table | ManifestError]]]:
+        """The same in lists of some hundreds, each of which comes in one read."""
         for first, last in pairwise(self.starts.tolist()):
             for begin in range(first, last, SCAN_ROWS):
                 rows = range(begin, min(begin + SCAN_ROWS, last))
-                yield from zip(rows, rowfile.fetch_all([self.address(i) for i in rows], self.options), strict=True)
+                found = rowfile.fetch_all([self.address(i) for i in rows], self.options)
+                yield list(zip(rows, found, strict=True))
 
 
-def validate(path: str | os.PathLike[str], options: StorageOptions | None = None) -> list[RowProblem]:
-    """Every problem of a stored manifest, row by row, duplicates over all of its files included."""
-    manifest = Manifest(path, options)
-    problems: list[RowProblem] = []
-    ids = manifest.index["clip_id"].to_pylist()
-    for batch in batched(manifest.scan(), SCAN_ROWS):
-        sound = [(i, table) for i, table in batch if isinstance(table, pa.Table)]
-        for i, error in batch:
-            if isinstance(error, ManifestError):
-                problems.append(RowProblem(i, ids[i], error.field, error.value, error.expected))
-        if sound:
-            table = pa.concat_tables([table for _, table in sound])
-            found = [replace(problem, row=sound[problem.row][0]) for problem in validate_table(table)]
-            problems += [problem for problem in found if problem.field != DUPLICATE]
-            for (i, _), inside in zip(sound, table["clip_id"].to_pylist(), strict=True):
-                if inside != ids[i]:
-                    problems.append(RowProblem(i, ids[i], "clip_id of the row", inside, "that of the Parquet file"))
-    return sorted(problems + _duplicates(manifest.index), key=lambda problem: problem.row)
+def validate(
+    path: str | os.PathLike[str], options: StorageOptions | None = None, *, videos: Videos = "some"
+) -> list[RowProblem]:
+    """Every problem of a stored manifest and of its videos (`examine.examine`)."""
+    return examine(Manifest(path, options), videos).problems
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -193,25 +188,14 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _duplicates(index: pa.Table) -> list[RowProblem]:
-    """Rows of an index whose (clip_id, task_type) an earlier row already has."""
-    keys = index.select(["clip_id", "task_type"])
-    keys = keys.append_column("row", pa.array(np.arange(len(keys))))
-    counts = keys.group_by(["clip_id", "task_type"]).aggregate([("row", "count"), ("row", "list")])
-    problems = []
-    repeated = counts.filter(pa.array(counts["row_count"].to_numpy() > 1))
-    for key in repeated.to_pylist():
-        for row in sorted(key["row_list"])[1:]:
-            problems.append(RowProblem.duplicate(row, key["clip_id"], key["task_type"]))
-    return problems
-
-
-def _manifest_files(fs: pafs.FileSystem, root: str, shown: str) -> tuple[str, list[str]]:
+def _manifest_files(
+    fs: pafs.FileSystem, root: str, shown: str, options: StorageOptions | None
+) -> tuple[str, list[str]]:
     """The folder that relative videos count from, and the Parquet files in order."""
     kind = fs.get_file_info(root).type
     if kind == pafs.FileType.File:
         return shown.rpartition("/")[0], [root]
-    files = parquet_files(fs, root)
+    files = files_in_force(fs, root, shown, options)
     if not files:
         raise ManifestError(
             "manifest path",

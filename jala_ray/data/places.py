@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from jala_ray import storage
+
 PLACE = np.dtype([("row", "<u4"), ("file", "<u2"), ("crc", "<u4"), ("size", "<i4"), ("offset", "<i8")])
 """One row: its number in the manifest, and where it lies."""
+
+
+def stored_uri(uri: str, home: str) -> str:
+    """An absolute video address as a manifest in folder `home` stores it: relative where the video lies under the folder or beside it
+    (`../my_videos/a.mp4`), so that what is moved together stays together, else as it is.
+    """
+    beside = home.rpartition("/")[0]
+    outermost = (
+        beside in ("", "s3:/") or beside.rpartition("/")[0] == "s3:/"
+    )  # everything lies under a root or a bucket
+    for top, prefix in ((home, ""), *(() if outermost else ((beside, "../"),))):
+        if uri.startswith(f"{top}/"):
+            relative = prefix + uri[len(top) + 1 :]
+            if resolve_uri(relative, home) == uri:  # keys may hold what a path may not: `a//b`, `a/../b`
+                return relative
+    return uri
+
+
+def resolve_uri(uri: str, home: str) -> str:
+    """A video address as stored -> one that opens: relative ones count from the manifest's folder."""
+    if "://" in uri or os.path.isabs(uri):
+        return uri
+    if uri.startswith("../"):
+        home, uri = home.rpartition("/")[0], uri[3:]
+    return storage.join(home, uri)
 
 
 class RowAddress(NamedTuple):

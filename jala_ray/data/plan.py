@@ -154,6 +154,13 @@ class Plan:
         """(len(span),) of `catalogue.PLACE`: the rows of a span of an epoch."""
         return self.catalogue.place[self.order(span.epoch)[span.first : span.last]]
 
+    def sample(self, count: int, salt: int) -> list[PlanRow]:
+        """Up to `count` rows of the first epoch, drawn alike likely by the plan's seed and `salt`, in their order."""
+        rng = np.random.default_rng((self.seed, salt))
+        chosen = np.sort(rng.choice(self.steps.rows, min(count, self.steps.rows), replace=False, shuffle=False))
+        places = self.catalogue.place[self.order(0)[chosen]]
+        return [plan_rows(places[i : i + 1], self.catalogue.files, 0, int(chosen[i]))[0] for i in range(len(chosen))]
+
     def share(self, step: int, rank: int, world: int) -> list[PlanRow]:
         """Rank `rank`'s rows of global step `step`; see `Steps`."""
         span = self.steps.share(step, rank, world)

@@ -25,12 +25,12 @@ from jala_ray.data.prepare_clips import ClipMaker, PrepareConfig
 from jala_ray.data.rows import row_to_clip
 from jala_ray.data.writing import Rejection, WriteReport, merge_manifests, write_manifest
 from jala_ray.storage import StorageOptions
-from jala_ray.types import Clip, ConfigError, StorageError, UserError, VideoError
+from jala_ray.types import Clip, ConfigError, StorageError, StoreUnavailable, UserError, VideoError
 from jala_ray.video.decode import VideoReader
 
 SPANS_A_PIECE, MOTIONS_A_PIECE = 32, 1024
 PARTS, VIDEOS, SETTINGS, SUMMARY = "_parts", "videos", "prepare.json", "summary.json"
-PREPARED_VERSION = 1
+PREPARED_VERSION = 2
 """Of what a prepared clip is."""
 
 
@@ -64,7 +64,9 @@ class Preparation:
         """All of the work, in order. Lists a folder, or reads light columns of a manifest; opens no video."""
         if isinstance(self.source, VideoFolder):
             videos = self.source.videos(self.options)
-            return [Piece(_name(asdict(v)), v.name, max(1.0, v.size or 0), (), v) for v in videos]
+            # What is wrong with a video may name its place, and the names of pieces are the same wherever it lies.
+            named = [(_name(asdict(v) | {"fault": bool(v.fault)}), v) for v in videos]
+            return [Piece(name, v.name, max(1.0, v.size or 0), (), v) for name, v in named]
         table = Manifest(self.source, self.options).columns(["clip_id", "video_uri", "start_s", "end_s", "row_crc"])
         ids, uris, starts, ends, crcs = (column.to_pylist() for column in table.columns)
         of_video: dict[str | None, list[int]] = {}
@@ -135,19 +137,21 @@ class Preparation:
     # --- one piece ---------------------------------------------------------------------------------------------------
 
     def do(self, piece: Piece) -> dict[str, Any]:
-        """Prepare a piece; returns its facts: `video`, `weight`, `clips`, `rejected`, `seconds` of source time, `bytes`, `error`.
+        """Prepare a piece; returns its facts: `video`, `weight`, `clips`, `rejected`, `seconds` of source time, `bytes`, `notes`, `error`.
 
         What is wrong with a video is a rejected row with its reason. `error` is not empty if the piece failed: a store
         could not be reached, or worse. It has left no part then, and the next run does it again.
         """
+        notes: list[str] = []
         facts = {"video": piece.video, "weight": piece.weight, "clips": 0, "rejected": 0, "seconds": 0.0, "bytes": 0}
+        facts["notes"] = notes
         try:
             with storage.scratch("prepare") as scratch:
                 folder = storage.join(self.out, VIDEOS)
                 maker = ClipMaker(self.settings, folder, piece.video, scratch, self.options)
-                clips, part = maker.make(self._raw(piece)), self._part(piece)
+                clips, part = maker.make(self._raw(piece, notes)), self._part(piece)
                 report = write_manifest(clips, part, on_error="quarantine", base=self.out, options=self.options)
-        except StorageError as error:
+        except (StorageError, StoreUnavailable) as error:
             return facts | {"error": str(error)}
         except Exception as error:  # One odd video shall not stop thousands; the job reports it and does not succeed.
             traceback.print_exc()
@@ -155,17 +159,17 @@ class Preparation:
         made = {"clips": report.rows, "rejected": report.quarantined, "seconds": maker.seconds, "bytes": maker.bytes}
         return facts | made | {"error": ""}
 
-    def _raw(self, piece: Piece) -> Iterator[Clip | Rejection]:
-        """The clips as they come in: of a folder, one a caption, however long."""
+    def _raw(self, piece: Piece, notes: list[str]) -> Iterator[Clip | Rejection]:
+        """The clips as they come in: of a folder, one a caption, however long. `notes` as in `VideoFolder.spans`."""
         if isinstance(self.source, VideoFolder):
             video = piece.whole
             assert video is not None
-            if video.size is None:
-                yield self.source.absent(video)
+            if video.fault:
+                yield self.source.rejected(video.name, video.fault)
                 return
             try:
-                with VideoReader(storage.join(self.source.folder, video.name), options=self.options) as reader:
-                    yield from self.source.spans(video, reader)
+                with VideoReader(self.source.address(video.name), options=self.options) as reader:
+                    yield from self.source.spans(video, reader, notes)
             except VideoError as error:
                 yield self.source.rejected(video.name, f"a video that opens: {error}")
             return

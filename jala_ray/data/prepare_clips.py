@@ -26,7 +26,7 @@ from jala_ray.types import (
     UserError,
     VideoError,
 )
-from jala_ray.video.frames import boundary_times
+from jala_ray.video.frames import index_boundaries
 from jala_ray.video.packets import PacketScan
 from jala_ray.video.shots import shot_cuts
 from jala_ray.video.transcode import FailedSpan, Span, transcode_spans
@@ -105,7 +105,7 @@ class ClipMaker:
         spans = [(clip.start_s, clip.end_s)]
         if "shots" in self.settings.cut:
             cuts = shot_cuts(uri, clip.start_s, clip.end_s, options=self.options)
-            spans = by_shots(spans[0], cuts, 1 / clip.fps)
+            spans = by_shots(spans[0], cuts)
         if "validity" in self.settings.cut:
             spans = [part for span in spans for part in by_validity(clip, span)]
         if spans == [(clip.start_s, clip.end_s)] and clip.model_seconds <= MAX_CLIP_SECONDS + 1 / MODEL_FPS:
@@ -156,7 +156,7 @@ class ClipMaker:
             for clip in clips
         ]
         try:
-            index = PacketScan(file).index(boundary_times(moved[0]))
+            index = index_boundaries(PacketScan(file), moved[0])
         except VideoError as error:
             yield from (_rejection(clip, str(error)) for clip in clips)
             return

@@ -23,6 +23,7 @@ class Meter:
         self.done = self.seconds = 0.0
         self.pieces = self.clips = self.rejected = self.bytes = 0
         self.failed: list[str] = []
+        self.notes: list[str] = []
 
     def add(self, facts: dict[str, Any]) -> None:
         self.pieces += 1
@@ -31,6 +32,7 @@ class Meter:
         self.clips += facts["clips"]
         self.rejected += facts["rejected"]
         self.bytes += facts["bytes"]
+        self.notes += facts["notes"]
         if facts["error"]:
             self.failed.append(facts["error"])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jala_ray import storage
+from jala_ray.data.places import resolve_uri
 from jala_ray.data.validation import DURATION_SLACK, STATES
 from jala_ray.hands.resample import labelled_chunks
 from jala_ray.types import (
@@ -126,7 +125,7 @@ def row_to_clip(row: Mapping[str, Any], base: str | None = None) -> Clip:
         domain=_choice(row, "domain", DOMAINS),
         split=_choice(row, "split", SPLITS),
         task_type=_choice(row, "task_type", TASK_TYPES),
-        video_uri=None if row["video_uri"] is None else resolve_uri(_address(row, "video_uri"), base),
+        video_uri=video_address(row, base),
         start_s=start_s,
         end_s=end_s,
         fps=fps,
@@ -141,11 +140,12 @@ def row_to_clip(row: Mapping[str, Any], base: str | None = None) -> Clip:
     )
 
 
-def resolve_uri(uri: str | None, base: str | None) -> str | None:
-    """A video address as stored -> one that opens: relative ones count from the manifest's folder."""
-    if uri is None or base is None or "://" in uri or os.path.isabs(uri):
-        return uri
-    return storage.join(base, uri)
+def video_address(row: Mapping[str, Any], base: str | None) -> str | None:
+    """Where the video of a row lies. Raises `ManifestError` for what can be no address."""
+    if row["video_uri"] is None:
+        return None
+    uri = _address(row, "video_uri")
+    return uri if base is None else resolve_uri(uri, base)
 
 
 def base_row(clip: Clip) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _row_to_hand(row: Mapping[str, Any], side: str, frames: int) -> HandTrack:
 def _row_to_packets(row: Mapping[str, Any]) -> PacketIndex | None:
     if not row["packet_stream"]:
         return None
-    stream = _packet_stream(_text(row, "packet_stream"))
+    stream = packet_stream(_text(row, "packet_stream"))
     extradata = row["packet_extradata"]
     if not isinstance(extradata, bytes):
         raise ManifestError("packet_extradata", extradata, "bytes")
@@ -215,7 +215,7 @@ def _row_to_packets(row: Mapping[str, Any]) -> PacketIndex | None:
     return index
 
 
-def _packet_stream(text: str) -> dict[str, Any]:
+def packet_stream(text: str) -> dict[str, Any]:
     """Fields of a packet index from their JSON, each checked: what decoders are told must not surprise them."""
     try:
         facts = json.loads(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -32,22 +33,21 @@ def segments(clip: Clip, cuts: Sequence[float] = (), *, max_gap_s: float = MAX_G
     boundary frame of a span is of another shot. `cut_clip` makes the clips.
     """
     found: list[Span] = []
-    for shot in by_shots((clip.start_s, clip.end_s), cuts, 1 / clip.fps):
+    for shot in by_shots((clip.start_s, clip.end_s), cuts):
         for stretch in by_validity(clip, shot, max_gap_s=max_gap_s):
             found += by_length(stretch, clip.time_scale)
     return found
 
 
-def by_shots(span: Span, cuts: Sequence[float], frame_s: float) -> list[Span]:
+def by_shots(span: Span, cuts: Sequence[float]) -> list[Span]:
     """The parts of a span between the cuts, each cut being the time of a shot's first frame.
 
-    A part ends half a frame (`frame_s`, of the source) before the cut: a boundary on the cut would show the
-    next shot. So does the last part when a cut is at the span's end.
+    A part may end on a cut: the last boundary of a clip that ends where the next shot begins shows the frame before
+    (METHOD 1).
     """
     start, end = span
-    inside = sorted({float(cut) for cut in cuts if start < cut < end + frame_s / 2})
-    ends = [*(min(cut - frame_s / 2, end) for cut in inside), end]
-    return [(first, last) for first, last in zip([start, *inside], ends, strict=True) if first < last]
+    inside = sorted({float(cut) for cut in cuts if start < cut < end})
+    return list(pairwise([start, *inside, end]))
 
 
 def by_validity(clip: Clip, span: Span | None = None, *, max_gap_s: float = MAX_GAP_S) -> list[Span]:

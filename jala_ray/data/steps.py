@@ -194,7 +194,16 @@ class ShareBuilder:
         """Samples that can be read, and the errors of those that cannot."""
         return self._look(self._arrange(Unit(step, rows, 1)))
 
+    def refused(self, rows: list[PlanRow]) -> list[dict[str, Any]]:
+        """The errors of those samples that cannot be made, whatever their pictures; reads no picture."""
+        return self._samples(Unit(0, rows, 1))[1]
+
     def _arrange(self, unit: Unit) -> _Arranged:
+        source, _ = self._opened
+        samples, errors = self._samples(unit)
+        return _Arranged(unit, samples, source.visuals([look for _, look, _ in samples]), errors)
+
+    def _samples(self, unit: Unit) -> tuple[list[tuple[PlanRow, Look, Sequence]], list[dict[str, Any]]]:
         source, _ = self._opened
         samples: list[tuple[PlanRow, Look, Sequence]] = []
         errors: list[dict[str, Any]] = []
@@ -205,7 +214,7 @@ class ShareBuilder:
                 samples.append((row, *self._sample(row, example)))
             except UserError as error:
                 errors.append(_quarantined(unit, row, example.clip_id, error))
-        return _Arranged(unit, samples, source.visuals([look for _, look, _ in samples]), errors)
+        return samples, errors
 
     def _look(self, arranged: _Arranged) -> tuple[list[Laid], list[dict[str, Any]]]:
         laid, errors = [], list(arranged.errors)
@@ -259,8 +268,11 @@ class ShareBuilder:
             image_tokens=spec.image_tokens,
         )
         if len(sequence) > self.config.data.max_tokens:
+            motion = int((sequence.columns["hand"] >= 0).sum())
+            words, chunks = len(sequence) - motion - spec.image_tokens, example.labelled.shape[1]
+            taken = f"Its text takes {words}, its {chunks} chunks a hand {motion} and the picture {spec.image_tokens}."
             remedy = (
-                f"The clip has {example.labelled.shape[1]} chunks a hand; raise data.max_tokens or cut shorter clips."
+                f"{taken} Raise data.max_tokens, or {'shorten the text' if words > motion else 'cut shorter clips'}."
             )
             raise UserError("tokens", len(sequence), f"<= data.max_tokens = {self.config.data.max_tokens}", remedy)
         boundaries = sorted({0, *sequence.pairs, *(time + 1 for time in sequence.pairs)}) if layout.frames else []

@@ -31,7 +31,8 @@ DURATION_SLACK = 1.5
 """Frames by which poses may lie outside the span, and a clip exceed its maximum: time stamps are rounded."""
 WIDTHS = {"valid": 1, "theta": 45, "rot": 3, "wrist": 3}
 """Values a pose frame takes in each of a hand's list columns."""
-DUPLICATE = "task_type (duplicate)"
+CORRECT = 'Correct the row, or write with on_error="quarantine" to set such rows aside.'
+RENAME = "Give each source a name of its own (`convert ... --source NAME`), which is part of its ids: set aside, its clips are lost."
 
 
 @dataclass(frozen=True)
@@ -43,28 +44,26 @@ class RowProblem:
     field: str
     value: object
     expected: str
+    remedy: str = ""
 
     def __str__(self) -> str:
-        return f"row {self.row} (clip {self.clip_id}): {self.field} is {self.value!r}, expected {self.expected}"
+        text = f"row {self.row} (clip {self.clip_id}): {self.field} is {self.value!r}, expected {self.expected}"
+        return f"{text}. {self.remedy}" if self.remedy else text
 
     def error(self) -> ManifestError:
         return ManifestError(
             f"row {self.row} (clip {self.clip_id}), {self.field}",
             self.value,
             self.expected,
-            'Correct the row, or write with on_error="quarantine" to set such rows aside.',
+            self.remedy or CORRECT,
         )
 
-    @classmethod
-    def duplicate(cls, row: int, clip_id: str, task_type: str) -> RowProblem:
-        return cls(row, clip_id, DUPLICATE, task_type, "one row per (clip_id, task_type)")
 
-
-def validate_table(table: pa.Table, first_row: int = 0, seen: set[int] | None = None) -> list[RowProblem]:
+def validate_table(table: pa.Table, first_row: int = 0, seen: dict[int, int] | None = None) -> list[RowProblem]:
     """Check all rows of a table in the manifest's schema (derived columns are checked where present).
 
-    `first_row`: number of the table's first row, for the messages. `seen`: 64-bit hashes of the keys of
-    earlier tables; extended in place, so that duplicates are found across a stream of tables.
+    `first_row`: number of the table's first row, for the messages. `seen`: 64-bit hash of each key of
+    earlier tables -> that of its span; extended in place, so that duplicates are found across a stream of tables.
     """
     check = _Check(table, first_row)
     check.no_nulls()
@@ -78,7 +77,7 @@ def validate_table(table: pa.Table, first_row: int = 0, seen: set[int] | None = 
     check.hands_together()
     if "n_chunks" in table.column_names:
         check.derived()
-    check.duplicates(set() if seen is None else seen)
+    check.duplicates({} if seen is None else seen)
     return sorted(check.problems, key=lambda problem: problem.row)
 
 
@@ -283,14 +282,21 @@ class _Check:
             expected = "false, as the hand is not labelled"
             self.first_of(wrong, lists.row_of, f"{side}_labelled", lists.values, expected)
 
-    def duplicates(self, seen: set[int]) -> None:
-        tasks = self.values("task_type")
-        for row, (clip_id, task) in enumerate(zip(self.ids, tasks, strict=True)):
-            digest = hashlib.blake2b(f"{clip_id}\n{task}".encode(), digest_size=8).digest()
-            key = int.from_bytes(digest, "little")
-            if key in seen:
-                self.problems.append(RowProblem.duplicate(row + self.first_row, clip_id, task))
-            seen.add(key)
+    def duplicates(self, seen: dict[int, int]) -> None:
+        """A key that comes twice: the same row again, or, where the video or the span is another, unlike clips of one name."""
+        columns = [self.values(name) for name in ("task_type", "video_uri", "start_s", "end_s")]
+        for row, (clip_id, task, *span) in enumerate(zip(self.ids, *columns, strict=True)):
+            key, what = _hash(f"{clip_id}\n{task}"), _hash(repr(span))
+            if key not in seen:
+                seen[key] = what
+                continue
+            place = (row + self.first_row, clip_id)
+            if seen[key] == what:
+                found = RowProblem(*place, "task_type (duplicate)", task, "one row per (clip_id, task_type)")
+            else:
+                expected = "an id of its own: another clip has it, of another video or span"
+                found = RowProblem(*place, "clip_id", "{}, {} to {} s".format(*span), expected, RENAME)
+            self.problems.append(found)
 
     def finite(self, name: str, lists: _Lists) -> None:
         bad = np.flatnonzero(~np.isfinite(lists.values))
@@ -304,3 +310,7 @@ class _Check:
         flags = np.zeros(len(self.ids), bool)
         flags[rows] = True
         self.report(flags, name, lambda i: values[where[i]].item(), expected)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

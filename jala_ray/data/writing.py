@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,12 +16,13 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from jala_ray import storage
-from jala_ray.data import rowfile
-from jala_ray.data.rows import BASE_SCHEMA, INDEX_SCHEMA, SCHEMA, base_row, derived_row, rows_to_table
+from jala_ray.data.parts import Part, Replacement, rows_file
+from jala_ray.data.places import stored_uri
+from jala_ray.data.rows import BASE_SCHEMA, SCHEMA, base_row, derived_row, rows_to_table
 from jala_ray.data.validation import RowProblem, validate_table
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.stores import explained
-from jala_ray.types import Clip, ManifestError, UserError
+from jala_ray.types import Clip, ManifestError, StorageError, UserError
 
 T = TypeVar("T")
 
@@ -53,6 +52,8 @@ class WriteReport:
     quarantined: int
     errors_path: str | None
     """Where the quarantined rows lie with their reasons; None when there are none."""
+    replaced: bool
+    """Whether a manifest was there before."""
 
 
 def write_manifest(
@@ -62,16 +63,19 @@ def write_manifest(
     on_error: Literal["raise", "quarantine"] = "raise",
     rows_per_file: int = ROWS_PER_FILE,
     base: str | None = None,
+    empty: bool = True,
     options: StorageOptions | None = None,
 ) -> WriteReport:
     """Stream clips into a manifest at `path`: a file if it ends in `.parquet`, else a folder of parts.
 
     Every row is validated. With `on_error="quarantine"`, rows that break a rule go, whole and with their
     reasons, to `errors/<name>.parquet` beside the manifest; with "raise" the first one stops the writing and
-    nothing is left. A manifest already there is replaced. Video addresses under the manifest's folder are
-    stored relative to it (to `base` instead, if given), so that the folder can be moved or uploaded.
+    nothing is left. A manifest already there is replaced when the new one is whole, and left as it is when there is an error, or the
+    process ends. Relative video addresses count from the working folder; those under the manifest's folder or beside it are stored
+    relative to it (to `base` instead, if given), so that they can be moved or uploaded together. With `empty=False`, a manifest
+    without rows is an error.
 
-    Raises ManifestError (a bad row, or a folder that holds foreign Parquet files) and StorageError.
+    Raises ManifestError (a bad row, or a folder that holds foreign Parquet files), StorageError and StoreUnavailable.
     """
     if on_error not in ("raise", "quarantine"):
         raise ManifestError("on_error", on_error, "'raise' or 'quarantine'")
@@ -83,7 +87,7 @@ def write_manifest(
             with explained("write manifest", place, options):
                 writer.add(item)
         with explained("write manifest", place, options):
-            return writer.close()
+            return writer.close(empty)
     except BaseException:
         writer.discard()
         raise
@@ -96,72 +100,59 @@ class _Writer:
         self, path: str, rows_per_file: int, quarantine: bool, options: StorageOptions | None, base: str | None
     ) -> None:
         self.path, self.rows_per_file, self.quarantine = path, rows_per_file, quarantine
-        self.single = path.endswith(".parquet")
-        self.fs, root = storage.filesystem(path, options)
-        self.folder = root.rpartition("/")[0] if self.single else root
-        self.home = path.rpartition("/")[0] if self.single else path
-        self.base = self.home if base is None else absolute(base)
-        name = root.rpartition("/")[2].removesuffix(".parquet") if self.single else "rows"
-        self.error_file = f"{self.folder}/errors/{name}.parquet"
-        self.errors_path = storage.join(self.home, "errors", f"{name}.parquet")
-        self.root = root
-        self.files: list[str] = []
+        self.files = Replacement(path, options)
+        self.base = self.files.home if base is None else absolute(base)
         self.out: Part | None = None
-        self.error_out: pq.ParquetWriter | None = None
         self.buffer: list[tuple[Clip, dict[str, Any]]] = []
-        self.buffered_bytes = self.rows = self.file_rows = self.seen = self.quarantined = self.parts = 0
-        self.keys: set[int] = set()
-        self._clear_old()
+        self.buffered_bytes = self.rows = self.file_rows = self.seen = self.quarantined = 0
+        self.keys: dict[int, int] = {}
+        self.reason = ""
 
     def add(self, item: Clip | Rejection) -> None:
+        uri, fault = item.video_uri, None
+        try:
+            uri = uri and storage.absolute(uri)
+        except StorageError as error:
+            fault = RowProblem(self.seen + len(self.buffer), item.clip_id, "video_uri", uri, error.expected)
         if isinstance(item, Rejection):
-            self._flush()
-            problem = RowProblem(self.seen, item.clip_id, "clip", item.video_uri, item.reason)
             row = dict.fromkeys(BASE_SCHEMA.names)
-            row |= {"clip_id": item.clip_id, "source": item.source, "video_uri": item.video_uri}
-            self._reject(row, [problem])
+            row |= {"clip_id": item.clip_id, "source": item.source, "video_uri": uri}
+            fault = RowProblem(self.seen + len(self.buffer), item.clip_id, "clip", uri, item.reason)
+        else:
+            row = base_row(item)
+            row["video_uri"] = uri and stored_uri(uri, self.base)
+        if fault is not None:
+            self._flush()
+            self._reject(row, [fault])
             self.seen += 1
             return
-        row = base_row(item)
-        row["video_uri"] = _relative(row["video_uri"], self.base)
+        assert isinstance(item, Clip)
         self.buffer.append((item, row))
         self.buffered_bytes += sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))
         full = len(self.buffer) >= min(FLUSH_ROWS, self.rows_per_file)
         if full or self.buffered_bytes >= FLUSH_BYTES:
             self._flush()
 
-    def close(self) -> WriteReport:
+    def close(self, empty: bool = True) -> WriteReport:
         self._flush()
-        if self.out is None:
-            self.out = self._next_file()  # a manifest without rows is still a manifest
-        for out in (self.error_out, self.out):  # The index last: a manifest that is there has its errors beside it.
-            if out is not None:
-                out.close()
-        errors = self.errors_path if self.quarantined else None
-        return WriteReport(self.path, self.rows, self.quarantined, errors)
+        if not self.rows and not empty:
+            found = f"none usable, {self.quarantined} set aside"
+            raise ManifestError("clips", found, "at least one usable clip", self.reason)
+        self._part(0)  # a manifest without rows is still a manifest
+        self.files.commit()
+        errors = self.files.errors_path if self.quarantined else None
+        return WriteReport(self.path, self.rows, self.quarantined, errors, bool(self.files.old))
 
     def adopt(self, index: pa.Table, rows: bytes, errors: pa.Table | None) -> None:
         """Append a written manifest's index, rows and errors as they are."""
         if len(index):
-            if self.out is None or (self.file_rows >= self.rows_per_file and not self.single):
-                self.out = self._next_file()
-            self.out.append(index, rows)
-            self.rows += len(index)
-            self.file_rows += len(index)
+            self._part(len(index)).append(index, rows)
         if errors is not None and len(errors):
-            self._errors().write_table(errors)
+            self.files.errors(ERROR_SCHEMA).write_table(errors)
             self.quarantined += len(errors)
 
     def discard(self) -> None:
-        """Leave nothing, as far as the store allows; the error that led here is the one to report."""
-        with contextlib.suppress(OSError):
-            if self.out is not None:
-                self.out.abandon()
-            if self.error_out is not None:
-                self.error_out.close()
-            for file in self.files:
-                if self.fs.get_file_info(file).type == pafs.FileType.File:
-                    self.fs.delete_file(file)
+        self.files.discard()
 
     def _flush(self) -> None:
         if not self.buffer:
@@ -181,11 +172,7 @@ class _Writer:
                 problem = RowProblem(self.seen + i, clip.clip_id, error.field, error.value, error.expected)
                 self._reject(row, [problem])
         if good:
-            if self.out is None or (self.file_rows >= self.rows_per_file and not self.single):
-                self.out = self._next_file()
-            self.out.add(rows_to_table(good, SCHEMA))
-            self.rows += len(good)
-            self.file_rows += len(good)
+            self._part(len(good)).add(rows_to_table(good, SCHEMA))
         self.seen += len(self.buffer)
         self.buffer, self.buffered_bytes = [], 0
 
@@ -193,88 +180,21 @@ class _Writer:
         if not self.quarantine:
             raise problems[0].error()
         row = row | {"problems": [str(problem) for problem in problems]}
-        self._errors().write_table(rows_to_table([row], ERROR_SCHEMA))
+        self.files.errors(ERROR_SCHEMA).write_table(rows_to_table([row], ERROR_SCHEMA))
         self.quarantined += 1
+        self.reason = self.reason or f"The first: {problems[0]}."
 
-    def _errors(self) -> pq.ParquetWriter:
-        if self.error_out is None:
-            self.fs.create_dir(self.error_file.rpartition("/")[0], recursive=True)
-            self.error_out = self._open(self.error_file, ERROR_SCHEMA)
-        return self.error_out
-
-    def _next_file(self) -> Part:
-        if self.out is not None:
+    def _part(self, rows: int) -> Part:
+        """The part that takes the next `rows` rows."""
+        if self.out is None:
+            self.files.begin()
+            self.out = self.files.next_part()
+        elif self.file_rows >= self.rows_per_file and rows and not self.files.single:
             self.out.close()
-        file = self.root if self.single else f"{self.folder}/part-{self.parts:05d}.parquet"
-        self.file_rows, self.parts = 0, self.parts + 1
-        self.files += [file, rows_file(file)]
-        return Part(file, self.fs)
-
-    def _open(self, file: str, schema: pa.Schema) -> pq.ParquetWriter:
-        self.files.append(file)
-        return pq.ParquetWriter(file, schema, filesystem=self.fs, compression="zstd")
-
-    def _clear_old(self) -> None:
-        self.fs.create_dir(self.folder, recursive=True)
-        old = [self.root] if self.single else parquet_files(self.fs, self.root)
-        foreign = [file for file in old if not self.single and not file.rpartition("/")[2].startswith("part-")]
-        if foreign:
-            raise ManifestError(
-                "manifest path",
-                self.path,
-                "an empty folder or an earlier manifest",
-                f"It holds {foreign[0]}.",
-            )
-        for file in [*old, *map(rows_file, old), self.error_file]:
-            if self.fs.get_file_info(file).type == pafs.FileType.File:
-                self.fs.delete_file(file)
-
-
-class Part:
-    """One Parquet file of a manifest and its rows. The Parquet file comes last: rows without one are no manifest."""
-
-    def __init__(self, file: str, fs: pafs.FileSystem) -> None:
-        self.file, self.fs, self.end = file, fs, 0
-        self.rows = fs.open_output_stream(rows_file(file), compression=None)
-        self.index: list[pa.Table] = []
-
-    def add(self, table: pa.Table) -> None:
-        """Append rows (a table in `rows.SCHEMA`)."""
-        payloads = list(rowfile.pack(table))
-        sizes = np.array([len(payload) for payload in payloads], np.int32)
-        offsets = self.end + np.cumsum(sizes, dtype=np.int64) - sizes
-        place = {
-            "row_offset": offsets,
-            "row_size": sizes,
-            "row_crc": np.array(list(map(rowfile.crc, payloads)), np.uint32),
-        }
-        columns = [pa.array(place[n]) if n in place else table[n] for n in INDEX_SCHEMA.names]
-        self.index.append(pa.Table.from_arrays(columns, schema=INDEX_SCHEMA))
-        for payload in payloads:
-            self.rows.write(payload)
-        self.end += int(sizes.sum())
-
-    def append(self, index: pa.Table, rows: bytes) -> None:
-        """Append stored rows with their index, whose offsets count from the beginning of `rows`."""
-        moved = pa.array(index["row_offset"].to_numpy() + self.end)
-        table = index.set_column(index.schema.get_field_index("row_offset"), INDEX_SCHEMA.field("row_offset"), moved)
-        self.index.append(table.select(INDEX_SCHEMA.names).replace_schema_metadata(INDEX_SCHEMA.metadata))
-        self.rows.write(rows)
-        self.end += len(rows)
-
-    def close(self) -> None:
-        self.rows.close()
-        index = pa.concat_tables(self.index) if self.index else INDEX_SCHEMA.empty_table()
-        if isinstance(self.fs, pafs.LocalFileSystem):  # An object is there when it is whole; a file must be renamed.
-            folder, _, name = self.file.rpartition("/")
-            partial = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.part"
-            pq.write_table(index, partial, filesystem=self.fs, compression="zstd")
-            self.fs.move(partial, self.file)
-        else:
-            pq.write_table(index, self.file, filesystem=self.fs, compression="zstd")
-
-    def abandon(self) -> None:
-        self.rows.close()
+            self.out, self.file_rows = self.files.next_part(), 0
+        self.rows += rows
+        self.file_rows += rows
+        return self.out
 
 
 def merge_manifests(parts: Sequence[str], path: str, options: StorageOptions | None = None) -> WriteReport:
@@ -318,25 +238,10 @@ def _read_part(path: str, options: StorageOptions | None) -> tuple[pa.Table, byt
     folder, _, name = file.rpartition("/")
     errors = f"{folder}/errors/{name}"
     found = fs.get_file_info(errors).type == pafs.FileType.File
-    return index, storage.read_bytes(rows_file(path), options), pq.read_table(errors, filesystem=fs) if found else None
-
-
-def rows_file(parquet: str) -> str:
-    """The file that holds the rows of a manifest's Parquet file."""
-    return parquet.removesuffix(".parquet") + rowfile.SUFFIX
-
-
-def parquet_files(fs: pafs.FileSystem, root: str) -> list[str]:
-    """The Parquet files that lie directly in a folder, in order."""
-    infos = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-    return sorted(info.path for info in infos if info.is_file and info.path.endswith(".parquet"))
-
-
-def _relative(uri: str | None, base: str) -> str | None:
-    return uri.removeprefix(f"{base}/") if uri is not None else None
+    rows = storage.read_bytes(rows_file(path, index.schema.metadata), options)
+    return index, rows, pq.read_table(errors, filesystem=fs) if found else None
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """A manifest's path, independent of the working folder."""
-    text = os.fspath(path)
-    return text.rstrip("/") if "://" in text else os.path.abspath(text)
+    return storage.absolute(path)

@@ -209,7 +209,9 @@ def _pictures(clip: Clip, at_s: np.ndarray, height: int, options: StorageOptions
     with VideoReader(clip.video_uri, options=options) as reader:
         shape = reader.info if clip.camera is None else clip.camera
         width = max(2, 2 * round(height * shape.width / shape.height / 2))
-        return reader.each(clip.start_s + at_s, lambda picture: Image.fromarray(picture.rgb((height, width))))
+        return reader.each(
+            clip.start_s + at_s, lambda picture: Image.fromarray(picture.rgb((height, width))), end_s=clip.end_s
+        )
 
 
 def _known(joints: np.ndarray) -> np.ndarray:

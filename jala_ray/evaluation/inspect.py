@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jala_ray import storage
 from jala_ray.data.manifest import Manifest
+from jala_ray.data.parts import page_file
 from jala_ray.evaluation import inspect_pictures as pictures
 from jala_ray.evaluation import inspect_sections as sections
 from jala_ray.evaluation.figures import Charts
@@ -52,7 +53,7 @@ def write_inspection(
     if samples < 1:
         raise UserError("samples", samples, "1 or more")
     manifest = manifest if isinstance(manifest, Manifest) else Manifest(manifest)
-    path = Path(out) if out is not None else default_page(manifest.path)
+    path = Path(storage.local_path(out)) if out is not None else default_page(manifest.path)
     census = take_census(manifest, samples, MEASURED, seed)
     measured = in_turns(census.moving)[: max(MEASURED, MEASURED_EACH * len(census.moving))]
     # A clip may be drawn for several of its task types, so there are spare rows.
@@ -94,11 +95,12 @@ def write_inspection(
 
 
 def default_page(manifest: str) -> Path:
-    folder, _, name = manifest.rpartition("/")
-    single = name.removesuffix(".parquet")
-    if storage.is_s3(manifest):
-        return Path(f"{single}.inspect.html")
-    return Path(folder, f"{single}.inspect.html") if name != single else Path(manifest, "inspect.html")
+    page = Path(page_file(manifest))
+    return (
+        Path(f"{manifest.rpartition('/')[2].removesuffix('.parquet')}.inspect.html")
+        if storage.is_s3(manifest)
+        else page
+    )
 
 
 def _each_once(clips: dict[int, Clip], rows: Sequence[int], k: int) -> dict[int, Clip]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from jala_ray.data.examine import LONG_TEXT, longest_text
 from jala_ray.evaluation.inspect_census import Census
 from jala_ray.evaluation.inspect_motion import MIN_GAP, ClipMotion, Outlier, inside_share
 from jala_ray.evaluation.inspect_quarantine import Quarantine
@@ -108,6 +109,11 @@ def _texts(clips: Sequence[Clip]) -> Iterator[Finding]:
             yield Finding(
                 "bad", f"{source}: no instruction in {len(empty):,} of {len(mine):,} sampled clips.", _ids(empty)
             )
+        lengths = [longest_text(clip.task_type, clip.instructions, clip.description) for clip in mine]
+        if long := sum(length > LONG_TEXT for length in lengths):
+            counted = f"{long:,} of {len(mine):,} sampled clips, the longest of {max(lengths):,}"
+            text = f"{source}: a text of more than {LONG_TEXT:,} characters in {counted}."
+            yield Finding("warn", text, "A run sets a row aside that comes to more tokens than data.max_tokens.")
         texts = {clip.instructions for clip in mine if clip.instructions}
         if len(texts) == 1 and len(mine) >= SAME_TEXT_CLIPS and len({clip.video_uri for clip in mine}) > 1:
             text = f"{source}: one instruction for all {len(mine):,} sampled clips."

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from jala_ray import storage
 from jala_ray.data.manifest import Manifest
-from jala_ray.data.writing import parquet_files
+from jala_ray.data.parts import parquet_files
 from jala_ray.storage.stores import explained
 from jala_ray.types import ManifestError
 

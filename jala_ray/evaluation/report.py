@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jala_ray import storage
 from jala_ray.evaluation import quality, sections
 from jala_ray.evaluation.figures import Charts
 from jala_ray.evaluation.html import Html, el, join, page
@@ -245,24 +246,26 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m jala_ray.evaluation.report", description="Write the report of a run folder."
     )
-    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("run_dir")
     parser.add_argument(
         "--manifest", help="manifest for the sample frames (default: data.manifest of config.json, if there)"
     )
     parser.add_argument(
         "--tokenizer", help="folder with quality.json (default: motion_tokenizer of config.json, if there)"
     )
-    parser.add_argument("--out", type=Path, help="default: RUN_DIR/report.html")
+    parser.add_argument("--out", help="default: RUN_DIR/report.html")
     args = parser.parse_args(argv)
     try:
-        config = read_json(args.run_dir / "config.json") or {}
+        run_dir = Path(storage.local_path(args.run_dir))
+        out = None if args.out is None else Path(storage.local_path(args.out))
+        config = read_json(run_dir / "config.json") or {}
         data = config.get("data")
         manifest = args.manifest or on_disk(data.get("manifest") if isinstance(data, dict) else None)
-        if (args.run_dir / QUALITY).is_file():
-            path = write_tokenizer_report(args.run_dir, manifest, args.out)
+        if (run_dir / QUALITY).is_file():
+            path = write_tokenizer_report(run_dir, manifest, out)
         else:
             tokenizer = args.tokenizer or on_disk(config.get("motion_tokenizer"))
-            path = write_pretrain_report(args.run_dir, manifest, tokenizer, args.out)
+            path = write_pretrain_report(run_dir, manifest, tokenizer, out)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from jala_ray.rows import load_row
 from jala_ray.types import UserError
 
 Row = dict[str, object]
@@ -176,7 +177,7 @@ def _read_jsonl(path: Path) -> tuple[list[Row], list[str]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = load_row(line)
         except ValueError:
             row = None
         if isinstance(row, dict):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jala_ray.storage import local_path
 from jala_ray.types import HAND_NAMES, Hand, UserError
 
 N_VERTICES, N_FACES, N_JOINTS, N_BETAS = 778, 1538, 16, 10
@@ -82,7 +83,7 @@ def load_asset(path: str | Path | None, side: Hand) -> dict[str, np.ndarray]:
     Raises UserError when the file is absent, unreadable, lacks a field, has a wrong shape or is the other
     side.
     """
-    file = ASSETS if path is None else Path(path)
+    file = ASSETS if path is None else Path(local_path(path))
     file = file / f"hand_{HAND_NAMES[side]}.npz" if path is None or file.is_dir() else file
     if not file.is_file():
         raise UserError("hand asset", str(file), "an existing npz file", _CONVERT)
@@ -212,6 +213,6 @@ class ManoHand(nn.Module):
 
 def load_pair(path: str | Path | None = None) -> tuple[ManoHand, ManoHand]:
     """(left, right), indexable by Hand; `path`: None for the shipped hands, or a folder of both files."""
-    if path is not None and not Path(path).is_dir():
+    if path is not None and not Path(local_path(path)).is_dir():
         raise UserError("hand assets", str(path), "a folder with hand_left.npz and hand_right.npz", _CONVERT)
     return ManoHand.load(path, Hand.LEFT), ManoHand.load(path, Hand.RIGHT)

@@ -19,10 +19,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from jala_ray.config import BackboneConfig
+from jala_ray.models.pretrained import Pretrained
 from jala_ray.types import ConfigError, UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+FIELD = "backbone.pretrained"
 MAX_POSITIONS = 32_768
 """Positions the random language model's configuration declares; rotary positions need no table."""
 
@@ -113,12 +115,12 @@ class Backbone(nn.Module):
         needs: a random backbone gets exactly that many rows, a pretrained one grows to it and never shrinks.
         Random weights follow torch's global seed.
 
-        Raises `ConfigError` when weights can't be found or are of another architecture, or sizes don't fit.
+        Raises `ConfigError` when weights can't be found, lack a tensor or are of another architecture, or sizes don't fit.
         """
         if hf_config_dict is not None:
             model = InternVLForConditionalGeneration(prepared(InternVLConfig.from_dict(hf_config_dict)))
-        elif config.pretrained is not None:
-            model = load_pretrained(config.pretrained, config.revision)
+        elif (files := source(config)) is not None:
+            model = load_pretrained(files)
         else:
             if text_vocab_size is None:
                 raise ConfigError("text_vocab_size", None, "the text tokenizer's size for a random backbone")
@@ -310,32 +312,20 @@ def random_config(config: BackboneConfig, text_vocab_size: int) -> InternVLConfi
     )
 
 
-REMEDY = "Give a hub name or folder in the transformers format, e.g. OpenGVLab/InternVL3-2B-hf."
+def source(config: BackboneConfig) -> Pretrained | None:
+    """Where a pretrained backbone's files lie."""
+    remedy = "Give a hub name or folder in the transformers format, e.g. OpenGVLab/InternVL3-2B-hf."
+    return None if config.pretrained is None else Pretrained(FIELD, config.pretrained, config.revision, remedy)
 
 
-def read_config(name: str, revision: str | None) -> InternVLConfig:
-    """The architecture of pretrained weights, from the hub or a folder. Raises `ConfigError`."""
-    try:
-        # `from_pretrained` would only warn about another architecture; the raw dictionary tells.
-        raw, _ = InternVLConfig.get_config_dict(name, revision=revision or "main")
-        if raw.get("model_type") != "internvl":
-            raise ConfigError("backbone.pretrained", (name, raw.get("model_type")), "model type internvl", REMEDY)
-        return prepared(InternVLConfig.from_pretrained(name, revision=revision or "main"))
-    except OSError as error:
-        expected = "weights that can be read"
-        raise ConfigError("backbone.pretrained", name, expected, f"{REMEDY} ({error})") from error
-
-
-def load_pretrained(name: str, revision: str | None) -> InternVLForConditionalGeneration:
-    """Weights and configuration from the hub or a folder, in float32. Raises `ConfigError`."""
-    config = read_config(name, revision)
-    try:
-        return InternVLForConditionalGeneration.from_pretrained(
-            name, revision=revision or "main", config=config, dtype=torch.float32
-        )
-    except OSError as error:
-        expected = "weights that can be read"
-        raise ConfigError("backbone.pretrained", name, expected, f"{REMEDY} ({error})") from error
+def load_pretrained(files: Pretrained) -> InternVLForConditionalGeneration:
+    """Weights and configuration, in float32. Raises `ConfigError`."""
+    model = files.load(InternVLForConditionalGeneration, config=prepared(files.config(InternVLConfig)))
+    # Whether the head is the embedding is what the weights say: many a config.json is silent, and the library then takes it for tied.
+    # Said here, before the embedding grows, which would tie them; a checkpoint's architecture keeps it.
+    tied = model.lm_head.weight is model.model.language_model.embed_tokens.weight
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = tied
+    return model
 
 
 def towers(config: InternVLConfig) -> tuple[Any, Any]:
@@ -368,8 +358,8 @@ class BackboneFacts:
 
 def backbone_facts(config: BackboneConfig, text_vocab_size: int) -> BackboneFacts:
     """Facts from the architecture alone; `text_vocab_size` is the text tokenizer's. Raises `ConfigError`."""
-    name = config.pretrained
-    hf = random_config(config, text_vocab_size) if name is None else read_config(name, config.revision)
+    files = source(config)
+    hf = random_config(config, text_vocab_size) if files is None else prepared(files.config(InternVLConfig))
     vision, text = towers(hf)
     tokens = (config.image_size // vision.patch_size[0] // round(1 / hf.downsample_ratio)) ** 2
     return BackboneFacts(max(text.vocab_size, text_vocab_size), tokens, text.num_hidden_layers)

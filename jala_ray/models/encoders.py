@@ -20,6 +20,7 @@ from transformers import (
 
 from jala_ray.config import EncoderConfig
 from jala_ray.models.backbone import normalise_pixels
+from jala_ray.models.pretrained import Pretrained
 from jala_ray.types import ConfigError, UserError
 
 PREPROCESSING_VERSION = 1
@@ -33,6 +34,8 @@ CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "dinov3": (DINOv3ViTConfig, DINOv3ViTModel),
     "vjepa2": (VJEPA2Config, VJEPA2Model),
 }
+UNUSED: dict[str, tuple[str, ...]] = {"dinov3": (), "vjepa2": ("predictor",)}
+"""Parts that features don't pass through: V-JEPA 2's predictor is a pretraining head."""
 
 
 def encoder_key(config: EncoderConfig) -> str:
@@ -58,7 +61,6 @@ class FrameEncoder(nn.Module):
         super().__init__()
         self.config, self.hf_config = config, model.config
         self.pairs = config.kind == "vjepa2"
-        # V-JEPA 2's predictor is a pretraining head that features don't pass through.
         self.model: Any = model.encoder if self.pairs else model
         patch, self.image_size = int(model.config.patch_size), config.image_size
         if config.image_size % patch:
@@ -74,7 +76,7 @@ class FrameEncoder(nn.Module):
         """Make an encoder: from its stored architecture, pretrained weights, or random from `config.sizes`.
 
         `hf_config_dict` (see `hf_config_dict()`) rebuilds the architecture without the hub, for weights of a
-        checkpoint. Raises `ConfigError` when weights can't be found or are of another architecture.
+        checkpoint. Raises `ConfigError` when weights can't be found, lack a tensor or are of another architecture.
         """
         config_class, model_class = CLASSES[config.kind]
         if hf_config_dict is None and config.pretrained is not None:
@@ -106,19 +108,13 @@ class FrameEncoder(nn.Module):
 
 def load_pretrained(config: EncoderConfig, name: str) -> PreTrainedModel:
     """Weights and configuration from the hub or a folder, in float32. Raises `ConfigError`."""
-    config_class, model_class = CLASSES[config.kind]
-    revision = config.revision or "main"
     remedy = "Give a hub name or folder in the transformers format; DINOv3's licence is accepted on the hub."
-    try:
-        raw, _ = config_class.get_config_dict(name, revision=revision)
-        if raw.get("model_type") != config_class.model_type:
-            found = (name, raw.get("model_type"))
-            raise ConfigError("encoder.pretrained", found, f"model type {config_class.model_type}", remedy)
-        # V-JEPA 2 takes its rotary positions from the size in the configuration, not from the pixels.
-        size: dict[str, Any] = {"crop_size": config.image_size} if config.kind == "vjepa2" else {}
-        return model_class.from_pretrained(name, revision=revision, dtype=torch.float32, **size)
-    except OSError as error:
-        raise ConfigError("encoder.pretrained", name, "weights that can be read", f"{remedy} ({error})") from error
+    files = Pretrained("encoder.pretrained", name, config.revision, remedy)
+    config_class, model_class = CLASSES[config.kind]
+    files.config_dict(config_class)
+    # V-JEPA 2 takes its rotary positions from the size in the configuration, not from the pixels.
+    size: dict[str, Any] = {"crop_size": config.image_size} if config.kind == "vjepa2" else {}
+    return files.load(model_class, unused=UNUSED[config.kind], **size)
 
 
 def random_config(config: EncoderConfig) -> PreTrainedConfig:

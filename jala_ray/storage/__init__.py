@@ -25,14 +25,13 @@ from jala_ray.storage.files import (
     write_bytes,
 )
 from jala_ray.storage.folders import (
-    ProbeReport,
     delete_dir,
     download_dir,
-    probe,
     upload_dir,
     verify_dir,
 )
-from jala_ray.storage.stores import MissingFile, StorageOptions, absolute, is_s3, join
+from jala_ray.storage.proving import ProbeReport, probe
+from jala_ray.storage.stores import MissingFile, StorageOptions, absolute, is_relative, is_s3, join, local_path
 from jala_ray.storage.surroundings import filesystem, worker_env
 from jala_ray.storage.sweeping import Swept, scratch, sweep, sweep_scratch
 
@@ -53,10 +52,12 @@ __all__ = [
     "exists",
     "filesystem",
     "is_committed",
+    "is_relative",
     "is_s3",
     "join",
     "list_dir",
     "list_files",
+    "local_path",
     "open_file",
     "probe",
     "read_bytes",

@@ -1,25 +1,44 @@
-"""The two S3 clients: boto3 (objects) and obstore (ranged reads). Imported only where an address is s3://."""
+"""The two S3 clients: boto3 (objects) and obstore (ranged reads). Imported only where an address is s3://.
+
+Both are told endpoint, region, credentials, certificates and style of addresses, so that none of them looks for any of it by rules
+of its own. Their options are resolved ones (`StorageOptions.resolved`).
+"""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import botocore.exceptions as aws
 import obstore.store
+from botocore import UNSIGNED
 from botocore.config import Config
 from obstore.auth.boto3 import Boto3CredentialProvider
 
+from jala_ray.storage.resolving import DEFAULT_REGION, profile_session
 from jala_ray.storage.stores import StorageOptions
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+
+CREDENTIALS_ASKED_AGAIN = timedelta(minutes=6)
+"""botocore renews credentials at least 10 minutes before they end, and obstore asks for new ones 5 minutes before this has passed."""
 
 
 @functools.lru_cache(maxsize=16)
 def s3_client(options: StorageOptions, pid: int) -> Any:
     """One client a process and set of options: making one takes some 50 ms, and sockets must not cross a fork
-    (hence `pid`).
+    (hence `pid`). Raises botocore's NoCredentialsError at once: a client made without credentials would stay so.
     """
-    del pid
+    session = boto3.Session(botocore_session=profile_session(options.profile))
+    if not options.anonymous and session.get_credentials() is None:
+        raise aws.NoCredentialsError
+    # botocore's "auto" sends dotted names by path, as no certificate on AWS covers them.
+    style = "path" if options.endpoint_url and options.addressing == "auto" else options.addressing
     config = Config(
         connect_timeout=options.connect_timeout_s,
         read_timeout=options.read_timeout_s,
@@ -28,33 +47,74 @@ def s3_client(options: StorageOptions, pid: int) -> Any:
         # Older S3-compatible servers (Ceph RGW among them) refuse or lose bodies with trailing checksums.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if options.endpoint_url else "auto"},
+        s3={"addressing_style": style},
+        **({"signature_version": UNSIGNED} if options.anonymous else {}),
     )
-    return boto3.Session().client("s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config)
+    where = {"endpoint_url": options.endpoint_url, "region_name": options.region or DEFAULT_REGION}
+    return session.client("s3", **where, verify=options.ca_bundle, config=config)
 
 
 @functools.lru_cache(maxsize=64)
 def range_store(options: StorageOptions, bucket: str, pid: int) -> obstore.store.S3Store:
     """One client a process, bucket and set of options, for ranged reads."""
-    del pid
-    endpoint = options.endpoint_url
-    session = boto3.Session(region_name=options.region)
-    if session.get_credentials() is None:
-        raise aws.NoCredentialsError
-    place: dict[str, Any] = {"region": options.region, "virtual_hosted_style_request": endpoint is None}
-    if endpoint:
-        place["endpoint"] = endpoint
+    options = at_bucket(options, bucket, pid)
+    virtual, endpoint = is_virtual(options, bucket), endpoint_of(options, pid)
+    if virtual:
+        scheme, _, host = endpoint.partition("://")
+        endpoint = f"{scheme}://{bucket}.{host}"
+    client: ClientConfig = {
+        "allow_http": endpoint.startswith("http://"),
+        "connect_timeout": f"{options.connect_timeout_s}s",
+        "timeout": f"{options.read_timeout_s}s",
+    }
+    if options.ca_bundle:
+        client["root_certificate"] = Path(options.ca_bundle).read_bytes()
+    signing: dict[str, Any] = {"skip_signature": True}
+    if not options.anonymous:
+        session = boto3.Session(botocore_session=profile_session(options.profile))
+        if session.get_credentials() is None:
+            raise aws.NoCredentialsError
+        provider = Boto3CredentialProvider(session, ttl=CREDENTIALS_ASKED_AGAIN)
+        signing = {"skip_signature": False, "credential_provider": provider}
     return obstore.store.S3Store(
         bucket,
-        **place,
-        credential_provider=Boto3CredentialProvider(session),
-        client_options={
-            "allow_http": endpoint is not None and endpoint.startswith("http://"),
-            "connect_timeout": f"{options.connect_timeout_s}s",
-            "timeout": f"{options.read_timeout_s}s",
-        },
+        endpoint=endpoint,
+        aws_endpoint_url_s3=endpoint,  # the variable of this name would go before `endpoint`
+        region=options.region or DEFAULT_REGION,
+        virtual_hosted_style_request=virtual,
+        **signing,
+        client_options=client,
         retry_config={"max_retries": 0},
     )
+
+
+def obstore_takes(path: str) -> bool:
+    """Whether obstore can ask for this `bucket/key`: it knows no empty, `.` or `..` segments and no control characters, as S3 does."""
+    return not any(part in ("", ".", "..") for part in path.split("/")) and path.isprintable()
+
+
+def is_virtual(options: StorageOptions, bucket: str) -> bool:
+    """Whether requests name the bucket in the host's name. "auto" is botocore's rule."""
+    if options.addressing != "auto":
+        return options.addressing == "virtual"
+    return options.endpoint_url is None and "." not in bucket
+
+
+def endpoint_of(options: StorageOptions, pid: int) -> str:
+    """URL of the server, AWS's too (another one in China, with FIPS, ...), as boto3 has it."""
+    return s3_client(options, pid).meta.endpoint_url.rstrip("/")
+
+
+@functools.lru_cache(maxsize=64)
+def at_bucket(options: StorageOptions, bucket: str, pid: int) -> StorageOptions:
+    """`options` with the region that AWS holds the bucket in, which boto3 finds by itself and the others must be told."""
+    if options.endpoint_url:
+        return options
+    try:
+        found = s3_client(options, pid).head_bucket(Bucket=bucket).get("BucketRegion")
+    except aws.ClientError as error:  # It may not be looked at, and says where it is all the same.
+        found = error.response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+    return replace(options, region=found or options.region)
 
 
 def forget_clients() -> None:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jala_ray.storage.commit import CLAIM_FILE, COMMIT_FILE, Commit, FileEntry, is_committed, read_commit
-from jala_ray.storage.files import Uri, list_files
+from jala_ray.storage.files import Uri
 from jala_ray.storage.patience import parallel
 from jala_ray.storage.stores import (
-    MULTIPART_THRESHOLD,
     LocalStore,
     MissingFile,
     StorageOptions,
@@ -28,7 +27,6 @@ from jala_ray.storage.stores import (
     store_for,
     sync_folder,
 )
-from jala_ray.storage.sweeping import scratch
 from jala_ray.types import StorageError
 
 WORKERS = 4
@@ -298,56 +296,6 @@ def delete_dir(uri: Uri, options: StorageOptions | None = None) -> None:
             parallel(store.delete, [join(path, name) for name in store.walk(path)], WORKERS)
         elif os.path.isdir(path):
             shutil.rmtree(path)
-
-
-@dataclass(frozen=True)
-class ProbeReport:
-    """What `probe` found out about an address that works."""
-
-    uri: str
-    endpoint: str
-    """URL, "AWS" or "local"."""
-    conditional_put: bool
-    """Whether a second write with If-None-Match is refused; without it two writers could both commit."""
-
-
-def probe(uri: Uri, options: StorageOptions | None = None) -> ProbeReport:
-    """Write, read back, list and delete small objects under `uri`, on S3 a multipart one too.
-
-    Call it at the start of a job: it takes a moment at a store that answers, and waits for one that does not as long as the job
-    would. Raises StorageError, StoreUnavailable with bucket, endpoint, operation, cause and remedy.
-    """
-    base = join(uri, partial_name("probe"))  # which is swept, should this process be killed
-    store, path = store_for(base, options)
-    small = os.urandom(64)
-    payloads = {"small": small}
-    if is_s3(uri):
-        payloads["multipart"] = small * (MULTIPART_THRESHOLD // 64 + 1)
-    with explained("probe", base, options), scratch("probe") as folder:
-        for name, payload in payloads.items():
-            file, target = folder / name, join(path, name)
-            file.write_bytes(payload)
-            with explained(f"probe: {name} upload to", base, options):
-                store.upload(file, target)
-            with explained(f"probe: read back of {name} upload from", base, options):
-                _check(store, target, name, FileEntry(len(payload), _digest([payload])), base, options, digest=True)
-        conditional = _refuses_overwrite(store, join(path, "small"), options)
-        with explained("probe: list", base, options):
-            listed = sorted(list_files(base, options))
-        if listed != sorted(payloads):
-            raise StorageError(f"probe: list {base}", listed, f"{sorted(payloads)}")
-        delete_dir(base, options)
-    endpoint = ((options or StorageOptions()).resolved().endpoint_url or "AWS") if is_s3(uri) else "local"
-    return ProbeReport(os.fspath(uri), endpoint, conditional)
-
-
-def _refuses_overwrite(store: Store, path: str, options: StorageOptions | None) -> bool:
-    try:
-        with explained("overwrite", path, options):
-            store.write(path, b"second", only_new=True)
-    except StorageError:
-        return True
-    return False
 
 
 def _check(

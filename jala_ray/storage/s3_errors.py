@@ -16,9 +16,12 @@ from botocore.parsers import ResponseParserError
 from jala_ray.storage.diagnosis import Diagnosis
 
 _NETWORK = "Check endpoint_url (or AWS_ENDPOINT_URL), the network, and the store."
-_CERTIFICATES = "Name the certificates to trust: AWS_CA_BUNDLE."
+_CERTIFICATES = "Name the PEM file of the certificates to trust: storage.ca_bundle, or AWS_CA_BUNDLE."
 _RIGHTS = "Check the credentials and what they may do with this bucket."
-_NO_CREDENTIALS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or an instance role."
+_NO_CREDENTIALS = (
+    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or an instance role; for a public bucket set "
+    "storage.anonymous, or AWS_SKIP_SIGNATURE=true."
+)
 _ROUTE = "Check region (or AWS_REGION) and endpoint_url: the bucket is somewhere else."
 
 _RENEW = {
@@ -119,7 +122,7 @@ def _of_obstore(error: BaseException) -> Diagnosis:
         return Diagnosis(said, _ROUTE)
     if "non-partial response" in said:
         return Diagnosis(said, "The store does not serve ranges of objects, which are needed to read from it.")
-    if "certificate" in debug and "UnknownIssuer" in debug:
+    if "InvalidCertificate" in debug:
         return Diagnosis("the store's certificate is not trusted", _CERTIFICATES)
     if "Credential" in said or "Credential" in debug:
         return Diagnosis(said, _NO_CREDENTIALS, "passing", credentials=True)

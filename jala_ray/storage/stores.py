@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import shutil
+import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from jala_ray.storage.diagnosis import diagnose
 from jala_ray.storage.patience import GaveUp, Patience, patiently
+from jala_ray.storage.walking import walk_folder
 from jala_ray.types import JalaError, StorageError, StoreUnavailable
 
 P = ParamSpec("P")
@@ -23,6 +26,8 @@ R = TypeVar("R")
 MULTIPART_THRESHOLD = 5 * 1024 * 1024
 """Objects up to this many bytes go in one PUT; S3 allows no smaller part."""
 STREAM_CHUNK = 1024 * 1024
+FIRST_FILES = 1000
+"""As many as S3 lists in a request."""
 
 
 class MissingFile(StorageError):
@@ -35,38 +40,91 @@ class ChangedFile(StorageError):
 
 @dataclass(frozen=True)
 class StorageOptions:
-    """How `s3://` addresses are reached; local paths need none of it. Never holds a secret."""
+    """How `s3://` addresses are reached; local paths need none of it. Never holds a secret.
+
+    What is left out comes from the environment, then from the AWS configuration files; `resolved` says what that is, and all
+    three S3 clients are told so.
+    """
 
     endpoint_url: str | None = None
-    """S3-compatible server, e.g. http://store:9000; None: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else AWS
-    itself.
-    """
+    """S3-compatible server, e.g. http://store:9000; None: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the profile's, else AWS itself."""
     region: str | None = None
-    """None: AWS_REGION, AWS_DEFAULT_REGION, else us-east-1."""
+    """None: AWS_REGION, AWS_DEFAULT_REGION, the profile's. On AWS the bucket's own region is found by asking."""
+    profile: str | None = None
+    """Section of the AWS configuration files that credentials, endpoint and region come from; None: AWS_PROFILE, else `default`."""
+    anonymous: bool = False
+    """Ask without credentials, as public buckets allow; also AWS_SKIP_SIGNATURE=true or AWS_NO_SIGN_REQUEST=true."""
+    ca_bundle: str | None = None
+    """PEM file of the certificates that an https:// endpoint is trusted by; None: AWS_CA_BUNDLE, the profile's, else the public ones."""
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    """Where a request names the bucket: in its path, or in the host's name. auto: AWS_VIRTUAL_HOSTED_STYLE_REQUEST, the profile's
+    `s3.addressing_style`, else virtual for buckets on AWS without a dot in their names, path for all others."""
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 60.0
     patience_s: float = 180.0
     """How long a store may fail to answer, seconds, before the work that needs it fails with `StoreUnavailable`."""
 
     def resolved(self) -> StorageOptions:
-        """The same with the environment's values in place of None."""
-        environ = os.environ
-        endpoint = self.endpoint_url or environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
-        region = self.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return replace(self, endpoint_url=endpoint or None, region=region)
+        """The same with what the environment and the AWS configuration files say in place of what is left out.
+
+        Raises `StoreUnavailable` where they name a profile or a file that this machine does not have.
+        """
+        from jala_ray.storage.resolving import resolve  # botocore only where it is needed
+
+        return resolve(self)
 
 
 def is_s3(uri: str | os.PathLike[str]) -> bool:
     """Whether this address is an S3 one; raises StorageError for any other scheme than s3:// and file://."""
     text = os.fspath(uri)
-    if "://" in text and not text.startswith(("s3://", "file://")):
-        raise StorageError("address", text, "a local path, file:// or s3://bucket/key")
+    other_scheme = "://" in text and not text.startswith(("s3://", "file://"))
+    if other_scheme or (text.startswith("s3:") and not text.startswith("s3://")):
+        raise StorageError("address", text, "a local path, file:///folder/file or s3://bucket/key")
     return text.startswith("s3://")
 
 
-def absolute(address: str) -> str:
-    """An address that means the same in every process: local paths made absolute; "" stays so."""
-    return address if not address or is_s3(address) else os.path.abspath(os.path.expanduser(address))
+def _written_out(address: str | os.PathLike[str]) -> str:
+    """A local address as a path: `file:` URLs decoded, `~` replaced by the home folder. It may be relative still."""
+    text = os.fspath(address)
+    if is_s3(text):
+        raise StorageError("address", text, "a local path or file:///folder/file")
+    if text.startswith("file:/"):
+        rest = text.removeprefix("file:")
+        host, path = rest[2:].partition("/")[::2] if rest.startswith("//") else ("", rest[1:])
+        if host not in ("", "localhost"):
+            remedy = f"{host!r} stands where a host does; a path on this machine begins after three slashes."
+            raise StorageError("address", text, "file:///folder/file, of this machine", remedy)
+        return "/" + urllib.parse.unquote(path, errors="surrogateescape")
+    path = os.path.expanduser(text)
+    home = path.partition("/")[0]
+    if home.startswith("~") and not os.path.lexists(home):
+        raise StorageError("address", text, f"a user whose home folder {home} is known", "Write the folder out.")
+    return path
+
+
+def is_relative(address: str) -> bool:
+    """Whether an address depends on the folder that a process runs in. Raises as `absolute`."""
+    return bool(address) and not is_s3(address) and not os.path.isabs(_written_out(address))
+
+
+def local_path(address: str | os.PathLike[str]) -> str:
+    """The absolute path of a local address, however it is written. Raises StorageError for an s3:// address, and as `absolute`."""
+    return os.path.abspath(_written_out(address))
+
+
+def absolute(address: str | os.PathLike[str]) -> str:
+    """An address that means the same in every process: local ones as absolute paths, `s3://` ones without a slash at their end.
+
+    All addresses that enter a command go through here. "" stays so. Raises StorageError for schemes that are not served, a
+    `file://` URL of another host, a bucket without a name and an unknown user's `~`.
+    """
+    text = os.fspath(address)
+    if not text or not is_s3(text):
+        return text and local_path(text)
+    bucket, slash, key = text.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise StorageError("address", text, "s3://bucket/key")
+    return f"s3://{bucket}{slash}{key}".rstrip("/")
 
 
 def join(uri: str | os.PathLike[str], *parts: str) -> str:
@@ -89,6 +147,10 @@ class Store(Protocol):
     def delete(self, path: str) -> None: ...
     def walk(self, path: str) -> dict[str, int]: ...
     def children(self, path: str) -> list[str]: ...
+    def first_files(self, path: str) -> dict[str, int]:
+        """Some files below a folder, relative name -> bytes: no more than one request lists. `""`: the path is itself a file."""
+        ...
+
     def sweep(self, path: str) -> dict[str, int]:
         """Remove what dead writers left below a folder: name -> bytes."""
         ...
@@ -98,10 +160,8 @@ def store_for(uri: str | os.PathLike[str], options: StorageOptions | None = None
     """The store that holds `uri`, and the path of `uri` in it."""
     text = os.fspath(uri)
     if not is_s3(text):
-        return LocalStore((options or StorageOptions()).patience_s), os.path.expanduser(text.removeprefix("file://"))
-    path = text.removeprefix("s3://").rstrip("/")
-    if not path.split("/", 1)[0]:
-        raise StorageError("address", text, "s3://bucket/key")
+        return LocalStore((options or StorageOptions()).patience_s), local_path(text)
+    path = absolute(text).removeprefix("s3://")
     from jala_ray.storage.s3 import S3Store  # boto3 only where it is needed
 
     return S3Store((options or StorageOptions()).resolved()), path
@@ -200,15 +260,21 @@ class LocalStore:
         Path(path).unlink(missing_ok=True)
 
     @_patient
-    def walk(self, path: str) -> dict[str, int]:
-        root = Path(path)
-        return {p.relative_to(root).as_posix(): p.stat().st_size for p in sorted(root.rglob("*")) if p.is_file()}
+    def walk(self, path: str, faults: dict[str, str] | None = None) -> dict[str, int]:
+        return walk_folder(Path(path), faults)
 
     @_patient
     def children(self, path: str) -> list[str]:
         return sorted(os.listdir(path))
 
     @_patient
+    @_patient
+    def first_files(self, path: str) -> dict[str, int]:
+        if not os.path.isdir(path):
+            return {"": os.stat(path).st_size}
+        files = (p for p in Path(path).rglob("*") if p.is_file())
+        return {p.relative_to(path).as_posix(): p.stat().st_size for p in itertools.islice(files, FIRST_FILES)}
+
     def sweep(self, path: str) -> dict[str, int]:
         root, found = Path(path), {}
         for folder, folders, files in os.walk(root):
@@ -254,9 +320,9 @@ def explained(operation: str, uri: str | os.PathLike[str], options: StorageOptio
         found = diagnose(first, "" if is_s3(text) else text)
         if found is None:
             raise
-        options = (options or StorageOptions()).resolved()
-        place = text
+        options, place = options or StorageOptions(), text
         if is_s3(text):
+            options = options.resolved()
             place = f"{text} (bucket {text[5:].split('/', 1)[0]!r}, endpoint {options.endpoint_url or 'AWS'})"
         field, expected = f"{operation} {place}", "it to succeed"
         if found.kind == "passing":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from jala_ray.storage.files import Uri
@@ -20,14 +19,35 @@ def filesystem(uri: Uri, options: StorageOptions | None = None) -> tuple[pyarrow
 
     _, path = store_for(uri, options)
     if not is_s3(uri):
-        return pyarrow.fs.LocalFileSystem(), os.path.abspath(path)
+        return pyarrow.fs.LocalFileSystem(), path
     from jala_ray.storage.arrow import StoreHandler  # boto3 only where it is needed
 
     return pyarrow.fs.PyFileSystem(StoreHandler((options or StorageOptions()).resolved())), path
 
 
 def worker_env(options: StorageOptions | None = None) -> dict[str, str]:
-    """Environment variables (no secrets) with which other processes reach the same store in the same way."""
-    resolved = (options or StorageOptions()).resolved()
-    env = {CHECKSUM_VARIABLE: "when_required", "AWS_DEFAULT_REGION": resolved.region or "us-east-1"}
-    return env | ({"AWS_ENDPOINT_URL": resolved.endpoint_url} if resolved.endpoint_url else {})
+    """Environment variables (no secrets) with which other processes reach the same store in the same way.
+
+    Nothing is said of what is not known here, so that other machines go by what theirs say. The endpoint is S3's alone: with
+    AWS_ENDPOINT_URL credentials would be asked of it too. Of profiles only one that a setting names goes along, as the files that
+    hold it may be of this machine.
+    """
+    # botocore comes with it, which reading this module alone does without
+    from jala_ray.storage.resolving import ANONYMOUS, CA_BUNDLE, ENDPOINT, PROFILE, REGIONS, VIRTUAL
+
+    options = options or StorageOptions()
+    known = options.resolved()
+    env = {CHECKSUM_VARIABLE: "when_required"}
+    if known.endpoint_url:
+        env[ENDPOINT] = known.endpoint_url
+    if known.region:
+        env |= dict.fromkeys(REGIONS, known.region)
+    if options.profile:
+        env[PROFILE] = options.profile
+    if known.anonymous:
+        env[ANONYMOUS[0]] = "true"
+    if known.ca_bundle:
+        env[CA_BUNDLE] = known.ca_bundle
+    if known.addressing != "auto":
+        env[VIRTUAL] = "true" if known.addressing == "virtual" else "false"
+    return env

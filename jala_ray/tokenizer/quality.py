@@ -45,8 +45,7 @@ def measure_quality(
     if not len(features) or len(side) != len(features):
         raise UserError("quality input", (len(features), len(side)), "one side for each of one or more chunks")
     hands = load_pair() if hands is None else hands
-    device = tokenizer.mean.device
-    hands = (hands[0].to(device), hands[1].to(device))
+    hands = (hands[0].to(tokenizer.mean), hands[1].to(tokenizer.mean))
     beta = torch.zeros(len(features), 10) if beta is None else beta
     ids, sums, frames = [], dict.fromkeys(_ERRORS, 0.0), 0
     for hand in Hand:

@@ -8,9 +8,9 @@ over with `codebooks()`.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from jala_ray.tokenizer import ranks
 from jala_ray.types import ConfigError
 
 
@@ -56,7 +56,7 @@ def _take(book: Tensor, code: Tensor) -> Tensor:
 
 
 class EmaQuantizer(nn.Module):
-    """The training-time quantiser: EMA codebooks, k-means start, dead codes replaced, ranks in step.
+    """The training-time quantiser: EMA codebooks, k-means start, dead codes replaced; all ranks learn the same.
 
     `vectors_per_step` is the number of latent vectors a step sees over all ranks; a code is dead when its
     moving-average count falls under `dead_code_threshold` x the uniform share vectors_per_step / codes, and
@@ -97,8 +97,7 @@ class EmaQuantizer(nn.Module):
             threshold_ema_dead_code=dead_code_threshold * share,
             commitment_weight=1.0,
             rotation_trick=False,
-            # Said outright: the library's own test for a process group is cached at its first call.
-            sync_codebook=dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1,
+            sync_codebook=False,  # each rank sees the whole batch
         )
         for layer in self.vq.modules():
             if isinstance(layer, VectorQuantize):
@@ -107,15 +106,17 @@ class EmaQuantizer(nn.Module):
                 layer._codebook.reset_cluster_size = share
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (C, T, D) -> quantised (C, T, D), commitment loss (), codes (C, G, T, L) int64.
+        """z (C, T, D) of this rank -> quantised (C, T, D), commitment loss () of all ranks, codes (C, G, T, L) int64.
 
         The gradient passes straight through `quantised`. The commitment is the squared distance of each
         residual to its code vector, averaged over channels, levels and groups.
         """
-        quantised, codes, commitment = self.vq(z)
+        ranks.same_draws(z.device)
+        whole, mine = ranks.gathered(z)
+        quantised, codes, commitment = self.vq(whole)
         # The library's estimator adds one identity per level, so its gradient is L times too large; this one
         # is exact.
-        return z + (quantised - z).detach(), commitment.mean(), codes.transpose(0, 1)
+        return z + (quantised[mine] - z).detach(), ranks.shared(commitment.mean()), codes[:, mine].transpose(0, 1)
 
     def codebooks(self) -> Tensor:
         """The code vectors as learned so far, (G, L, codes, D/G)."""

@@ -2,7 +2,8 @@
 loop.
 
 A distributed job uses the same parts: it wraps `TokenizerLearner` in DDP (with broadcast_buffers=False: the
-codebooks keep themselves in step), feeds every rank its own `batches`, and calls `train_step`.
+codebooks keep themselves in step), feeds every rank its part of the `batches`, and calls `train_step`. Its
+numbers are those of one process, whatever the number of ranks.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jala_ray.config import TokenizerConfig, TokenizerTrainConfig
+from jala_ray.tokenizer import ranks
 from jala_ray.tokenizer.model import PARTS, MotionTokenizer
 from jala_ray.tokenizer.quantizer import EmaQuantizer
 from jala_ray.tokenizer.statistics import FeatureStats
@@ -32,15 +33,13 @@ def velocity_loss(prediction: Tensor, target: Tensor) -> Tensor:
 class TokenizerLearner(nn.Module):
     """A tokenizer with its EMA quantisers; forward gives the losses.
 
-    `batch` is chunks a step on each worker. Build it after the process group, so that codebooks synchronise
-    over ranks. Its state dict has everything a resumed run needs, the moving averages included.
+    `batch` is chunks a step, over all ranks. Its state dict has everything a resumed run needs, the moving averages included.
     """
 
     def __init__(self, tokenizer: MotionTokenizer, batch: int) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         config = tokenizer.config
-        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self.quantizers = nn.ModuleDict(
             {
                 name: EmaQuantizer(
@@ -51,15 +50,15 @@ class TokenizerLearner(nn.Module):
                     decay=config.decay,
                     dead_code_threshold=config.dead_code_threshold,
                     kmeans_iters=config.kmeans_iters,
-                    vectors_per_step=batch * ranks * config.steps,
+                    vectors_per_step=batch * config.steps,
                 )
                 for name in PARTS
             }
         )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{"features": raw (C, 15, 99)} -> "loss" and, for each part, "loss_rec_*", "loss_vel_*",
-        "loss_commit_*".
+        """{"features": raw (C, 15, 99) of this rank} -> "loss" and, for each part, "loss_rec_*", "loss_vel_*",
+        "loss_commit_*", all of the whole batch.
 
         Reconstruction and velocity are smooth L1 in normalised space (quadratic below one std, linear above
         it, so that outliers of pseudo-labels don't rule), averaged over chunks, frames and features. loss =
@@ -67,15 +66,18 @@ class TokenizerLearner(nn.Module):
         """
         config = self.tokenizer.config
         losses: dict[str, Tensor] = {}
-        total = torch.zeros((), device=self.tokenizer.mean.device)
+        whole = torch.zeros((), device=self.tokenizer.mean.device)
+        chunks = torch.tensor(float(len(batch["features"])), device=whole.device, dtype=self.tokenizer.mean.dtype)
+        share = chunks / ranks.total(chunks)
         for name, target in self.tokenizer.normalise(batch["features"]).items():
             part = self.tokenizer.part(name)
             quantised, commit, _ = self.quantizers[name](part.to_latent(target))
             prediction = part.from_latent(quantised)
-            rec, vel = F.smooth_l1_loss(prediction, target), velocity_loss(prediction, target)
-            total = total + rec + config.velocity * vel + config.commitment * commit
+            rec = ranks.total(share * F.smooth_l1_loss(prediction, target))
+            vel = ranks.total(share * velocity_loss(prediction, target))
+            whole = whole + rec + config.velocity * vel + config.commitment * commit
             losses |= {f"loss_rec_{name}": rec, f"loss_vel_{name}": vel, f"loss_commit_{name}": commit}
-        return {"loss": total, **losses}
+        return {"loss": whole, **losses}
 
     @torch.no_grad()
     def export(self) -> MotionTokenizer:
@@ -106,7 +108,10 @@ def train_step(
     step: int,
     config: TokenizerTrainConfig,
 ) -> dict[str, float]:
-    """One update of a TokenizerLearner (or of DDP around one); returns the losses, "lr" and "grad_norm"."""
+    """One update of a TokenizerLearner (or of DDP around one); returns the losses, "lr" and "grad_norm".
+
+    Raises UserError on every rank alike, before the update, when the gradient is not finite.
+    """
     lr = learning_rate(step, config)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -116,9 +121,8 @@ def train_step(
     losses["loss"].backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
     if not torch.isfinite(norm):
-        raise FloatingPointError(
-            f"tokenizer training: gradient norm {float(norm)} at step {step}; lower lr ({config.lr})."
-        )
+        remedy = f"Lower train.lr (it is {config.lr:g}); checkpoints are from before."
+        raise UserError("tokenizer grad_norm", float(norm), f"a finite number at step {step}", remedy)
     optimizer.step()
     return {name: value.item() for name, value in losses.items()} | {"lr": lr, "grad_norm": norm.item()}
 
@@ -126,18 +130,22 @@ def train_step(
 def batches(
     count: int, config: TokenizerTrainConfig, rank: int = 0, ranks: int = 1, start: int = 0
 ) -> Iterator[np.ndarray]:
-    """Chunk indices (batch,) of this rank for steps start, start + 1, ..., config.steps - 1.
+    """Chunk indices of this rank for steps start, start + 1, ..., config.steps - 1: its part of config.batch.
 
-    Epochs are permutations keyed by (seed, epoch) and laid end to end; step s takes the next ranks * batch
-    indices, so that a resumed run continues where it stopped and no index depends on the worker that asks.
+    Epochs are permutations keyed by (seed, epoch) and laid end to end; step s takes the next `batch` indices,
+    dealt out to the ranks in order and as evenly as can be. So a resumed run continues where it stopped, and
+    what a step sees depends neither on the worker that asks nor on their number. Raises UserError where there
+    are more ranks than chunks a step.
     """
     if count < 1:
         raise UserError("tokenizer training data", f"{count} chunks", "at least one labelled chunk")
-    whole = config.batch * ranks
+    if config.batch < ranks:
+        raise UserError("train.batch", config.batch, f"at least one chunk for each of {ranks} workers", "Raise it.")
+    part = np.arange(config.batch * rank // ranks, config.batch * (rank + 1) // ranks)
     epoch, order = -1, np.zeros(0, np.int64)
     for step in range(start, config.steps):
-        at = step * whole + rank * config.batch + np.arange(config.batch)
-        indices = np.empty(config.batch, np.int64)
+        at = step * config.batch + part
+        indices = np.empty(len(part), np.int64)
         for turn in np.unique(at // count):
             if turn != epoch:
                 epoch, order = turn, np.random.default_rng([config.seed, int(turn)]).permutation(count)

@@ -42,7 +42,7 @@ def tokenizer_folder(address: str, scratch: str | Path) -> Path:
     if storage.is_committed(inner):
         address = inner
     if not storage.is_s3(address):
-        return Path(address)
+        return Path(storage.local_path(address))
     storage.download_dir(address, Path(scratch) / "motion_tokenizer")
     return Path(scratch) / "motion_tokenizer"
 

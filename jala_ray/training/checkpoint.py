@@ -89,7 +89,7 @@ def local_copy(uri: str, scratch: str | Path, options: StorageOptions | None = N
         raise CheckpointError("checkpoint", uri, "a folder with COMMIT.json", remedy)
     if not storage.is_s3(uri):
         storage.verify_dir(uri, options)
-        return Path(uri)
+        return Path(storage.local_path(uri))
     local = Path(scratch) / uri.rstrip("/").rpartition("/")[2]
     storage.download_dir(uri, local, options)
     return local

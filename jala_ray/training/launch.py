@@ -1,4 +1,4 @@
-"""Ray Train runs the loop. The only file of this room that knows Ray."""
+"""Ray Train runs the loop. Beside `cluster.py` and `worker_setup.py` the only file of this room that knows Ray."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from jala_ray import storage
 from jala_ray.config import ClusterConfig, RunConfig, TokenizerRunConfig
-from jala_ray.data.chunks import rows_with_labels
 from jala_ray.data.pipeline import Segment, UnitConfig, cause_of, chunk_arrays, read_shares
 from jala_ray.data.steps import StepBuilder, StepShare
 from jala_ray.parsing import from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
+from jala_ray.training.cluster import watch_cluster
 from jala_ray.training.lease import successor
-from jala_ray.types import SPLITS, ConfigError, DamagedCheckpoint
+from jala_ray.training.watch import PATIENCE_S
+from jala_ray.training.worker_setup import know_own_cluster
+from jala_ray.types import ConfigError, DamagedCheckpoint
 
 TRAIN = "train"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -54,7 +56,7 @@ def launch(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> ray.tra
     from jala_ray.training import setup
 
     config = setup.absolute(config)
-    ensure_ray(setup.storage_options(config))
+    ensure_ray(setup.storage_options(config), waiting_s=config.log.waiting_s)
     check_resources(config.cluster, ray.cluster_resources())
     folder, options = setup.run_folder(config), setup.storage_options(config)
     with setup.prepared(config) as ready:
@@ -85,15 +87,12 @@ def launch_tokenizer(config: TokenizerRunConfig, callbacks: Sequence[UserCallbac
     from jala_ray.training import setup
 
     config = setup.absolute(config)
-    ensure_ray(setup.storage_options(config))
+    ensure_ray(setup.storage_options(config), waiting_s=config.log.waiting_s)
     check_resources(config.cluster, ray.cluster_resources())
     folder, options = setup.run_folder(config), setup.storage_options(config)
-    with setup.prepared_tokenizer(config) as lease:
-        arrays = {}
-        for split in SPLITS:
-            rows = rows_with_labels(config.manifests, split, config.max_chunks, config.seed)
-            arrays[split] = ray.put(chunk_arrays(rows))
-        payload = {"config": to_dict(config), "owner": lease.held.owner, "arrays": arrays}
+    with setup.prepared_tokenizer(config) as ready:
+        arrays = {split: ray.put(chunk_arrays(rows)) for split, rows in ready.rows.items()}
+        payload = {"config": to_dict(config), "owner": ready.lease.held.owner, "arrays": arrays}
         return fit(tokenizer_worker, payload, config.cluster, folder, options, callbacks=callbacks)
 
 
@@ -239,20 +238,22 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
     config = from_dict(TokenizerRunConfig, payload["config"])
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
-    options = setup.storage_options(config)
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    lease = successor(folder, payload["owner"], options, config.storage.lease_s) if rank == 0 else None
     stored: dict[str, dict[str, np.ndarray]] = {split: ray.get(ref) for split, ref in payload["arrays"].items()}
     # A copy a worker: torch refuses Ray's read-only shared memory.
     arrays = {split: {k: np.array(v) for k, v in parts.items()} for split, parts in stored.items()}
     train_tokenizer(
         TokenizerRun(
             config=config,
-            folder=setup.run_folder(config),
+            folder=folder,
             options=options,
             train=Chunks(**arrays["train"]),
             held_out=Chunks(**arrays["val"]),
             device=device,
             rank=rank,
             world=world,
+            lease=lease,
             committed=reporter(options, rank),
             wrap=(lambda module: distributed(module, device)) if world > 1 else None,
         )
@@ -274,16 +275,21 @@ def reporter(options: StorageOptions, rank: int) -> Callable[[dict[str, Any], st
     return committed
 
 
-def ensure_ray(options: StorageOptions, environment: Mapping[str, str] | None = None) -> None:
+def ensure_ray(
+    options: StorageOptions, environment: Mapping[str, str] | None = None, waiting_s: float = PATIENCE_S
+) -> None:
     """Connect to the cluster of `RAY_ADDRESS` or of the submitted job; start a local Ray where there is none.
 
-    All tasks of the job reach the object store as the driver does (an endpoint, no secrets), with `environment` beside.
+    All tasks of the job reach the object store as the driver does (an endpoint, no secrets), with `environment` beside, and know which
+    cluster is theirs. From then on the driver says what could not be placed for `waiting_s`.
     """
     if not ray.is_initialized():
         wanted = {**storage.worker_env(options), **(environment or {})}
         # Ray refuses a variable that the submitted job's own environment sets too; tasks inherit that one.
         missing = {k: v for k, v in wanted.items() if k not in os.environ}
-        ray.init(log_to_driver=True, runtime_env={"env_vars": missing})
+        setup = f"{know_own_cluster.__module__}.{know_own_cluster.__name__}"
+        ray.init(log_to_driver=True, runtime_env={"env_vars": missing, "worker_process_setup_hook": setup})
+    watch_cluster(waiting_s)
 
 
 def check_resources(cluster: ClusterConfig, resources: Mapping[str, float]) -> None:

@@ -257,7 +257,7 @@ def newest_lease(folder: str, options: StorageOptions) -> Held | None:
     if not names:
         return None
     stored: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, FOLDER, names[-1]), options))
-    return Held(**stored | {"process": Process(**stored["process"])})
+    return Held(process=Process(**stored.pop("process")), **stored)
 
 
 def _names(folder: str, options: StorageOptions) -> list[str]:

@@ -7,86 +7,30 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from jala_ray import storage
 from jala_ray.config import RunConfig, TokenizerRunConfig
-from jala_ray.parsing import flatten, to_dict
+from jala_ray.parsing import to_dict
+from jala_ray.rows import dump_row, load_row
 from jala_ray.storage import StorageOptions
-from jala_ray.types import EFFECTIVE_RANK_WARN, RHO_WARN
+from jala_ray.training import trackers
+from jala_ray.training.trackers import Courier
+from jala_ray.types import EFFECTIVE_RANK_WARN, RHO_WARN, ConfigError
 
 AnyRun = RunConfig | TokenizerRunConfig
 
-
-class Tracker(Protocol):
-    """A place that draws curves."""
-
-    def log(self, row: dict[str, Any], step: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class TensorBoard:
-    def __init__(self, folder: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder), purge_step=start + 1)  # a rollback draws its steps anew
-
-    def log(self, row: dict[str, Any], step: int) -> None:
-        for name, value in numbers(row).items():
-            self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class WeightsAndBiases:
-    def __init__(self, project: str, config: AnyRun, folder: Path) -> None:
-        import wandb  # pyright: ignore[reportMissingImports]
-
-        self.run = wandb.init(
-            project=project,
-            name=config.name,
-            id=config.name.replace("/", "-"),
-            resume="allow",
-            config=flatten(config),
-            dir=str(folder),
-        )
-
-    def log(self, row: dict[str, Any], step: int) -> None:
-        self.run.log(numbers(row), step=step)
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-class MLflow:
-    def __init__(self, experiment: str, config: AnyRun) -> None:
-        import mlflow  # pyright: ignore[reportMissingImports]
-
-        self.mlflow = mlflow
-        mlflow.set_experiment(experiment)
-        mlflow.start_run(run_name=config.name)
-        mlflow.log_params({k: str(v)[:500] for k, v in flatten(config).items()})
-
-    def log(self, row: dict[str, Any], step: int) -> None:
-        self.mlflow.log_metrics(numbers(row), step=step)
-
-    def close(self) -> None:
-        self.mlflow.end_run()
-
-
-def numbers(row: dict[str, Any]) -> dict[str, float]:
-    return {
-        k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "attempt", "time_s")
-    }
+ROOT = Path(__file__).resolve().parents[2]
+GIT_S = 10.0
+"""How long git may take to say which commit this is."""
 
 
 class RunLog:
@@ -100,10 +44,10 @@ class RunLog:
         self.uri, self.options, self.total, self.start = run_folder, options, total, start
         self.remote = storage.is_s3(run_folder)
         self._held = contextlib.ExitStack()
-        self.folder = self._held.enter_context(storage.scratch("log")) if self.remote else Path(run_folder)
+        self.folder = self._held.enter_context(storage.scratch("log")) / "run" if self.remote else Path(run_folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.remote:
-            for name in ("metrics.jsonl", "metrics.cut.jsonl", "errors.jsonl", "errors.cut.jsonl"):
+            for name in ("metrics.jsonl", "metrics.cut.jsonl", "errors.jsonl", "errors.cut.jsonl", "trackers.json"):
                 if storage.exists(storage.join(run_folder, name), options):
                     (self.folder / name).write_bytes(storage.read_bytes(storage.join(run_folder, name), options))
         kept = cut_after(self.folder / "metrics.jsonl", start)
@@ -111,22 +55,29 @@ class RunLog:
         self.attempt = 1 + max((int(row["attempt"]) for row in kept), default=0)
         (self.folder / "config.json").write_text(json.dumps(to_dict(config), indent=1))
         self._environment(config)
-        self.trackers = self._trackers(config)
         self.metrics = (self.folder / "metrics.jsonl").open("a")
         self.errors = (self.folder / "errors.jsonl").open("a")
         self.began = time.monotonic()
+        self.trackers = self._trackers(config, kept)
 
-    def _trackers(self, config: AnyRun) -> list[Tracker]:
-        trackers: list[Tracker] = []
+    def _trackers(self, config: AnyRun, rows: list[dict[str, Any]]) -> list[Courier]:
+        found: list[Courier] = []
         if config.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
             print("TensorBoard is not installed: curves are in metrics.jsonl alone", flush=True)
         elif config.log.tensorboard:
-            trackers.append(TensorBoard(self.folder / "tensorboard", self.start))
+            found.append(trackers.tensorboard(self.folder / "tensorboard", self.start))
+        for place in ("wandb", "mlflow"):
+            if getattr(config.log, place) is not None and importlib.util.find_spec(place) is None:
+                remedy = "Install it (`pip install -e '.[tracking]'`), or leave the setting out."
+                raise ConfigError(f"log.{place}", getattr(config.log, place), f"the package {place}", remedy)
+        memory = trackers.Memory(self.folder / "trackers.json")
         if config.log.wandb is not None:
-            trackers.append(WeightsAndBiases(config.log.wandb, config, self.folder))
+            # Not in what is `sync`ed: its files come and go.
+            folder = self.folder.parent if self.remote else self.folder
+            found.append(trackers.weights_and_biases(config.log.wandb, config, folder, memory, rows))
         if config.log.mlflow is not None:
-            trackers.append(MLflow(config.log.mlflow, config))
-        return trackers
+            found.append(trackers.mlflow(config.log.mlflow, config, memory, rows))
+        return found
 
     def _environment(self, config: AnyRun) -> None:
         facts = environment() | {"seed": config.seed, "attempt": self.attempt}
@@ -135,13 +86,13 @@ class RunLog:
     def write(self, row: dict[str, Any], errors: list[dict[str, Any]]) -> None:
         """Append one logged step, its quarantined rows, and print the progress line."""
         row = {"step": row["step"], "attempt": self.attempt, **{k: v for k, v in row.items() if k != "step"}}
-        self.metrics.write(json.dumps(row) + "\n")
+        self.metrics.write(dump_row(row) + "\n")
         self.metrics.flush()
         for error in errors:
-            self.errors.write(json.dumps(error) + "\n")
+            self.errors.write(dump_row(error) + "\n")
         self.errors.flush()
         for tracker in self.trackers:
-            tracker.log(row, row["step"])
+            tracker.log(row)
         for warning in collapse_warnings(row):
             print(warning, flush=True)
         print(progress_line(row, self.start, self.total, time.monotonic() - self.began), flush=True)
@@ -150,7 +101,7 @@ class RunLog:
         """Bring an s3:// run folder up to date (whole small files; nothing to do for a local one)."""
         if not self.remote:
             return
-        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+        for path in sorted(p for p in self.folder.rglob("*") if p.is_file() and p.suffix != ".new"):
             name = path.relative_to(self.folder).as_posix()
             storage.write_bytes(storage.join(self.uri, *name.split("/")), path.read_bytes(), options=self.options)
 
@@ -172,6 +123,8 @@ class RunLog:
         self.metrics.close()
         self.errors.close()
         for tracker in self.trackers:
+            tracker.closing.set()
+        for tracker in self.trackers:
             tracker.close()
         self.sync()
         self._held.close()
@@ -188,8 +141,8 @@ def cut_after(path: Path, step: int) -> list[dict[str, Any]]:
     cut: list[str] = []
     for line in path.read_text().splitlines():
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the process died while writing it
+            row = load_row(line)
+        except ValueError:  # the process died while writing it
             cut.append(line)
             continue
         if row["step"] <= step:
@@ -200,7 +153,7 @@ def cut_after(path: Path, step: int) -> list[dict[str, Any]]:
         with path.with_suffix(".cut.jsonl").open("a") as lost:
             lost.writelines(line + "\n" for line in cut)
         fresh = path.with_suffix(".new")
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        fresh.write_text("".join(dump_row(row) + "\n" for row in kept))
         fresh.replace(path)
     return kept
 
@@ -260,8 +213,11 @@ def environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str:
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return "not a checkout"
-    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
-    return result.stdout.strip() if result.returncode == 0 else "unknown"
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, timeout=GIT_S)
+    except (OSError, subprocess.TimeoutExpired):  # no git, or one that can't be run, or hangs: a run does without
+        return "unknown"
+    found = result.stdout.decode(errors="replace").strip()
+    return found if result.returncode == 0 and re.fullmatch("[0-9a-f]{40,64}", found) else "unknown"

@@ -24,13 +24,14 @@ from jala_ray.data.collate import Batch
 from jala_ray.data.plan import rows_digest
 from jala_ray.data.steps import StepShare
 from jala_ray.storage import StorageOptions
-from jala_ray.training import checkpoint, history
+from jala_ray.training import checkpoint, history, watch
 from jala_ray.training.checkpoint import Position
 from jala_ray.training.learner import Learner
 from jala_ray.training.lease import Lease
 from jala_ray.training.log import RunLog
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from jala_ray.training.setup import storage_options
+from jala_ray.training.watch import waiting_for
 from jala_ray.types import DOMAINS, StorageError, UserError
 
 HEALTH = ("loss", "grad_norm")
@@ -104,8 +105,10 @@ def train(run: Run) -> dict[str, Any]:
     Raises `UserError` when too many rows can't be read or the loss is no longer finite, before a checkpoint is written;
     `StoreUnavailable` when a store does not answer for longer than the run waits; `LeaseLost` when another attempt has taken over.
     """
+    watch.configure(rank=run.rank, world=run.world, patience_s=run.config.log.waiting_s)
     optimizer = build_optimizer(run.learner, run.config.optim)
-    start = restore(run, optimizer)
+    with waiting_for("the checkpoint to begin with"):
+        start = restore(run, optimizer)
     if run.rank > 0:
         return run_steps(run, optimizer, start, None)
     if run.lease is not None:
@@ -138,14 +141,16 @@ def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: 
     config, settings, learner = run.config, run.config.train, run.learner
     model = run.wrap(learner) if run.wrap is not None else learner
     meters, latest, faults = Meters(), dict[str, Any](), ErrorBudget(config)
-    held_out = read_held_out(run, meters)
+    with waiting_for("the held-out rows"):
+        held_out = read_held_out(run, meters)
 
     model.train()
     stream = run.shares(start.step)
     samples = torch.tensor(start.samples, device=run.device)
     for step in range(start.step, run.total_steps):
         waited = time.perf_counter()
-        share = next(stream)
+        with waiting_for(f"the data of step {step + 1}"):
+            share = next(stream)
         meters.wait_s += time.perf_counter() - waited
         if step == start.step:
             learner.check_columns(share.micro[0])
@@ -158,19 +163,20 @@ def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: 
         count = HostCopy(real)
         learner.objective.before_step(step / run.total_steps)
         set_lr(optimizer, config.optim.lr * lr_factor(step, run.total_steps, config.optim.warmup))
-        for i, batch in enumerate(micro):
-            last = i == len(micro) - 1
-            with no_sync(model, not last), autocast(run.device, settings.precision):
-                out = model(batch)
-            with no_sync(model, not last):
-                (out.loss * scale).backward()
-            meters.add(out.sums)
-        norm = clip_gradients(learner, config.optim.clip)
-        if count.item():
-            optimizer.step()
-            learner.objective.after_step()
-        else:  # momentum and weight decay would move weights that no row asked to move
-            meters.empty_steps += 1
+        with waiting_for(f"step {step + 1}, computed by all ranks"):
+            for i, batch in enumerate(micro):
+                last = i == len(micro) - 1
+                with no_sync(model, not last), autocast(run.device, settings.precision):
+                    out = model(batch)
+                with no_sync(model, not last):
+                    (out.loss * scale).backward()
+                meters.add(out.sums)
+            norm = clip_gradients(learner, config.optim.clip)
+            if count.item():
+                optimizer.step()
+                learner.objective.after_step()
+            else:  # momentum and weight decay would move weights that no row asked to move
+                meters.empty_steps += 1
         optimizer.zero_grad(set_to_none=True)
         samples += real.long()
         done = step + 1
@@ -181,12 +187,14 @@ def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: 
         if not any(due.values()):
             continue
         position = Position(done, done // run.steps_per_epoch, int(samples))
-        latest, errors = gather_metrics(meters, run, position, float(norm), optimizer)
+        with waiting_for(f"the other ranks' metrics of step {done}"):
+            latest, errors = gather_metrics(meters, run, position, float(norm), optimizer)
         alive = all(math.isfinite(latest[name]) for name in HEALTH)  # else monitors would fail first, and hide why
         if due["monitor"] and alive and run.rank == 0:
             latest |= monitor(learner, micro[0], run, "monitor/")
         if due["validate"] and alive:
-            latest |= validate(learner, held_out, run)
+            with waiting_for(f"the validation after step {done}"):
+                latest |= validate(learner, held_out, run)
         if log is not None:
             if run.lease is not None:
                 run.lease.check()
@@ -196,10 +204,12 @@ def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: 
         if due["checkpoint"]:
             address = history.address(run.folder, done)
             if log is not None:
-                log.sync()
-                write_checkpoint(address, run, optimizer, position)
+                with waiting_for(f"checkpoint {address} to be saved"):
+                    log.sync()
+                    write_checkpoint(address, run, optimizer, position)
             if run.committed is not None:
-                run.committed(latest, address)
+                with waiting_for(f"rank 0 to save checkpoint {address}, and Ray to hear of it"):
+                    run.committed(latest, address)
         model.train()
         meters = Meters()
     return latest

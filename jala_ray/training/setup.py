@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from jala_ray import storage
 from jala_ray.checks import check
-from jala_ray.config import DataConfig, RunConfig, TokenizerRunConfig
+from jala_ray.config import DataConfig, ModelConfig, RunConfig, TokenizerRunConfig
 from jala_ray.data.places import Catalogue
 from jala_ray.data.plan import Plan
 from jala_ray.data.steps import ShareBuilder, StepBuilder
@@ -22,10 +22,11 @@ from jala_ray.parsing import diff, from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history, lease
 from jala_ray.training.lease import Lease
-from jala_ray.types import DOMAINS, ConfigError, Domain, Split
+from jala_ray.types import DOMAINS, SPLITS, ConfigError, Domain, Split
 
 if TYPE_CHECKING:
     from jala_ray.data.assets import Assets
+    from jala_ray.data.chunks import ManifestRows
     from jala_ray.data.source import Source
 
 Rows = Callable[[Split, Domain | None, DataConfig], Catalogue]
@@ -52,13 +53,14 @@ RESUMABLE = (
 
 
 def storage_options(config: RunConfig | TokenizerRunConfig) -> StorageOptions:
-    stored = config.storage
-    return StorageOptions(endpoint_url=stored.endpoint_url, region=stored.region, patience_s=stored.patience_s)
+    """How the run's store is reached: what `config.storage` says of it."""
+    known = {key.name for key in fields(StorageOptions)}
+    return StorageOptions(**{key: value for key, value in vars(config.storage).items() if key in known})
 
 
 def run_folder(config: RunConfig | TokenizerRunConfig) -> str:
     """Address of the run's folder."""
-    return storage.join(_absolute(config.storage.root), config.name)
+    return storage.join(storage.absolute(config.storage.root), config.name)
 
 
 def absolute(config: AnyRun) -> AnyRun:
@@ -67,19 +69,31 @@ def absolute(config: AnyRun) -> AnyRun:
     Raises `ConfigError` for a relative `storage.root` in a submitted job, whose folder is a copy that Ray deletes.
     """
     root = config.storage.root
-    if not storage.is_s3(root) and not Path(root).is_absolute() and JOB_COPY in Path.cwd().parts:
+    if storage.is_relative(root) and JOB_COPY in Path.cwd().parts:
         remedy = "A submitted job runs in a copy of the working folder that Ray deletes: pass --storage.root."
         raise ConfigError("storage.root", root, "an absolute folder or an s3:// address", remedy)
-    config = replace(config, storage=replace(config.storage, root=_absolute(root)))
+    config = replace(config, storage=replace(config.storage, root=storage.absolute(root)))
     if isinstance(config, TokenizerRunConfig):
-        return replace(config, manifests=tuple(map(_absolute, config.manifests)))
-    data = replace(config.data, manifest=_absolute(config.data.manifest), cache=_absolute(config.data.cache))
-    init = None if config.init is None else _absolute(config.init)
-    return replace(config, data=data, init=init, motion_tokenizer=_absolute(config.motion_tokenizer))
+        return replace(config, manifests=tuple(map(storage.absolute, config.manifests)))
+    manifest, cache = storage.absolute(config.data.manifest), storage.absolute(config.data.cache)
+    init = None if config.init is None else storage.absolute(config.init)
+    return replace(
+        config,
+        data=replace(config.data, manifest=manifest, cache=cache),
+        model=_pretrained_absolute(config.model),
+        init=init,
+        motion_tokenizer=storage.absolute(config.motion_tokenizer),
+    )
 
 
-def _absolute(address: str) -> str:
-    return address if not address or storage.is_s3(address) else str(Path(address).absolute())
+def _pretrained_absolute(model: ModelConfig) -> ModelConfig:
+    """What is written as a folder is made absolute; a hub's name, `owner/name`, stays."""
+    parts = {}
+    for part in ("backbone", "encoder", "text"):
+        held = getattr(model, part)
+        if held.pretrained and held.pretrained.startswith(("~", ".", "file:/")):
+            parts[part] = replace(held, pretrained=storage.local_path(held.pretrained))
+    return replace(model, **parts)
 
 
 @dataclass(frozen=True)
@@ -120,13 +134,30 @@ def prepare_assets(config: RunConfig, folder: str, options: StorageOptions) -> s
     return assets
 
 
+@dataclass(frozen=True)
+class PreparedTokenizer:
+    """A tokenizer's run folder that is this attempt's, and the rows whose chunks the run learns."""
+
+    lease: Lease
+    rows: dict[Split, ManifestRows]
+
+
 @contextlib.contextmanager
-def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[Lease]:
+def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[PreparedTokenizer]:
     """As `prepared`, for a tokenizer's run."""
+    from jala_ray.data.chunks import rows_with_labels
+
     if not config.manifests:
         raise ConfigError("manifests", config.manifests, "at least one manifest", "Pass --manifests PATH [PATH ...].")
+    if config.train.batch < config.cluster.workers:
+        expected = f"at least one chunk a worker, >= cluster.workers = {config.cluster.workers}"
+        raise ConfigError("train.batch", config.train.batch, expected, "It counts chunks over all workers.")
     with claim(config, run_folder(config), storage_options(config)) as lease:
-        yield lease
+        rows: dict[Split, ManifestRows] = {
+            split: rows_with_labels(config.manifests, split, config.max_chunks, config.seed) for split in SPLITS
+        }
+        claim_chunks(config, rows)
+        yield PreparedTokenizer(lease, rows)
 
 
 def claim(config: AnyRun, folder: str, options: StorageOptions) -> Lease:
@@ -159,7 +190,10 @@ def begun(folder: str, options: StorageOptions) -> bool:
     """Whether a run has something to lose: a checkpoint or a logged step."""
     if history.folders(folder, options):
         return True
-    return storage.exists(storage.join(folder, "metrics.jsonl"), options)
+    try:
+        return storage.size(storage.join(folder, "metrics.jsonl"), options) > 0
+    except storage.MissingFile:
+        return False
 
 
 def write_config(config: AnyRun, folder: str, options: StorageOptions) -> None:
@@ -216,6 +250,24 @@ def claim_plan(config: RunConfig, plans: Plans) -> None:
                     "That version ordered a mixture's rows otherwise: go on with it, or start under another --name."
                 )
             raise ConfigError("data.manifest", now, f"the rows that the run began with, {was}", remedy)
+    else:
+        storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
+
+
+def claim_chunks(config: TokenizerRunConfig, rows: dict[Split, ManifestRows]) -> None:
+    """`claim_plan` of a tokenizer's run. Raises `ConfigError` where the manifests' labelled rows have changed since it began."""
+    options, folder = storage_options(config), run_folder(config)
+    written = storage.join(folder, "plan.json")
+    now = {split: {"rows": len(chosen), "digest": chosen.digest()} for split, chosen in rows.items()}
+    if storage.exists(written, options):
+        was = json.loads(storage.read_bytes(written, options))
+        if was != now:
+            remedy = "A manifest has changed since the run began. Bring it back, or start under another --name."
+            raise ConfigError("manifests", now, f"the labelled rows that the run began with, {was}", remedy)
+    elif begun(folder, options):
+        # Nor does it say how many workers shared a step: batches were each worker's.
+        remedy = "A version that did not write it down has begun the run: go on with that one, or start under another --name."
+        raise ConfigError("plan.json", folder, "a run folder that says which chunks it learns", remedy)
     else:
         storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
 

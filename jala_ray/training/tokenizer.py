@@ -23,8 +23,10 @@ from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.tokenizer.quality import check_collapse, measure_quality
 from jala_ray.tokenizer.statistics import FeatureStats
 from jala_ray.tokenizer.training import TokenizerLearner, batches, build_optimizer, held_out_losses, train_step
-from jala_ray.training import history
+from jala_ray.training import checkpoint, history
+from jala_ray.training.lease import Lease
 from jala_ray.training.log import RunLog
+from jala_ray.training.loop import save
 from jala_ray.types import UserError
 
 RESULT = "tokenizer"
@@ -56,21 +58,27 @@ class TokenizerRun:
     device: torch.device
     rank: int = 0
     world: int = 1
+    lease: Lease | None = None
+    """Rank 0's hold of the run folder."""
     committed: Callable[[dict[str, Any], str], None] | None = None
     wrap: Callable[[nn.Module], nn.Module] | None = None
 
 
 def train_tokenizer(run: TokenizerRun) -> dict[str, Any]:
-    """Train to the last step, measure, and commit `tokenizer/`; returns the quality. Raises `CodebookCollapse`."""
-    config, settings = run.config, run.config.train
+    """Train to the last step, measure, and commit `tokenizer/`; returns the quality. Continues the folder's newest checkpoint.
+
+    Raises `CodebookCollapse`; `UserError` without chunks or when training diverges; `DamagedCheckpoint`, as `loop.restore` does;
+    `LeaseLost` when another attempt has taken over.
+    """
+    settings = run.config.train
     if not len(run.train):
         remedy = "The manifests need rows of split train with labelled chunks; see `python -m jala_ray.data validate`."
-        raise UserError("manifests", config.manifests, "at least one labelled chunk", remedy)
+        raise UserError("manifests", run.config.manifests, "at least one labelled chunk", remedy)
 
     # --- model, or what an earlier attempt left ----------------------------------------------------------------------
-    torch.manual_seed(config.seed)
+    torch.manual_seed(run.config.seed)
     stats = FeatureStats.of(run.train.features)
-    tokenizer = MotionTokenizer(config.model)
+    tokenizer = MotionTokenizer(run.config.model)
     tokenizer.set_stats(torch.from_numpy(stats.mean), torch.from_numpy(stats.std()))
     learner = TokenizerLearner(tokenizer, settings.batch).to(run.device)
     optimizer = build_optimizer(learner, settings)
@@ -78,10 +86,18 @@ def train_tokenizer(run: TokenizerRun) -> dict[str, Any]:
     if found is not None:
         start = history.step_of(found)
         load_state(found, learner, optimizer, run)
-    model = run.wrap(learner) if run.wrap is not None else learner
-    log = RunLog(config, run.folder, start, settings.steps, run.options) if run.rank == 0 else None
+    if run.rank > 0:
+        return run_steps(run, learner, optimizer, start, None)
+    check_lease(run)
+    with RunLog(run.config, run.folder, start, settings.steps, run.options) as log:
+        return run_steps(run, learner, optimizer, start, log)
 
-    # --- steps -------------------------------------------------------------------------------------------------------
+
+def run_steps(
+    run: TokenizerRun, learner: TokenizerLearner, optimizer: torch.optim.Optimizer, start: int, log: RunLog | None
+) -> dict[str, Any]:
+    config, settings = run.config, run.config.train
+    model = run.wrap(learner) if run.wrap is not None else learner
     features = torch.from_numpy(run.train.features)
     validation = torch.from_numpy(run.held_out.features).to(run.device)
     order = batches(len(run.train), settings, run.rank, run.world, start)
@@ -94,27 +110,26 @@ def train_tokenizer(run: TokenizerRun) -> dict[str, Any]:
         evaluate = (final or done % settings.eval_every == 0) and len(validation) > 0
         if log is not None and (evaluate or final or done % settings.log_every == 0):
             seconds = (time.perf_counter() - since) / (done - logged)
-            row = {"step": done, **losses, "step_s": seconds, "chunks_per_s": run.world * settings.batch / seconds}
+            row = {"step": done, **losses, "step_s": seconds, "chunks_per_s": settings.batch / seconds}
             row["time_s"] = time.time()
             since, logged = time.perf_counter(), done
             if evaluate:
                 row |= held_out_losses(learner.export(), validation)
+            check_lease(run)
             log.write(row, [])
         if final or done % config.checkpoint_every == 0:
             address = history.address(run.folder, done)
             if log is not None:
-                save_state(address, learner, optimizer, config, run.options)
                 log.sync()
+                save_state(address, learner, optimizer, run)
             if run.committed is not None:
                 run.committed(row, address)
+    return finish(learner.export().eval(), run) if run.rank == 0 else {}
 
-    # --- result ------------------------------------------------------------------------------------------------------
-    quality = finish(learner.export().eval(), run) if run.rank == 0 else {}
-    if log is not None:
-        if run.committed is None:  # Ray Train deletes from its own list
-            history.prune(run.folder, config.keep, run.options)
-        log.close()
-    return quality
+
+def check_lease(run: TokenizerRun) -> None:
+    if run.lease is not None:
+        run.lease.check()
 
 
 def finish(tokenizer: MotionTokenizer, run: TokenizerRun) -> dict[str, Any]:
@@ -124,6 +139,7 @@ def finish(tokenizer: MotionTokenizer, run: TokenizerRun) -> dict[str, Any]:
     features, side, beta = chunks
     quality = measure_quality(tokenizer, features, side, beta=beta)
     quality["held_out"] = len(run.held_out) > 0
+    check_lease(run)
     storage.write_bytes(
         storage.join(run.folder, "quality.json"), json.dumps(quality, indent=1).encode(), options=run.options
     )
@@ -133,28 +149,28 @@ def finish(tokenizer: MotionTokenizer, run: TokenizerRun) -> dict[str, Any]:
     if not storage.is_committed(address, run.options):
         with storage.scratch("tokenizer") as scratch:
             tokenizer.save(scratch, quality)
-            storage.upload_dir(scratch, address, run.options, replace_unfinished=True)
+            save(scratch, address, run.options, run.lease)
     return quality
 
 
-def save_state(
-    address: str,
-    learner: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: TokenizerRunConfig,
-    options: StorageOptions,
-) -> None:
+def save_state(address: str, learner: nn.Module, optimizer: torch.optim.Optimizer, run: TokenizerRun) -> None:
+    """Commit what a resume needs; older checkpoints go."""
+    state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
+    if run.device.type == "cuda":  # vectors that replace dead codes are drawn there
+        state["cuda_rng"] = torch.cuda.get_rng_state(run.device)
     with storage.scratch("checkpoint") as folder:
-        state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
         torch.save(state, folder / "state.pt")
-        (folder / "config.json").write_text(json.dumps(to_dict(config), indent=1))
-        storage.upload_dir(folder, address, options, replace_unfinished=True)
+        (folder / "config.json").write_text(json.dumps(to_dict(run.config), indent=1))
+        save(folder, address, run.options, run.lease)
+    history.prune(run.folder, run.config.keep, run.options)
 
 
 def load_state(address: str, learner: nn.Module, optimizer: torch.optim.Optimizer, run: TokenizerRun) -> None:
     with storage.scratch("resume") as scratch:
-        storage.download_dir(address, scratch / "state", run.options)
-        state: dict[str, Any] = torch.load(scratch / "state" / "state.pt", weights_only=True)
+        folder = checkpoint.own_copy(address, scratch, run.options)
+        state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
     learner.load_state_dict(state["learner"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
+    if "cuda_rng" in state and run.device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda_rng"], run.device)

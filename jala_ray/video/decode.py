@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from jala_ray.storage import MissingFile, StorageOptions, is_s3, open_file
+from jala_ray.storage import MissingFile, StorageOptions, is_s3, local_path, open_file
 from jala_ray.types import StorageError, VideoError
 from jala_ray.video.finder import FrameFinder
 from jala_ray.video.picture import MAX_PIXELS, Picture
@@ -32,10 +33,16 @@ T = TypeVar("T")
 MAX_DURATION_S = 48 * 3600.0
 """A header that promises more is damaged; whoever went through such a video second by second would never end."""
 
+NO_DURATION = ("asf", "mpeg")
+"""Containers of which libavformat gives every stream the file's own duration, or one guessed from the last pack that has a time."""
+
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video's header and first frame say. Headers may lie about the duration; frames are the truth."""
+    """What a video's header, its first frame and, where the header tells no duration of the pictures, its last packets say.
+
+    Headers may lie about the duration; frames are the truth.
+    """
 
     width: int
     """Pixels, upright, counted as square ones."""
@@ -108,7 +115,7 @@ class VideoReader:
 
     def _source(self, opened: contextlib.ExitStack, options: StorageOptions | None):
         if not is_s3(self.uri):
-            path = os.path.abspath(os.path.expanduser(self.uri.removeprefix("file://")))
+            path = local_path(self.uri)
             if not os.path.isfile(path):
                 raise self._error("no such file", "an existing video")
             if os.path.getsize(path) == 0:
@@ -161,13 +168,11 @@ class VideoReader:
             )
 
     def _duration(self, start_s: float) -> float:
-        if self._stream.duration:
+        if self._stream.duration and self._container.format.name not in NO_DURATION:
             return self._stream.duration * self._finder.tick_s
-        if self._container.duration:
-            end = self._container.duration / 1e6
-            from_zero = "matroska" in self._container.format.name and start_s < end
-            return end - start_s if from_zero else end
-        return self._finder.end_s() - start_s
+        # The container's duration is that of its longest stream, often the sound: it only tells where to look.
+        promised = self._container.duration
+        return self._finder.end_s(promised / 1e6 if promised else None) - start_s
 
     def _codec(self) -> str:
         return self._stream.codec_context.codec.canonical_name
@@ -181,11 +186,20 @@ class VideoReader:
             return np.zeros((0, self.info.height, self.info.width, 3), np.uint8)
         return np.stack(images)
 
-    def each(self, times_s: Sequence[float] | np.ndarray, convert: Callable[[Picture], T]) -> list[T]:
+    def frame_times(self) -> np.ndarray:
+        """(T + 1,) when each frame is shown, ascending, and when the last one ends, seconds. Reads every packet, decodes none."""
+        with self._explained("read"):
+            times, end = self._finder.times_s()
+        return np.array([*times, end], np.float64)
+
+    def each(
+        self, times_s: Sequence[float] | np.ndarray, convert: Callable[[Picture], T], *, end_s: float = math.inf
+    ) -> list[T]:
         """`convert(picture)` for every time, in the order of `times_s` (M,).
 
         One pass in order of time; a picture shown at several of the times is converted once and its result
-        repeated.
+        repeated. Where the video goes on at `end_s`, what it shows from there on is another scene: times from there on
+        give the last frame shown before (METHOD 1).
         """
         times = np.asarray(times_s, dtype=np.float64)
         if times.ndim != 1 or not np.isfinite(times).all():
@@ -194,7 +208,7 @@ class VideoReader:
         shown, result = None, None
         for place in np.argsort(times, kind="stable"):
             with self._explained("decode"):
-                frame = self._finder.at(float(times[place]))
+                frame = self._finder.at(float(times[place]), end_s)
                 if frame is not shown:
                     shown, result = frame, convert(self._picture(frame))
             results[int(place)] = result  # type: ignore[assignment]

@@ -73,20 +73,23 @@ class FrameFinder:
         self._jumped = False  # Packets are read from a place that was sought, not from the beginning.
         self._restart()
 
-    def at(self, time_s: float) -> av.VideoFrame:
-        """The frame shown at `time_s`. Raises VideoError, and av's own errors for what cannot be read."""
-        ticks = time_s / self.tick_s + min(0.5, EARLY_S / self.tick_s)
-        limit = math.floor(min(max(ticks, -FARTHEST), FARTHEST))
-        if self._must_seek(limit):
-            self._seek(limit)
+    def at(self, time_s: float, end_s: float = math.inf) -> av.VideoFrame:
+        """The frame shown at `time_s`; where the video goes on at `end_s`, none that begins there or later.
+
+        Raises VideoError, and av's own errors for what cannot be read.
+        """
+        limit = self._ticks(time_s / self.tick_s + min(0.5, EARLY_S / self.tick_s))
+        before = min(limit, self._ticks((end_s - EARLY_S) / self.tick_s))
+        if self._must_seek(before):
+            self._seek(before)
         fresh = self._shown is None
-        target = self._target(limit)
+        target = self._target(limit, before)
         self._skip_to_keyframe(target)
         frame = self._decode_to(target)
         if frame is None and self._failure is None and self._keyframe != self._beginning:
             # The keyframe may be one in name only: with intra refresh, pictures are whole some frames later.
-            self._seek(limit - round(RECOVERY_S / self.tick_s))
-            target = self._target(limit)
+            self._seek(before - round(RECOVERY_S / self.tick_s))
+            target = self._target(limit, before)
             frame = self._decode_to(target)
         if frame is None:
             raise VideoError(
@@ -109,19 +112,34 @@ class FrameFinder:
         """The first frame. A stream's own word for its time may be wrong."""
         return self.at(self._start() * self.tick_s - BEFORE_ALL_S)
 
-    def end_s(self) -> float:
-        """Time at which the last frame ends, by reading (not decoding) every packet; for files whose header
-        is silent.
+    def end_s(self, near_s: float | None = None) -> float:
+        """Time at which the last frame ends, by reading (not decoding) packets: all of them, or the last group of pictures
+        where the file knows it and ends near `near_s`.
         """
-        self._rewind()
-        end = self._start()
-        while self._read_packet():
-            if self._queue:
-                packet = self._queue.pop()
-                if packet.pts is not None:
-                    end = max(end, packet.pts + (packet.duration or round(1 / self.fps / self.tick_s)))
+        near = None if near_s is None or self._only_from_beginning else math.floor(near_s / self.tick_s)
+        if near is None or not self._jump(near) or self._keyframe is None:
+            self._rewind()
+        end = self._read_to_end()
         self._rewind()
         return end * self.tick_s
+
+    def times_s(self) -> tuple[list[float], float]:
+        """When each frame is shown, ascending, and when the last one ends, by reading (not decoding) every packet."""
+        self._rewind()
+        end, stamps = self._read_to_end(), self._known
+        self._rewind()
+        return [stamp * self.tick_s for stamp in stamps], end * self.tick_s
+
+    def _read_to_end(self) -> int:
+        """Read every packet from here on; the tick at which the last frame ends."""
+        end = self._start()
+        while True:
+            while self._queue:
+                packet = self._queue.popleft()
+                if packet.pts is not None:
+                    end = max(end, packet.pts + (packet.duration or round(1 / self.fps / self.tick_s)))
+            if not self._read_packet():
+                return end
 
     # Reading packets.
 
@@ -179,8 +197,13 @@ class FrameFinder:
             return True
         return self._keyframe == self._beginning and not item.is_corrupt
 
-    def _target(self, limit: int) -> int:
-        """Presentation time of the frame shown at `limit`: the last at or before it, else the first."""
+    def _ticks(self, ticks: float) -> int:
+        return math.floor(min(max(ticks, -FARTHEST), FARTHEST))
+
+    def _target(self, limit: int, before: int) -> int:
+        """Presentation time of the frame shown at `limit`: the last at or before it, else the first; where later ones follow,
+        the last at or before `before`.
+        """
         if self._shown is not None:
             del self._known[: bisect.bisect_left(self._known, _stamp(self._shown))]
         while not self._ended:
@@ -193,7 +216,8 @@ class FrameFinder:
             if self._queue:
                 raise VideoError(f"video {self._name}", "frames without times", "a stream with time stamps")
             raise VideoError(f"video {self._name}", "no keyframe", "a stream with frames", "The file may be truncated.")
-        return self._known[max(0, bisect.bisect_right(self._known, limit) - 1)]
+        goes_on = not self._ended or self._known[-1] > limit
+        return self._known[max(0, bisect.bisect_right(self._known, before if goes_on else limit) - 1)]
 
     # Seeking.
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jala_ray.storage import StorageOptions
-from jala_ray.types import CHUNK_SECONDS, Clip, VideoError
+from jala_ray.types import CHUNK_SECONDS, Clip, PacketIndex, VideoError
 from jala_ray.video.decode import VideoReader
-from jala_ray.video.packets import decode_packets, fetch_packets
+from jala_ray.video.packets import PacketScan, decode_packets, fetch_packets
 from jala_ray.video.picture import Picture, Size
 
 
@@ -17,9 +17,17 @@ def boundary_times(clip: Clip) -> np.ndarray:
     """(N + 1,) float64 presentation times in the source, seconds: boundary i is at i seconds of model time
     (METHOD 1).
 
-    The last may lie past the last frame by at most one frame; decoding then gives the last frame.
+    The last may lie past the last frame by at most one frame; decoding then gives the last frame. Where it is the clip's
+    end and the video goes on, the frame is the last one shown strictly before (`VideoReader.each`'s `end_s`).
     """
     return clip.start_s + np.arange(clip.n_chunks + 1) * (CHUNK_SECONDS * clip.time_scale)
+
+
+def index_boundaries(scan: PacketScan, clip: Clip) -> PacketIndex | None:
+    """The packet index of a clip's boundary frames: those that `clip_frames` gives without one. None and VideoError as
+    `PacketScan.index`.
+    """
+    return scan.index(boundary_times(clip), clip.end_s)
 
 
 Wanted = Mapping[str, tuple[Size, Sequence[int]]]
@@ -72,7 +80,7 @@ def decode_clip(
         decoded = decode_packets(clip.video_uri, clip.packets, packets, boundaries, _kept)
     elif boundaries:
         with VideoReader(clip.video_uri, options=options) as reader:
-            decoded = reader.each(boundary_times(clip)[boundaries], _kept)
+            decoded = reader.each(boundary_times(clip)[boundaries], _kept, end_s=clip.end_s)
     else:
         decoded = []
     pictures = dict(zip(boundaries, decoded, strict=True))

@@ -6,6 +6,7 @@ clip's bytes can be fetched while this one decodes: `fetch_packets`, then `decod
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,16 +205,19 @@ class PacketScan:
             np.array(offset, np.int64), np.array(size, np.int32), np.array(pts, np.int64), np.array(key, bool)
         )
 
-    def index(self, times_s: np.ndarray) -> PacketIndex | None:
-        """The packets of the frames shown at `times_s` (N + 1,); None where this file cannot be read by packets.
+    def index(self, times_s: np.ndarray, end_s: float = math.inf) -> PacketIndex | None:
+        """The packets of the frames shown at `times_s` (N + 1,), of a clip that ends at `end_s`, as `VideoReader.each` has them; None
+        where this file cannot be read by packets.
 
         That is so where packets do not lie in the file as they are decoded (MPEG-TS, some Matroska files), and where frames would
         come out different from `VideoReader`'s, which is tried on the first and the last. Raises `VideoError` for a time past the end.
         """
         tried = [0, len(times_s) - 1]
         with VideoReader(self.uri, options=self.options) as reader:
-            pictures = reader.each(times_s, lambda picture: (picture.frame.pts, picture.pixel_aspect, picture.turns))
-            expected = reader.each(np.asarray(times_s)[tried], Picture.rgb)
+            pictures = reader.each(
+                times_s, lambda picture: (picture.frame.pts, picture.pixel_aspect, picture.turns), end_s=end_s
+            )
+            expected = reader.each(np.asarray(times_s)[tried], Picture.rgb, end_s=end_s)
         index = self._cut([pts for pts, _, _ in pictures], pictures[0][1], pictures[0][2])
         if index is None:
             return None

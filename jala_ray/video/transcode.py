@@ -19,6 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from jala_ray.storage import StorageOptions
 from jala_ray.types import UserError, VideoError
 from jala_ray.video.decode import VideoReader
+from jala_ray.video.finder import EARLY_S
 from jala_ray.video.picture import Picture, Size
 from jala_ray.video.write import Mp4Writer, frame_rate
 
@@ -74,7 +75,8 @@ def transcode_spans(
 
     Frame k of a file is the one that a player of the source shows at `start_s` + k / `rate`, by the rule of
     `VideoReader`; both ends belong to the span, so a span of N times `gop` frames has N * `gop` + 1, and a
-    keyframe on each of its N + 1 chunk boundaries when a chunk has `gop` frames (`rate` = 15 / time scale).
+    keyframe on each of its N + 1 chunk boundaries when a chunk has `gop` frames (`rate` = 15 / time scale). Where
+    the source goes on at `end_s`, the frame there is the last one shown before: what begins there is another scene.
     Pictures are upright, their pixels square, their shorter side at most `short_side`, their sizes even; none
     is enlarged. Files are otherwise as `Mp4Writer` makes them: the same source gives the same bytes.
 
@@ -103,12 +105,13 @@ def _transcode(
     writers: dict[int, Mp4Writer] = {}
     failed: set[int] = set()
     try:
-        for time_s, place, last in heapq.merge(*(_times(span, rate, place) for place, span in enumerate(spans))):
+        for frame_time in heapq.merge(*(_times(span, rate, place) for place, span in enumerate(spans))):
+            _, place, time_s, last = frame_time
             if place in failed:
                 continue
             span, writer = spans[place], writers.get(place)
             try:
-                frame = source.at(time_s)
+                frame = source.at(time_s, span.end_s)
                 size, color = _form(frame)
                 if writer is None:
                     writer = writers[place] = Mp4Writer(span.path, size, rate, colorspace=color, **settings)
@@ -131,12 +134,14 @@ def _transcode(
             writer.discard()
 
 
-def _times(span: Span, rate: Fraction, place: int) -> Iterator[tuple[float, int, bool]]:
-    """Presentation times of a span's frames, with its place and whether it is the last."""
+def _times(span: Span, rate: Fraction, place: int) -> Iterator[tuple[float, int, float, bool]]:
+    """A span's frames: when each is to be read, the span's place, the frame's presentation time, and whether it is the last."""
     start = Fraction(span.start_s)
     count = math.floor((Fraction(span.end_s) - start) * rate + Fraction(1, 1_000_000))
     for k in range(count + 1):
-        yield float(start + k / rate), place, k == count
+        time_s = float(start + k / rate)
+        # What is shown before the end is read before what another span shows there: the source need not go back.
+        yield min(time_s, span.end_s - 2 * EARLY_S), place, time_s, k == count
 
 
 class _Source:
@@ -153,12 +158,12 @@ class _Source:
         self._decoded: av.VideoFrame | None = None
         self._ready: av.VideoFrame | None = None
 
-    def at(self, time_s: float) -> av.VideoFrame:
-        """The frame shown at `time_s`, of its final size, yuv420p, limited range."""
+    def at(self, time_s: float, end_s: float) -> av.VideoFrame:
+        """The frame that a span which ends at `end_s` shows at `time_s`, of its final size, yuv420p, limited range."""
         try:
             if self._reader is None:
                 self._reader = VideoReader(self.uri, options=self._options)
-            return self._reader.each([time_s], self._converted)[0]
+            return self._reader.each([time_s], self._converted, end_s=end_s)[0]
         except VideoError:
             self.close()
             raise

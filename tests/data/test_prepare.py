@@ -27,7 +27,7 @@ from jala_ray.video.frames import boundary_times, clip_frames
 from jala_ray.video.write import write_mp4
 from tests.data.test_manifest import make_clip
 from tests.data.test_segments import joints_of, moving_clip, seen_from, with_validity, world_joints, world_to_camera
-from tests.video.numbered import HEIGHT, WIDTH, encode, numbered, numbers_of
+from tests.video.numbered import HEIGHT, WIDTH, encode, numbered, numbers_of, with_sound
 
 QUICK = PrepareConfig(short_side=HEIGHT, crf=12, preset="ultrafast")
 TEXT = "Use the hands as the activity in view requires"
@@ -92,27 +92,12 @@ def check_file(clip: Clip) -> None:
 # --- a folder --------------------------------------------------------------------------------------------------------
 
 
-def with_sound(path: Path, frames: int, fps: int) -> None:
-    """Numbered frames and a tone."""
-    with av.open(str(path), "w") as container:
-        video, audio = container.add_stream("libx264", rate=fps), container.add_stream("aac", rate=16000)
-        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for image in numbered(frames):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        tone = np.sin(np.arange(16000 * frames // fps) / 10).astype(np.float32)[None]
-        sound = av.AudioFrame.from_ndarray(tone, format="flt", layout="mono")
-        sound.rate = 16000
-        container.mux(audio.encode(sound))
-        for stream in (video, audio):
-            container.mux(stream.encode(None))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """a: 6 s of 25 fps with sound; sub/b: begins at 1.5 s, B-frames; captions."""
     folder = tmp_path_factory.mktemp("raw")
     (folder / "sub").mkdir()
-    with_sound(folder / "a.mp4", 150, 25)
+    with_sound(folder / "a.mp4", 150, 25, 6.0)
     encode(folder / "sub/b.mp4", [135_000 + 3000 * k for k in range(120)], Fraction(1, 90000), bf="2", g="40")
     lines = [
         {"file": "sub/b.mp4", "text": "Pour.", "start": 0.4, "end": 2.5},
@@ -137,19 +122,19 @@ def done(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_folder_with_captions(folder: Path, done: Path) -> None:
     """Every boundary shows the frame that the raw video shows at that time."""
     expected = {
-        ("a.mp4", TEXT): [(0.0, 10), (5.0, 2)],  # (raw seconds, chunks): 6 s are 12 s of model time
-        ("sub/b.mp4", "Pour."): [(1.9, 4)],
-        ("sub/b.mp4", "Wipe."): [(3.5, 4)],
+        ("a.mp4", TEXT): [(0.0, 5.0, 10), (5.0, 6.0, 2)],  # (raw seconds, chunks): 6 s are 12 s of model time
+        ("sub/b.mp4", "Pour."): [(1.9, 4.0, 4)],
+        ("sub/b.mp4", "Wipe."): [(3.5, 5.5, 4)],
     }
     clips = clips_of(done)
     assert len(clips) == sum(map(len, expected.values()))
     for (file, text), spans in expected.items():
         mine = [clip for clip in clips if clip.instructions == (text,)]
-        for clip, (start, chunks) in zip(mine, spans, strict=True):
+        for clip, (start, end, chunks) in zip(mine, spans, strict=True):
             check_file(clip)
             assert (clip.n_chunks, clip.time_scale, clip.domain, clip.task_type) == (chunks, 0.5, "wild", "pure_video")
-            raw = decode_frames(folder / file, start + 0.5 * np.arange(chunks + 1))
-            assert boundary_numbers(clip) == numbers_of(raw)
+            times = np.minimum(start + 0.5 * np.arange(chunks + 1), end - 0.005)  # at its end, the frame shown before
+            assert boundary_numbers(clip) == numbers_of(decode_frames(folder / file, times))
     splits = {clip.instructions[0]: clip.split for clip in clips}
     assert splits["Pour."] == splits["Wipe."], "one video, one split"
 
@@ -289,7 +274,8 @@ def test_damage_is_told_and_what_is_whole_is_kept(damaged: Path, tmp_path: Path)
     assert (good.n_chunks, boundary_numbers(good)) == (3, [0, 15, 30, 44])
     check_file(salvaged)
     assert 2 < salvaged.n_chunks < 10, "whole chunks before the damage"
-    assert boundary_numbers(salvaged) == [15 * k for k in range(salvaged.n_chunks + 1)]
+    end = 15 * salvaged.n_chunks
+    assert boundary_numbers(salvaged) == [*range(0, end, 15), end - 1]
     reasons: dict[str, list[str]] = {}
     for row in errors_of(tmp_path / "out"):
         reasons.setdefault(Path(row["video_uri"]).name, []).extend(row["problems"])
@@ -403,7 +389,7 @@ def test_labels_stay_with_their_frames(video: Path, tmp_path: Path, cut: tuple, 
     for part, (first, chunks, labelled) in zip(clips, expected, strict=True):
         check_file(part)
         check_poses(part, first)
-        assert boundary_numbers(part) == [first + 15 * k for k in range(chunks + 1)]
+        assert boundary_numbers(part) == [*(first + 15 * k for k in range(chunks)), first + 15 * chunks - 1]
         assert (part.task_type, part.time_scale) == ("generation" if labelled else "pure_video", 0.5)
     if not cut:
         assert clips[0].clip_id == clip.clip_id, "a clip that is not cut keeps its name"
@@ -419,7 +405,7 @@ def test_lab_clips_have_half_the_rate(video: Path, tmp_path: Path) -> None:
         check_file(clip)
         check_poses(clip, 60)
         assert (clip.n_chunks, clip.fps) == (chunks, fps)
-        assert boundary_numbers(clip) == [min(60 + step * k, FRAMES - 1) for k in range(chunks + 1)]
+        assert boundary_numbers(clip) == [*(60 + step * k for k in range(chunks)), 60 + step * chunks - 1]
 
 
 def tasks_of(clip: Clip) -> list[Clip]:
@@ -498,7 +484,7 @@ def test_rows_that_changed_are_prepared_again(video: Path, tmp_path: Path) -> No
 
 def test_a_log_gets_a_line_every_twentieth(capsys: pytest.CaptureFixture[str]) -> None:
     pieces = [Piece(str(i), f"{i}.mp4", 1.0) for i in range(200)]
-    facts = {"weight": 1.0, "clips": 2, "rejected": 0, "seconds": 5.0, "bytes": 10, "error": ""}
+    facts = {"weight": 1.0, "clips": 2, "rejected": 0, "seconds": 5.0, "bytes": 10, "notes": [], "error": ""}
     results = [facts | {"video": piece.video} for piece in pieces]
     results[150] |= {"error": "no room", "clips": 0}
     meter = Meter(pieces)

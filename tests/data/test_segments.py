@@ -211,16 +211,16 @@ def test_invalid_frames_stay_empty_and_labels_follow_the_chunks():
 
 
 def test_shots_part_a_span():
-    assert by_shots((1.0, 5.0), [], 0.04) == [(1.0, 5.0)]
-    assert by_shots((1.0, 5.0), [3.0, 0.5, 1.0, 5.03, 7.0], 0.04) == [(1.0, 2.98), (3.0, 5.0)]
-    assert by_shots((1.0, 5.0), [3.0, 5.0], 0.04) == [(1.0, 2.98), (3.0, 4.98)], "its last boundary would show the next"
-    assert by_shots((1.0, 5.0), [3.04, 3.0, 3.0], 0.04) == [(1.0, 2.98), (3.0, 3.02), (3.04, 5.0)]
+    assert by_shots((1.0, 5.0), []) == [(1.0, 5.0)]
+    assert by_shots((1.0, 5.0), [3.0, 0.5, 1.0, 5.03, 7.0]) == [(1.0, 3.0), (3.0, 5.0)]
+    assert by_shots((1.0, 5.0), [3.0, 5.0]) == [(1.0, 3.0), (3.0, 5.0)], "its last boundary shows the frame before"
+    assert by_shots((1.0, 5.0), [3.04, 3.0, 3.0]) == [(1.0, 3.0), (3.0, 3.04), (3.04, 5.0)]
 
 
-def test_no_boundary_shows_another_shot():
-    """A cut exactly on a chunk boundary: the chunk before it would end with the next shot's first frame."""
+def test_a_cut_on_a_chunk_boundary_costs_no_chunk():
+    """The chunk before it ends with the last frame of its own shot."""
     clip = replace(moving_clip(), hands=(UNTRACKED, UNTRACKED), pose_time_s=np.zeros(0))
-    assert segments(clip, [4.0, 6.5]) == [(2.0, 3.5), (4.0, 6.0), (6.5, 10.0)]
+    assert segments(clip, [4.0, 6.5]) == [(2.0, 4.0), (4.0, 6.5), (6.5, 10.0)]
     assert segments(clip, [4.0 + 1 / 30]) == [(2.0, 4.0), (4.0 + 1 / 30, 9.0 + 1 / 30), (9.0 + 1 / 30, 9.5 + 1 / 30)]
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from jala_ray.config import ClusterConfig, RunConfig
+from jala_ray.data.manifest import Manifest, write_manifest
 from jala_ray.evaluation.publish import publish_pretrain_report
 from jala_ray.parsing import override, to_dict
 from jala_ray.training import checkpoint, history, setup
 from jala_ray.training.launch import check_resources, launch
 from jala_ray.training.local import run_local
-from jala_ray.types import ConfigError
+from jala_ray.types import ConfigError, StoreUnavailable
 from jobs.cache import main as make_cache
 from jobs.evaluate import main as evaluate
 from tests.end_to_end.conftest import World
@@ -99,6 +101,25 @@ def test_two_ray_workers_equal_one_process(world: World, cluster: None, tmp_path
     assert loaded.position.step == 6 and loaded.config == through_ray
     page = Path(publish_pretrain_report(setup.run_folder(through_ray), world.manifest))
     assert page.name == "report.html" and "data:image" in page.read_text()
+
+
+def test_a_store_that_stays_away_ends_the_run_once(world: World, cluster: None, tmp_path: Path) -> None:
+    """No row is set aside for it, Ray starts nothing again, the first cause is told, and the run goes on where it stood."""
+    moved = World(str(tmp_path / "moved" / "manifest.parquet"), world.tokenizer)
+    clips = [
+        replace(clip, video_uri=f"s3://clips/{Path(clip.video_uri or '').name}") for clip in Manifest(world.manifest)
+    ]
+    write_manifest([clip for clip in clips if clip.split == "train"], moved.manifest)
+    gone = {"storage__endpoint_url": "http://127.0.0.1:9", "storage__anonymous": True, "storage__patience_s": 1.0}
+    config = settings(
+        moved, tmp_path, "away", cluster__workers=1, cluster__cpus_per_worker=0.5, cluster__max_failures=3, **gone
+    )
+    with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:9.*within 1 s"):
+        launch(config)
+    folder = Path(setup.run_folder(config))
+    assert not (folder / "metrics.jsonl").read_text() and not (folder / "errors.jsonl").read_text()
+    leases = sorted(path.name for path in (folder / "leases").glob("*.json"))
+    assert leases == ["00000001.json", "00000002.json"], "of the driver, and of one group of workers"
 
 
 @pytest.mark.slow

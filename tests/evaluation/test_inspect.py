@@ -29,7 +29,7 @@ from jala_ray.evaluation.inspect_quarantine import read_quarantine, reason_of
 from jala_ray.evaluation.inspect_sample import fault, look_at, read_clips
 from jala_ray.hands.resample import labelled_chunks
 from jala_ray.types import Camera, Clip, Hand, HandState, HandTrack, ManifestError, UserError
-from jala_ray.video.frames import boundary_times
+from jala_ray.video.frames import index_boundaries
 from jala_ray.video.packets import PacketScan
 from jala_ray.video.write import write_mp4
 from tests.evaluation.test_report import Page
@@ -146,7 +146,7 @@ def with_hand(clip: Clip, side: Hand, **change: object) -> Clip:
 
 def indexed(clip: Clip) -> Clip:
     assert clip.video_uri is not None
-    return replace(clip, packets=PacketScan(clip.video_uri).index(boundary_times(clip)))
+    return replace(clip, packets=index_boundaries(PacketScan(clip.video_uri), clip))
 
 
 def sound(videos: list[Path]) -> list[Clip]:

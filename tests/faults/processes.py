@@ -42,14 +42,14 @@ def file_operations(folders: Sequence[str], kill_at: int) -> Iterator[int]:
     return numbers
 
 
-def _forked(words: Sequence[str], environment: Mapping[str, str], log: str) -> None:
+def _forked(words: Sequence[str], environment: Mapping[str, str], log: str, folder: str) -> None:
     """A forked child's life: what `python WORDS` would do."""
     with open(log, "ab", 0) as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(ROOT)
+    os.chdir(folder)
     tempfile.tempdir = None  # TMPDIR may be another
     import torch  # the server has imported it
 
@@ -79,20 +79,22 @@ class Command:
     """Bytes of the log before it began."""
 
     @classmethod
-    def start(cls, words: Sequence[str], environment: Mapping[str, str], log: Path, *, fork: bool = True) -> Command:
-        """`python WORDS` with `environment` beside this process's own."""
+    def start(
+        cls, words: Sequence[str], environment: Mapping[str, str], log: Path, *, fork: bool = True, folder: Path = ROOT
+    ) -> Command:
+        """`python WORDS` in `folder`, with `environment` beside this process's own."""
         wanted = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         wanted |= environment
         begin = log.stat().st_size if log.exists() else 0
         if not fork:
             with log.open("ab") as output:
                 started = subprocess.Popen(
-                    [sys.executable, "-u", *words], cwd=ROOT, env=wanted, stdout=output, stderr=subprocess.STDOUT
+                    [sys.executable, "-u", *words], cwd=folder, env=wanted, stdout=output, stderr=subprocess.STDOUT
                 )
             return cls(started, log, begin)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
-        process = context.Process(target=_forked, args=(list(words), wanted, str(log)))
+        process = context.Process(target=_forked, args=(list(words), wanted, str(log), str(folder)))
         process.start()
         return cls(process, log, begin)
 

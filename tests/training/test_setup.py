@@ -13,7 +13,7 @@ from jala_ray.config import RunConfig
 from jala_ray.parsing import override
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training import setup
-from jala_ray.types import CheckpointError, ConfigError, StorageError
+from jala_ray.types import CheckpointError, ConfigError, StoreUnavailable
 from tests.support import MOTION
 from tests.training.run import run_config
 
@@ -74,6 +74,6 @@ def test_an_unwritable_bucket_is_named(tmp_path: Path, tokenizer: str, monkeypat
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     values = {"storage.root": "s3://nowhere/runs", "storage.endpoint_url": "http://127.0.0.1:9"}
-    config = override(replace(run_config(tmp_path), motion_tokenizer=tokenizer), values)
-    with pytest.raises(StorageError, match="nowhere"):
+    config = override(replace(run_config(tmp_path), motion_tokenizer=tokenizer), values | {"storage.patience_s": 0.5})
+    with pytest.raises(StoreUnavailable, match="nowhere"):
         begin(config)

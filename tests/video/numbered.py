@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
+from av.video.stream import VideoStream
 
 HEIGHT, WIDTH, BITS = 64, 96, 8
 BLOCK = WIDTH // BITS
@@ -80,3 +83,27 @@ def trim_by_edit_list(source: Path, target: Path, ticks: int) -> Path:
                 packet.pts, packet.dts, packet.stream = packet.pts - ticks, packet.dts - ticks, copy
                 write.mux(packet)
     return target
+
+
+def with_sound(
+    path: Path, frames: int, fps: int, sound_s: float, codecs: tuple[str, str] = ("libx264", "aac"), **options: str
+) -> Path:
+    """Numbered frames and a tone of its own length, in the container the name and the muxer's options ask for."""
+    with av.open(str(path), "w", options=options) as container:
+        video = cast("VideoStream", container.add_stream(codecs[0], rate=fps))
+        audio = cast("AudioStream", container.add_stream(codecs[1], rate=48000))
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        video.codec_context.thread_count, video.codec_context.gop_size = 1, fps
+        if codecs[0] == "libx264":
+            video.codec_context.options = {"preset": "ultrafast"}
+        for image in numbered(frames):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        tone = (8000 * np.sin(np.arange(round(48000 * sound_s)) / 10)).astype(np.int16)[None]
+        sound = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
+        sound.rate = 48000
+        layout = av.AudioResampler(audio.format.name, "mono", 48000, audio.frame_size or 1024)
+        for part in layout.resample(sound):
+            container.mux(audio.encode(part))
+        container.mux(video.encode(None))
+        container.mux(audio.encode(None))
+    return path

@@ -11,8 +11,9 @@ from PIL import Image
 
 from jala_ray.types import Clip, HandState, HandTrack, VideoError
 from jala_ray.video import frames
-from jala_ray.video.decode import decode_frames
-from jala_ray.video.frames import boundary_times
+from jala_ray.video.decode import VideoReader, decode_frames
+from jala_ray.video.frames import boundary_times, index_boundaries
+from jala_ray.video.packets import PacketScan
 from tests.video.numbered import encode, number_of, numbered
 
 
@@ -61,6 +62,46 @@ def test_last_boundary_one_frame_past_the_end_is_the_last_frame(make_video):
     assert numbers(clip_of(make_video(90, Fraction(30000, 1001)), 0.0, 3.003), [3]) == [89]
     with pytest.raises(VideoError, match="one frame after the last"):
         clip_frames(clip_of(make_video(89), 0.0, 3.0), [3], (32, 48))
+
+
+@pytest.mark.parametrize(
+    ("clock", "pts", "file", "options"),
+    [
+        (Fraction(1, 30), list(range(120)), "a.mp4", {"g": "30"}),  # the next scene's first frame is a keyframe
+        (Fraction(1, 30), list(range(120)), "a.mp4", {"g": "250", "bf": "3"}),
+        (Fraction(1, 1000), [round(1000 * k / 30) for k in range(120)], "a.mkv", {"bf": "2", "g": "40"}),
+        (Fraction(1, 600), [20 * k + 7 * (k % 2) for k in range(120)], "a.mp4", {"bf": "2"}),  # a variable rate
+        (Fraction(1, 90000), [3003 * k for k in range(120)], "a.ts", {"g": "30"}),
+    ],
+    ids=["keyframe", "B-frames", "milliseconds", "variable rate", "no index"],
+)
+def test_a_clip_ends_before_the_next_scene(tmp_path, clock, pts, file, options):
+    """Its last boundary is the last frame shown strictly before its end, by search and by index alike."""
+    path = encode(tmp_path / file, pts, clock, **options)
+    with VideoReader(path) as reader:
+        times = reader.frame_times()
+    assert len(times) == 121
+    for first in (0, 30, 45):
+        start, end = times[first], times[first + 60]
+        for said in (end, round(end, 3), end + 1e-7, end - 1e-7):  # as annotators and other tools write it
+            clip = clip_of(path, start, said, time_scale=(said - start) / 2)
+            assert (clip.n_chunks, numbers(clip, [2])) == (2, [first + 59])
+            assert numbers(clip, [2, 0, 1])[::2] == [first + 59, numbers(clip, [1])[0]]
+            packets = index_boundaries(PacketScan(path), clip)
+            assert file != "a.mp4" or packets is not None
+            assert numbers(replace(clip, packets=packets), [2, 0]) == [first + 59, first]
+    middle = (times[60] + times[61]) / 2
+    assert numbers(clip_of(path, 0.0, middle, time_scale=middle / 2), [2]) == [60], "begun before the end"
+
+
+def test_a_clip_that_ends_with_its_file_keeps_the_last_frame(make_video):
+    """A prepared file's last frame begins at its clip's end, and the frame of a raw one ends there."""
+    for frames_, last in ((91, 90), (90, 89)):
+        path = make_video(frames_, gop=15)
+        clip = clip_of(path, 0.0, 3.0)
+        assert numbers(clip, [3, 0]) == [last, 0]
+        assert numbers(replace(clip, packets=index_boundaries(PacketScan(path), clip)), [3]) == [last]
+    assert numbers(clip_of(make_video(92, gop=15), 0.0, 3.0), [3]) == [89], "one more frame, and it goes on"
 
 
 def test_start_offset_counts_as_the_player_shows_it(tmp_path):

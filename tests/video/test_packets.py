@@ -13,7 +13,7 @@ from jala_ray.data.manifest import Manifest
 from jala_ray.data.rows import clip_to_row, row_to_clip
 from jala_ray.types import PacketIndex, VideoError
 from jala_ray.video.decode import decode_frames, probe
-from jala_ray.video.frames import boundary_times, clip_frames
+from jala_ray.video.frames import clip_frames, index_boundaries
 from jala_ray.video.packets import PacketScan, decode_packets, fetch_packets, runs
 from jala_ray.video.picture import Picture
 from tests.video.numbered import encode, number_of
@@ -54,7 +54,7 @@ def test_keyframes_at_the_boundaries_are_all_that_is_kept_and_read(make_video):
 def test_an_index_goes_through_a_manifest_row(make_video):
     path = make_video(90, gop=30)
     clip = clip_of(path, 0.0, 2.0)
-    clip = dataclasses.replace(clip, packets=index_of(path, boundary_times(clip)))
+    clip = dataclasses.replace(clip, packets=index_boundaries(PacketScan(path), clip))
     back = row_to_clip(clip_to_row(clip))
     assert back.packets is not None
     for field in dataclasses.fields(PacketIndex):

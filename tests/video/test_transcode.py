@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -14,6 +15,7 @@ import pytest
 from jala_ray.types import StorageError, UserError, VideoError
 from jala_ray.video import transcode
 from jala_ray.video.decode import VideoReader, decode_frames, probe
+from jala_ray.video.picture import Picture
 from jala_ray.video.transcode import FailedSpan, Span, Transcoded, transcode_spans
 from jala_ray.video.write import Mp4Writer, write_mp4
 from tests.video.numbered import HEIGHT, WIDTH, encode, numbered, numbers_of
@@ -69,11 +71,32 @@ def test_every_frame_is_the_one_a_player_shows(tmp_path, name, rate):
         assert isinstance(result, Transcoded) and result.frames == 2 * GOP + 1
         start = Fraction(result.span.start_s)
         expected = shown(pts, clock, [start + k / Fraction(rate) for k in range(result.frames)], tick)
+        end = Fraction(result.span.end_s)
+        if expected[-1] + 1 < len(pts) and pts[expected[-1]] * clock >= end - Fraction(1, 1000):
+            expected[-1] -= 1  # What begins at the end is no longer the span's.
         assert numbers_in(result.span.path) == expected
         boundaries = np.arange(3) * float(chunk_s)
         at_boundaries = numbers_of(decode_frames(result.span.path, boundaries))
         assert at_boundaries == expected[::GOP]
-        assert at_boundaries == numbers_of(decode_frames(source, result.span.start_s + boundaries))
+        with VideoReader(source) as reader:
+            times, end_s = result.span.start_s + boundaries, result.span.end_s
+            assert at_boundaries == numbers_of(reader.each(times, Picture.rgb, end_s=end_s))
+
+
+def test_touching_spans_are_read_in_one_pass(make_video, tmp_path, monkeypatch):
+    """The last frame of a span lies before the first of the next, though both are asked for at one time."""
+    source, readers = make_video(120, gop=250), []
+
+    def opened(*args, **options):
+        readers.append(VideoReader(*args, **options))
+        return readers[-1]
+
+    monkeypatch.setattr(transcode, "VideoReader", opened)
+    cuts = [0.0, 1.0, 2.0, 3.0]
+    spans = [Span(a, b, tmp_path / f"{3 - a}.mp4") for a, b in pairwise(cuts)]
+    run(source, spans[::-1])
+    assert [numbers_in(span.path)[-1] for span in spans] == [29, 59, 89]
+    assert len(readers) == 1 and readers[0].decoded <= 95
 
 
 def test_structure_of_a_file(make_video, tmp_path):
@@ -111,7 +134,7 @@ def unit_types(packet: bytes) -> set[int]:
 def test_each_boundary_decodes_by_itself(make_video, tmp_path):
     """From its own keyframe, nothing before it: what a data pipeline does."""
     run(make_video(120), [Span(0.5, 2.0, tmp_path / "a.mp4")])
-    for boundary, number in enumerate([15, 30, 45, 60]):
+    for boundary, number in enumerate([15, 30, 45, 59]):
         with VideoReader(tmp_path / "a.mp4") as reader:
             assert numbers_of(reader.read([boundary / 2])) == [number] and reader.decoded == 1
 
@@ -140,11 +163,11 @@ def test_one_pass_and_no_more(make_video, tmp_path, monkeypatch):
     overlapping = [Span(1.0, 3.0, tmp_path / "c.mp4"), Span(0.25, 6.0, tmp_path / "d.mp4")]
     assert all(isinstance(result, Transcoded) for result in run(make_video(226), adjacent + overlapping))
     assert len(readers) == 1 and readers[0].decoded == 226
-    assert numbers_in(adjacent[3].path) == list(range(45, 61)) and numbers_in(adjacent[4].path)[0] == 60
+    assert numbers_in(adjacent[3].path) == [*range(45, 60), 59] and numbers_in(adjacent[4].path)[0] == 60
     assert numbers_in(overlapping[1].path) == [*range(7, 180)], "0.25 s is between frames 7 and 8"
     readers.clear()
     run(make_video(226, gop=30), [Span(0.5, 1.0, tmp_path / "e.mp4"), Span(5.0, 5.5, tmp_path / "f.mp4")])
-    assert len(readers) == 1 and readers[0].decoded == 31 + 16, "the gap is not decoded, but its way to a keyframe is"
+    assert len(readers) == 1 and readers[0].decoded == 30 + 15, "the gap is not decoded, but its way to a keyframe is"
 
 
 def test_the_end_of_the_source(make_video, tmp_path):
@@ -180,18 +203,19 @@ def damaged(source: Path, path: Path, number: int, change: Callable[[bytes], byt
 
 @pytest.mark.parametrize("number", [90, 95, 119])
 def test_damage_fails_the_spans_that_need_it(make_video, tmp_path, number):
-    """Groups of 30 frames; a span has 15 and the boundary after them. Frame 95 is needed from 95 to 119."""
+    """Groups of 30 frames; a span has 15, the last shown twice. Frame 95 is needed from 95 to 119."""
     path = damaged(make_video(226, gop=30), tmp_path / "damaged.mp4", number, lambda data: b"\xff" * len(data))
     spans = [Span(i * 0.5, i * 0.5 + 0.5, tmp_path / f"{i}.mp4") for i in range(15)]
     results = run(path, spans)
     assert [result.span for result in results] == spans
-    lost = [i for i, span in enumerate(spans) if span.end_s * 30 >= number and span.start_s * 30 < 120]
+    lost = [i for i, span in enumerate(spans) if span.end_s * 30 > number and span.start_s * 30 < 120]
     assert [i for i, result in enumerate(results) if isinstance(result, FailedSpan)] == lost
     for i, result in enumerate(results):
         if isinstance(result, FailedSpan):
             assert isinstance(result.error, VideoError) and "damaged" in str(result.error)
         else:
-            assert numbers_in(result.span.path) == list(range(15 * i, 15 * i + 16))
+            end = 15 * i + 15
+            assert numbers_in(result.span.path) == [*range(15 * i, end), end if end == 225 else end - 1]
     kept = {f"{i}.mp4" for i in range(15)} - {f"{i}.mp4" for i in lost}
     assert {path.name for path in tmp_path.iterdir()} == kept | {"damaged.mp4"}, "no unfinished file is left"
 
@@ -209,7 +233,7 @@ def test_truncated_source_gives_what_it_has(make_video, tmp_path):
     failed = [isinstance(result, FailedSpan) for result in results]
     assert failed == sorted(failed) and 3 <= failed.index(True) <= 5
     for i in range(failed.index(True)):
-        assert numbers_in(tmp_path / f"{i}.mp4") == list(range(30 * i, 30 * i + 31))
+        assert numbers_in(tmp_path / f"{i}.mp4") == [*range(30 * i, 30 * i + 30), 30 * i + 29]
 
 
 def test_no_video_fails_every_span(tmp_path):

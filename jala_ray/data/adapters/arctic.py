@@ -6,7 +6,6 @@ The files hold no finger rotations, so MANO is fitted to the joints. Rows have n
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,13 +15,14 @@ import numpy as np
 import torch
 
 from jala_ray import storage
-from jala_ray.data.adapters.base import pieces, split_of
+from jala_ray.data.adapters.base import each_of, parsing, pieces, split_of, unreachable
+from jala_ray.data.adapters.listing import list_folder
 from jala_ray.data.rows import clip_id
 from jala_ray.data.writing import Rejection
 from jala_ray.hands.camera import transform_points
 from jala_ray.hands.fitting import FitResult, fit_mano
 from jala_ray.hands.joints import convert_joints
-from jala_ray.hands.mano import load_pair
+from jala_ray.hands.mano import ManoHand, load_pair
 from jala_ray.hands.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from jala_ray.types import HAND_NAMES, Clip, Domain, Hand, HandState, HandTrack, UserError
 
@@ -53,21 +53,22 @@ class Arctic:
     domain: ClassVar[Domain] = "lab"
 
     def clips(self) -> Iterator[Clip | Rejection]:
-        files = sorted(file for file in storage.list_files(self.folder) if file.endswith(".npz"))
-        if not files:
+        split_of("", self.val_fraction)  # A wrong option is told before the first sequence.
+        models, listing = load_pair(self.mano_folder), list_folder(self.folder)
+        files = [file for file in listing.sizes if file.endswith(".npz")]
+        faults = list(unreachable(self.name, listing, ".npz"))
+        if not files and not faults:
             raise UserError("folder", self.folder, "a folder with ARCTIC sequences (.npz)", "Check the path.")
-        for file in files:
-            try:
-                instruction, joints = instruction_of(file), read_joints(storage.join(self.folder, file))
-            except UserError as error:
-                identity = clip_id(self.name, file, 0.0, 0.0, "rejected")
-                uri = storage.join(self.folder, file)
-                yield Rejection(identity, self.name, uri, f"a sequence of joints: {error}")
-            else:
-                yield from self._sequence(file, instruction, joints)
 
-    def _sequence(self, file: str, instruction: str, joints: np.ndarray) -> Iterator[Clip]:
-        models = load_pair(self.mano_folder)
+        def read(file: str) -> Iterator[Clip]:
+            return self._sequence(file, instruction_of(file), read_joints(listing.address(file)), models)
+
+        yield from each_of(self.name, listing, files, "a sequence of joints", read)
+        yield from faults
+
+    def _sequence(
+        self, file: str, instruction: str, joints: np.ndarray, models: tuple[ManoHand, ManoHand]
+    ) -> Iterator[Clip]:
         fits = [fit_mano(joints[side], None, side, hand=models[side], iterations=self.iterations) for side in Hand]
         axes = person_axes(joints[:, :, 0])
         for start_s, end_s in pieces(0.0, joints.shape[1] / FPS, 1.0):
@@ -113,15 +114,15 @@ class Arctic:
 
 def read_joints(uri: str) -> np.ndarray:
     """Joints (2, T, 21, 3) of a sequence, left and right, MANO order, world frame, m. Raises UserError."""
-    hands = []
-    try:
-        with np.load(BytesIO(storage.read_bytes(uri)), allow_pickle=False) as arrays:
-            for side in HAND_NAMES:
-                joints = convert_joints(arrays[f"joints_{side}"], source="arctic", target="mano")
-                hands.append(joints.astype(np.float64))
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(uri, f"{type(error).__name__}: {error}", "an .npz with joints_left, joints_right") from error
-    if hands[0].shape != hands[1].shape or not len(hands[0]):
+    hands, content = [], storage.read_bytes(uri)
+    with (
+        parsing(uri, "an .npz with joints_left, joints_right"),
+        np.load(BytesIO(content), allow_pickle=False) as arrays,
+    ):
+        for side in HAND_NAMES:
+            joints = convert_joints(arrays[f"joints_{side}"], source="arctic", target="mano")
+            hands.append(joints.astype(np.float64))
+    if hands[0].shape != hands[1].shape or hands[0].ndim != 3 or not len(hands[0]):
         raise UserError(uri, [hand.shape for hand in hands], "as many frames, one or more, for both hands")
     return np.stack(hands)
 

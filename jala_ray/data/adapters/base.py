@@ -1,14 +1,21 @@
-"""What an adapter is, and what the adapters share: cutting spans, train/val by name, empty hands."""
+"""What an adapter is, and what the adapters share: bad files set aside, cutting spans, train/val by name, empty hands."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import hashlib
-from collections.abc import Iterable, Iterator
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import ClassVar, Protocol
 
 import numpy as np
 
+from jala_ray.data.adapters.listing import Listing
+from jala_ray.data.rows import clip_id
 from jala_ray.data.writing import Rejection
 from jala_ray.types import (
     CHUNK_SECONDS,
@@ -21,7 +28,7 @@ from jala_ray.types import (
     UserError,
     VideoError,
 )
-from jala_ray.video.frames import boundary_times
+from jala_ray.video.frames import index_boundaries
 from jala_ray.video.packets import PacketScan
 
 
@@ -39,6 +46,55 @@ class Adapter(Protocol):
     def clips(self) -> Iterator[Clip | Rejection]:
         """All clips of the source, one at a time."""
         ...
+
+
+_UNREADABLE = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, RecursionError),
+    *(TypeError, ValueError, csv.Error, struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""What parsers (json, numpy, zipfile, unpickling) and conversions raise over a file that is damaged or holds something else."""
+
+
+@contextlib.contextmanager
+def parsing(where: str, expected: str) -> Iterator[None]:
+    """Around the parsing of foreign data, and nothing else: what is wrong with it becomes a UserError that names `where`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        raise UserError(where, f"{type(error).__name__}: {error}", expected) from error
+
+
+def each_of(
+    source: str,
+    listing: Listing,
+    names: Iterable[str],
+    expected: str,
+    read: Callable[[str], Iterable[Clip | Rejection]],
+) -> Iterator[Clip | Rejection]:
+    """`read(name)` of every file (or folder of files) of a source. One over which it raises UserError is set aside whole, as not being
+    what was `expected`.
+    """
+    for name in names:
+        try:
+            found = list(read(name))
+        except UserError as error:
+            yield rejection(source, listing, name, f"{expected}: {error}")
+        else:
+            yield from found
+
+
+def unreachable(source: str, listing: Listing, *suffixes: str) -> Iterator[Rejection]:
+    """Records of the files with one of the suffixes (any case), and of the folders, that could not be had."""
+    for name, why in listing.faults.items():
+        if name.lower().endswith((*suffixes, "/")):
+            yield rejection(source, listing, name, why)
+
+
+def rejection(source: str, listing: Listing, name: str, reason: str) -> Rejection:
+    """The record of a file of a source that becomes no clip."""
+    return Rejection(clip_id(source, name, 0.0, 0.0, "rejected"), source, listing.address(name), reason)
 
 
 def split_of(name: str, val_fraction: float) -> Split:
@@ -83,6 +139,6 @@ def with_packets(items: Iterable[Clip | Rejection]) -> Iterator[Clip | Rejection
             if scanned[0] != item.video_uri:
                 scanned = (item.video_uri, None)
                 scanned = (item.video_uri, PacketScan(item.video_uri))
-            yield replace(item, packets=scanned[1].index(boundary_times(item)) if scanned[1] else None)
+            yield replace(item, packets=index_boundaries(scanned[1], item) if scanned[1] else None)
         except VideoError:
             yield item  # reading the sample will say what is wrong with it

@@ -20,8 +20,9 @@ import torch
 
 from jala_ray import storage
 from jala_ray.data.adapters import hot3d_files as files_of
-from jala_ray.data.adapters.base import pieces, split_of
+from jala_ray.data.adapters.base import each_of, parsing, pieces, split_of, unreachable
 from jala_ray.data.adapters.hot3d_umetrack import ANGLES, Skeleton
+from jala_ray.data.adapters.listing import Listing, list_folder
 from jala_ray.data.rows import clip_id
 from jala_ray.data.writing import Rejection
 from jala_ray.hands.camera import compose_rigid, first_camera_from_extrinsics, invert_rigid, pose_to_first_camera
@@ -34,6 +35,8 @@ from jala_ray.video.decode import VideoInfo, probe
 
 CAMERAS = {"Aria": "camera-rgb", "Quest3": "camera-slam-left"}
 """The camera whose first frame a clip's motion is told in, by headset, unless an option names another."""
+MARKS = (files_of.HEADSET, files_of.UMETRACK, files_of.MANO)
+"""Files by any of which a folder is a sequence."""
 PCA = 15
 """Principal components of MANO's hand pose in HOT3D."""
 UPRIGHT = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]])
@@ -89,17 +92,20 @@ class Hot3d:
     def clips(self) -> Iterator[Clip | Rejection]:
         if self.camera is not None and self.camera not in files_of.STREAMS:
             raise UserError("camera", self.camera, f"one of {sorted(files_of.STREAMS)}")
-        sequences = sequences_in(self.folder)
+        split_of("", self.val_fraction)
+        listing = list_folder(self.folder)
+        sequences, faults = sequences_in(listing), list(unreachable(self.name, listing, *MARKS))
+        if not sequences and not faults:
+            expected = f"a folder with HOT3D sequences ({', '.join(MARKS)})"
+            raise UserError("folder", self.folder, expected, "Check the path.")
         models = None if self.mano is None else load_mano(self.mano)
-        for sequence, files in sequences.items():
-            place = storage.join(self.folder, sequence) if sequence else self.folder
-            try:
-                clips = list(self._sequence(place, files, models))
-            except UserError as error:
-                identity = clip_id(self.name, sequence, 0.0, 0.0, "rejected")
-                yield Rejection(identity, self.name, place, f"a whole HOT3D sequence: {error}")
-            else:
-                yield from clips
+
+        def read(sequence: str) -> Iterator[Clip]:
+            place = listing.address(sequence) if sequence else self.folder
+            return self._sequence(place, sequences[sequence], models)
+
+        yield from each_of(self.name, listing, sequences, "a whole HOT3D sequence", read)
+        yield from faults
 
     def _sequence(self, place: str, files: Sequence[str], models: tuple[Arrays, Arrays] | None) -> Iterator[Clip]:
         sequence, label = self._identity(place, files)
@@ -148,10 +154,8 @@ class Hot3d:
         _require(place, files, files_of.METADATA, "the recording's name and headset")
         uri = storage.join(place, files_of.METADATA)
         metadata = files_of.read_json(uri)
-        try:
+        with parsing(uri, f"recording_name, and headset, one of {sorted(CAMERAS)}"):
             return str(metadata["recording_name"]), self.camera or CAMERAS[metadata["headset"]]
-        except (KeyError, TypeError) as error:
-            raise UserError(uri, metadata, f"recording_name, and headset, one of {sorted(CAMERAS)}") from error
 
     def _fitted(self, place: str, files: Sequence[str], time_ns: np.ndarray, usable: np.ndarray) -> list[Motion | None]:
         """Both hands by fitting MANO to UmeTrack's joints."""
@@ -195,13 +199,10 @@ class Hot3d:
         return Camera(self.focal_px, self.focal_px, *centre, info.width, info.height)
 
 
-def sequences_in(folder: str) -> dict[str, list[str]]:
-    """Sequence folders below `folder`, sorted: name relative to it -> files inside. Raises UserError for none."""
-    marks = (files_of.HEADSET, files_of.UMETRACK, files_of.MANO)
-    files = sorted(storage.list_files(folder))
-    names = sorted({file.rpartition("/")[0] for file in files if file.rpartition("/")[2] in marks})
-    if not names:
-        raise UserError("folder", folder, f"a folder with HOT3D sequences ({', '.join(marks)})", "Check the path.")
+def sequences_in(listing: Listing) -> dict[str, list[str]]:
+    """Sequence folders below a folder, sorted: name relative to it ("" for itself) -> files inside."""
+    files = list(listing.sizes)
+    names = sorted({file.rpartition("/")[0] for file in files if file.rpartition("/")[2] in MARKS})
     inside = {name: f"{name}/" if name else "" for name in names}
     return {name: [f.removeprefix(inside[name]) for f in files if f.startswith(inside[name])] for name in names}
 

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from jala_ray import storage
+from jala_ray.data.adapters.base import parsing
 from jala_ray.types import Hand, UserError
 
 METADATA, HEADSET = "metadata.json", "headset_trajectory.csv"
@@ -51,12 +52,9 @@ class HandPoses:
 
 def read_json(uri: str) -> Any:
     """Content of a JSON file. Raises UserError."""
-    try:
-        return json.loads(storage.read_bytes(uri))
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(uri, str(error), "a whole JSON file") from error
+    content = storage.read_bytes(uri)
+    with parsing(uri, "a whole JSON file"):
+        return json.loads(content)
 
 
 def read_headset(uri: str) -> tuple[np.ndarray, np.ndarray]:
@@ -65,8 +63,9 @@ def read_headset(uri: str) -> tuple[np.ndarray, np.ndarray]:
     rows = list(_csv_rows(uri, columns))
     if len(rows) < 2:
         raise UserError(uri, f"{len(rows)} poses", "two poses or more")
-    time_ns = np.array([int(row[0]) for row in rows])
-    values = np.array([row[1:] for row in rows], float)
+    with parsing(uri, "64-bit timestamps and numbers"):
+        time_ns = np.array([int(row[0]) for row in rows], np.int64)
+        values = np.array([row[1:] for row in rows], float)
     good = np.isfinite(values).all(1) & _unit(values[:, 3:])
     order = np.argsort(time_ns[good], kind="stable")
     time_ns, values = time_ns[good][order], values[good][order]
@@ -84,11 +83,10 @@ def read_hands(uri: str, field: str, width: int, time_ns: np.ndarray) -> tuple[H
     """
     times: dict[Hand, list[int]] = {side: [] for side in Hand}
     found: dict[Hand, list[list[float]]] = {side: [] for side in Hand}
-    lines = storage.read_bytes(uri).decode(errors="replace").splitlines()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(storage.read_bytes(uri).decode(errors="replace").split("\n"), 1):
         if not line.strip():
             continue
-        try:
+        with parsing(f"{uri}, line {number}", f"hand poses with {width} {field}, wrist_xform and timestamp_ns"):
             entry = json.loads(line)
             for key, pose in entry["hand_poses"].items():
                 wrist = pose["wrist_xform"]
@@ -97,10 +95,7 @@ def read_hands(uri: str, field: str, width: int, time_ns: np.ndarray) -> tuple[H
                 if [len(part) for part in parts] != [width, 3, 4, 1, 10]:
                     raise ValueError(f"lengths {[len(part) for part in parts]}")
                 found[Hand(int(key))].append([float(value) for part in parts for value in part])
-                times[Hand(int(key))].append(int(entry["timestamp_ns"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            expected = f"hand poses with {width} {field}, wrist_xform and timestamp_ns ({error})"
-            raise UserError(f"{uri}, line {number}", line, expected) from error
+                times[Hand(int(key))].append(int(np.int64(entry["timestamp_ns"])))
     if not any(found.values()):
         raise UserError(uri, "no hand pose", "a trajectory of hands", "HOT3D publishes none for its test sequences.")
     left, right = (_at_moments(np.array(times[side]), np.array(found[side]), width, time_ns) for side in Hand)
@@ -114,7 +109,7 @@ def camera_in_device(folder: str, files: Sequence[str], label: str) -> np.ndarra
     drifts by microns); its device frame is the left SLAM camera's by definition, so that one needs no file.
     """
     found = {}
-    try:
+    with parsing(f"{folder}: calibration", "T_Device_Camera"):
         if CAMERA_MODELS in files:
             for camera in read_json(storage.join(folder, CAMERA_MODELS)):
                 place = camera["T_Device_Camera"]
@@ -127,10 +122,6 @@ def camera_in_device(folder: str, files: Sequence[str], label: str) -> np.ndarra
                 found[camera["Label"]] = rigid([w, *xyz], place["Translation"])
         elif label == "camera-slam-left":
             return np.eye(4)[:3]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{folder}: calibration", f"{type(error).__name__}: {error}", "T_Device_Camera") from error
     if label not in found:
         remedy = "Download the MPS data, or pass --camera camera-slam-left, whose frame is Aria's device frame."
         known = sorted(found) or "no calibration"
@@ -141,7 +132,9 @@ def camera_in_device(folder: str, files: Sequence[str], label: str) -> np.ndarra
 def failed_qa(uri: str, stream: str) -> np.ndarray:
     """Timestamps (M,) at which HOT3D's manual check found fault with the poses seen by `stream`, ascending."""
     rows = _csv_rows(uri, ("timestamp[ns]", "stream_id", "mask"))
-    return np.array(sorted(int(time) for time, seen_by, mask in rows if seen_by == stream and mask != "True"), np.int64)
+    failed = sorted(int(time) for time, seen_by, mask in rows if seen_by == stream and mask != "True")
+    with parsing(uri, "64-bit timestamps"):
+        return np.array(failed, np.int64)
 
 
 def rigid(quaternion_wxyz: Any, translation: Any) -> np.ndarray:
@@ -167,12 +160,15 @@ def _csv_rows(uri: str, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     if missing:
         raise UserError(f"{uri}: columns", reader.fieldnames, f"{', '.join(columns)}")
     numbers = [name for name in columns if name.startswith(("timestamp", "t_", "q_"))]
-    for number, row in enumerate(reader, 2):
-        try:
+    rows = enumerate(reader, 2)
+    while True:
+        with parsing(uri, "comma-separated values"):
+            number, row = next(rows, (0, {}))
+        if not row:
+            return
+        with parsing(f"{uri}, line {number}", "a number in every column"):
             for name in numbers:
                 (int if name.startswith("timestamp") else float)(row[name])
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{uri}, line {number}", dict(row), "a number in every column") from error
         yield tuple(row[name] for name in columns)
 
 

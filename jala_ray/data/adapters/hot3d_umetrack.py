@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from jala_ray.data.adapters.base import parsing
 from jala_ray.hands.camera import compose_rigid, transform_points
 from jala_ray.hands.joints import FINGERS, MANO_ORDER
 from jala_ray.types import Hand, UserError
@@ -56,10 +57,8 @@ class Skeleton:
         arrays = {}
         for name, shape in _FIELDS.items():
             value = profile["hand_model"].get(name)
-            try:
+            with parsing(f"{where}: {name}", f"numbers of shape {shape}"):
                 arrays[name] = np.asarray(value, float)
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{where}: {name}", value, f"numbers of shape {shape}") from error
             if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
                 raise UserError(f"{where}: {name}", arrays[name].shape, f"finite numbers of shape {shape}")
         positions, axes, landmarks, bones, shares = arrays.values()

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import ClassVar
 
 import numpy as np
 
-from jala_ray import storage
 from jala_ray.data.adapters.base import pieces, split_of, untracked_hands
+from jala_ray.data.adapters.captions import Caption, by_file, read_captions
+from jala_ray.data.adapters.listing import address_in, legible, list_folder
 from jala_ray.data.rows import clip_id
 from jala_ray.data.writing import Rejection
 from jala_ray.storage import StorageOptions
 from jala_ray.types import WILD_TIME_SCALE, Clip, Domain, Split, StorageError, UserError, VideoError
 from jala_ray.video.decode import VideoInfo, VideoReader
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One line of a captions file. Times are seconds into the video; None means its beginning or end."""
-
-    file: str
-    text: str
-    start: float | None = None
-    end: float | None = None
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mts", ".m2ts", ".ts", ".mpg", ".mpeg", ".vob", ".m2v"),
+    *(".3gp", ".3g2", ".wmv", ".asf", ".flv", ".f4v", ".ogv", ".ogm", ".mxf", ".divx"),
+)
+"""Of files taken for videos, in any case. The others are counted and passed over."""
+OVERRUN_S = 0.5
+"""A caption may end so much past its video, and is cut to it: annotators round, and players differ by their last frames."""
+NOTES_SHOWN = 5
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,12 @@ class FolderVideo:
     """A video of a folder, as the folder's listing and the captions tell, unopened."""
 
     name: str
-    """Relative to the folder."""
+    """Relative to the folder; escaped where it is no text."""
     size: int | None
-    """Bytes; None: captions name it and it is not there."""
+    """Bytes; None: it cannot be had."""
     captions: tuple[Caption, ...]
+    fault: str = ""
+    """Why it cannot be had: what was expected."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,14 @@ class VideoFolder:
     domain: ClassVar[Domain] = "wild"
 
     def clips(self) -> Iterator[Clip | Rejection]:
+        notes: list[str] = []
         for video in self.videos():
-            if video.size is None:
-                yield self.absent(video)
+            if video.fault:
+                yield self.rejected(video.name, video.fault)
                 continue
             try:
-                with VideoReader(storage.join(self.folder, video.name)) as reader:
-                    for span in self.spans(video, reader):
+                with VideoReader(self.address(video.name)) as reader:
+                    for span in self.spans(video, reader, notes):
                         if isinstance(span, Rejection):
                             yield span
                             continue
@@ -76,36 +79,51 @@ class VideoFolder:
                             yield self._checked(clip, video.name, reader)
             except (VideoError, StorageError) as error:
                 yield self.rejected(video.name, f"a video that opens: {error}")
+        if notes:
+            _log.warning("%s", told(notes))
 
     def videos(self, options: StorageOptions | None = None) -> list[FolderVideo]:
-        """The videos of the folder and those that captions name, by name. Opens none of them."""
-        sizes = {
-            name: size
-            for name, size in storage.list_files(self.folder, options).items()
-            if name.lower().endswith(VIDEO_SUFFIXES)
-        }
-        if not sizes:
-            suffixes = ", ".join(VIDEO_SUFFIXES)
-            raise UserError("folder", self.folder, f"a folder with videos ({suffixes})", "Check the path.")
-        captions: dict[str, list[Caption]] = {}
-        for caption in read_captions(self.captions, options) if self.captions else ():
-            captions.setdefault(caption.file, []).append(caption)
-        return [
-            FolderVideo(name, sizes.get(name), tuple(captions.get(name, [Caption(name, self.instruction)])))
-            for name in sorted(sizes.keys() | captions.keys())
-        ]
+        """The videos of the folder and those that captions name, by name. Opens none of them; says what it passes over."""
+        split_of("", self.val_fraction)  # A wrong option is told before the first video.
+        listing = list_folder(self.folder, options)
+        sizes = {name: size for name, size in listing.sizes.items() if _is_video(name)}
+        faults = {name: why for name, why in listing.faults.items() if _is_video(name) or name.endswith("/")}
+        passed_over = _by_suffix(listing.sizes.keys() - sizes.keys())
+        if not sizes and not faults:
+            remedy = f"Check the path: it holds {passed_over or 'nothing'}."
+            raise UserError("folder", self.folder, f"a folder with videos ({', '.join(VIDEO_SUFFIXES)})", remedy)
+        if passed_over:
+            _log.warning("%s: passed over, as no videos by their names: %s", self.folder, passed_over)
+        captions, absent = by_file(read_captions(self.captions, options) if self.captions else (), sizes)
+        for name, meant in absent.items():
+            hint = f"; perhaps {meant!r} is meant" if meant else ""
+            why = f"a video in {self.folder} (named in {legible(self.captions or '')}{hint})"
+            faults.setdefault(legible(name), why)
+        whole_video = (Caption("", self.instruction),)
+        found = {name: FolderVideo(name, size, tuple(captions.get(name, whole_video))) for name, size in sizes.items()}
+        found |= {name: FolderVideo(name, None, (), fault) for name, fault in faults.items()}
+        return [found[name] for name in sorted(found)]
 
-    def spans(self, video: FolderVideo, reader: VideoReader) -> Iterator[Clip | Rejection]:
-        """One clip a caption, however long its span is."""
+    def address(self, name: str) -> str:
+        """Of a video of the folder."""
+        return address_in(self.folder, name)
+
+    def spans(
+        self, video: FolderVideo, reader: VideoReader, notes: list[str] | None = None
+    ) -> Iterator[Clip | Rejection]:
+        """One clip a caption, however long its span is. `notes` takes a line for each that had to be cut to the video."""
         for caption in video.captions:
             span = _span(caption, reader.info)
             if isinstance(span, str):
                 yield self.rejected(video.name, span)
-            else:
-                yield self._clip(video.name, reader.info, *span, [caption.text])
+                continue
+            start, end, over = span
+            if over and notes is not None:
+                notes.append(f"{self.address(video.name)}: caption {caption.text!r} by {over:.2f} s")
+            yield self._clip(video.name, reader.info, start, end, [caption.text])
 
     def _clip(self, file: str, info: VideoInfo, start_s: float, end_s: float, texts: list[str]) -> Clip:
-        uri, split = storage.join(self.folder, file), split_of(file, self.val_fraction)
+        uri, split = self.address(file), split_of(file, self.val_fraction)
         return video_clip(uri, file, self.source, info, start_s, end_s, texts, split=split)
 
     def _checked(self, clip: Clip, file: str, reader: VideoReader) -> Clip | Rejection:
@@ -118,42 +136,10 @@ class VideoFolder:
             return self.rejected(file, f"frames from {span}: {error}", clip.clip_id)
         return clip
 
-    def absent(self, video: FolderVideo) -> Rejection:
-        """The record of captions whose video is not there."""
-        return self.rejected(video.name, f"a video in {self.folder} (named in {self.captions})")
-
     def rejected(self, file: str, reason: str, identity: str | None = None) -> Rejection:
         """The record of a video or span that does not become a clip."""
-        uri = storage.join(self.folder, file)
         identity = identity or clip_id(self.source, file, 0.0, 0.0, "rejected")
-        return Rejection(identity, self.source, uri, reason)
-
-
-def read_captions(uri: str, options: StorageOptions | None = None) -> list[Caption]:
-    """Parse a captions file (JSON lines). Raises UserError that names the line and the key."""
-    captions = []
-    for number, line in enumerate(storage.read_bytes(uri, options).decode("utf-8-sig").splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{uri}, line {number}"
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(where, line, f"a JSON object ({error})") from error
-        if not isinstance(entry, dict):
-            raise UserError(where, line, "a JSON object")
-        if unknown := entry.keys() - {"file", "text", "start", "end"}:
-            raise UserError(where, sorted(unknown), "only the keys file, text, start, end")
-        for key in ("file", "text"):
-            if not isinstance(entry.get(key), str) or not entry[key].strip():
-                raise UserError(f"{where}, {key}", entry.get(key), "text")
-        for key in ("start", "end"):
-            value = entry.get(key)
-            number_given = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (number_given and math.isfinite(value) and value >= 0):
-                raise UserError(f"{where}, {key}", value, "seconds into the video, >= 0")
-        captions.append(Caption(**entry))
-    return captions
+        return Rejection(identity, self.source, self.address(file), reason)
 
 
 def whole(info: VideoInfo) -> tuple[float, float]:
@@ -192,14 +178,32 @@ def video_clip(
     )
 
 
-def _span(caption: Caption, info: VideoInfo) -> tuple[float, float] | str:
-    """Presentation times of a captioned span, or what is wrong with it."""
+def _span(caption: Caption, info: VideoInfo) -> tuple[float, float, float] | str:
+    """Presentation times of a captioned span and the seconds by which it was cut to the video, or what is wrong with it."""
     first, last = whole(info)
     start = first if caption.start is None else first + caption.start
     end = last if caption.end is None else first + caption.end
-    if end > last + 1.5 / info.fps:
+    frames = 1.5 / info.fps
+    if end > last + max(OVERRUN_S, frames) + 1e-6:
         found = f"{caption.end:g} s (caption {caption.text!r})"
         return f"an end within the video's {last - first:.2f} s, not {found}"
-    if end <= start:
-        return f"a span with start before end, not {start:g} to {end:g} s (caption {caption.text!r})"
-    return start, min(end, last)
+    if min(end, last) <= start:
+        return f"a span of the video with start before end, not {start:g} to {end:g} s (caption {caption.text!r})"
+    return start, min(end, last), end - last if end - last > frames else 0.0
+
+
+def told(notes: Sequence[str]) -> str:
+    """What became of captions that end past their videos, in a few lines."""
+    more = [f"and {len(notes) - NOTES_SHOWN} more"] if len(notes) > NOTES_SHOWN else []
+    head = f"{len(notes)} captions end past their video, by {OVERRUN_S:g} s at most, and are cut to its end:"
+    return "\n  ".join([head, *notes[:NOTES_SHOWN], *more])
+
+
+def _is_video(name: str) -> bool:
+    return name.lower().endswith(VIDEO_SUFFIXES)
+
+
+def _by_suffix(names: Iterable[str]) -> str:
+    """How many files there are of each suffix, most first."""
+    counts = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in names)
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())

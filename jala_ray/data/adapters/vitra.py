@@ -1,21 +1,21 @@
 """VITRA's episodes of Ego4D: egocentric video with MANO poses, camera, and instructions per hand.
 
-An episode is a `.npy` that holds a pickled dict; its video lies beside it as `<video_name>.mp4`.
+An episode is a `.npy` that holds a pickled dict (`vitra_files`); its video lies beside it as `<video_name>.mp4`.
 docs/manifest.md says what the fields turned out to mean.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from jala_ray import storage
-from jala_ray.data.adapters.base import split_of
+from jala_ray.data.adapters.base import each_of, split_of, unreachable
+from jala_ray.data.adapters.listing import Listing, list_folder
+from jala_ray.data.adapters.vitra_files import Episode, HandPoses, Range, instructed_ranges, read_episode
 from jala_ray.data.rows import clip_id
 from jala_ray.data.writing import Rejection
 from jala_ray.hands.camera import (
@@ -24,12 +24,11 @@ from jala_ray.hands.camera import (
     pose_to_first_camera,
     scale_camera,
 )
-from jala_ray.hands.convert import RestrictedUnpickler
 from jala_ray.hands.rotations import matrix_to_axis_angle
-from jala_ray.types import HAND_NAMES, WILD_TIME_SCALE, Clip, Domain, HandState, HandTrack, UserError
-from jala_ray.video.decode import VideoInfo, probe
+from jala_ray.types import WILD_TIME_SCALE, Clip, Domain, Hand, HandState, HandTrack, UserError
+from jala_ray.video.decode import VideoReader
 
-Range = tuple[int, int]
+__all__ = ["Vitra", "instructed_ranges", "read_episode"]
 
 
 @dataclass(frozen=True)
@@ -49,27 +48,33 @@ class Vitra:
     domain: ClassVar[Domain] = "wild"
 
     def clips(self) -> Iterator[Clip | Rejection]:
-        files = sorted(file for file in storage.list_files(self.folder) if file.endswith(".npy"))
-        if not files:
+        split_of("", self.val_fraction)  # A wrong option is told before the first episode.
+        listing = list_folder(self.folder)
+        files = [file for file in listing.sizes if file.endswith(".npy")]
+        faults = list(unreachable(self.name, listing, ".npy"))
+        if not files and not faults:
             raise UserError("folder", self.folder, "a folder with VITRA episodes (.npy)", "Check the path.")
-        for file in files:
-            try:
-                yield from self._episode(file)
-            except (UserError, KeyError) as error:
-                reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
-                identity = clip_id(self.name, file, 0.0, 0.0, "rejected")
-                yield Rejection(identity, self.name, storage.join(self.folder, file), f"an episode: {reason}")
+        yield from each_of(self.name, listing, files, "an episode", lambda file: self._episode(listing, file))
+        yield from faults
 
-    def _episode(self, file: str) -> list[Clip]:
-        episode = read_episode(storage.join(self.folder, file))
-        video = f"{episode['video_name']}.mp4"
-        uri = storage.join(self.folder, video)
-        info = probe(uri)
-        camera = camera_from_matrix(episode["intrinsics"], self.intrinsics_width, self.intrinsics_height)
-        clips = []
-        for frames, texts in instructed_ranges(episode).items():
-            start_s, end_s, pose_time_s, extrinsics, hands = _motion(episode, frames, info)
-            clip = Clip(
+    def _episode(self, listing: Listing, file: str) -> Iterator[Clip | Rejection]:
+        episode = Episode.read(listing.address(file))
+        video = f"{episode.video}.mp4"
+        uri = listing.address(video)
+        with VideoReader(uri) as reader:
+            info, times = reader.info, reader.frame_times()
+        camera = camera_from_matrix(episode.intrinsics, self.intrinsics_width, self.intrinsics_height)
+        camera = scale_camera(camera, info.width, info.height)
+        for frames, texts in episode.ranges.items():
+            try:
+                if not texts:
+                    raise UserError("text", "", "an instruction")
+                start_s, end_s, pose_time_s, extrinsics, hands = _motion(episode, frames, times)
+            except UserError as error:  # The episode's other ranges are none the worse.
+                identity = clip_id(self.name, file, frames[0], frames[1], "rejected")
+                yield Rejection(identity, self.name, uri, f"frames {frames[0]} to {frames[1]} of an episode: {error}")
+                continue
+            yield Clip(
                 clip_id=clip_id(self.name, file, start_s, end_s),
                 source=self.name,
                 domain=self.domain,
@@ -82,95 +87,50 @@ class Vitra:
                 time_scale=WILD_TIME_SCALE,
                 instructions=tuple(texts),
                 description=texts[0],
-                camera=scale_camera(camera, info.width, info.height),
+                camera=camera,
                 pose_time_s=pose_time_s,
                 hands=hands,
                 extrinsics=extrinsics,
             )
-            clips.append(clip)
-        if not clips:
-            raise UserError("text", episode["text"], "an instruction with a frame range")
-        return clips
-
-
-def read_episode(uri: str) -> dict[str, Any]:
-    """The dict in an episode's .npy, unpickled without letting the pickle run anything. Raises UserError."""
-    file = io.BytesIO(storage.read_bytes(uri))
-    try:
-        form = np.lib.format
-        old = form.read_magic(file) == (1, 0)
-        (form.read_array_header_1_0 if old else form.read_array_header_2_0)(file)
-        episode = RestrictedUnpickler(file).load().item()
-    except Exception as error:  # a hostile or damaged pickle can fail in any way; all of them mean: refused
-        raise UserError(uri, f"{type(error).__name__}: {error}", "a .npy with one pickled dict") from error
-    if not isinstance(episode, dict):
-        raise UserError(uri, type(episode).__name__, "a .npy with one pickled dict")
-    return episode
-
-
-def instructed_ranges(episode: dict[str, Any]) -> dict[Range, list[str]]:
-    """Frame ranges [first, last) that have an instruction, with its rephrasings.
-
-    A hand without an action has the range (0, 0). Two hands instructed over one range give one clip.
-    """
-    found: dict[Range, dict[str, list[str]]] = {}
-    for side in HAND_NAMES:
-        phrased = {_range(frames): texts for texts, frames in episode["text_rephrase"][side]}
-        for text, frames in episode["text"][side]:
-            if (span := _range(frames))[1] > span[0]:
-                found.setdefault(span, {})[side] = _distinct([text, *phrased.get(span, [])])
-    joined = {}
-    for span, by_side in sorted(found.items()):
-        if len(by_side) == 1:
-            joined[span] = next(iter(by_side.values()))
-        else:
-            left, right = (by_side[side] for side in HAND_NAMES)
-            joined[span] = [f"Left hand: {a}. Right hand: {b}" for a, b in zip(left, right, strict=False)]
-    return joined
-
-
-def _range(frames: Any) -> Range:
-    first, last = frames
-    return int(first), int(last)
-
-
-def _distinct(texts: list[str]) -> list[str]:
-    return list(dict.fromkeys(text.strip().rstrip(".") for text in texts if text.strip()))
 
 
 def _motion(
-    episode: dict[str, Any], frames: Range, info: VideoInfo
+    episode: Episode, frames: Range, times: np.ndarray
 ) -> tuple[float, float, np.ndarray, np.ndarray, tuple[HandTrack, HandTrack]]:
-    """start_s, end_s, pose_time_s, extrinsics and hands of one range of an episode's frames."""
+    """start_s, end_s, pose_time_s, extrinsics and hands of one range of an episode's frames.
+
+    times (V + 1,): when each frame of the video is shown, and when the last one ends. A pose belongs to a frame, and so has its
+    presentation time, whatever the video's rate.
+    """
     span = slice(*frames)
-    time_s = info.start_s + np.asarray(episode["video_decode_frame"], float)[span] / info.fps
-    if len(time_s) != frames[1] - frames[0]:
-        raise UserError("text range", frames, f"within {len(episode['video_decode_frame'])} frames")
-    end_s = float(time_s[-1]) + 1 / info.fps
-    if end_s > info.start_s + info.duration_s + 0.5 / info.fps:
-        raise UserError("video_decode_frame", end_s, f"times within the video's {info.duration_s:.2f} s")
-    extrinsics = first_camera_from_extrinsics(np.asarray(episode["extrinsics"], float)[span])
-    left, right = (_track(episode[side], span, extrinsics) for side in HAND_NAMES)
+    shown = episode.video_frame[span]
+    if len(shown) != frames[1] - frames[0] or frames[0] < 0:
+        raise UserError("text range", frames, f"within {len(episode.video_frame)} frames")
+    if shown.min() < 0 or shown.max() >= len(times) - 1:
+        expected = f"frames of the video, which has {len(times) - 1}"
+        raise UserError("video_decode_frame", f"{shown.min()} to {shown.max()}", expected)
+    time_s, end_s = times[shown], float(times[shown[-1] + 1])
+    if (np.diff(time_s) <= 0).any():
+        raise UserError("video_decode_frame", shown.tolist(), "frames that ascend")
+    extrinsics = first_camera_from_extrinsics(episode.extrinsics[span])
+    left, right = (_track(episode.hands[side], span, extrinsics) for side in Hand)
     pose_time_s = (time_s - time_s[0]).astype(np.float32)
     return float(time_s[0]), end_s, pose_time_s, extrinsics.astype(np.float32), (left, right)
 
 
-def _track(hand: dict[str, Any], span: slice, first_to_camera: np.ndarray) -> HandTrack:
-    valid = np.asarray(hand["kept_frames"])[span].astype(bool)
+def _track(hand: HandPoses, span: slice, first_to_camera: np.ndarray) -> HandTrack:
+    valid = hand.valid[span]
     if not valid.any():
         return HandTrack(HandState.UNTRACKED)
-    orient = np.asarray(hand["global_orient_camspace"], float)[span]
-    wrist = np.asarray(hand["joints_camspace"], float)[span, 0]
-    rot, wrist = pose_to_first_camera(first_to_camera, orient, wrist)
-    theta = np.asarray(hand["hand_pose"], float)[span]
+    rot, wrist = pose_to_first_camera(first_to_camera, hand.orient[span], hand.wrist[span])
     keep = valid[:, None]
     return HandTrack(
         state=HandState.LABELLED,
         valid=valid,
-        theta=np.where(keep[..., None], _axis_angle(theta), 0).astype(np.float32),
+        theta=np.where(keep[..., None], _axis_angle(hand.fingers[span]), 0).astype(np.float32),
         rot=np.where(keep, _axis_angle(rot), 0).astype(np.float32),
         wrist=np.where(keep, wrist, 0).astype(np.float32),
-        beta=np.asarray(hand["beta"], np.float32),
+        beta=hand.beta,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jala_ray import storage
 from jala_ray.data.manifest import write_manifest
 from jala_ray.data.synthetic.animation import Animation, make_animation
 from jala_ray.data.synthetic.grammar import write_description, write_instructions
@@ -127,7 +128,7 @@ def generate(
     Raises:
         UserError: the folder holds a world of another configuration or version, and `overwrite` is off.
     """
-    folder = Path(folder).absolute()
+    folder = Path(storage.local_path(folder))
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     plans = plan_world(config)
     recorded = _open_world(folder, config, overwrite)

@@ -1,0 +1,121 @@
+"""The commands that the documents print: where they stand, how their arguments are read, and which of them no test can run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from jala_ray.data.__main__ import command_parser, conversion
+from jala_ray.presets import configuration, tokenizer_configuration
+from jobs.cache import parser as cache_parser
+from jobs.evaluate import parser as evaluate_parser
+from jobs.prepare import PrepareJob
+from tune.sweep import parser as sweep_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+FIRST = (
+    "README.md",
+    "docs/guides/own_data.md",
+    "docs/guides/prepare.md",
+    "docs/guides/evaluate.md",
+    "docs/guides/sweep.md",
+)
+"""In the order in which a newcomer reads them; the others follow by name."""
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "infra/README.md", *(ROOT / "docs").rglob("*.md")])
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SUBMITTED = ["ray", "job", "submit"]
+
+NOT_RUN = {
+    "make": "sets up an environment, or runs all tests",
+    "docker": "needs docker and a registry",
+    "kubectl": "needs a cluster",
+    "ray job submit": "needs a cluster and a bucket",
+    "python jobs/pretrain.py jala": "downloads pretrained weights",
+    "python jobs/pretrain.py lapa_actions": "downloads pretrained weights",
+    "python jobs/pretrain.py lapa_codes": "downloads pretrained weights",
+    "python jobs/pretrain.py no_align": "downloads pretrained weights",
+    "python jobs/pretrain.py tiny --name probe_run": "needs another host's bucket",
+    "python jobs/cache.py jala": "downloads pretrained weights",
+    "python jobs/evaluate.py comparison": "needs a GPU",
+    "python tune/sweep.py jala": "needs a GPU, and downloads pretrained weights",
+    "python -m jala_ray.data convert vitra": "needs VITRA's data",
+    "python -m jala_ray.data join my_manifest vitra.parquet": "needs VITRA's data",
+    "python -m tests.video.hard_table --write": "writes a document anew",
+}
+"""Beginning of a command -> why it is not run. Its arguments are read by its own parser all the same."""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """One command, as printed."""
+
+    document: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
+
+    @property
+    def why_not(self) -> str | None:
+        """Why no test runs it; None where one does."""
+        return next((why for beginning, why in NOT_RUN.items() if f"{self} ".startswith(f"{beginning} ")), None)
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return [body for name, body in FENCE.findall(document.read_text()) if name == language]
+
+
+def printed() -> list[Printed]:
+    """Every command of every shell block, each once, in a newcomer's order."""
+    names = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
+    found: dict[tuple[str, ...], Printed] = {}
+    for name in [*FIRST, *(name for name in names if name not in FIRST)]:
+        for line in "".join(blocks(ROOT / name, "bash")).replace("\\\n", " ").splitlines():
+            words = tuple(shlex.split(line, comments=True))
+            if words:
+                found.setdefault(words, Printed(name, words))
+    return list(found.values())
+
+
+def read(words: Sequence[str]) -> None:
+    """Read the arguments of a command with the parser that it has. Raises what that raises, SystemExit too, and KeyError for a command
+    that is not known here.
+    """
+    if list(words[:3]) == SUBMITTED:
+        assert (ROOT / words[words.index("--runtime-env") + 1]).is_file()
+        return read(words[words.index("--") + 1 :])
+    if words[0] != "python":
+        return None if words[0] in NOT_RUN else _unknown(words)
+    script, rest = (words[2], list(words[3:])) if words[1] == "-m" else (words[1], list(words[2:]))
+    match script:
+        case "jobs/pretrain.py" | "jala_ray.training.local":
+            configuration(["tiny" if rest[0].endswith(".json") else rest[0], *rest[1:]])
+        case "jobs/train_tokenizer.py":
+            tokenizer_configuration(rest)
+        case "jobs/cache.py":
+            job, settings = cache_parser().parse_known_args(rest)
+            configuration([job.preset, *settings])
+        case "jobs/evaluate.py":
+            evaluate_parser().parse_args(rest)
+        case "jobs/prepare.py":
+            tyro.cli(PrepareJob, args=rest).source()
+        case "tune/sweep.py":
+            job, settings = sweep_parser().parse_known_args(rest)
+            (tokenizer_configuration if "tokenizer" in job.space else configuration)([job.preset, *settings])
+        case "jala_ray.data":
+            options = command_parser().parse_args(rest)
+            if options.command == "convert":
+                conversion(options.adapter, options.rest)
+        case "tests.video.hard_table":
+            assert rest == ["--write"]
+        case _:
+            _unknown(words)
+
+
+def _unknown(words: Sequence[str]) -> None:
+    raise KeyError(f"{' '.join(words)}: tell tests/documents.py how its arguments are read")

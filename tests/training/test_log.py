@@ -1,0 +1,73 @@
+"""What a run writes down is JSON whatever the numbers are, and needs no git."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.json
+import pytest
+
+from jala_ray.evaluation.report import badges
+from jala_ray.evaluation.run_folder import read_run
+from jala_ray.rows import dump_row, load_row
+from jala_ray.training import log
+from jala_ray.training.log import RunLog, environment
+from tests.training.run import run_config
+
+
+def strict(line: str) -> Any:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def test_rows_come_back_as_they_were() -> None:
+    row = {"step": 3, "loss": math.inf, "lr": -math.inf, "grad_norm": math.nan, "loss_text": None, "rows_digest": "nan"}
+    line = dump_row(row)
+    assert strict(line)["loss"] is None and strict(line)["not_finite"]["grad_norm"] == "nan"
+    back = load_row(line)
+    assert math.isnan(back.pop("grad_norm")) and back == {k: v for k, v in row.items() if k != "grad_norm"}
+    assert load_row('{"step": 1, "loss": Infinity}') == {"step": 1, "loss": math.inf}, "as older logs have it"
+
+
+def test_a_diverged_run_leaves_json_that_the_report_reads(tmp_path: Path) -> None:
+    written = RunLog(run_config(tmp_path), str(tmp_path / "a"), 0, 4, None)
+    written.write({"step": 1, "loss": 1.0, "grad_norm": 2.0}, [])
+    written.write({"step": 2, "loss": math.nan, "grad_norm": math.inf}, [{"step": 1, "value": math.nan}])
+    written.close()
+    for name in ("metrics.jsonl", "errors.jsonl"):
+        for line in (tmp_path / "a" / name).read_text().splitlines():
+            strict(line)
+    assert pyarrow.json.read_json(tmp_path / "a/metrics.jsonl").num_rows == 2
+    assert "diverged at step 2" in "".join(map(str, badges(read_run(tmp_path / "a"))))
+    RunLog(run_config(tmp_path), str(tmp_path / "a"), 1, 4, None).close()  # rolls the last row back
+    [cut] = (tmp_path / "a/metrics.cut.jsonl").read_text().splitlines()
+    assert strict(cut)["loss"] is None
+
+
+GITS = {
+    "none": None,
+    "not executable": "x",
+    "refuses": "#!/bin/sh\necho 'fatal: detected dubious ownership' >&2; exit 128",
+    "odd bytes": "#!/bin/sh\nprintf '\\377\\n'",
+    "hangs": "#!/bin/sh\nexec sleep 60",
+    "says no commit": "#!/bin/sh\necho HEAD",
+}
+
+
+@pytest.mark.parametrize("git", GITS.values(), ids=GITS)
+def test_a_run_needs_no_git(git: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if git is not None:
+        (tmp_path / "git").write_text(git)
+        (tmp_path / "git").chmod(0o644 if git == "x" else 0o755)
+    monkeypatch.setenv(
+        "PATH", str(tmp_path) if git is None else f"{tmp_path}:/bin:/usr/bin" if git != "x" else str(tmp_path)
+    )
+    monkeypatch.setattr(log, "GIT_S", 0.5)
+    monkeypatch.setattr(log, "ROOT", tmp_path)
+    (tmp_path / ".git").mkdir()
+    assert environment()["git_commit"] == "unknown"
