@@ -151,7 +151,7 @@ def test_captions_of_missing_videos_are_listed(folder: Path, done: Path) -> None
     summary = json.loads((done / "summary.json").read_text())
     assert (summary["rows"], summary["videos"], summary["set_aside"]) == (4, 4, 1)
     assert summary["source_seconds"] == pytest.approx(6 + 2 + 2, abs=0.1)
-    (line,) = Preparation(captioned(folder), str(done), QUICK).set_aside(5)
+    (line,) = Preparation(captioned(folder), str(done), QUICK).set_aside()
     assert line == f"{folder}/gone.mp4: a video in {folder} (named in {folder}/captions.jsonl)"
 
 
