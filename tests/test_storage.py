@@ -253,7 +253,7 @@ def test_probe(root):
 def test_probe_names_a_missing_bucket(s3, s3_endpoint):
     with pytest.raises(StorageError) as caught:
         storage.probe("s3://nowhere/run")
-    for part in ("nowhere", s3_endpoint, "upload", "NoSuchBucket", "Create the bucket"):
+    for part in ("nowhere", s3_endpoint, "write", "NoSuchBucket", "Create the bucket"):
         assert part in str(caught.value)
 
 
