@@ -291,7 +291,7 @@ def test_no_credentials(s3_endpoint, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     clients.s3_client.cache_clear()
-    with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StoreUnavailable, match="AWS_ACCESS_KEY_ID"):
         storage.read_bytes(f"s3://{BUCKET}/x", storage.StorageOptions(endpoint_url=s3_endpoint))
     clients.s3_client.cache_clear()
 
@@ -300,7 +300,7 @@ def test_wrong_secret_says_which_variable():
     from botocore.exceptions import ClientError
 
     response = {"Error": {"Code": "SignatureDoesNotMatch", "Message": "no"}, "ResponseMetadata": {}}
-    with pytest.raises(StorageError, match="AWS_SECRET_ACCESS_KEY"), stores.explained("read", "s3://b/k"):
+    with pytest.raises(StoreUnavailable, match="AWS_SECRET_ACCESS_KEY"), stores.explained("read", "s3://b/k"):
         raise ClientError(response, "GetObject")
 
 

@@ -143,13 +143,26 @@ def test_nobody_there_passes(server, slept, way, endpoint):
 
 REFUSED = [
     (403, "AccessDenied", "credentials"),
-    (403, "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
-    (403, "SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"),
     (404, "NoSuchBucket", "Create the bucket"),
-    (400, "AuthorizationHeaderMalformed", "region"),
     (416, "InvalidRange", "shorter"),
     (501, "NotImplemented", ""),
 ]
+
+
+CLOSED = [
+    (403, "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
+    (403, "SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"),
+    (400, "AuthorizationHeaderMalformed", "region"),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "remedy"), CLOSED, ids=[code for _, code, _ in CLOSED])
+def test_what_every_request_would_get_is_no_fault_of_the_file(server, ask, slept, status, code, remedy):
+    """Told at once, and as a store that is not to be had: rows are not set aside for wrong credentials."""
+    server.says(status, code)
+    with pytest.raises(StoreUnavailable, match=rf"'clips', endpoint {server.endpoint}.*{code}.*{remedy}"):
+        ask()
+    assert slept.pauses == [] and server.requests <= 3
 
 
 @pytest.mark.parametrize(("status", "code", "remedy"), REFUSED, ids=[code for _, code, _ in REFUSED])
@@ -215,7 +228,7 @@ def test_no_credentials_yet(server, slept, monkeypatch, tmp_path, way, role):
     monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
     s3_errors._role_expected.cache_clear()
     clients.forget_clients()
-    with pytest.raises(StoreUnavailable if role else StorageError, match="AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StoreUnavailable, match="AWS_ACCESS_KEY_ID"):
         WAYS[way](storage.StorageOptions(endpoint_url=server.endpoint, patience_s=1.0))
     assert bool(slept.pauses) is role
     s3_errors._role_expected.cache_clear()
