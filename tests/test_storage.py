@@ -17,6 +17,7 @@ import pytest
 from jala_ray import storage
 from jala_ray.storage import clients, folders, stores
 from jala_ray.storage import s3 as s3_store
+from jala_ray.storage.resolving import WATCHED
 from jala_ray.types import StorageError, StoreUnavailable
 
 BUCKET = "clips"
@@ -327,6 +328,9 @@ def test_addresses_and_errors(tmp_path, monkeypatch):
 
 
 def test_options_read_the_environment_and_clients_are_shared(monkeypatch):
+    for name in WATCHED:  # a job of an earlier test sets them for its process
+        if name != "HOME":
+            monkeypatch.delenv(name, raising=False)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://from-env:1")

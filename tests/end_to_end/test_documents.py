@@ -39,7 +39,8 @@ SHORT = {
     "jobs/prepare.py": "--short-side 48 --preset ultrafast --local",
     "jobs/evaluate.py": "--samples 1 --passes 1 --ensemble 1 --no-latents --videos 1",
     "jobs/cache.py": "",
-    "tune/sweep.py": f"{SHORT_STEPS} --train.steps 4 --trials 1 --report-every 2 --cluster.workers 1 --cluster.cpus-per-worker 0.4 --no-cache",
+    "tune/sweep.py": f"{SHORT_STEPS} --train.steps 4 --trials 1 --report-every 2 --no-cache --cluster.workers 1 "
+    "--cluster.cpus-per-worker 0.4",
     "jala_ray.data": "",
 }
 """Script -> what is appended to it."""
