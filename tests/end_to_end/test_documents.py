@@ -32,15 +32,15 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 SHORT_STEPS = "--train.batch 4 --train.micro-batch 2 --train.log-every 1 --train.val-samples 2 --data.workers 0 --log.tensorboard False"
 SHORT_RUN = f"{SHORT_STEPS} --train.steps 2 --train.checkpoint-every 2 --train.validate-every 2 --train.monitor-every 2"
+ONE_WORKER = "--cluster.workers 1 --cluster.cpus-per-worker 0.4"
 SHORT = {
-    "jobs/pretrain.py": f"{SHORT_RUN} --cluster.workers 1 --cluster.cpus-per-worker 0.5",
+    "jobs/pretrain.py": f"{SHORT_RUN} {ONE_WORKER}",
     "jala_ray.training.local": SHORT_RUN,
-    "jobs/train_tokenizer.py": "--train.steps 2 --train.batch 8 --allow-collapse True --cluster.workers 1 --log.tensorboard False",
+    "jobs/train_tokenizer.py": f"{ONE_WORKER} --train.steps 2 --train.batch 8 --allow-collapse True --log.tensorboard False",
     "jobs/prepare.py": "--short-side 48 --preset ultrafast --local",
     "jobs/evaluate.py": "--samples 1 --passes 1 --ensemble 1 --no-latents --videos 1",
     "jobs/cache.py": "",
-    "tune/sweep.py": f"{SHORT_STEPS} --train.steps 4 --trials 1 --report-every 2 --no-cache --cluster.workers 1 "
-    "--cluster.cpus-per-worker 0.4",
+    "tune/sweep.py": f"{SHORT_STEPS} {ONE_WORKER} --train.steps 4 --trials 1 --report-every 2 --no-cache",
     "jala_ray.data": "",
 }
 """Script -> what is appended to it."""
