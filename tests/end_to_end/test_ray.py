@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,10 +12,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from jala_ray import storage
 from jala_ray.config import ClusterConfig, RunConfig
 from jala_ray.data.manifest import Manifest, write_manifest
 from jala_ray.evaluation.publish import publish_pretrain_report
 from jala_ray.parsing import override, to_dict
+from jala_ray.storage import clients
 from jala_ray.training import checkpoint, history, setup
 from jala_ray.training.launch import check_resources, launch
 from jala_ray.training.local import run_local
@@ -101,6 +104,28 @@ def test_two_ray_workers_equal_one_process(world: World, cluster: None, tmp_path
     assert loaded.position.step == 6 and loaded.config == through_ray
     page = Path(publish_pretrain_report(setup.run_folder(through_ray), world.manifest))
     assert page.name == "report.html" and "data:image" in page.read_text()
+
+
+def test_a_run_whose_everything_is_in_a_bucket(world: World, cluster: None, tmp_path: Path, s3_endpoint: str) -> None:
+    """Ray's own files, the checkpoints, manifest and videos; as whole as on disk."""
+    options = storage.StorageOptions(s3_endpoint, anonymous=True)
+    clients.s3_client(options.resolved(), os.getpid()).create_bucket(Bucket="clips")
+    for path in Path(world.manifest).parent.rglob("*"):
+        if path.is_file():
+            address = f"s3://clips/w/{path.relative_to(Path(world.manifest).parent)}"
+            storage.write_bytes(address, path.read_bytes(), options)
+    there = {"storage__root": "s3://clips/runs", "storage__endpoint_url": s3_endpoint, "storage__anonymous": True}
+    bucket = World("s3://clips/w/manifest.parquet", world.tokenizer)
+    config = settings(bucket, tmp_path, "run", cluster__cpus_per_worker=0.5, **there)
+    launch(config)
+    folder = setup.run_folder(config)
+    newest = history.newest(folder, options)
+    assert newest is not None and checkpoint.load(newest, options).position.step == 6
+    found = [json.loads(line) for line in storage.read_bytes(f"{folder}/metrics.jsonl", options).decode().splitlines()]
+    assert [row["step"] for row in found] == list(range(1, 7)) and all(row["quarantined"] == 0 for row in found)
+    assert not [name for name in storage.list_files(folder, options) if name.endswith((".part", "UPLOADING.json"))]
+    launch(config)  # there is nothing left to do, and Ray finds nothing to refuse
+    assert len(storage.read_bytes(f"{folder}/metrics.jsonl", options).splitlines()) == 6
 
 
 def test_a_store_that_stays_away_ends_the_run_once(world: World, cluster: None, tmp_path: Path) -> None:
