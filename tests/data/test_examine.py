@@ -50,7 +50,9 @@ def converted(*options: str, folder: str = "my_videos", out: str = "my_manifest"
 
 
 @pytest.mark.parametrize("out", ["my_manifest", "sub/my.parquet", "my_videos/own.parquet"])
-@pytest.mark.parametrize("folder", ["my_videos", "./my_videos/", "../HERE/my_videos", "~/my_videos", "ABSOLUTE", "file://ABSOLUTE"])
+@pytest.mark.parametrize(
+    "folder", ["my_videos", "./my_videos/", "../HERE/my_videos", "~/my_videos", "ABSOLUTE", "file://ABSOLUTE"]
+)
 def test_relative_addresses_count_from_the_working_folder(
     folder: str,
     out: str,
