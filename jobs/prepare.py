@@ -21,8 +21,6 @@ from jala_ray.storage import StorageOptions
 from jala_ray.training.parts import do_parts
 from jala_ray.types import ConfigError, JalaError, StorageError
 
-REASONS_SHOWN = 10
-
 
 @dataclass(frozen=True)
 class PrepareJob:
@@ -71,10 +69,7 @@ def main(argv: list[str]) -> int:
         f"{work.out}: {summary['rows']} clips, {clock(summary['source_seconds'])} of video in {summary['videos']} files"
     )
     if summary["set_aside"]:
-        reasons = work.set_aside(REASONS_SHOWN)
-        print(f"{summary['set_aside']} set aside ({work.out}/errors/rows.parquet):", *reasons, sep="\n  ")
-        if summary["set_aside"] > len(reasons):
-            print(f"  and {summary['set_aside'] - len(reasons)} more")
+        print(f"{summary['set_aside']} set aside ({work.out}/errors/rows.parquet):", *work.set_aside(), sep="\n  ")
     return 0 if summary["rows"] else 2
 
 

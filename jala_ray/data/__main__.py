@@ -15,6 +15,7 @@ from jala_ray.data.adapters import ADAPTERS, Adapter
 from jala_ray.data.adapters.base import with_packets
 from jala_ray.data.examine import SOME_VIDEOS, Videos, examine
 from jala_ray.data.manifest import Manifest, WriteReport, write_manifest
+from jala_ray.data.set_aside import reasons
 from jala_ray.storage.flags import storage_flags
 from jala_ray.types import JalaError
 
@@ -115,8 +116,12 @@ def _convert(name: str, arguments: Sequence[str]) -> int:
     clips = with_packets(job.adapter.clips()) if job.packets else job.adapter.clips()
     report = write_manifest(clips, job.out, on_error=job.on_error, empty=False)
     _report(report)
-    if report.quarantined:
-        print(f"{report.quarantined} rows set aside, with reasons: {report.errors_path}")
+    if report.errors_path:
+        print(
+            f"{report.quarantined} rows set aside, with reasons: {report.errors_path}",
+            *reasons(report.errors_path),
+            sep="\n  ",
+        )
     return 0
 
 

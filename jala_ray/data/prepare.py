@@ -16,13 +16,12 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from jala_ray import storage
 from jala_ray.data.adapters.video_folder import FolderVideo, VideoFolder
 from jala_ray.data.manifest import Manifest
 from jala_ray.data.prepare_clips import ClipMaker, PrepareConfig
 from jala_ray.data.rows import row_to_clip
+from jala_ray.data.set_aside import reasons
 from jala_ray.data.writing import Rejection, WriteReport, merge_manifests, write_manifest
 from jala_ray.storage import StorageOptions
 from jala_ray.types import Clip, ConfigError, StorageError, StoreUnavailable, UserError, VideoError
@@ -211,18 +210,9 @@ class Preparation:
             "set_aside": report.quarantined,
         }
 
-    def set_aside(self, most: int) -> list[str]:
-        """The first rows of the errors table, each as a line: its video and its reasons."""
-        place = storage.join(self.out, "errors", "rows.parquet")
-        if not storage.exists(place, self.options):
-            return []
-        fs, file = storage.filesystem(place, self.options)
-        lines = []
-        for row in pq.read_table(file, filesystem=fs)[:most].to_pylist():
-            uri, problems = row["video_uri"] or row["clip_id"], (text.partition("): ")[2] for text in row["problems"])
-            reasons = "; ".join(text.removeprefix(f"clip is {uri!r}, expected ") for text in problems)
-            lines.append(f"{uri}: {reasons.replace(f'video {uri}: ', '')}")
-        return lines
+    def set_aside(self) -> list[str]:
+        """The first rows that were set aside, each as a line."""
+        return reasons(storage.join(self.out, "errors", "rows.parquet"), self.options)
 
 
 @functools.lru_cache(maxsize=1)

@@ -173,6 +173,32 @@ def test_arctic_clip_and_its_fit(arctic):
         assert error < 0.004, f"{side.name}: {1000 * error:.1f} mm"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda joints: {**joints, "joints_left": joints["joints_left"][:, :20]},
+        lambda joints: {**joints, "joints_left": np.zeros((0, 21, 3))},
+        lambda joints: {**joints, "joints_left": joints["joints_left"][0], "joints_right": joints["joints_right"][0]},
+        lambda joints: {**joints, "joints_left": np.full((50, 21, 3), np.nan)},
+        lambda joints: {**joints, "joints_left": 1000 * joints["joints_left"]},
+        lambda joints: {**joints, "joints_left": np.array(["x"] * 50)},
+        lambda joints: {"joints_left": joints["joints_left"]},
+    ],
+    ids=["20 joints", "no frames", "one frame", "NaN", "millimetres", "text", "one hand"],
+)
+def test_a_damaged_sequence_does_not_end_the_conversion(arctic, tmp_path, damage):
+    np.savez(tmp_path / "s01_box_use_01.npz", **damage(arctic[0]))
+    np.savez_compressed(tmp_path / "s01_cup_use_01.npz", **arctic[0])
+    whole = bytearray((tmp_path / "s01_cup_use_01.npz").read_bytes())
+    whole[200:400] = bytes(200)
+    (tmp_path / "s01_cup_use_01.npz").write_bytes(whole)
+    found = list(Arctic(str(tmp_path), iterations=1).clips())
+    assert [type(item) for item in found] == [Rejection] * 2
+    assert all(item.reason.startswith("a sequence of joints: ") for item in found)
+    with pytest.raises(UserError, match="val_fraction"):
+        list(Arctic(str(tmp_path), val_fraction=2).clips())
+
+
 def test_arctic_camera_sees_the_hands_from_the_head(arctic):
     _, found = arctic
     clip = next(item for item in found if not isinstance(item, Rejection))

@@ -94,6 +94,12 @@ def cut(path: Path, keep: float = 0.55) -> None:
     path.write_bytes(content[: int(keep * len(content))])
 
 
+def change(path: Path, old: str, new: str) -> None:
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new, 1))
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -112,6 +118,20 @@ def cut(path: Path, keep: float = 0.55) -> None:
         (lambda f: cut(f / PROFILE), "a whole JSON file"),
         (lambda f: (f / PROFILE).write_text('{"hand_model": {"joint_rest_positions": [1]}}'), "joint_rest_positions"),
         (lambda f: (f / PROFILE).write_text("[]"), "an object with hand_model"),
+        (lambda f: (f / PROFILE).write_text("[" * 100_000), "a whole JSON file"),
+        (lambda f: (f / "metadata.json").write_text('{"recording_name": "x", "headset": ["Aria"]}'), "recording_name"),
+        (
+            lambda f: change(
+                f / "umetrack_hand_pose_trajectory.jsonl", '"timestamp_ns": ', '"timestamp_ns": 9' + "0" * 30
+            ),
+            "line 1",
+        ),
+        (
+            lambda f: change(f / "umetrack_hand_pose_trajectory.jsonl", '"t_xyz": [', '"t_xyz": [1' + "0" * 400),
+            "line 1",
+        ),
+        (lambda f: change(f / "headset_trajectory.csv", "10,", "10,9" + "0" * 30), "64-bit timestamps"),
+        (lambda f: change(f / "headset_trajectory.csv", "\n", "\n" + "x" * 200_000), "comma-separated values"),
     ],
 )
 def test_damaged_sequences_are_rejected_with_the_reason(quest, damage, reason):

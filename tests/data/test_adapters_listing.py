@@ -9,19 +9,22 @@ import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
+import boto3
 import pyarrow.parquet as pq
 import pytest
 
 from jala_ray.data.__main__ import main
 from jala_ray.data.adapters import Arctic, Hot3d, VideoFolder, Vitra
+from jala_ray.data.adapters.base import with_packets
 from jala_ray.data.adapters.listing import legible, list_folder
 from jala_ray.data.adapters.video_folder import told
 from jala_ray.data.manifest import Manifest
 from jala_ray.data.prepare import Preparation, PrepareConfig
-from jala_ray.data.writing import Rejection
+from jala_ray.data.writing import Rejection, write_manifest
 from jala_ray.types import Clip, UserError
+from jala_ray.video.frames import clip_frames
 from jala_ray.video.write import write_mp4
-from tests.video.numbered import encode, numbered
+from tests.video.numbered import HEIGHT, WIDTH, encode, number_of, numbered
 
 LATIN = os.fsdecode(b"caf\xe9")
 
@@ -68,7 +71,8 @@ def test_names_that_are_no_text_are_set_aside(oddly_named, tmp_path, capsys):
     out = tmp_path / "m"
     arguments = ["--folder", str(oddly_named), "--captions", str(tmp_path / "c.jsonl"), str(out)]
     assert main(["convert", "video-folder", *arguments]) == 0
-    assert "3 rows" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 rows" in printed and rf"  {oddly_named}/caf\xe9.mp4: a file name in UTF-8" in printed
     assert sorted(Path(str(clip.video_uri)).name for clip in Manifest(out)) == [
         "a.mp4",
         r"back\slash.mp4",
@@ -87,7 +91,7 @@ def test_prepare_sets_them_aside_too(oddly_named, tmp_path):
     assert [fact["error"] for fact in facts] == [""] * 5
     summary = work.finish(pieces)
     assert (summary["rows"], summary["set_aside"]) == (3, 2)
-    assert any(r"caf\xe9.mp4" in line and "Rename" in line for line in work.set_aside(5))
+    assert any(r"caf\xe9.mp4" in line and "Rename" in line for line in work.set_aside())
     assert work.begin(work.pieces()) == [], "they are known again"
 
 
@@ -222,6 +226,38 @@ def test_prepare_cuts_it_too_and_says_so(late, tmp_path):
 # --- objects ---------------------------------------------------------------------------------------------------------
 
 
-def test_addresses_are_the_keys_themselves(tmp_path, film):
+KEYS = (
+    "plain",
+    "dd//x",
+    "/lead",
+    "dot/./x",
+    "up/../x",
+    "tab\tx",
+    "trail./x",
+    " space",
+    "물",
+    "x%20y",
+    "q?x#1",
+    "back\\slash",
+)
+
+
+def test_a_video_is_found_under_any_key(s3_endpoint, tmp_path, film, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    client = boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1")
+    client.create_bucket(Bucket="clips")
+    for key in KEYS:
+        client.put_object(Bucket="clips", Key=f"p/{key}.mp4", Body=film)
+    clips, reasons = found(VideoFolder("s3://clips/p"))
+    assert (clips.keys(), reasons) == ({f"{key}.mp4" for key in KEYS}, {})
+    for out in (str(tmp_path / "m"), "s3://clips/p/m", "s3://clips/m"):
+        write_manifest(with_packets(clips.values()), out)
+        assert sorted(clip.video_uri for clip in Manifest(out)) == sorted(f"s3://clips/p/{key}.mp4" for key in KEYS)
+    for clip in Manifest(str(tmp_path / "m")):
+        assert clip.packets is not None
+        (picture,) = clip_frames(clip, {"": ((HEIGHT, WIDTH), [1])})[""]
+        assert number_of(picture.transpose(1, 2, 0)) == 15
+
+
+def test_addresses_are_the_keys_themselves():
     assert VideoFolder("s3://clips/p/").address("/x.mp4") == "s3://clips/p//x.mp4"
-    assert list_folder(str(put(tmp_path, film, "a.mp4"))).address("a.mp4") == f"{tmp_path}/a.mp4"

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jala_ray.data.adapters.video_folder import VideoFolder
 from jala_ray.data.manifest import Manifest, validate, write_manifest
 from jala_ray.data.prepare import Piece, Preparation, PrepareConfig
 from jala_ray.data.prepare_progress import Meter, clock, follow
-from jala_ray.data.writing import Part
+from jala_ray.data.writing import Part, Rejection
 from jala_ray.hands.resample import labelled_chunks
 from jala_ray.types import Clip, ConfigError, Hand, HandState
 from jala_ray.video.decode import decode_frames
@@ -62,11 +63,16 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def numbers_of_clip(clip: Clip | Rejection) -> list[int]:
+    assert isinstance(clip, Clip)
+    seen = clip_frames(clip, {"all": ((HEIGHT, WIDTH), range(clip.n_chunks + 1))})["all"]
+    return numbers_of(seen.transpose(0, 2, 3, 1))
+
+
 def boundary_numbers(clip: Clip) -> list[int]:
     """Of the frames that training would see, by packet index, which must agree with a search through the file."""
     assert clip.packets is not None and clip.video_uri is not None
-    seen = clip_frames(clip, {"all": ((HEIGHT, WIDTH), range(clip.n_chunks + 1))})["all"]
-    numbers = numbers_of(seen.transpose(0, 2, 3, 1))
+    numbers = numbers_of_clip(clip)
     assert numbers == numbers_of(decode_frames(clip.video_uri, boundary_times(clip)))
     return numbers
 
@@ -145,7 +151,7 @@ def test_captions_of_missing_videos_are_listed(folder: Path, done: Path) -> None
     summary = json.loads((done / "summary.json").read_text())
     assert (summary["rows"], summary["videos"], summary["set_aside"]) == (4, 4, 1)
     assert summary["source_seconds"] == pytest.approx(6 + 2 + 2, abs=0.1)
-    (line,) = Preparation(captioned(folder), str(done), QUICK).set_aside(5)
+    (line,) = Preparation(captioned(folder), str(done), QUICK).set_aside()
     assert line == f"{folder}/gone.mp4: a video in {folder} (named in {folder}/captions.jsonl)"
 
 
@@ -332,11 +338,11 @@ def test_a_store_that_fails_leaves_no_part(damaged: Path, tmp_path: Path) -> Non
 CUT_FRAME, FRAMES = 100, 240
 
 
-def two_shots() -> Iterator[np.ndarray]:
-    """Numbered frames whose picture changes for good at `CUT_FRAME`; the numbers are faint, lest they look like cuts."""
+def two_shots(cut: int = CUT_FRAME) -> Iterator[np.ndarray]:
+    """Numbered frames whose picture changes for good at a frame; the numbers are faint, lest they look like cuts."""
     for number, image in enumerate(numbered(FRAMES)):
         image[:16] = np.where(image[:16] > 127, 150, 100)
-        if number >= CUT_FRAME:
+        if number >= cut:
             image[16:] = 255 - image[16:]
         yield image
 
@@ -393,6 +399,37 @@ def test_labels_stay_with_their_frames(video: Path, tmp_path: Path, cut: tuple, 
         assert (part.task_type, part.time_scale) == ("generation" if labelled else "pure_video", 0.5)
     if not cut:
         assert clips[0].clip_id == clip.clip_id, "a clip that is not cut keeps its name"
+
+
+@pytest.mark.parametrize("cut", [(), ("shots",)], ids=["whole", "shots"])
+def test_a_clip_ends_with_its_own_scene(tmp_path: Path, cut: tuple) -> None:
+    """Two scenes in one file, captioned up to and from the cut, which is a chunk boundary."""
+    (tmp_path / "raw").mkdir()
+    write_mp4(tmp_path / "raw/a.mp4", two_shots(90), 30, gop=90, preset="ultrafast", bframes=2)
+    lines = [{"file": "a.mp4", "text": t, "start": a, "end": b} for t, a, b in (("one", 0, 3.0), ("two", 3.0, 8.0))]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = VideoFolder(str(tmp_path / "raw"), str(tmp_path / "c.jsonl"))
+    prepared(source, tmp_path / "out", replace(QUICK, cut=cut))
+    one, two = sorted(clips_of(tmp_path / "out"), key=lambda clip: clip.instructions)
+    assert boundary_numbers(one) == [0, 15, 30, 45, 60, 75, 89]
+    assert boundary_numbers(two) == [*range(90, 240, 15), 239]
+    for clip in (one, two):
+        check_file(clip)
+    converted = list(source.clips())
+    assert [numbers_of_clip(clip) for clip in converted] == [boundary_numbers(one), boundary_numbers(two)]
+
+
+@pytest.mark.parametrize("cut", [(), ("shots",)], ids=["whole", "shots"])
+@pytest.mark.parametrize(("file", "codecs"), [("a.mkv", ("libx264", "aac")), ("a.webm", ("libvpx", "libopus"))])
+def test_sound_that_outlasts_the_pictures_costs_nothing(tmp_path: Path, file: str, codecs: tuple, cut: tuple) -> None:
+    (tmp_path / "raw").mkdir()
+    with_sound(tmp_path / "raw" / file, islice(two_shots(FRAMES), 100), 25, 4.3, codecs)
+    source = VideoFolder(str(tmp_path / "raw"))
+    prepared(source, tmp_path / "out", replace(QUICK, cut=cut))
+    (clip,) = clips_of(tmp_path / "out")
+    assert (clip.n_chunks, errors_of(tmp_path / "out"), boundary_numbers(clip)[-1]) == (8, [], 99)
+    (raw,) = source.clips()
+    assert isinstance(raw, Clip) and (raw.end_s, raw.n_chunks) == (pytest.approx(4.0, abs=0.002), 8)
 
 
 def test_lab_clips_have_half_the_rate(video: Path, tmp_path: Path) -> None:

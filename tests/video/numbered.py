@@ -86,9 +86,14 @@ def trim_by_edit_list(source: Path, target: Path, ticks: int) -> Path:
 
 
 def with_sound(
-    path: Path, frames: int, fps: int, sound_s: float, codecs: tuple[str, str] = ("libx264", "aac"), **options: str
+    path: Path,
+    images: int | Iterable[np.ndarray],
+    fps: int,
+    sound_s: float,
+    codecs: tuple[str, str] = ("libx264", "aac"),
+    **options: str,
 ) -> Path:
-    """Numbered frames and a tone of its own length, in the container the name and the muxer's options ask for."""
+    """So many numbered frames, or others, and a tone of its own length, in the container the name and the muxer's options ask for."""
     with av.open(str(path), "w", options=options) as container:
         video = cast("VideoStream", container.add_stream(codecs[0], rate=fps))
         audio = cast("AudioStream", container.add_stream(codecs[1], rate=48000))
@@ -96,7 +101,7 @@ def with_sound(
         video.codec_context.thread_count, video.codec_context.gop_size = 1, fps
         if codecs[0] == "libx264":
             video.codec_context.options = {"preset": "ultrafast"}
-        for image in numbered(frames):
+        for image in numbered(images) if isinstance(images, int) else images:
             container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         tone = (8000 * np.sin(np.arange(round(48000 * sound_s)) / 10)).astype(np.int16)[None]
         sound = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import hashlib
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +51,7 @@ class Adapter(Protocol):
 
 _UNREADABLE = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, RecursionError),
-    *(TypeError, ValueError, csv.Error, struct.error, zipfile.BadZipFile, zlib.error),
+    *(SyntaxError, TypeError, ValueError, csv.Error, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 """What parsers (json, numpy, zipfile, unpickling) and conversions raise over a file that is damaged or holds something else."""
 
