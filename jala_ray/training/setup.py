@@ -15,6 +15,7 @@ import numpy as np
 from jala_ray import storage
 from jala_ray.checks import check
 from jala_ray.config import DataConfig, ModelConfig, RunConfig, TokenizerRunConfig
+from jala_ray.data.foresight import foresee
 from jala_ray.data.places import Catalogue
 from jala_ray.data.plan import Plan
 from jala_ray.data.steps import ShareBuilder, StepBuilder
@@ -118,6 +119,8 @@ def prepared(config: RunConfig) -> Iterator[Prepared]:
     with claim(config, folder, options) as lease:
         assets = prepare_assets(config, folder, options)
         ready = plans(config, assets)
+        if said := foresee(ready.train):
+            print(said, flush=True)
         claim_plan(config, ready)
         yield Prepared(lease, assets, ready)
 
