@@ -34,7 +34,7 @@ from jala_ray.presets import PRESETS
 from jala_ray.storage import StorageOptions
 from jala_ray.training.learner import Learner
 from jala_ray.types import TASK_TYPES, Clip, HandState, HandTrack, ManifestError, UserError
-from jala_ray.video.frames import boundary_times, clip_frames
+from jala_ray.video.frames import clip_frames, index_boundaries
 from jala_ray.video.packets import PacketScan
 from jala_ray.video.write import write_mp4
 from tests.data.test_source import make_clip
@@ -93,7 +93,7 @@ def write_world(folder: str, options: StorageOptions | None = None) -> Manifest:
 
 def _packets(clip: Clip, options: StorageOptions | None):
     assert clip.video_uri is not None
-    return PacketScan(clip.video_uri, options).index(boundary_times(clip))
+    return index_boundaries(PacketScan(clip.video_uri, options), clip)
 
 
 @pytest.fixture(scope="module")
@@ -543,7 +543,7 @@ def test_the_preprocessing_version_names_what_it_makes(world: Manifest) -> None:
     pictures = clip_frames(world.clip(0), {"image": ((28, 28), [0, 1, 3])})["image"]
     shown = [[75.1, 93.5, 0.5], [106.9, 125.4, 32.0], [106.9, 125.4, 32.0]]
     np.testing.assert_allclose(pictures.mean(axis=(2, 3)), shown, atol=1.0)
-    assert PREPROCESSING_VERSION == 1
+    assert PREPROCESSING_VERSION == 2
 
 
 def test_a_folder_s_facts_tell_caches_apart(world: Manifest, tmp_path: Path) -> None:
