@@ -12,6 +12,9 @@ import tyro
 
 from jala_ray.data.__main__ import command_parser, conversion
 from jala_ray.presets import configuration, tokenizer_configuration
+from jala_ray.storage import StorageOptions
+from jala_ray.storage.__main__ import command_parser as check_parser
+from jala_ray.storage.flags import storage_flags
 from jobs.cache import parser as cache_parser
 from jobs.evaluate import parser as evaluate_parser
 from jobs.prepare import PrepareJob
@@ -43,6 +46,7 @@ NOT_RUN = {
     "python jobs/cache.py jala": "downloads pretrained weights",
     "python jobs/evaluate.py comparison": "needs a GPU",
     "python tune/sweep.py jala": "needs a GPU, and downloads pretrained weights",
+    "python -m jala_ray.storage check s3://bucket/runs": "needs another host's bucket",
     "python -m jala_ray.data convert vitra": "needs VITRA's data",
     "python -m jala_ray.data join my_manifest vitra.parquet": "needs VITRA's data",
     "python -m tests.video.hard_table --write": "writes a document anew",
@@ -108,9 +112,11 @@ def read(words: Sequence[str]) -> None:
             job, settings = sweep_parser().parse_known_args(rest)
             (tokenizer_configuration if "tokenizer" in job.space else configuration)([job.preset, *settings])
         case "jala_ray.data":
-            options = command_parser().parse_args(rest)
+            options = command_parser().parse_args(storage_flags(rest, StorageOptions())[1])
             if options.command == "convert":
                 conversion(options.adapter, options.rest)
+        case "jala_ray.storage":
+            check_parser().parse_args(storage_flags(rest, StorageOptions())[1])
         case "tests.video.hard_table":
             assert rest == ["--write"]
         case _:

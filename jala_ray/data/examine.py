@@ -115,6 +115,8 @@ def refuse_contradictions(manifest: Manifest, seed: int = 0) -> None:
         rows = sorted(rng.choice(np.arange(first, last), min(COMPARED_ROWS, last - first), replace=False).tolist())
         claimed = manifest.file_columns(file, [*INDEX_COLUMNS, *PLACE_COLUMNS])
         for row in rows:
+            if any(claimed[name][row - first].as_py() is None for name in claimed.column_names):
+                continue  # left out of every plan
             offset, size, crc = (claimed[name][row - first].as_py() for name in PLACE_COLUMNS)
             try:
                 payload = rowfile.fetch(RowAddress(manifest.row_files[file], offset, size, crc), manifest.options)

@@ -23,8 +23,7 @@ ABOUT = "Tries everything that a run asks of a store, with objects of its own th
 SETTINGS = "--storage.endpoint-url, --storage.region, --storage.profile, --storage.anonymous, --storage.ca-bundle and the like say how."
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the check; returns the exit status: 0, 1 where a step failed, 2 for bad input."""
+def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jala_ray.storage", description="Object stores and folders.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="try all that a run asks of a store", description=ABOUT, epilog=SETTINGS)
@@ -32,11 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.add_argument("--read-only", action="store_true", help="only list and read what is there, as for videos")
     check.add_argument("--endpoint-url", help="the same as --storage.endpoint-url")
     check.add_argument("--json", action="store_true", help="one object for programs, in place of lines")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the check; returns the exit status: 0, 1 where a step failed, 2 for bad input."""
     try:
         options, words = storage_flags(
             sys.argv[1:] if arguments is None else arguments, StorageOptions(patience_s=PATIENCE_S)
         )
-        asked = parser.parse_args(words)
+        asked = command_parser().parse_args(words)
         options = replace(options, endpoint_url=asked.endpoint_url or options.endpoint_url)
         return _check(absolute(asked.address), options, asked.read_only, asked.json)
     except JalaError as error:

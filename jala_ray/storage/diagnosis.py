@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["passing", "missing", "refused"]
-"""passing: says nothing about the file, and may be gone when it is tried again. missing: there is no such file. refused: the store
-answers, and the answer is no."""
+Kind = Literal["passing", "closed", "missing", "refused"]
+"""passing: says nothing about the file, and may be gone when it is tried again. closed: says nothing about the file either, and stays:
+credentials, certificates, route. missing: there is no such file. refused: the store answers, and the answer about the file is no."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 _PASSING = {
@@ -53,7 +53,7 @@ def diagnose(error: BaseException, path: str = "") -> Diagnosis | None:
     if error.errno in FULL:
         return _full(error, path)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return Diagnosis(cause, "Name the certificates to trust: AWS_CA_BUNDLE.")
+        return Diagnosis(cause, "Name the certificates to trust: AWS_CA_BUNDLE.", "closed")
     if isinstance(error, TimeoutError | ConnectionError | ssl.SSLError) or error.errno in _PASSING:
         return Diagnosis(cause, "Check the disk, its mount, and the network.", "passing")
     return Diagnosis(cause)

@@ -22,6 +22,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+SHORTEST_PAUSE_S = 0.001
+"""A budget of which less is left is spent: sums of seconds are not exact."""
 FIRST_WORD_S = 5.0
 """An outage is spoken of after so many seconds, then whenever it has lasted twice as long."""
 
@@ -125,7 +127,7 @@ class Patience:
         self.tries += 1
         since = _watch.failed(self.store, self.started, self.budget_s, found.cause)
         waited = clock() - min(since, self.begun)
-        if waited >= self.budget_s:
+        if waited > self.budget_s - SHORTEST_PAUSE_S:
             raise GaveUp(self.first, self.tries, waited) from self.first
         if self.on_failure is not None:
             self.on_failure(found)

@@ -54,6 +54,14 @@ _REMEDIES = {
     "403": _RIGHTS,
     "AccessDenied": _RIGHTS,
 }
+_CLOSED = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+}
+"""Codes that every request would get."""
 _BROKEN = (aws.IncompleteReadError, aws.ChecksumError, aws.FlexibleChecksumError, ResponseParserError)
 """An answer that did not arrive as it was sent."""
 _TEXT_CODE = re.compile(r"<Code>(\w+)</Code>(?:\s*<Message>([^<]*)</Message>)?")
@@ -74,17 +82,17 @@ def diagnose(error: BaseException) -> Diagnosis | None:
     ):
         return _of_obstore(error)
     if isinstance(error, aws.NoCredentialsError):
-        return Diagnosis(str(error), _NO_CREDENTIALS, "passing" if _role_expected() else "refused", credentials=True)
+        return Diagnosis(str(error), _NO_CREDENTIALS, "passing" if _role_expected() else "closed", credentials=True)
     if isinstance(error, aws.CredentialRetrievalError | aws.MetadataRetrievalError | aws.TokenRetrievalError):
         return Diagnosis(f"{type(error).__name__}: {error}", _NO_CREDENTIALS, "passing", credentials=True)
     if isinstance(error, aws.PartialCredentialsError):
-        return Diagnosis(str(error), _NO_CREDENTIALS)
+        return Diagnosis(str(error), _NO_CREDENTIALS, "closed")
     cause = f"{type(error).__name__}: {error}"
     if isinstance(error, _BROKEN):
         return Diagnosis(cause, "Check the network, and what stands between here and the store.", "passing")
     if isinstance(error, aws.HTTPClientError | aws.ConnectionError | urllib3.exceptions.HTTPError):
         if "CERTIFICATE_VERIFY_FAILED" in cause:
-            return Diagnosis(cause, _CERTIFICATES)
+            return Diagnosis(cause, _CERTIFICATES, "closed")
         if isinstance(error, aws.ProxyConnectionError | urllib3.exceptions.ProxyError):
             return Diagnosis(cause, "Check HTTPS_PROXY, HTTP_PROXY and NO_PROXY.", "passing")
         return Diagnosis(cause, _NETWORK, "passing")
@@ -105,7 +113,8 @@ def _of_answer(code: str, message: str, status: int | None) -> Diagnosis:
     if later or code in _LOAD:
         cause = cause if status is None or code == str(status) else f"{status} {cause}"
         return Diagnosis(cause, "The store is overloaded or down: check it.", "passing")
-    return Diagnosis(cause, _REMEDIES.get(code) or _REMEDIES.get(str(status), ""))
+    remedy = _REMEDIES.get(code) or _REMEDIES.get(str(status), "")
+    return Diagnosis(cause, remedy, "closed" if code in _CLOSED else "refused")
 
 
 def _of_obstore(error: BaseException) -> Diagnosis:
@@ -119,11 +128,11 @@ def _of_obstore(error: BaseException) -> Diagnosis:
     if isinstance(error, FileNotFoundError | obstore.exceptions.NotFoundError):
         return _of_answer("404", "", 404)
     if "Received redirect" in said:
-        return Diagnosis(said, _ROUTE)
+        return Diagnosis(said, _ROUTE, "closed")
     if "non-partial response" in said:
         return Diagnosis(said, "The store does not serve ranges of objects, which are needed to read from it.")
     if "InvalidCertificate" in debug:
-        return Diagnosis("the store's certificate is not trusted", _CERTIFICATES)
+        return Diagnosis("the store's certificate is not trusted", _CERTIFICATES, "closed")
     if "Credential" in said or "Credential" in debug:
         return Diagnosis(said, _NO_CREDENTIALS, "passing", credentials=True)
     if isinstance(error, obstore.exceptions.PermissionDeniedError | obstore.exceptions.UnauthenticatedError):

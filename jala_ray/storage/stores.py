@@ -325,9 +325,9 @@ def explained(operation: str, uri: str | os.PathLike[str], options: StorageOptio
             options = options.resolved()
             place = f"{text} (bucket {text[5:].split('/', 1)[0]!r}, endpoint {options.endpoint_url or 'AWS'})"
         field, expected = f"{operation} {place}", "it to succeed"
-        if found.kind == "passing":
-            if isinstance(error, GaveUp):
-                expected = f"an answer within {options.patience_s:g} s ({error.tries} tries in {error.seconds:.0f} s)"
+        if isinstance(error, GaveUp):
+            expected = f"an answer within {options.patience_s:g} s (tries: {error.tries}, in {error.seconds:.0f} s)"
+        if found.kind in ("passing", "closed"):
             raise StoreUnavailable(field, found.cause, expected, found.remedy) from first
         kind = MissingFile if found.kind == "missing" else StorageError
         raise kind(field, found.cause, expected, found.remedy) from first

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jala_ray.storage.diagnosis import FULL
 from jala_ray.storage.files import Uri
+from jala_ray.storage.processes import began
 from jala_ray.storage.stores import StorageOptions, explained, store_for
 from jala_ray.types import JalaError, StorageError
 
@@ -58,7 +59,7 @@ def scratch(purpose: str, needed: int = 0) -> Iterator[Path]:
     if needed and shutil.disk_usage(base).free < needed:
         raise _no_room(base, purpose, needed)
     pid = os.getpid()
-    folder = base / f"jala_ray-{purpose}-{socket.gethostname()}-{pid}-{_started(pid)}-{secrets.token_hex(4)}"
+    folder = base / f"jala_ray-{purpose}-{socket.gethostname()}-{pid}-{began(pid) or 0}-{secrets.token_hex(4)}"
     held = None
     try:
         try:
@@ -85,7 +86,7 @@ def sweep_scratch() -> Swept:
     named = re.compile(rf"jala_ray-.+-{re.escape(host)}-(\d+)-(\d+)-[0-9a-f]{{8}}")
     for folder in Path(tempfile.gettempdir()).iterdir():
         owner = named.fullmatch(folder.name)
-        if owner is None or _lives(int(owner[1]), int(owner[2])):
+        if owner is None or began(int(owner[1])) == int(owner[2]):
             continue
         with contextlib.suppress(FileNotFoundError):  # Another sweep was faster.
             if folder.stat().st_uid != os.getuid() or _locked(folder):
@@ -94,26 +95,6 @@ def sweep_scratch() -> Swept:
             shutil.rmtree(folder)
             found[folder.name] = size
     return Swept(tuple(sorted(found)), sum(found.values()))
-
-
-def _lives(pid: int, started: int) -> bool:
-    """Whether the process that was started then is still there; another one may have its number by now."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return _started(pid) == started
-
-
-def _started(pid: int) -> int:
-    """When a process was started, in clock ticks since boot; 0 where the system does not say (no /proc)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return int(fields[19])
 
 
 def _locked(folder: Path) -> bool:

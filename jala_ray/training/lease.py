@@ -23,6 +23,7 @@ from typing import Any
 
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.processes import began
 from jala_ray.types import ConfigError, JalaError, StorageError, StoreUnavailable
 
 FOLDER, BEAT = "leases", ".beat"
@@ -51,11 +52,11 @@ class Process:
 
     @classmethod
     def this(cls) -> Process:
-        return cls(socket.gethostname(), _machine(), os.getpid(), _began(os.getpid()) or 0)
+        return cls(socket.gethostname(), _machine(), os.getpid(), began(os.getpid()) or 0)
 
     def gone(self) -> bool:
         """Known to have ended; False also where it cannot be known from here."""
-        return self.machine == _machine() and _began(self.pid) != self.began
+        return self.machine == _machine() and began(self.pid) != self.began
 
     def here(self) -> bool:
         return self.machine == _machine()
@@ -68,15 +69,6 @@ def _machine() -> str:
     with contextlib.suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid"))
     return "/".join(parts)
-
-
-def _began(pid: int) -> int | None:
-    """None where there is no such process; a zombie is none."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state in "ZX" else int(rest[18])
 
 
 @dataclass(frozen=True)

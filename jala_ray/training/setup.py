@@ -172,6 +172,8 @@ def claim(config: AnyRun, folder: str, options: StorageOptions) -> Lease:
     try:
         sweep(folder, options)
         write_config(config, folder, options)
+        # After the settings were compared: those of another run must not delete this one's checkpoints.
+        history.prune(folder, config.keep if isinstance(config, TokenizerRunConfig) else config.train.keep, options)
     except BaseException:
         held.release()
         raise

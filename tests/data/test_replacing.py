@@ -12,7 +12,6 @@ from itertools import count
 from pathlib import Path
 
 import boto3
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -199,4 +198,3 @@ def test_on_a_bucket(name: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatc
     assert ids(at) == NEW and validate(at, videos="none") == []
     left = [found["Key"] for found in client.list_objects_v2(Bucket="sets")["Contents"]]
     assert len([key for key in left if not key.endswith("/")]) == (7 if name == "m" else 3), left
-    assert isinstance(storage.filesystem(at)[0], pafs.S3FileSystem)

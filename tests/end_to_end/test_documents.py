@@ -32,14 +32,15 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 SHORT_STEPS = "--train.batch 4 --train.micro-batch 2 --train.log-every 1 --train.val-samples 2 --data.workers 0 --log.tensorboard False"
 SHORT_RUN = f"{SHORT_STEPS} --train.steps 2 --train.checkpoint-every 2 --train.validate-every 2 --train.monitor-every 2"
+ONE_WORKER = "--cluster.workers 1 --cluster.cpus-per-worker 0.4"
 SHORT = {
-    "jobs/pretrain.py": f"{SHORT_RUN} --cluster.cpus-per-worker 0.5",
+    "jobs/pretrain.py": f"{SHORT_RUN} {ONE_WORKER}",
     "jala_ray.training.local": SHORT_RUN,
-    "jobs/train_tokenizer.py": "--train.steps 2 --train.batch 8 --allow-collapse True --cluster.workers 1 --log.tensorboard False",
+    "jobs/train_tokenizer.py": f"{ONE_WORKER} --train.steps 2 --train.batch 8 --allow-collapse True --log.tensorboard False",
     "jobs/prepare.py": "--short-side 48 --preset ultrafast --local",
     "jobs/evaluate.py": "--samples 1 --passes 1 --ensemble 1 --no-latents --videos 1",
     "jobs/cache.py": "",
-    "tune/sweep.py": f"{SHORT_STEPS} --train.steps 2 --trials 1 --report-every 2 --cluster.cpus-per-worker 0.4 --no-cache",
+    "tune/sweep.py": f"{SHORT_STEPS} {ONE_WORKER} --train.steps 4 --trials 1 --report-every 2 --no-cache",
     "jala_ray.data": "",
 }
 """Script -> what is appended to it."""
@@ -70,8 +71,9 @@ def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = WorldConfig(lab_train=4, wild_train=0, lab_val=2, wild_val=1, width=64, height=48, seconds=(1.0, 1.5))
     lab = Manifest(generate(here / "lab", made))
     write_manifest(lab, here / "lab_manifest")
+    own = (clip for clip in lab if clip.task_type == "generation")  # as the guide's adapter makes them
     write_manifest(
-        (replace(clip, clip_id=f"s{clip.clip_id}", source="studio") for clip in lab), here / "studio_manifest"
+        (replace(clip, clip_id=f"s{clip.clip_id}", source="studio") for clip in own), here / "studio_manifest"
     )
     labelled = (clip for clip in lab if len(clip.pose_time_s))
     write_manifest((replace(clip, video_uri=None, packets=None) for clip in labelled), here / "arctic.parquet")
@@ -115,7 +117,7 @@ def test_what_they_leave_can_be_used(folder: Path) -> None:
     for name in ("my_manifest", "all_manifest", "my_set", "lab_set"):
         assert validate(folder / name, videos="all") == [] and len(Manifest(folder / name)), name
     for page in (
-        "my_manifest/inspect.html",
+        "all_manifest/inspect.html",
         "runs/my_run/report.html",
         "my_evaluation/report.html",
         "runs/my_sweep/report.html",

@@ -280,5 +280,5 @@ def summary(campaign: Campaign) -> dict[str, Any]:
         "runs": len({kill.run for kill in made}),
         "that left something": sum(bool(kill.left) for kill in made),
         "steps repeated": campaign.repeated,
-        "moments": [asdict(kill) for kill in made],
+        "moments": [asdict(kill) | {"left": len(kill.left)} for kill in made],
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from jala_ray.config import TokenizerRunConfig
-from jala_ray.data.chunks import read_chunks, rows_with_labels
+from jala_ray.data.chunks import read_chunks
 from jala_ray.parsing import load_json
 from jala_ray.training import setup
 from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
@@ -18,13 +18,10 @@ from jala_ray.types import SPLITS, JalaError
 def main(path: Path) -> None:
     config = load_json(TokenizerRunConfig, path)
     folder, options = setup.run_folder(config), setup.storage_options(config)
-    with setup.prepared_tokenizer(config):
-        train, held_out = (
-            Chunks(**read_chunks(rows_with_labels(config.manifests, split, config.max_chunks, config.seed)))
-            for split in SPLITS
-        )
+    with setup.prepared_tokenizer(config) as ready:
+        train, held_out = (Chunks(**read_chunks(ready.rows[split])) for split in SPLITS)
         device = torch.device("cpu")
-        train_tokenizer(TokenizerRun(config, folder, options, train, held_out, device))
+        train_tokenizer(TokenizerRun(config, folder, options, train, held_out, device, lease=ready.lease))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
-from jala_ray.types import StorageError
+from jala_ray.types import StoreUnavailable
 from tests.faults.conftest import Bucket
 from tests.faults.proxy import FaultProxy
 
@@ -38,6 +38,6 @@ def test_signatures_stay_right_through_the_proxy(bucket: Bucket, tmp_path, monke
         assert not proxy.plan.counts and proxy.plan.requests > 10
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with FaultProxy(bucket.endpoint) as proxy, pytest.raises(StorageError, match="SignatureDoesNotMatch"):
+    with FaultProxy(bucket.endpoint) as proxy, pytest.raises(StoreUnavailable, match="SignatureDoesNotMatch"):
         # Another port, so another client.
         storage.read_bytes(f"{bucket.uri}/written", StorageOptions(endpoint_url=proxy.endpoint))

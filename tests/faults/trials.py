@@ -5,8 +5,10 @@ Every trial returns its figures, and raises `Broken` or `StepFailed` where a pro
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -163,7 +165,8 @@ class Trials:
         Of `unbroken` through Ray; the orphans are stopped where they are and go on when their successors have trained some steps.
         """
         chain, _ = self.unbroken
-        with local_head(2) as lost, local_head(2) as other:
+        # The first raylet is to outlive its GCS, for as long as the second job takes to come to its sixth step.
+        with variable("RAY_gcs_rpc_server_reconnect_timeout_s", "600"), local_head(2) as lost, local_head(2) as other:
             environment = {"AWS_ENDPOINT_URL": self.gateway.endpoint}
             first = replace(chain, environment=environment | through(lost), name="orphaned", ray=True)
             second = replace(first, environment=environment | through(other))
@@ -206,6 +209,19 @@ class Trials:
         return summary(campaign)
 
 
+@contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """In this process's environment."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
 def through(head: Head | None) -> dict[str, str]:
     """Environment of a job that joins a head."""
     if head is None:
@@ -215,13 +231,14 @@ def through(head: Head | None) -> dict[str, str]:
 
 
 def processes_of(head: Head, wanted: Callable[[str], bool]) -> list[psutil.Process]:
-    """Those of a head's session, by command line; its folder is in the environment or arguments of all."""
+    """Those that a head or its raylet started, by command line. A worker's own is overwritten; its parent's tells the head's folder."""
     found = []
-    for process in psutil.process_iter(["pid", "cmdline", "environ"]):
-        words = " ".join(process.info["cmdline"] or [])
-        values = " ".join((process.info["environ"] or {}).values())
-        if wanted(words) and (str(head.log.parent) in words + values or head.gcs in words + values):
-            found.append(process)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if wanted(" ".join(process.cmdline())):
+                lines = [" ".join(p.cmdline()) for p in (process, *process.parents())]
+                if any(str(head.log.parent) in line for line in lines):
+                    found.append(process)
     return found
 
 

@@ -19,11 +19,11 @@ SHOWN = 5
 
 
 def compute(base: Tree, head: Tree, shared: Path) -> None:
-    """The records of both trees. World, tokenizer and caches that the runs read are the base's."""
-    base.run("in_tree", "world", base.root, shared, shared)
-    for what, place in (("inputs", shared), ("runs", base.own)):
+    """The records of both trees, over the world and the tokenizer that the base makes in `shared`."""
+    base.run("in_tree", "world", base.root, shared, base.own)
+    for what in ("inputs", "runs"):
         with head.running("in_tree", what, head.root, shared, head.own):
-            base.run("in_tree", what, base.root, shared, place)
+            base.run("in_tree", what, base.root, shared, base.own)
 
 
 def main(words: list[str]) -> int:
@@ -34,13 +34,12 @@ def main(words: list[str]) -> int:
     intended, unmeant, began = read_intended(INTENDED), list[Difference](), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="golden-") as scratch:
         folder = given.keep.absolute() if given.keep else Path(scratch)
-        shared = folder / "shared"
         with both(given.base, folder) as (base, head):
             print(f"{base.name} beside {head.name}, uncommitted changes included", flush=True)
-            compute(base, head, shared)
+            compute(base, head, folder / "shared")
         for run in RECORDS:
-            was = (shared if run == "inputs" else base.own) / "records" / run
-            found, meant = judged(differences(run, was, head.own / "records" / run), intended)
+            pair = differences(run, base.own / "records" / run, head.own / "records" / run)
+            found, meant = judged(pair, intended)
             print(
                 f"{run}: {len(found)} differences" + (f", {meant} intended ones" if meant else "")
                 if found or meant

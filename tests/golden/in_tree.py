@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from .inputs import CACHES, arguments, make_all, make_world
+from .inputs import CACHES, arguments, make_all, make_tokenizer, make_world
 from .recording import recording
 from .runs import RUNS, SHARED, GoldenRun
 
@@ -48,26 +48,27 @@ def run(golden: GoldenRun, places: dict[str, str], record: Path) -> None:
             kept.add(f"errors/{number}", row)
 
 
-def main(what: str, tree: Path, inputs: Path, own: Path) -> None:
-    """`inputs`: the shared ones; `own`: this tree's folder for what it makes and records."""
+def main(what: str, tree: Path, shared: Path, own: Path) -> None:
+    """`shared`: the folder of what the base made for both; `own`: this tree's, for what it makes and records."""
     import jala_ray
 
     if not Path(jala_ray.__file__).is_relative_to(tree):
         raise RuntimeError(f"jala_ray was imported from {jala_ray.__file__}, not from {tree}")
     torch.set_num_threads(1)
-    world = inputs / "world"
+    world, tokenizer = shared / "world", shared / "tokenizer"
     if what == "world":
         make_world(world)
+        make_tokenizer(world, tokenizer)
         return
     if what == "inputs":
-        make_all(world, own / "inputs", own / "records" / "inputs")
+        make_all(world, tokenizer, own / "inputs", own / "records" / "inputs")
         return
-    places = {name: str(inputs / "inputs" / name) for name in ("tokenizer", *CACHES)}
-    places |= {"world": str(world), "runs": str(own / "runs")}
+    places = {"world": world, "tokenizer": tokenizer, "runs": own / "runs"}
+    places |= {name: own / "inputs" / name for name in CACHES}
     for golden in RUNS:
         began, record = time.perf_counter(), own / "records" / golden.name
         try:
-            run(golden, places, record)
+            run(golden, {name: str(place) for name, place in places.items()}, record)
         except (Exception, SystemExit):  # it is in the record
             traceback.print_exc()
         print(f"{golden.name}: {time.perf_counter() - began:.0f} s", flush=True)

@@ -1,7 +1,8 @@
 """What the runs read: a synthetic world, a motion tokenizer, two caches.
 
-The base's code makes them for both trees; tokenizer and caches are made once more by this tree's, for comparison. The world is the
-base's alone: rendering it is slow, and the world's own tests hold its bytes.
+World and tokenizer are the base's, for both trees. Caches each tree makes with its own code, because a later one may refuse those of
+an earlier one; that they hold the same is compared, and that the tokenizer comes out the same when it is trained once more. The world's
+own tests hold its bytes.
 """
 
 from __future__ import annotations
@@ -70,13 +71,13 @@ def arguments(*words: str):
         sys.argv = before
 
 
-def make_all(world: Path, folder: Path, record: Path) -> None:
-    """Tokenizer and caches of `world` in `folder`, and a record of the tensors that they hold."""
+def make_all(world: Path, tokenizer: Path, folder: Path, record: Path) -> None:
+    """In `folder` a tokenizer of `world` once more, and caches made with `tokenizer`; a record of the tensors that they hold."""
     kept = Record(record)
     try:
         make_tokenizer(world, folder / "tokenizer")
         for name in CACHES:
-            make_cache(name, world, folder / "tokenizer", folder / name)
+            make_cache(name, world, tokenizer, folder / name)
         for file in sorted(folder.rglob("*.safetensors")):
             kept.add(str(file.relative_to(folder)), load_file(file))
     finally:

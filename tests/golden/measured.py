@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -51,7 +52,7 @@ def ray() -> Iterator[None]:
         os.environ |= head.environment  # a process reads its token when it imports Ray
         import ray
 
-        ray.init(head.gcs, logging_level="error", log_to_driver=False)
+        ray.init(head.gcs, logging_level=logging.ERROR, log_to_driver=False)
         try:
             yield
         finally:

@@ -51,9 +51,11 @@ class Time:
 
 
 @pytest.fixture(autouse=True)
-def _no_outage(monkeypatch) -> None:
+def _no_outage() -> Iterator[None]:
     """What one test saw of a store says nothing to the next."""
-    monkeypatch.setattr(patience, "_watch", patience._Watch())
+    with pytest.MonkeyPatch.context() as patch:  # Of its own: a test's is undone before its fixtures are.
+        patch.setattr(patience, "_watch", patience._Watch())
+        yield
 
 
 @pytest.fixture

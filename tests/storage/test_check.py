@@ -72,7 +72,7 @@ def test_what_cannot_be_deleted_is_named(place, s3_endpoint, monkeypatch, capsys
     refuse(monkeypatch, "delete", "AccessDenied")
     assert main(place) == 1
     said = capsys.readouterr().out
-    assert "s3:DeleteObject" in said and "could not be deleted: s3://clips/runs/probe-" in said
+    assert "s3:DeleteObject" in said and "could not be deleted: s3://clips/runs/.probe." in said
     assert objects(s3_endpoint)
 
 

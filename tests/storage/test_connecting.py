@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from jala_ray import storage
 from jala_ray.storage import StorageOptions, clients, resolving
-from jala_ray.types import JalaError, StorageError, StoreUnavailable
+from jala_ray.types import JalaError, StoreUnavailable
 
 BUCKET = "clips"
 
@@ -156,7 +156,7 @@ def test_without_credentials_and_without_that_word_the_error_says_both_remedies(
         lambda: storage.read_ranges(store, [(0, 8)], options),
         lambda: fs.open_input_file(path),
     ):
-        with pytest.raises(StorageError, match=r"AWS_ACCESS_KEY_ID.*storage\.anonymous.*AWS_SKIP_SIGNATURE"):
+        with pytest.raises(StoreUnavailable, match=r"AWS_ACCESS_KEY_ID.*storage\.anonymous.*AWS_SKIP_SIGNATURE"):
             read()
 
 
@@ -348,5 +348,5 @@ def test_strange_certificates_are_not_trusted_and_the_error_says_what_to_set(pri
     endpoint, _ = private
     options = StorageOptions(endpoint)
     for read in (lambda: storage.read_bytes(store, options), lambda: storage.read_ranges(store, [(0, 8)], options)):
-        with pytest.raises(StorageError, match=r"storage\.ca_bundle"):
+        with pytest.raises(StoreUnavailable, match=r"storage\.ca_bundle"):
             read()

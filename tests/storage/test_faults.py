@@ -209,3 +209,15 @@ def test_a_store_that_is_gone_is_named(s3, proxy, folder, tmp_path):
     ):
         with pytest.raises(StoreUnavailable, match=rf"bucket 'clips', endpoint {proxy.endpoint}.*answer within 0.3 s"):
             ask()
+
+
+def test_a_server_that_serves_no_ranges_is_named(s3, proxy, let_fail, monkeypatch):
+    """Its bytes from the first on must not pass for those from where the body broke off."""
+    uri = storage.join(s3, "large.bin")
+    storage.write_bytes(uri, BODY)
+    store, path = stores.store_for(uri)
+    real = store.client.get_object
+    monkeypatch.setattr(store.client, "get_object", lambda Range="", **asked: real(**asked))
+    let_fail("truncate", "GET .*large.bin")
+    with pytest.raises(StorageError, match=r"a whole object.*bytes from \d+ on.*ranges"):
+        store.read(path, 0, None)

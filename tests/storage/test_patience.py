@@ -69,6 +69,14 @@ def test_a_store_that_never_answers_has_one_budget(slept):
     assert slept.now - begun == pytest.approx(BUDGET_S) and len(slept.pauses) == tries
 
 
+def test_a_budget_that_does_not_add_up_exactly_is_spent_all_the_same(slept):
+    """Many small pauses leave a rest that is too small to change the clock."""
+    slept.now = 2.0**40
+    with pytest.raises(GaveUp) as caught:
+        patiently(failing(10_000, ConnectionResetError()), "store", 1.0 + 1e-5)
+    assert caught.value.tries < 100
+
+
 def test_threads_share_the_budget():
     begun, ended = time.monotonic(), []
 

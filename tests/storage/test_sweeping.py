@@ -15,6 +15,7 @@ import pytest
 
 from jala_ray import storage
 from jala_ray.storage import sweeping
+from jala_ray.storage.processes import began
 from jala_ray.types import StorageError
 
 
@@ -84,7 +85,7 @@ def test_scratch_of_a_killed_process_is_swept(temporary):
 
 def test_scratch_of_a_number_that_is_in_use_again_is_swept(temporary):
     host, pid = sweeping.socket.gethostname(), os.getpid()
-    left = temporary / f"jala_ray-x-{host}-{pid}-{sweeping._started(pid) - 1}-01234567"
+    left = temporary / f"jala_ray-x-{host}-{pid}-{began(pid) - 1}-01234567"
     left.mkdir()
     assert storage.sweep_scratch().names == (left.name,)
 

@@ -15,6 +15,7 @@ import pytest
 
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.processes import began
 from jala_ray.training import lease
 from jala_ray.training.lease import Beat, LeaseLost, Process, acquire, newest_lease, refuse_held, successor
 from jala_ray.types import ConfigError
@@ -26,7 +27,7 @@ OPTIONS = StorageOptions()
 def other() -> Iterator[Process]:
     """A live process on this machine."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        yield replace(Process.this(), pid=process.pid, began=lease._began(process.pid) or 0)
+        yield replace(Process.this(), pid=process.pid, began=began(process.pid) or 0)
         process.communicate(b"\n")
 
 

@@ -12,7 +12,7 @@ from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.parsing import override
 from jala_ray.tokenizer.model import MotionTokenizer
-from jala_ray.training import setup
+from jala_ray.training import history, setup
 from jala_ray.types import CheckpointError, ConfigError, StoreUnavailable
 from tests.support import MOTION
 from tests.training.run import run_config
@@ -77,3 +77,19 @@ def test_an_unwritable_bucket_is_named(tmp_path: Path, tokenizer: str, monkeypat
     config = override(replace(run_config(tmp_path), motion_tokenizer=tokenizer), values | {"storage.patience_s": 0.5})
     with pytest.raises(StoreUnavailable, match="nowhere"):
         begin(config)
+
+
+def test_a_start_keeps_as_many_checkpoints_as_it_shall(tmp_path: Path) -> None:
+    """A kill between a commit and the deletion of the oldest leaves one too many; another run's settings delete nothing."""
+    config = run_config(tmp_path, train__keep=2)
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "state.json").write_text("{}")
+    with setup.claim(config, folder, options):
+        for step in (2, 4, 6):
+            storage.upload_dir(tmp_path / "files", history.address(folder, step))
+    with pytest.raises(ConfigError, match="seed"):
+        setup.claim(override(config, {"seed": 5, "train.keep": 1}), folder, options)
+    assert len(history.committed_steps(folder)) == 3
+    with setup.claim(config, folder, options):
+        assert [history.step_of(uri) for uri in history.committed_steps(folder)] == [4, 6]
