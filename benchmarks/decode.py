@@ -15,6 +15,7 @@ JSON: {"456x256": {"vs_full": x, "vs_gop250_seek": x, "vs_seek": x, "over_floor"
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import sys
@@ -104,8 +105,8 @@ def measure(folder: Path, size: tuple[int, int]) -> dict[str, list[float]]:
     results = list(transcode_spans(original, [span], 15, gop=15, short_side=size[0], crf=23, preset="veryfast"))
     assert isinstance(results[0], Transcoded), results
     pair = [float(second) for second in PAIR]
-    raw = PacketScan(original).index(np.array(pair))
-    index = PacketScan(prepared).index(np.arange(SECONDS + 1, dtype=float))
+    raw = PacketScan(original).index(np.array(pair), math.inf)
+    index = PacketScan(prepared).index(np.arange(SECONDS + 1, dtype=float), float(SECONDS))
     assert raw is not None and index is not None and index.key.all() and len(index.key) == SECONDS + 1
     every = [i / FPS for i in range(FPS * SECONDS)]
     sides: dict[str, Callable[[], object]] = {

@@ -6,7 +6,6 @@ clip's bytes can be fetched while this one decodes: `fetch_packets`, then `decod
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,7 +204,7 @@ class PacketScan:
             np.array(offset, np.int64), np.array(size, np.int32), np.array(pts, np.int64), np.array(key, bool)
         )
 
-    def index(self, times_s: np.ndarray, end_s: float = math.inf) -> PacketIndex | None:
+    def index(self, times_s: np.ndarray, end_s: float) -> PacketIndex | None:
         """The packets of the frames shown at `times_s` (N + 1,), of a clip that ends at `end_s`, as `VideoReader.each` has them; None
         where this file cannot be read by packets.
 

@@ -19,7 +19,7 @@ from jala_ray.data import rowfile
 from jala_ray.data.manifest import write_manifest
 from jala_ray.data.rows import INDEX_SCHEMA, SCHEMA, rows_to_table
 from jala_ray.types import Clip, HandState, HandTrack
-from jala_ray.video.frames import boundary_times
+from jala_ray.video.frames import index_boundaries
 from jala_ray.video.packets import PacketScan
 from tests.data.test_source import make_clip
 from tests.video.numbered import encode, trim_by_edit_list
@@ -101,7 +101,7 @@ def _clips(video: Path) -> Iterator[Clip]:
     }.items():
         clip = make_clip(name, 1.5, **change)
         if clip.video_uri is not None:
-            packets = PacketScan(video).index(boundary_times(clip))
+            packets = index_boundaries(PacketScan(video), clip)
             assert packets is not None
             clip = dataclasses.replace(clip, packets=packets)
         yield clip

@@ -20,7 +20,7 @@ from jala_ray.data.plan import plan_rows
 from jala_ray.data.source import BadRow, Example, Look, ManifestSource
 from jala_ray.types import Clip, HandState, HandTrack, PacketIndex, UserError, VideoError
 from jala_ray.video.decode import VideoReader, probe
-from jala_ray.video.frames import Pictures, boundary_times, clip_frames
+from jala_ray.video.frames import Pictures, clip_frames, index_boundaries
 from jala_ray.video.packets import PacketScan
 from jala_ray.video.picture import Picture
 from jala_ray.video.shots import shot_cuts
@@ -112,7 +112,7 @@ def _clip(path: Path, packets: PacketIndex | None) -> Clip:
 
 
 def _indexed(path: Path) -> None:
-    index = PacketScan(path).index(boundary_times(_clip(path, None)))
+    index = index_boundaries(PacketScan(path), _clip(path, None))
     if index is not None:
         _by_index(path, index)
 
@@ -139,7 +139,7 @@ def _sound(base: str, data: bytes) -> Sound | None:
             path = Path(folder) / base
             path.write_bytes(data)
             try:
-                index = PacketScan(path).index(boundary_times(_clip(path, None)))
+                index = index_boundaries(PacketScan(path), _clip(path, None))
             except UserError:
                 index = None
             _sounds[base] = Sound(index, clip_frames(_clip(path, index), WANTED)) if index is not None else None

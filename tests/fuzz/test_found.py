@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import struct
 import time
 from collections.abc import Callable
@@ -176,7 +177,7 @@ def test_nulls_and_numbers_too_large_in_an_index_are_refused(name: str, stored: 
 
 
 def indexed(path: Path) -> PacketIndex:
-    index = PacketScan(path).index(TIMES)
+    index = PacketScan(path).index(TIMES, math.inf)
     assert index is not None
     return index
 
@@ -252,7 +253,7 @@ def test_a_damaged_clip_leaves_nothing_in_the_next_ones_pictures(bases: Path, tm
 
 def test_two_frames_at_one_time_are_told_apart_or_refused(bases: Path) -> None:
     path = bases / "videos" / "h264.mp4"
-    index = PacketScan(path).index(np.array([0.1, 0.3, 0.4]))
+    index = PacketScan(path).index(np.array([0.1, 0.3, 0.4]), math.inf)
     assert index is not None
     pts = index.pts.copy()
     pts[index.boundary[1]] = pts[index.boundary[0]]

@@ -234,6 +234,12 @@ def test_a_header_may_promise_more_than_there_is(folder: Path) -> None:
         assert len(reader.read([reader.info.duration_s - 0.1])) == 1
         with pytest.raises(VideoError, match=r"truncated|damaged"):
             reader.read([promised - 0.1])
+    with VideoReader(made(folder, "short_index_first.mp4")) as reader:
+        assert reader.info.duration_s == probe(made(folder, "index_first.mp4")).duration_s, (
+            "of the pictures, so believed"
+        )
+        with pytest.raises(VideoError, match=r"truncated|damaged"):
+            reader.read([reader.info.duration_s - 0.1])
 
 
 # Real footage.
