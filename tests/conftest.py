@@ -23,6 +23,7 @@ settings.load_profile("tests")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For two processes (`make test`): all that starts a Ray is one group, the first, so that no two Rays share the cores; so is all that
     starts a store, the second; others are a group a file, which makes its fixtures once."""
