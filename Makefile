@@ -13,7 +13,7 @@ demo: $(READY) ## synthetic videos -> motion tokenizer -> JALA checkpoint and re
 	$(BIN)/python jobs/demo.py
 
 test: $(READY) ## everything but the slow tests
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test-all: $(READY)
 	$(BIN)/pytest

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,17 +25,34 @@ settings.load_profile("tests")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+ROOT = Path(__file__).resolve().parents[1]
+GROUPS = ("cluster", "chaos")
+"""Files of tests with these marks run one after another in one process: no two Rays, and no two stores, share the cores."""
+
+
+@functools.cache
+def group(file: str) -> str:
+    """What a file of tests is dealt out with, by the marks that it uses; else it is a group of its own, which makes its fixtures once."""
+    text = (ROOT / file).read_text()
+    return next((name for name in GROUPS if f"pytest.mark.{name}" in text), file)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For two processes (`make test`): all that starts a Ray is one group, the first, so that no two Rays share the cores; so is all that
-    starts a store, the second; others are a group a file, which makes its fixtures once."""
-    groups = ("cluster", "chaos")
-    order = {}
-    for item in items:
-        own = [name for name in groups if item.get_closest_marker(name) is not None]
-        item.add_marker(pytest.mark.xdist_group(own[0] if own else str(item.path)))
-        order[item] = groups.index(own[0]) if own else len(groups)
-    items.sort(key=order.__getitem__)
+    """Those that take longest come first."""
+    order = {name: place for place, name in enumerate(GROUPS)}
+    items.sort(key=lambda item: order.get(group(item.nodeid.partition("::")[0]), len(GROUPS)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deals out whole groups (`make test` has two processes); xdist's own groups are lost on pytest 9."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid.partition("::")[0])
+
+    return Groups(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 @pytest.fixture(scope="session")
