@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,17 @@ def _seeded() -> None:
     """Each test draws the same numbers whatever ran before it."""
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _surroundings() -> Iterator[None]:
+    """A job says in its process's environment how stores are reached; a test process has many jobs."""
+    names = (*WATCHED, CHECKSUM_VARIABLE)
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    yield
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

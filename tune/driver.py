@@ -20,6 +20,8 @@ from ray.tune.search import Searcher
 
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
+from jala_ray.training.watch import Say
+from jala_ray.training.watch import say as say_aloud
 from jala_ray.types import UserError
 from tune.domains import Domain
 from tune.halving import Halving
@@ -73,7 +75,7 @@ class Sweep:
         return number - number % self.concurrent
 
 
-def run(sweep: Sweep, say: Callable[[str], None] = print) -> Ledger:
+def run(sweep: Sweep, say: Say = say_aloud) -> Ledger:
     """Run all trials that are not finished, on the connected Ray; returns the ledger."""
     ledger = Ledger(sweep.folder, sweep.options)
     left = sweep.strategy.trials - sum(record.finished for record in ledger)

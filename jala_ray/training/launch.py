@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow.fs
 import ray
 import ray.data
 import ray.train
@@ -152,7 +153,8 @@ def trainer(
     gpus = cluster.gpus_per_worker
     return TorchTrainer(
         worker,
-        train_loop_config=payload,
+        train_loop_config=payload
+        | {"filesystem": filesystem},  # Ray takes a checkpoint for the run's on an equal one alone
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.workers,
             use_gpu=gpus > 0,
@@ -221,7 +223,7 @@ def train_worker(payload: dict[str, Any]) -> None:
             rank=rank,
             world=world,
             lease=lease,
-            committed=reporter(options, rank),
+            committed=reporter(payload["filesystem"], rank),
             wrap=(lambda module: distributed(module, device)) if world > 1 else None,
         )
     )
@@ -254,17 +256,17 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
             rank=rank,
             world=world,
             lease=lease,
-            committed=reporter(options, rank),
+            committed=reporter(payload["filesystem"], rank),
             wrap=(lambda module: distributed(module, device)) if world > 1 else None,
         )
     )
 
 
-def reporter(options: StorageOptions, rank: int) -> Callable[[dict[str, Any], str], None]:
+def reporter(filesystem: pyarrow.fs.FileSystem, rank: int) -> Callable[[dict[str, Any], str], None]:
     """Tell Ray Train of a checkpoint that rank 0 has put, verified, into its place."""
 
     def committed(metrics: dict[str, Any], address: str) -> None:
-        filesystem, path = storage.filesystem(address, options)
+        path = storage.filesystem(address)[1]
         ray.train.report(
             {k: v for k, v in metrics.items() if isinstance(v, (int, float))},
             checkpoint=ray.train.Checkpoint(path, filesystem=filesystem) if rank == 0 else None,

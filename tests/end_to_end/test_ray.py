@@ -33,8 +33,11 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with local_ray(num_gpus=1):
-        yield
+    with pytest.MonkeyPatch.context() as keys:  # to a bucket, where a test has one
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            keys.setenv(name, "test")
+        with local_ray(num_gpus=1):
+            yield
 
 
 def settings(world: World, root: Path, name: str, **values: object) -> RunConfig:
@@ -108,13 +111,13 @@ def test_two_ray_workers_equal_one_process(world: World, cluster: None, tmp_path
 
 def test_a_run_whose_everything_is_in_a_bucket(world: World, cluster: None, tmp_path: Path, s3_endpoint: str) -> None:
     """Ray's own files, the checkpoints, manifest and videos; as whole as on disk."""
-    options = storage.StorageOptions(s3_endpoint, anonymous=True)
+    options = storage.StorageOptions(s3_endpoint)
     clients.s3_client(options.resolved(), os.getpid()).create_bucket(Bucket="clips")
     for path in Path(world.manifest).parent.rglob("*"):
         if path.is_file():
             address = f"s3://clips/w/{path.relative_to(Path(world.manifest).parent)}"
             storage.write_bytes(address, path.read_bytes(), options)
-    there = {"storage__root": "s3://clips/runs", "storage__endpoint_url": s3_endpoint, "storage__anonymous": True}
+    there = {"storage__root": "s3://clips/runs", "storage__endpoint_url": s3_endpoint}
     bucket = World("s3://clips/w/manifest.parquet", world.tokenizer)
     config = settings(bucket, tmp_path, "run", cluster__cpus_per_worker=0.5, **there)
     launch(config)
