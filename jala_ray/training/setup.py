@@ -203,11 +203,11 @@ def begun(folder: str, options: StorageOptions) -> bool:
 
 def write_config(config: AnyRun, folder: str, options: StorageOptions) -> None:
     """`config.json`, unless the run has begun: then its settings must be these."""
-    written = storage.join(folder, "config.json")
-    if begun(folder, options) and storage.exists(written, options):
+    written, bound = storage.join(folder, "config.json"), begun(folder, options)
+    if bound and storage.exists(written, options):
         refuse_other_run(from_dict(type(config), json.loads(storage.read_bytes(written, options))), config, folder)
         return
-    if not begun(folder, options):  # a start that failed may have left them, made with other settings
+    if not bound:  # a start that failed may have left them, made with other settings
         storage.delete_dir(storage.join(folder, "assets"), options)
         storage.delete(storage.join(folder, "plan.json"), options)
     storage.write_bytes(written, json.dumps(to_dict(config), indent=1).encode(), options=options)
