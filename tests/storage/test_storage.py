@@ -9,7 +9,6 @@ import threading
 import time
 from pathlib import Path
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,19 +22,6 @@ from jala_ray.types import StorageError, StoreUnavailable
 BUCKET = "clips"
 PATIENCE_S = 40
 """Far above the storage's own time-outs on a slow machine, far below those that its clients have by default."""
-
-
-@pytest.fixture
-def s3(s3_endpoint, monkeypatch):
-    """An S3 folder that nothing else uses; the endpoint comes from the environment."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket=BUCKET)
-    return f"s3://{BUCKET}/run"
-
-
-@pytest.fixture(params=["local", "s3"])
-def root(request, tmp_path) -> str:
-    return str(tmp_path / "store" / "run") if request.param == "local" else request.getfixturevalue("s3")
 
 
 @pytest.fixture
