@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
+from jala_ray.training.interrupts import interrupts_given_back
 from jala_ray.training.watch import Say
 from jala_ray.training.watch import say as say_aloud
 from jala_ray.types import UserError
@@ -105,7 +106,8 @@ def run(sweep: Sweep, say: Say = say_aloud) -> Ledger:
         ),
     )
     try:
-        tuner.fit()
+        with interrupts_given_back():
+            tuner.fit()
     except RuntimeError as error:
         # Ray Tune 2.60 ends with the whole sweep when a trial's own process, not a worker of its run, is killed for memory.
         if not isinstance(error.__cause__, RayError):

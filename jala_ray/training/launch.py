@@ -23,6 +23,7 @@ from jala_ray.parsing import from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
 from jala_ray.training.cluster import watch_cluster
+from jala_ray.training.interrupts import interrupts_given_back
 from jala_ray.training.lease import successor
 from jala_ray.training.watch import PATIENCE_S
 from jala_ray.training.worker_setup import know_own_cluster
@@ -115,7 +116,8 @@ def fit(
     """
     while True:
         try:
-            return trainer(worker, payload, cluster, folder, options, datasets, dataset_config, callbacks).fit()
+            with interrupts_given_back():
+                return trainer(worker, payload, cluster, folder, options, datasets, dataset_config, callbacks).fit()
         except ray.train.TrainingFailedError as error:
             cause = cause_of(error)
             if cause is None:

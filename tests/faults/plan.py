@@ -16,6 +16,8 @@ truncate: the full Content-Length is announced and half the body sent. lost: car
 OUTAGE = "outage"
 """Every request is reset or answered by 503 while it lasts."""
 LOG_LINES = 2000
+SIGNED = re.compile(r"X-Amz-(Date|Credential|Signature)=[^&]*&?")
+"""What differs in a presigned address from call to call; the same request meets the same fault."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class FaultPlan:
 
     def draw(self, method: str, target: str) -> tuple[str | None, random.Random]:
         """(kind of fault or None, random numbers for its details) of the next request."""
-        request = f"{method} {target}"
+        request = SIGNED.sub("", f"{method} {target}")
         number, times = self.requests, self._times[request]
         self.requests += 1
         self._times[request] += 1
