@@ -34,10 +34,10 @@ from jala_ray.data.assets import Assets, tokenizer_key
 from jala_ray.models.encoders import encoder_key
 from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
-from jala_ray.training import history
+from jala_ray.training import transfer
 from jala_ray.training.build import architecture, build_learner
 from jala_ray.training.learner import Learner
-from jala_ray.types import CheckpointError, DamagedCheckpoint, StorageError
+from jala_ray.types import CheckpointError
 
 FORMAT = "jala_ray.checkpoint/1"
 
@@ -82,39 +82,13 @@ def write(
     assets.save(folder)
 
 
-def local_copy(uri: str, scratch: str | Path, options: StorageOptions | None = None) -> Path:
-    """A verified local folder of the checkpoint: itself, or a download. Raises `CheckpointError` with what is wrong."""
-    if not storage.is_committed(uri, options):
-        remedy = "It was not finished, or this is not a checkpoint folder (a run folder holds them under checkpoints/)."
-        raise CheckpointError("checkpoint", uri, "a folder with COMMIT.json", remedy)
-    if not storage.is_s3(uri):
-        storage.verify_dir(uri, options)
-        return Path(storage.local_path(uri))
-    local = Path(scratch) / uri.rstrip("/").rpartition("/")[2]
-    storage.download_dir(uri, local, options)
-    return local
-
-
-def own_copy(uri: str, scratch: str | Path, options: StorageOptions | None = None) -> Path:
-    """`local_copy` of a checkpoint to continue from. What is damaged is set aside, for whoever asks for the newest one next.
-
-    Raises `DamagedCheckpoint`.
-    """
-    try:
-        return local_copy(uri, scratch, options)
-    except (StorageError, CheckpointError) as error:
-        history.set_aside(uri, str(error), options)
-        remedy = "It was set aside: started again, the run goes on from the one before."
-        raise DamagedCheckpoint("checkpoint", uri, f"the files that were written ({error})", remedy) from error
-
-
 def load(uri: str, options: StorageOptions | None = None) -> Loaded:
     """Load a checkpoint by itself: nothing but its folder is needed. Weights are on the CPU, the learner in eval mode.
 
     Raises `CheckpointError` when the folder is not a checkpoint, is unfinished or damaged, and `StorageError` when it can't be read.
     """
     with storage.scratch("checkpoint") as scratch:
-        folder = local_copy(uri, scratch, options)
+        folder = transfer.local_copy(uri, scratch, options)
         config = load_json(RunConfig, folder / "config.json")
         if config.model.backbone.attention == "flex_attention":
             # It is made for training's shapes: every other length would compile anew.

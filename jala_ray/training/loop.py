@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,7 @@ from jala_ray.data.assets import Assets
 from jala_ray.data.collate import Batch
 from jala_ray.data.plan import rows_digest
 from jala_ray.data.steps import StepShare
-from jala_ray.storage import StorageOptions
-from jala_ray.training import checkpoint, history, watch
+from jala_ray.training import checkpoint, history, transfer, watch
 from jala_ray.training.checkpoint import Position
 from jala_ray.training.learner import Learner
 from jala_ray.training.lease import Lease
@@ -32,12 +30,10 @@ from jala_ray.training.log import RunLog
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from jala_ray.training.setup import storage_options
 from jala_ray.training.watch import waiting_for
-from jala_ray.types import DOMAINS, StorageError, UserError
+from jala_ray.types import DOMAINS, UserError
 
 HEALTH = ("loss", "grad_norm")
 EVENTS = ("log", "monitor", "validate", "checkpoint")
-SAVES = 3
-"""Times that a checkpoint is tried to be saved before that is a failure of the run."""
 
 
 @dataclass
@@ -125,12 +121,12 @@ def restore(run: Run, optimizer: torch.optim.Optimizer) -> Position:
     options = storage_options(run.config)
     with storage.scratch("resume") as scratch:
         if run.resume_from is not None:
-            stored = checkpoint.own_copy(run.resume_from, scratch, options)
+            stored = transfer.own_copy(run.resume_from, scratch, options)
             checkpoint.load_weights(run.learner, stored)
             checkpoint.load_optimizer(optimizer, stored)
             return checkpoint.read_position(stored)
         if run.config.init is not None:
-            stored = checkpoint.local_copy(run.config.init, scratch, options)
+            stored = transfer.local_copy(run.config.init, scratch, options)
             begun = checkpoint.take_over(run.learner, stored, run.config, run.assets)
             if run.rank == 0:
                 print(f"init {run.config.init}: {begun}", flush=True)
@@ -220,22 +216,8 @@ def write_checkpoint(address: str, run: Run, optimizer: torch.optim.Optimizer, p
     options = storage_options(run.config)
     with storage.scratch("checkpoint") as scratch:
         checkpoint.write(scratch, run.config, run.learner, run.assets, optimizer, position)
-        save(scratch, address, options, run.lease)
+        transfer.save(scratch, address, options, run.lease)
     history.prune(run.folder, run.config.train.keep, options)
-
-
-def save(folder: Path, address: str, options: StorageOptions, lease: Lease | None) -> None:
-    """Commit a checkpoint's files under `address`, trying again what went wrong; nobody else may write there, as `lease` makes sure."""
-    for attempt in range(1, SAVES + 1):
-        try:
-            guard = lease.check if lease is not None else None
-            storage.upload_dir(folder, address, options, replace_unfinished=True, replace_committed=True, guard=guard)
-            return
-        except StorageError as error:
-            if attempt == SAVES:
-                raise
-            print(f"WARNING checkpoint {address}: attempt {attempt} of {SAVES} to save it failed: {error}", flush=True)
-            time.sleep(attempt)
 
 
 def read_held_out(run: Run, meters: Meters) -> dict[str, list[Batch]]:

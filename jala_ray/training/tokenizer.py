@@ -23,10 +23,10 @@ from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.tokenizer.quality import check_collapse, measure_quality
 from jala_ray.tokenizer.statistics import FeatureStats
 from jala_ray.tokenizer.training import TokenizerLearner, batches, build_optimizer, held_out_losses, train_step
-from jala_ray.training import checkpoint, history
+from jala_ray.training import history, transfer, watch
 from jala_ray.training.lease import Lease
 from jala_ray.training.log import RunLog
-from jala_ray.training.loop import save
+from jala_ray.training.watch import waiting_for
 from jala_ray.types import UserError
 
 RESULT = "tokenizer"
@@ -71,6 +71,7 @@ def train_tokenizer(run: TokenizerRun) -> dict[str, Any]:
     `LeaseLost` when another attempt has taken over.
     """
     settings = run.config.train
+    watch.configure(rank=run.rank, world=run.world, patience_s=run.config.log.waiting_s)
     if not len(run.train):
         remedy = "The manifests need rows of split train with labelled chunks; see `python -m jala_ray.data validate`."
         raise UserError("manifests", run.config.manifests, "at least one labelled chunk", remedy)
@@ -85,7 +86,8 @@ def train_tokenizer(run: TokenizerRun) -> dict[str, Any]:
     start, found = 0, history.newest(run.folder, run.options)
     if found is not None:
         start = history.step_of(found)
-        load_state(found, learner, optimizer, run)
+        with waiting_for(f"checkpoint {found} to begin with"):
+            load_state(found, learner, optimizer, run)
     if run.rank > 0:
         return run_steps(run, learner, optimizer, start, None)
     check_lease(run)
@@ -104,8 +106,9 @@ def run_steps(
     row: dict[str, Any] = {}
     since, logged = time.perf_counter(), start
     for step, indices in enumerate(order, start):
-        losses = train_step(model, optimizer, {"features": features[indices].to(run.device)}, step, settings)
         done = step + 1
+        with waiting_for(f"step {done}, computed by all ranks"):
+            losses = train_step(model, optimizer, {"features": features[indices].to(run.device)}, step, settings)
         final = done == settings.steps
         evaluate = (final or done % settings.eval_every == 0) and len(validation) > 0
         if log is not None and (evaluate or final or done % settings.log_every == 0):
@@ -120,11 +123,16 @@ def run_steps(
         if final or done % config.checkpoint_every == 0:
             address = history.address(run.folder, done)
             if log is not None:
-                log.sync()
-                save_state(address, learner, optimizer, run)
+                with waiting_for(f"checkpoint {address} to be saved"):
+                    log.sync()
+                    save_state(address, learner, optimizer, run)
             if run.committed is not None:
-                run.committed(row, address)
-    return finish(learner.export().eval(), run) if run.rank == 0 else {}
+                with waiting_for(f"rank 0 to save checkpoint {address}, and Ray to hear of it"):
+                    run.committed(row, address)
+    if run.rank > 0:
+        return {}
+    with waiting_for("the quality of the tokenizer, measured and stored"):
+        return finish(learner.export().eval(), run)
 
 
 def check_lease(run: TokenizerRun) -> None:
@@ -149,7 +157,7 @@ def finish(tokenizer: MotionTokenizer, run: TokenizerRun) -> dict[str, Any]:
     if not storage.is_committed(address, run.options):
         with storage.scratch("tokenizer") as scratch:
             tokenizer.save(scratch, quality)
-            save(scratch, address, run.options, run.lease)
+            transfer.save(scratch, address, run.options, run.lease)
     return quality
 
 
@@ -161,13 +169,13 @@ def save_state(address: str, learner: nn.Module, optimizer: torch.optim.Optimize
     with storage.scratch("checkpoint") as folder:
         torch.save(state, folder / "state.pt")
         (folder / "config.json").write_text(json.dumps(to_dict(run.config), indent=1))
-        save(folder, address, run.options, run.lease)
+        transfer.save(folder, address, run.options, run.lease)
     history.prune(run.folder, run.config.keep, run.options)
 
 
 def load_state(address: str, learner: nn.Module, optimizer: torch.optim.Optimizer, run: TokenizerRun) -> None:
     with storage.scratch("resume") as scratch:
-        folder = checkpoint.own_copy(address, scratch, run.options)
+        folder = transfer.own_copy(address, scratch, run.options)
         state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
     learner.load_state_dict(state["learner"])
     optimizer.load_state_dict(state["optimizer"])

@@ -65,20 +65,22 @@ def main() -> int:
             "tenth": lambda: alone.tenth(asked.seed),
             "outages": lambda: alone.outages(asked.outage_s),
             "gone": lambda: alone.gone(asked.patience_s, WITHIN_S),
-            "head_lost": Trials(gateway, world, Path(folder) / "lost").head_lost,
         }
         for name in (name for name in small if name in wanted):
             failed += not record(name, small[name], asked)
-        if through_ray := [name for name in wanted if name.endswith("_ray")]:
+        if set(wanted) - set(small):
             with local_head(2) as head:
                 ray = Trials(gateway, world, Path(folder) / "ray", head)
+                _ = ray.unbroken
                 large: dict[str, Callable[[], dict[str, Any]]] = {
                     "tenth_ray": lambda: ray.tenth(asked.seed),
                     "outages_ray": lambda: ray.outages(asked.outage_s),
                     "gone_ray": lambda: ray.gone(asked.patience_s, WITHIN_S),
                 }
-                for name in through_ray:
+                for name in (name for name in large if name in wanted):
                     failed += not record(name, large[name], asked)
+            if "head_lost" in wanted:  # has heads of its own
+                failed += not record("head_lost", ray.head_lost, asked)
     return 1 if failed else 0
 
 

@@ -176,8 +176,9 @@ class Life:
         campaign, proxy = self.campaign, self.campaign.proxy
         moment, more, kill_after, at = "", {}, 0, NEVER
         if rng is not None:
-            if rng.random() < BETWEEN_SHARE:
-                kill_after = rng.randint(self.newest + 1, self.config.train.steps or 1)
+            steps = self.config.train.steps or 1
+            if rng.random() < BETWEEN_SHARE and self.newest < steps:
+                kill_after = rng.randint(self.newest + 1, steps)
                 moment = f"after step {kill_after}"
             else:
                 at = rng.randrange(self.horizon)

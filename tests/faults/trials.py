@@ -37,6 +37,8 @@ CAUSES = (
     "ConnectionReset",
     "EndpointConnection",
 )
+ORPHANS_S = 60.0
+"""In which orphaned workers that have gone on come to write something."""
 
 
 def same(what: str, found: object, expected: object) -> None:
@@ -162,13 +164,14 @@ class Trials:
     def head_lost(self) -> dict[str, Any]:
         """A head and its driver are killed, the job is submitted to another head, and the first one's workers still run.
 
-        Of `unbroken` through Ray; the orphans are stopped where they are and go on when their successors have trained some steps.
+        Of an `unbroken` that went through Ray; the orphans are stopped where they are and go on when their successors have trained
+        some steps.
         """
         chain, _ = self.unbroken
         # The first raylet is to outlive its GCS, for as long as the second job takes to come to its sixth step.
         with variable("RAY_gcs_rpc_server_reconnect_timeout_s", "600"), local_head(2) as lost, local_head(2) as other:
             environment = {"AWS_ENDPOINT_URL": self.gateway.endpoint}
-            first = replace(chain, environment=environment | through(lost), name="orphaned", ray=True)
+            first = replace(chain, environment=environment | through(lost), name="orphaned")
             second = replace(first, environment=environment | through(other))
             command, orphans = first.begin(), list[psutil.Process]()
             for line in command.lines():
@@ -187,10 +190,11 @@ class Trials:
                     for process in orphans:
                         process.resume()
             rc = heir.wait()
-            alive = [process.pid for process in orphans if process.is_running()]
+            refused = refusals(lost, ORPHANS_S)
         same("exit code of the second", rc, 0)
+        same("orphans that were refused", bool(refused), True)
         self.same_run(second)
-        return {"orphans": len(orphans), "alive at the end": len(alive)}
+        return {"orphans": len(orphans), "said": refused[0]}
 
     def kills(self, kills: int, seed: int, tokenizer: str, *, on_store: bool) -> dict[str, Any]:
         """SIGKILL at seeded moments of starts, saves and steps."""
@@ -207,6 +211,17 @@ class Trials:
                 campaign = Campaign(config, folder, seed=seed, proxy=proxy, client=client, direct=self.direct)
                 campaign.run(kills)
         return summary(campaign)
+
+
+def refusals(head: Head, seconds: float) -> list[str]:
+    """What workers under a head said when they found their run folder taken over; waited for as long as `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        logs = head.log.parent.glob("session_*/logs/worker-*")
+        found = [line for path in logs for line in path.read_text(errors="replace").splitlines() if "LeaseLost" in line]
+        if found or time.monotonic() > end:
+            return found
+        time.sleep(0.5)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 
 from jala_ray import storage
 from jala_ray.data.plan import rows_digest
-from jala_ray.training import checkpoint, history, setup
+from jala_ray.training import checkpoint, history, setup, transfer
 from jala_ray.training.lease import LeaseLost, acquire
 from jala_ray.training.log import RunLog
 from jala_ray.training.loop import train
@@ -171,7 +171,7 @@ def test_a_save_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
         return real(folder, address, *args, **kwargs)
 
     monkeypatch.setattr(storage, "upload_dir", stumbling)
-    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(transfer, "PAUSE_S", 0.0)
     run = make_run(run_config(tmp_path))
     train(run)
     assert [history.step_of(uri) for uri in history.committed_steps(run.folder)] == [2, 4]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,15 @@ from jala_ray import storage
 from jala_ray.config import TokenizerRunConfig, TokenizerTrainConfig
 from jala_ray.data.manifest import write_manifest
 from jala_ray.parsing import override
-from jala_ray.training import history, lease, setup
+from jala_ray.storage import StorageOptions
+from jala_ray.training import history, lease, setup, transfer
 from jala_ray.training.tokenizer import train_tokenizer
 from jala_ray.types import ConfigError, DamagedCheckpoint, UserError
 from tests.data.test_source import make_clip
 from tests.training.tokenizer_ranks import CutOffError, cut_off, make_run
 
+ROOT = Path(__file__).resolve().parents[2]
+WAITING_S = 0.1
 TIMES = {"time_s", "step_s", "chunks_per_s", "attempt"}
 
 
@@ -45,7 +49,7 @@ def test_three_workers_then_two_equal_one(tmp_path: Path, monkeypatch: pytest.Mo
     """Losses of three ranks, and of two that continue them, are those of one; codebooks and replaced codes included."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(ROOT),
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
     }
@@ -141,6 +145,29 @@ def begin(config: TokenizerRunConfig) -> None:
     """A run that has logged a step."""
     with setup.prepared_tokenizer(config):
         storage.write_bytes(storage.join(setup.run_folder(config), "metrics.jsonl"), b'{"step": 1}\n')
+
+
+def test_its_workers_load_no_model_code() -> None:
+    program = (
+        "import sys, jala_ray.training.tokenizer\nassert not {'transformers', 'torchvision', 'ray'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def test_a_run_that_waits_says_what_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = transfer.save
+
+    def slow(folder: Path, address: str, options: StorageOptions, lease: lease.Lease | None) -> None:
+        time.sleep(10 * WAITING_S)
+        stored(folder, address, options, lease)
+
+    monkeypatch.setattr(transfer, "save", slow)
+    run = make_run(tmp_path)
+    train_tokenizer(replace(run, config=override(run.config, {"log.waiting_s": WAITING_S})))
+    address = history.address(run.folder, 3)
+    assert f"s for checkpoint {address} to be saved" in capsys.readouterr().out
 
 
 def test_another_manifest_at_the_same_place_is_refused(tmp_path: Path, manifests: tuple[str, str]) -> None:

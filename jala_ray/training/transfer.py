@@ -1,0 +1,57 @@
+"""A checkpoint's files on their way to the run folder and back, of whichever kind of run. Light: loads no model code."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from jala_ray import storage
+from jala_ray.storage import StorageOptions
+from jala_ray.training import history
+from jala_ray.training.lease import Lease
+from jala_ray.types import CheckpointError, DamagedCheckpoint, StorageError
+
+SAVES = 3
+"""Times that a checkpoint is tried to be saved before that is a failure of the run."""
+PAUSE_S = 1.0
+"""After the first try, and longer by as much after each."""
+
+
+def save(folder: Path, address: str, options: StorageOptions, lease: Lease | None) -> None:
+    """Commit a checkpoint's files under `address`, trying again what went wrong; nobody else may write there, as `lease` makes sure."""
+    for attempt in range(1, SAVES + 1):
+        try:
+            guard = lease.check if lease is not None else None
+            storage.upload_dir(folder, address, options, replace_unfinished=True, replace_committed=True, guard=guard)
+            return
+        except StorageError as error:
+            if attempt == SAVES:
+                raise
+            print(f"WARNING checkpoint {address}: attempt {attempt} of {SAVES} to save it failed: {error}", flush=True)
+            time.sleep(PAUSE_S * attempt)
+
+
+def local_copy(uri: str, scratch: str | Path, options: StorageOptions | None = None) -> Path:
+    """A verified local folder of the checkpoint: itself, or a download. Raises `CheckpointError` with what is wrong."""
+    if not storage.is_committed(uri, options):
+        remedy = "It was not finished, or this is not a checkpoint folder (a run folder holds them under checkpoints/)."
+        raise CheckpointError("checkpoint", uri, "a folder with COMMIT.json", remedy)
+    if not storage.is_s3(uri):
+        storage.verify_dir(uri, options)
+        return Path(storage.local_path(uri))
+    local = Path(scratch) / uri.rstrip("/").rpartition("/")[2]
+    storage.download_dir(uri, local, options)
+    return local
+
+
+def own_copy(uri: str, scratch: str | Path, options: StorageOptions | None = None) -> Path:
+    """`local_copy` of a checkpoint to continue from. What is damaged is set aside, for whoever asks for the newest one next.
+
+    Raises `DamagedCheckpoint`.
+    """
+    try:
+        return local_copy(uri, scratch, options)
+    except (StorageError, CheckpointError) as error:
+        history.set_aside(uri, str(error), options)
+        remedy = "It was set aside: started again, the run goes on from the one before."
+        raise DamagedCheckpoint("checkpoint", uri, f"the files that were written ({error})", remedy) from error
