@@ -119,9 +119,8 @@ def prepared(config: RunConfig) -> Iterator[Prepared]:
     with claim(config, folder, options) as lease:
         assets = prepare_assets(config, folder, options)
         ready = plans(config, assets)
-        if said := foresee(ready.train):
+        if claim_plan(config, ready) and (said := foresee(ready.train)):
             print(said, flush=True)
-        claim_plan(config, ready)
         yield Prepared(lease, assets, ready)
 
 
@@ -231,8 +230,8 @@ class Plans:
     total_steps: int
 
 
-def claim_plan(config: RunConfig, plans: Plans) -> None:
-    """Write down what the run's epochs consist of, or compare with what they did when it began.
+def claim_plan(config: RunConfig, plans: Plans) -> bool:
+    """Write down what the run's epochs consist of, or compare with what they did when it began; whether it begins now.
 
     Raises `ConfigError` where the manifest has changed, or how a mixture's rows are ordered: the rest of an epoch would hold other rows,
     and the run's exactness would be lost.
@@ -255,8 +254,9 @@ def claim_plan(config: RunConfig, plans: Plans) -> None:
                     "That version ordered a mixture's rows otherwise: go on with it, or start under another --name."
                 )
             raise ConfigError("data.manifest", now, f"the rows that the run began with, {was}", remedy)
-    else:
-        storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
+        return False
+    storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
+    return True
 
 
 def claim_chunks(config: TokenizerRunConfig, rows: dict[Split, ManifestRows]) -> None:
