@@ -116,7 +116,7 @@ def arguments(kind: type[T], words: Sequence[str], prog: str, default: T | None 
     import tyro
 
     refuse_unknown(words, options(kind if default is None else default))
-    given = {} if default is None else {"default": default}
+    given: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(kind, args=list(words), prog=prog, **given)
 
 

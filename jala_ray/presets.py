@@ -186,6 +186,26 @@ PRESETS |= {name: replace(variant(BASE), name=name) for name, variant in VARIANT
 PRESETS |= {f"tiny_{name}": replace(variant(TINY), name=f"tiny_{name}") for name, variant in VARIANTS.items()}
 
 
+ABOUT = {
+    "jala": "Masked chunk prediction and alignment with DINOv3 features, at the paper's size: 8 GPUs.",
+    "tiny": "The same code at a size for two CPU cores, on random weights.",
+    "demo": "What `jala demo` trains.",
+}
+"""Of the presets that are no variant."""
+
+
+def about(name: str) -> str:
+    """What a preset is, in a sentence."""
+    return ABOUT.get(name) or (VARIANTS[name.removeprefix("tiny_")].__doc__ or "")
+
+
+def about_tokenizer(name: str) -> str:
+    """What a preset of the motion tokenizer is, in a sentence."""
+    model = TOKENIZER_PRESETS[name].model
+    tokens, ids = 2 * model.tokens_per_part, model.groups * model.levels * model.codes
+    return f"{tokens} tokens per chunk, {ids} ids."
+
+
 def preset(name: str) -> RunConfig:
     """Raises `ConfigError` with a suggestion for an unknown name."""
     return _named(name, PRESETS)

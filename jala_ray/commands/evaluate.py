@@ -10,6 +10,7 @@ from tyro.conf import FlagConversionOff, Positional, arg
 from jala_ray import progress
 from jala_ray.config import GenerationConfig
 from jala_ray.storage import StorageOptions
+from jala_ray.types import ConfigError
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def labelled(text: str) -> tuple[str, str]:
 
 
 def run(arguments: Arguments) -> int:
+    if not arguments.checkpoints:
+        raise ConfigError("checkpoints", (), "one or more, each a checkpoint or a run folder")
     import os
     from dataclasses import replace
 
@@ -61,13 +64,10 @@ def run(arguments: Arguments) -> int:
     from jala_ray.evaluation.job import EvaluationJob, begin, label_of, manifest_of, resolve
     from jala_ray.reports.motion.publish import publish
     from jala_ray.training.parts import do_parts
-    from jala_ray.types import ConfigError
 
     asked, options = arguments, arguments.storage
     if asked.endpoint_url:
         options = replace(options, endpoint_url=asked.endpoint_url)
-    if not asked.checkpoints:
-        raise ConfigError("checkpoints", (), "one or more, each a checkpoint or a run folder")
     os.environ.update(storage.worker_env(options))
     given = [labelled(text) for text in asked.checkpoints]
     found = [(label, resolve(storage.absolute(address), options)) for label, address in given]

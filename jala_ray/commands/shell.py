@@ -9,6 +9,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
 
@@ -116,6 +117,11 @@ def call(command: Command, words: Sequence[str], prog: str) -> int:
 
         os.environ.update(worker_env(options))  # all that the command reads is reached in the same way
     return command.run(given)
+
+
+def code_root() -> str:
+    """The folder that the package lies in: PYTHONPATH of processes that shall find it where it is not installed."""
+    return str(Path(commands.__file__).parents[2])
 
 
 def script(command: ModuleType, words: Sequence[str]) -> int:

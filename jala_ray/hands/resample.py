@@ -17,6 +17,7 @@ from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, Clip, Hand, HandState, Han
 
 __all__ = ["MAX_GAP_S", "SNAP_S", "chunk_features", "labelled_chunks", "model_times", "resample_track"]
 
+
 def resample_track(
     track: HandTrack, time_s: np.ndarray, at_s: np.ndarray, *, max_gap_s: float = MAX_GAP_S
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
