@@ -27,10 +27,10 @@ def with_preset(
     if not asked and (not words or words[0].startswith("-")):
         raise ConfigError("preset", words[0] if words else None, f"first one of {', '.join(presets)}, or a config.json")
     first = shown if not words or words[0].startswith("-") else words[0]
-    return arguments(kind, words or asked, prog, _default(kind, first, named_or_read(first, presets, run)))
+    return arguments(kind, words or asked, prog, default_of(kind, first, named_or_read(first, presets, run)))
 
 
-def _default(kind: type[Any], preset: str, config: Any) -> Any:
+def default_of(kind: type[Any], preset: str, config: Any) -> Any:
     """What the words are read over; a required argument is still missing."""
     import tyro
 

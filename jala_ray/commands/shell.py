@@ -110,13 +110,18 @@ def _main(words: Sequence[str], only: Sequence[str], prog: str) -> int:
 
 def call(command: Command, words: Sequence[str], prog: str) -> int:
     """Read the words and run the command with them."""
-    parse = getattr(command, "parse", None)
-    given = arguments(command.Arguments, words, prog) if parse is None else parse(words, prog)
+    given = read(command, words, prog)
     if (options := getattr(given, "storage", None)) is not None and options != type(options)():
         from jala_ray.storage import worker_env
 
         os.environ.update(worker_env(options))  # all that the command reads is reached in the same way
     return command.run(given)
+
+
+def read(command: Command, words: Sequence[str], prog: str) -> Any:
+    """The command's `Arguments`. Raises `ConfigError`; exits on --help and on a bad value."""
+    parse = getattr(command, "parse", None)
+    return arguments(command.Arguments, words, prog) if parse is None else parse(words, prog)
 
 
 def code_root() -> str:

@@ -61,6 +61,7 @@ class DexRetargeting:
     folder: str
     """Folder that holds human_hand_video.mp4 and human_joint_right.pkl."""
     instruction: str = "Make a series of hand gestures in front of the camera."
+    """Text of all clips."""
     val_fraction: float = 0.0
     """Share of videos held out for validation: 0 or 1 here."""
     fingers: bool = False
