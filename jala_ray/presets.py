@@ -202,7 +202,7 @@ def about(name: str) -> str:
 def about_tokenizer(name: str) -> str:
     """What a preset of the motion tokenizer is, in a sentence."""
     model = TOKENIZER_PRESETS[name].model
-    tokens, ids = 2 * model.tokens_per_part, model.groups * model.levels * model.codes
+    tokens, ids = 2 * model.tokens_per_part, 2 * model.levels * model.codes
     return f"{tokens} tokens per chunk, {ids} ids."
 
 

@@ -47,6 +47,13 @@ def parse(words: Sequence[str], prog: str) -> Arguments:
 def run(arguments: Arguments) -> int:
     config = arguments.config
     check(config)
+    if arguments.dry_run:
+        from jala_ray.training.estimate import report
+        from jala_ray.training.setup import storage_options
+
+        how = {"like": arguments.like, "tflops": arguments.tflops, "price": arguments.gpu_hour_price}
+        print(report(config, storage_options(config), gpu_gb=arguments.gpu_memory_gb, **how))
+        return 0
     if arguments.local:
         from jala_ray.training.local import run_local
 

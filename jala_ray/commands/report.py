@@ -37,9 +37,20 @@ def run(arguments: Arguments) -> int:
     config = json.loads(storage.read_bytes(place, options))
     tokenizer = "manifests" in config
     own = next(iter(config["manifests"]), "") if tokenizer else config.get("data", {}).get("manifest", "")
-    manifest = arguments.manifest or (own if own and storage.exists(own, options) else None)
+    manifest = arguments.manifest or (own if own and _reachable(own, options) else None)
     if tokenizer and manifest is None:
         raise ConfigError("manifest", own, "a manifest that can be reached", "Pass --manifest PATH.")
     publish = publish_tokenizer_report if tokenizer else publish_pretrain_report
     print(publish(folder, manifest, options))  # pyright: ignore[reportArgumentType]
     return 0
+
+
+def _reachable(manifest: str, options: StorageOptions) -> bool:
+    from jala_ray.data.manifest.table import Manifest
+    from jala_ray.types import UserError
+
+    try:
+        Manifest(manifest, options)
+    except UserError:
+        return False
+    return True

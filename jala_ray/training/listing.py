@@ -48,7 +48,7 @@ def list_runs(root: str, options: StorageOptions | None = None) -> list[RunState
 
 def state_of(folder: str, name: str, options: StorageOptions) -> RunState:
     config = json.loads(storage.read_bytes(storage.join(folder, "config.json"), options))
-    rows = _rows(folder, options)
+    rows = rows_of(folder, options)
     last, losses = (rows[-1] if rows else {}), [row["loss"] for row in rows if row.get("loss") is not None]
     step, steps = int(last.get("step", 0)), _steps(config, folder, options)
     beat = lease.last_sign(folder, options)
@@ -67,7 +67,7 @@ def state_of(folder: str, name: str, options: StorageOptions) -> RunState:
     )
 
 
-def _rows(folder: str, options: StorageOptions) -> list[dict[str, Any]]:
+def rows_of(folder: str, options: StorageOptions) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl that are whole."""
     place = storage.join(folder, "metrics.jsonl")
     if not storage.exists(place, options):
