@@ -29,8 +29,8 @@ from jala_ray.config import (
     TokenizerConfig,
     VisionSizes,
 )
-from jala_ray.data.assets import Assets, SequenceSpec
-from jala_ray.data.source import Visuals
+from jala_ray.data.samples.assets import Assets, SequenceSpec
+from jala_ray.data.samples.source import Visuals
 from jala_ray.generation import Generator, Prompt
 from jala_ray.generation.prompt import words
 from jala_ray.models.text import TextTokenizer

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.form import peak_mb, report
 from jala_ray.config import DataConfig
-from jala_ray.data.rows import INDEX_SCHEMA
+from jala_ray.data.manifest.rows import INDEX_SCHEMA
 
 FILE_ROWS = 1 << 16
 SOURCES = (("lab_a", "lab", 0.4), ("lab_b", "lab", 0.27), ("ego", "wild", 0.29), ("ego_labelled", "wild", 0.04))
@@ -71,9 +71,9 @@ def write(folder: Path, clips: int) -> None:
 
 def plan(folder: str) -> None:
     """In a process of its own: seconds, peak memory, and what was planned."""
-    from jala_ray.data.catalogue import catalogue
-    from jala_ray.data.manifest import Manifest
-    from jala_ray.data.plan import Plan, Span
+    from jala_ray.data.manifest.table import Manifest
+    from jala_ray.data.sampling.catalogue import catalogue
+    from jala_ray.data.sampling.plan import Plan, Span
 
     before = peak_mb()
     began = time.perf_counter()

@@ -21,17 +21,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.form import report
 from infra.local_head import local_head
 from jala_ray.config import RunConfig, TokenizerConfig
-from jala_ray.data.cache_making import begin
-from jala_ray.data.manifest import Manifest
+from jala_ray.data.cache.making import begin
+from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.parsing import override
 from jala_ray.presets import TINY
 from jala_ray.storage import StorageOptions
+from jala_ray.sweeps.domains import Range
+from jala_ray.sweeps.metrics import METRICS
+from jala_ray.sweeps.search import Strategy
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training.build import build_assets
-from tune.domains import Range
-from tune.metrics import METRICS
-from tune.search import Strategy
 
 STEPS = 20
 
@@ -63,9 +63,9 @@ def main() -> None:
         os.environ |= head.environment  # a process reads its token when it imports Ray
         import ray
 
+        from jala_ray.sweeps.driver import Sweep, run
+        from jala_ray.sweeps.trials import RunTrials
         from jala_ray.training.launch import launch
-        from tune.driver import Sweep, run
-        from tune.trials import RunTrials
 
         ray.init(head.gcs, logging_level="error", log_to_driver=False)
         running.callback(ray.shutdown)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.form import report
 from infra.local_head import local_head
-from tune.ledger import Ledger
+from jala_ray.sweeps.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMED = ("order", "step_s", "samples_per_s")

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 
 from jala_ray import storage
 from jala_ray.config import EncoderConfig, RunConfig, TokenizerConfig, VisionSizes
-from jala_ray.data.assets import Assets, SequenceSpec
-from jala_ray.data.cache_making import begin
-from jala_ray.data.manifest import Manifest, write_manifest
-from jala_ray.data.parts import rows_file
+from jala_ray.data.cache.making import begin
+from jala_ray.data.manifest.files import rows_file
+from jala_ray.data.manifest.table import Manifest, write_manifest
+from jala_ray.data.samples.assets import Assets, SequenceSpec
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
 from jala_ray.parsing import override

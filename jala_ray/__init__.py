@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jala_ray import moved
+
 if TYPE_CHECKING:
     from jala_ray.generation import Generator, generate
+
+moved.install()
 
 __all__ = ["Generator", "generate"]
 

@@ -9,9 +9,9 @@ import tempfile
 import time
 
 from jala_ray import storage
-from jala_ray.data.cache import DTYPES, STORES
-from jala_ray.data.cache_making import PART_ROWS, begin
-from jala_ray.data.manifest import Manifest
+from jala_ray.data.cache.folder import DTYPES, STORES
+from jala_ray.data.cache.making import PART_ROWS, begin
+from jala_ray.data.manifest.table import Manifest
 from jala_ray.presets import configuration
 from jala_ray.training import setup
 from jala_ray.training.build import build_assets

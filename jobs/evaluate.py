@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from jala_ray import storage
 from jala_ray.config import GenerationConfig
-from jala_ray.evaluation.motion_job import EvaluationJob, begin, label_of, manifest_of, resolve
-from jala_ray.evaluation.motion_publish import publish
+from jala_ray.evaluation.job import EvaluationJob, begin, label_of, manifest_of, resolve
+from jala_ray.reports.motion.publish import publish
 from jala_ray.storage.flags import storage_flags
 from jala_ray.training.parts import do_parts
 from jala_ray.types import SPLITS, JalaError

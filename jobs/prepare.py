@@ -15,8 +15,8 @@ import tyro
 
 from jala_ray import storage
 from jala_ray.data.adapters.video_folder import VideoFolder, told
-from jala_ray.data.prepare import Piece, Preparation, PrepareConfig
-from jala_ray.data.prepare_progress import Meter, clock, follow
+from jala_ray.data.prepare.job import Piece, Preparation, PrepareConfig
+from jala_ray.data.prepare.progress import Meter, clock, follow
 from jala_ray.storage import StorageOptions
 from jala_ray.training.parts import do_parts
 from jala_ray.types import ConfigError, JalaError, StorageError

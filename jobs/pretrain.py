@@ -16,7 +16,7 @@ from jala_ray.types import JalaError
 def main(argv: list[str]) -> None:
     config = configuration(argv)
     launch(config)
-    from jala_ray.evaluation.publish import publish_pretrain_report  # plots are needed only now
+    from jala_ray.reports.run.publish import publish_pretrain_report  # plots are needed only now
 
     folder = setup.run_folder(config)
     options = setup.storage_options(config)

@@ -16,7 +16,7 @@ from jala_ray.types import JalaError
 def main(argv: list[str]) -> None:
     config = tokenizer_configuration(argv)
     launch_tokenizer(config)
-    from jala_ray.evaluation.publish import publish_tokenizer_report  # plots are needed only now
+    from jala_ray.reports.run.publish import publish_tokenizer_report  # plots are needed only now
 
     folder, options = setup.run_folder(config), setup.storage_options(config)
     print(f"report: {publish_tokenizer_report(folder, config.manifests[0], options)}")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-
 from jala_ray.data.__main__ import command_parser, conversion
+
 from jala_ray.presets import configuration, tokenizer_configuration
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.__main__ import command_parser as check_parser

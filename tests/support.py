@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from jala_ray.config import LanguageSizes, RunConfig, VisionSizes
-from jala_ray.data.assets import Assets, SequenceSpec
-from jala_ray.data.collate import Batch, Laid, collate
-from jala_ray.data.places import by_number
-from jala_ray.data.plan import Plan, PlanRow
-from jala_ray.data.source import BadRow, Example, Look, Visuals
-from jala_ray.data.steps import ShareBuilder, StepBuilder, StepShare
+from jala_ray.data.manifest.places import by_number
+from jala_ray.data.samples.assets import Assets, SequenceSpec
+from jala_ray.data.samples.collate import Batch, Laid, collate
+from jala_ray.data.samples.source import BadRow, Example, Look, Visuals
+from jala_ray.data.samples.steps import ShareBuilder, StepBuilder, StepShare
+from jala_ray.data.sampling.plan import Plan, PlanRow
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
 from jala_ray.parsing import override

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jala_ray.data.manifest import Manifest, validate
+from jala_ray import moved
+from jala_ray.data.manifest.table import Manifest, validate
 from jala_ray.parsing import flatten
 from jala_ray.presets import PRESETS, TOKENIZER_PRESETS
 from tests.documents import DOCUMENTS, NOT_RUN, ROOT, Printed, blocks, printed, read
@@ -34,7 +35,7 @@ def test_named_files_exist(document: Path) -> None:
     text = document.read_text()
     for path in PATH.findall(text):
         assert (ROOT / path).is_file(), path
-    for path in ROOM_FILE.findall(text):  # as `data/draw.py`, below jala_ray/ unless it is a job
+    for path in ROOM_FILE.findall(text):  # as `data/sampling/draw.py`, below jala_ray/ unless it is a job
         places = (ROOT, ROOT / "jala_ray", ROOT / "jobs", ROOT / "tune", ROOT / "infra")
         inside = [*(ROOT / "jala_ray").rglob(path)] if "/" not in path else []
         assert inside or any((place / path).is_file() for place in places), path
@@ -43,7 +44,7 @@ def test_named_files_exist(document: Path) -> None:
 @documents
 def test_named_modules_run(document: Path) -> None:
     for name in re.findall(r"python -m (jala_ray[\w.]*)", document.read_text()):
-        path = ROOT / name.replace(".", "/")
+        path = ROOT / (moved.new_name(f"{name}.__main__") or name).replace(".", "/")
         file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
         assert '__name__ == "__main__"' in file.read_text(), name
 

@@ -1,1 +1,3 @@
-"""Sweeps: search spaces as data, trials that are the real jobs, a ledger that survives the driver."""
+"""`sweep.py`, for `ray job submit`; the rest of it is jala_ray.sweeps."""
+
+import jala_ray  # noqa: F401 - knows the old names

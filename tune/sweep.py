@@ -15,9 +15,9 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # called by its path, a script has its own folder there alone
 
+from jala_ray.sweeps.plan import METHODS, Asked, plan_sweep
+from jala_ray.sweeps.spaces import DEFAULT, SPACES
 from jala_ray.types import JalaError
-from tune.plan import METHODS, Asked, plan_sweep
-from tune.spaces import DEFAULT, SPACES
 
 ROOT = Path(__file__).resolve().parents[1]
 ABOUT = """Tries settings of a preset in trials that are real runs, and leaves a table, a report and best.json, a preset for
@@ -66,14 +66,14 @@ def main(argv: Sequence[str]) -> None:
     asked = Asked(**kept, settings=tuple(settings))
     plan = plan_sweep(asked)
     if given.dry_run:
-        from tune.estimate import estimate
+        from jala_ray.sweeps.estimate import estimate
 
         print(estimate(plan, asked.like, asked.gpu_hour_price))
         return
+    from jala_ray.sweeps.driver import run
+    from jala_ray.sweeps.ledger import Ledger
+    from jala_ray.sweeps.outcome import publish
     from jala_ray.training.launch import ensure_ray
-    from tune.driver import run
-    from tune.ledger import Ledger
-    from tune.outcome import publish
 
     ensure_ray(plan.options, {"PYTHONPATH": str(ROOT)}, plan.base.log.waiting_s)
     plan = plan.claimed(resume=asked.resume)

@@ -1,1 +1,1 @@
-"""Data: manifest, adapters, instructions, epoch plan, collate. `pipeline.py` is the only file here that knows Ray."""
+"""Data: manifests, epochs, samples, caches, preparation. `pipeline.py` is the only file here that knows Ray."""

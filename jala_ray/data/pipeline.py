@@ -21,9 +21,9 @@ import ray.train
 import torch
 from ray.exceptions import RayTaskError
 
-from jala_ray.data.chunks import ManifestRow, read_chunks
-from jala_ray.data.plan import Plan, PlanRow, Span, Steps, plan_rows
-from jala_ray.data.steps import Parcel, ShareBuilder, StepBuilder, StepShare, Unit
+from jala_ray.data.samples.chunks import ManifestRow, read_chunks
+from jala_ray.data.samples.steps import Parcel, ShareBuilder, StepBuilder, StepShare, Unit
+from jala_ray.data.sampling.plan import Plan, PlanRow, Span, Steps, plan_rows
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, JalaError, UserError
 
 T = TypeVar("T")

@@ -1,1 +1,1 @@
-"""What a run was worth: the run report (and, beside it, metrics and plots of decoded motion)."""
+"""What a checkpoint is worth: predictions of held-out clips, their scores, and what its latent space knows."""

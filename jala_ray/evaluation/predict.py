@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from jala_ray.data.assets import tokenizer_key
-from jala_ray.data.catalogue import equals
-from jala_ray.data.chunks import rows_with_labels
-from jala_ray.data.manifest import Manifest
-from jala_ray.data.plan import PlanRow
-from jala_ray.data.source import BadRow, Example, Look, ManifestSource, Visuals
+from jala_ray.data.manifest.table import Manifest
+from jala_ray.data.samples.assets import tokenizer_key
+from jala_ray.data.samples.chunks import rows_with_labels
+from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource, Visuals
+from jala_ray.data.sampling.catalogue import equals
+from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.evaluation.records import ClipRecord, HandRecord
 from jala_ray.generation import Generator, Motion
 from jala_ray.generation.motion import joints_of, mean_motion

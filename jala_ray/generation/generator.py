@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from jala_ray.config import GenerationConfig
-from jala_ray.data.collate import collate
-from jala_ray.data.source import Visuals
+from jala_ray.data.samples.collate import collate
+from jala_ray.data.samples.source import Visuals
 from jala_ray.generation.context import Context, Piece
 from jala_ray.generation.decoding import Job, Watch, decode_causal, decode_masked
 from jala_ray.generation.motion import Motion, mean_motion

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from jala_ray.config import LayoutSpec
-from jala_ray.data.assets import Assets
-from jala_ray.data.collate import Laid
-from jala_ray.data.draw import Draw
-from jala_ray.data.instructions import render
-from jala_ray.data.layout import SampleText, build_sequence
-from jala_ray.data.source import Example, Visuals
+from jala_ray.data.samples.assets import Assets
+from jala_ray.data.samples.collate import Laid
+from jala_ray.data.samples.instructions import render
+from jala_ray.data.samples.layout import SampleText, build_sequence
+from jala_ray.data.samples.source import Example, Visuals
+from jala_ray.data.sampling.draw import Draw
 from jala_ray.types import Hand, HandState, UserError
 
 TEMPLATE = 0

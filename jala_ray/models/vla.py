@@ -84,7 +84,7 @@ class VLA(nn.Module):
         return make(batch["sample"], batch["block"])
 
     def forward(self, batch: dict[str, Tensor], taps: tuple[int, ...] = (), extra: Tensor | None = None) -> Out:
-        """See `jala_ray.data.collate.Batch` for the columns. Taps are language blocks counted from 1."""
+        """See `jala_ray.data.samples.collate.Batch` for the columns. Taps are language blocks counted from 1."""
         final, hidden, _ = self.backbone(self.embed(batch, extra), self.attention_mask(batch), batch["position"], taps)
         return Out(final, hidden)
 

@@ -10,8 +10,8 @@ import torch
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
-from jala_ray.data.assets import Assets, SequenceSpec
-from jala_ray.data.instructions import all_templates
+from jala_ray.data.samples.assets import Assets, SequenceSpec
+from jala_ray.data.samples.instructions import all_templates
 from jala_ray.models.backbone import Backbone, backbone_facts
 from jala_ray.models.encoders import FrameEncoder
 from jala_ray.models.text import TextTokenizer

@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from jala_ray import storage
 from jala_ray.config import ClusterConfig, RunConfig, TokenizerRunConfig
 from jala_ray.data.pipeline import Segment, UnitConfig, cause_of, chunk_arrays, read_shares
-from jala_ray.data.steps import StepBuilder, StepShare
+from jala_ray.data.samples.steps import StepBuilder, StepShare
 from jala_ray.parsing import from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
@@ -187,7 +187,7 @@ def placeholder() -> ray.data.Dataset:
 def train_worker(payload: dict[str, Any]) -> None:
     """One rank of the run."""
     # Imported here: the controller unpickles this module too, and needs no model code.
-    from jala_ray.data.assets import Assets
+    from jala_ray.data.samples.assets import Assets
     from jala_ray.training import setup
     from jala_ray.training.build import build_learner, make_deterministic
     from jala_ray.training.ddp import distributed

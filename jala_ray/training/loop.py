@@ -18,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
-from jala_ray.data.assets import Assets
-from jala_ray.data.collate import Batch
-from jala_ray.data.plan import rows_digest
-from jala_ray.data.steps import StepShare
+from jala_ray.data.samples.assets import Assets
+from jala_ray.data.samples.collate import Batch
+from jala_ray.data.samples.steps import StepShare
+from jala_ray.data.sampling.plan import rows_digest
 from jala_ray.training import checkpoint, history, transfer, watch
 from jala_ray.training.checkpoint import Position
 from jala_ray.training.learner import Learner

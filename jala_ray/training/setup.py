@@ -15,10 +15,10 @@ import numpy as np
 from jala_ray import storage
 from jala_ray.checks import check
 from jala_ray.config import DataConfig, ModelConfig, RunConfig, TokenizerRunConfig
-from jala_ray.data.foresight import foresee
-from jala_ray.data.places import Catalogue
-from jala_ray.data.plan import Plan
-from jala_ray.data.steps import ShareBuilder, StepBuilder
+from jala_ray.data.manifest.places import Catalogue
+from jala_ray.data.samples.foresight import foresee
+from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
+from jala_ray.data.sampling.plan import Plan
 from jala_ray.parsing import diff, from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history, lease
@@ -26,9 +26,9 @@ from jala_ray.training.lease import Lease
 from jala_ray.types import DOMAINS, SPLITS, ConfigError, Domain, Split
 
 if TYPE_CHECKING:
-    from jala_ray.data.assets import Assets
-    from jala_ray.data.chunks import ManifestRows
-    from jala_ray.data.source import Source
+    from jala_ray.data.samples.assets import Assets
+    from jala_ray.data.samples.chunks import ManifestRows
+    from jala_ray.data.samples.source import Source
 
 Rows = Callable[[Split, Domain | None, DataConfig], Catalogue]
 
@@ -147,7 +147,7 @@ class PreparedTokenizer:
 @contextlib.contextmanager
 def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[PreparedTokenizer]:
     """As `prepared`, for a tokenizer's run."""
-    from jala_ray.data.chunks import rows_with_labels
+    from jala_ray.data.samples.chunks import rows_with_labels
 
     if not config.manifests:
         raise ConfigError("manifests", config.manifests, "at least one manifest", "Pass --manifests PATH [PATH ...].")
@@ -301,9 +301,9 @@ def _plans(config: RunConfig, rows: Rows, opener: Callable[[], tuple[Source, Ass
 
 def manifest_plans(config: RunConfig, assets: str) -> Plans:
     """Plans over `config.data.manifest`."""
-    from jala_ray.data.catalogue import catalogue
-    from jala_ray.data.manifest import Manifest
-    from jala_ray.data.steps import OpenManifest
+    from jala_ray.data.manifest.table import Manifest
+    from jala_ray.data.samples.steps import OpenManifest
+    from jala_ray.data.sampling.catalogue import catalogue
 
     manifest = Manifest(config.data.manifest)
 
@@ -318,17 +318,17 @@ def cache_plans(config: RunConfig, assets: str) -> Plans:
 
     Raises `ManifestError` where the cache was made with another tokenizer, encoder, preprocessing or manifest.
     """
-    from jala_ray.data.assets import Assets, tokenizer_key
-    from jala_ray.data.cache import Cache, CacheIndex
-    from jala_ray.data.cache_source import OpenCache
+    from jala_ray.data.cache.folder import Cache, CacheIndex
+    from jala_ray.data.cache.source import OpenCache
+    from jala_ray.data.samples.assets import Assets, tokenizer_key
     from jala_ray.models.encoders import encoder_key
 
     options, features = storage_options(config), config.objective.layout.frames
     cache = Cache.open(config.data.cache, options)
     base, manifest = cache.base, None
     if config.data.manifest:
-        from jala_ray.data.cache_making import manifest_key
-        from jala_ray.data.manifest import Manifest
+        from jala_ray.data.cache.making import manifest_key
+        from jala_ray.data.manifest.table import Manifest
 
         stored = Manifest(config.data.manifest)
         base, manifest = stored.base, manifest_key(stored)

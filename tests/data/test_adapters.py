@@ -7,15 +7,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from jala_ray.data.__main__ import main
 from scipy.spatial.transform import Rotation
 
-from jala_ray.data.__main__ import main
 from jala_ray.data.adapters import ADAPTERS, Arctic, DexRetargeting, VideoFolder, Vitra
 from jala_ray.data.adapters.arctic import FPS, instruction_of, person_axes, stand_in_camera
 from jala_ray.data.adapters.base import pieces, split_of
 from jala_ray.data.adapters.video_folder import read_captions
 from jala_ray.data.adapters.vitra import instructed_ranges, read_episode
-from jala_ray.data.manifest import Manifest, Rejection, write_manifest
+from jala_ray.data.manifest.table import Manifest, Rejection, write_manifest
 from jala_ray.hands.camera import project, transform_points
 from jala_ray.hands.joints import MANO_PARENTS, convert_joints
 from jala_ray.hands.mano import ManoHand

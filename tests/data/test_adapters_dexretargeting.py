@@ -8,8 +8,8 @@ from scipy.spatial.transform import Rotation
 
 from jala_ray.data.adapters import DexRetargeting
 from jala_ray.data.adapters.dexretargeting import FINGERS_SOURCE, JOINTS, WRIST_M, read_joints
-from jala_ray.data.manifest import Manifest
-from jala_ray.data.writing import Rejection, write_manifest
+from jala_ray.data.manifest.table import Manifest
+from jala_ray.data.manifest.writing import Rejection, write_manifest
 from jala_ray.hands.joints import MANO_ORDER, convert_joints
 from jala_ray.hands.mano import ManoHand
 from jala_ray.hands.resample import chunk_features

@@ -11,7 +11,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from jala_ray.data.adapters import Adapter
-from jala_ray.data.writing import Rejection
+from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.joints import convert_joints
 from jala_ray.hands.mano import ManoHand
 from jala_ray.hands.resample import chunk_features

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jala_ray.data.__main__ import main
 from scipy.spatial.transform import Rotation
 
-from jala_ray.data.__main__ import main
 from jala_ray.data.adapters import Hot3d
 from jala_ray.data.adapters.hot3d import UPRIGHT
 from jala_ray.data.adapters.hot3d_umetrack import ANGLES, Skeleton
-from jala_ray.data.manifest import validate
-from jala_ray.data.writing import Rejection, write_manifest
+from jala_ray.data.manifest.table import validate
+from jala_ray.data.manifest.writing import Rejection, write_manifest
 from jala_ray.hands.joints import MANO_ORDER
 from jala_ray.hands.mano import ASSETS, ManoHand, load_asset
 from jala_ray.hands.resample import chunk_features

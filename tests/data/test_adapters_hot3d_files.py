@@ -11,7 +11,7 @@ import pytest
 
 from jala_ray.data.adapters import Hot3d
 from jala_ray.data.adapters.hot3d import load_mano
-from jala_ray.data.writing import Rejection, write_manifest
+from jala_ray.data.manifest.writing import Rejection, write_manifest
 from jala_ray.hands.mano import ASSETS, load_asset
 from jala_ray.hands.resample import chunk_features
 from jala_ray.types import HAND_NAMES, Clip, Hand, HandState, UserError

@@ -12,15 +12,15 @@ from pathlib import Path
 import boto3
 import pyarrow.parquet as pq
 import pytest
-
 from jala_ray.data.__main__ import main
+
 from jala_ray.data.adapters import Arctic, Hot3d, VideoFolder, Vitra
 from jala_ray.data.adapters.base import with_packets
 from jala_ray.data.adapters.listing import legible, list_folder
 from jala_ray.data.adapters.video_folder import told
-from jala_ray.data.manifest import Manifest
-from jala_ray.data.prepare import Preparation, PrepareConfig
-from jala_ray.data.writing import Rejection, write_manifest
+from jala_ray.data.manifest.table import Manifest
+from jala_ray.data.manifest.writing import Rejection, write_manifest
+from jala_ray.data.prepare.job import Preparation, PrepareConfig
 from jala_ray.types import Clip, UserError
 from jala_ray.video.frames import clip_frames
 from jala_ray.video.write import write_mp4

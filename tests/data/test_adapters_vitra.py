@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jala_ray.data.adapters.vitra import Vitra, read_episode
-from jala_ray.data.writing import Rejection, write_manifest
+from jala_ray.data.manifest.writing import Rejection, write_manifest
 from jala_ray.types import Clip, Hand, HandState
 from jala_ray.video.decode import VideoReader
 from tests.video.numbered import encode

@@ -17,17 +17,17 @@ import torch
 
 from jala_ray import storage
 from jala_ray.config import DataConfig, RunConfig
-from jala_ray.data import cache_making
-from jala_ray.data.assets import Assets, tokenizer_key
-from jala_ray.data.cache import PREPROCESSING_VERSION, Cache, CacheFacts, CacheIndex
-from jala_ray.data.cache_making import Making, begin, manifest_key
-from jala_ray.data.cache_source import CacheSource
-from jala_ray.data.catalogue import catalogue
-from jala_ray.data.collate import Laid
-from jala_ray.data.manifest import Manifest, write_manifest
-from jala_ray.data.plan import Plan, PlanRow, plan_rows
-from jala_ray.data.source import BadRow, Example, Look, ManifestSource, Source, Visuals
-from jala_ray.data.steps import ShareBuilder, StepShare
+from jala_ray.data.cache import making as cache_making
+from jala_ray.data.cache.folder import PREPROCESSING_VERSION, Cache, CacheFacts, CacheIndex
+from jala_ray.data.cache.making import Making, begin, manifest_key
+from jala_ray.data.cache.source import CacheSource
+from jala_ray.data.manifest.table import Manifest, write_manifest
+from jala_ray.data.samples.assets import Assets, tokenizer_key
+from jala_ray.data.samples.collate import Laid
+from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource, Source, Visuals
+from jala_ray.data.samples.steps import ShareBuilder, StepShare
+from jala_ray.data.sampling.catalogue import catalogue
+from jala_ray.data.sampling.plan import Plan, PlanRow, plan_rows
 from jala_ray.hands.resample import chunk_features
 from jala_ray.models.encoders import encoder_key
 from jala_ray.presets import PRESETS

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jala_ray.data.chunks import ManifestRow, ManifestRows, read_chunks, rows_with_labels
-from jala_ray.data.manifest import Manifest, write_manifest
+from jala_ray.data.manifest.table import Manifest, write_manifest
+from jala_ray.data.samples.chunks import ManifestRow, ManifestRows, read_chunks, rows_with_labels
 from jala_ray.types import HandState, HandTrack, Split
 from tests.data.test_source import make_clip
 

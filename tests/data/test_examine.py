@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from jala_ray.data import examine as examining
 from jala_ray.data.__main__ import main
+
 from jala_ray.data.adapters.base import with_packets
 from jala_ray.data.adapters.video_folder import VideoFolder
-from jala_ray.data.examine import LONG_TEXT, SOME_VIDEOS, examine
-from jala_ray.data.manifest import INDEX_COLUMNS, Manifest, validate, write_manifest
+from jala_ray.data.manifest import examine as examining
+from jala_ray.data.manifest.examine import LONG_TEXT, SOME_VIDEOS, examine
+from jala_ray.data.manifest.table import INDEX_COLUMNS, Manifest, validate, write_manifest
 from jala_ray.storage import StorageOptions
 from jala_ray.types import StoreUnavailable
 from jala_ray.video.write import write_mp4

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jala_ray.config import DataConfig
-from jala_ray.data.catalogue import catalogue
-from jala_ray.data.chunks import rows_with_labels
-from jala_ray.data.foresight import SAMPLED, foresee
-from jala_ray.data.manifest import Manifest, write_manifest
-from jala_ray.data.source import BadRow, Example, Look, Visuals
+from jala_ray.data.manifest.table import Manifest, write_manifest
+from jala_ray.data.samples.chunks import rows_with_labels
+from jala_ray.data.samples.foresight import SAMPLED, foresee
+from jala_ray.data.samples.source import BadRow, Example, Look, Visuals
+from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.types import ManifestError, UserError
 from tests.data.test_manifest import make_clip
 from tests.support import MIXED, MemorySource, make_assets, make_builder, small

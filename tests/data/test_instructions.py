@@ -4,7 +4,7 @@ import string
 
 import pytest
 
-from jala_ray.data.instructions import PLACEHOLDERS, TEMPLATES, TEMPLATES_PER_TASK, render
+from jala_ray.data.samples.instructions import PLACEHOLDERS, TEMPLATES, TEMPLATES_PER_TASK, render
 from jala_ray.types import TASK_TYPES, Hand, UserError
 
 

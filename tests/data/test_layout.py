@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from jala_ray.config import LayoutSpec, RunConfig
-from jala_ray.data.assets import Assets
-from jala_ray.data.collate import Laid
-from jala_ray.data.layout import Sequence
-from jala_ray.data.manifest import Manifest, write_manifest
-from jala_ray.data.plan import PlanRow
+from jala_ray.data.manifest.table import Manifest, write_manifest
+from jala_ray.data.samples.assets import Assets
+from jala_ray.data.samples.collate import Laid
+from jala_ray.data.samples.layout import Sequence
+from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.presets import PRESETS
 from jala_ray.types import HandState, TaskType
 from jala_ray.video.frames import boundary_times

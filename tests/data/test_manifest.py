@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jala_ray import storage
-from jala_ray.data.manifest import (
+from jala_ray.data.manifest.places import resolve_uri, stored_uri
+from jala_ray.data.manifest.table import (
     INDEX_COLUMNS,
     SCHEMA,
     VERSION_KEY,
@@ -24,8 +25,7 @@ from jala_ray.data.manifest import (
     validate,
     write_manifest,
 )
-from jala_ray.data.places import resolve_uri, stored_uri
-from jala_ray.data.validation import validate_table
+from jala_ray.data.manifest.validation import validate_table
 from jala_ray.types import Camera, Clip, HandState, HandTrack, ManifestError, StorageError
 
 

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from jala_ray.data.pipeline import cells, column
-from jala_ray.data.steps import ALIGNED, StepShare
+from jala_ray.data.samples.steps import ALIGNED, StepShare
 from tests.support import packed
 
 

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jala_ray.config import DataConfig
-from jala_ray.data.catalogue import catalogue
-from jala_ray.data.manifest import Manifest, write_manifest
-from jala_ray.data.mixture import apportion, cell_shares
+from jala_ray.data.manifest.places import PLACE, Catalogue, by_number, clip_hashes, thinned
+from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.pipeline import unit
-from jala_ray.data.places import PLACE, Catalogue, by_number, clip_hashes, thinned
-from jala_ray.data.plan import Plan, Span, Steps
+from jala_ray.data.sampling.catalogue import catalogue
+from jala_ray.data.sampling.mixture import apportion, cell_shares
+from jala_ray.data.sampling.plan import Plan, Span, Steps
 from jala_ray.types import ConfigError, ManifestError
 from tests.data.test_manifest import PLAIN, make_clip
 

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jala_ray.data.adapters.video_folder import VideoFolder
-from jala_ray.data.manifest import Manifest, validate, write_manifest
-from jala_ray.data.prepare import Piece, Preparation, PrepareConfig
-from jala_ray.data.prepare_progress import Meter, clock, follow
-from jala_ray.data.writing import Part, Rejection
+from jala_ray.data.manifest.table import Manifest, validate, write_manifest
+from jala_ray.data.manifest.writing import Part, Rejection
+from jala_ray.data.prepare.job import Piece, Preparation, PrepareConfig
+from jala_ray.data.prepare.progress import Meter, clock, follow
 from jala_ray.hands.resample import labelled_chunks
 from jala_ray.types import Clip, ConfigError, Hand, HandState
 from jala_ray.video.decode import decode_frames

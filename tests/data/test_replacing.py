@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jala_ray import storage
-from jala_ray.data import parts
-from jala_ray.data.manifest import Manifest, Rejection, validate, write_manifest
-from jala_ray.data.writing import merge_manifests
+from jala_ray.data.manifest import files as parts
+from jala_ray.data.manifest.table import Manifest, Rejection, validate, write_manifest
+from jala_ray.data.manifest.writing import merge_manifests
 from jala_ray.types import Clip, ManifestError
 from tests.data.test_manifest import make_clip
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from jala_ray.data.rows import SCHEMA, clip_to_row, row_to_clip, rows_to_table
-from jala_ray.data.segments import by_length, by_shots, by_validity, cut_clip, segments
-from jala_ray.data.validation import validate_table
+from jala_ray.data.manifest.rows import SCHEMA, clip_to_row, row_to_clip, rows_to_table
+from jala_ray.data.manifest.validation import validate_table
+from jala_ray.data.prepare.segments import by_length, by_shots, by_validity, cut_clip, segments
 from jala_ray.hands.mano import load_pair
 from jala_ray.hands.resample import chunk_features, labelled_chunks, resample_track
 from jala_ray.hands.rotations import axis_angle_to_matrix

@@ -13,14 +13,14 @@ import pytest
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from jala_ray.data.assets import Assets
-from jala_ray.data.collate import Laid
-from jala_ray.data.manifest import SCHEMA, Manifest, clip_to_row, row_to_clip, write_manifest
-from jala_ray.data.parts import Part
-from jala_ray.data.plan import PlanRow
-from jala_ray.data.rows import rows_to_table
-from jala_ray.data.source import BadRow, Example, ManifestSource
-from jala_ray.data.steps import ShareBuilder
+from jala_ray.data.manifest.files import Part
+from jala_ray.data.manifest.rows import rows_to_table
+from jala_ray.data.manifest.table import SCHEMA, Manifest, clip_to_row, row_to_clip, write_manifest
+from jala_ray.data.samples.assets import Assets
+from jala_ray.data.samples.collate import Laid
+from jala_ray.data.samples.source import BadRow, Example, ManifestSource
+from jala_ray.data.samples.steps import ShareBuilder
+from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.types import Camera, Clip, HandState, HandTrack, ManifestError, UserError
 from tests.support import make_assets, small
 

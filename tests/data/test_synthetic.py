@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from jala_ray.data.manifest import Manifest, validate
+from jala_ray.data.manifest.table import Manifest, validate
 from jala_ray.data.synthetic import (
     COMPOSITION_SETS,
     Composition,

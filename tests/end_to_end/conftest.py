@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jala_ray.config import TokenizerConfig, TokenizerTrainConfig
-from jala_ray.data.chunks import read_chunks, rows_with_labels
-from jala_ray.data.manifest import Manifest
+from jala_ray.data.manifest.table import Manifest
+from jala_ray.data.samples.chunks import read_chunks, rows_with_labels
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.tokenizer.training import fit
 

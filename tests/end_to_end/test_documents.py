@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from jala_ray.data.adapters.base import split_of
-from jala_ray.data.manifest import Manifest, validate, write_manifest
+from jala_ray.data.manifest.table import Manifest, validate, write_manifest
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.training.history import newest
 from jala_ray.video.write import write_mp4

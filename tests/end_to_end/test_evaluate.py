@@ -13,9 +13,9 @@ import torch
 
 import jala_ray
 from jala_ray.config import GenerationConfig, RunConfig
-from jala_ray.data.manifest import Manifest
+from jala_ray.data.manifest.table import Manifest
 from jala_ray.evaluation import record_files
-from jala_ray.evaluation.motion_job import EvaluationJob, begin, resolve
+from jala_ray.evaluation.job import EvaluationJob, begin, resolve
 from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION, MeanMotion, rows_to_evaluate, true_features
 from jala_ray.evaluation.records import ClipRecord
 from jala_ray.generation.motion import joints_of

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from jala_ray.config import RunConfig
-from jala_ray.data.plan import Steps, rows_digest
+from jala_ray.data.sampling.plan import Steps, rows_digest
 from jala_ray.parsing import to_dict
 from jala_ray.training import setup
 from jala_ray.training.launch import launch
@@ -169,7 +169,7 @@ def test_a_manifest_that_changed_is_not_continued(world: World, tmp_path: Path) 
     shutil.copytree(Path(world.manifest).parent, copy)
     config = settings(World(str(copy / "manifest.parquet"), world.tokenizer), tmp_path, "x", train__steps=1)
     run_local(config)
-    from jala_ray.data.manifest import Manifest, write_manifest
+    from jala_ray.data.manifest.table import Manifest, write_manifest
 
     write_manifest(list(Manifest(config.data.manifest))[1:], copy / "manifest.parquet")
     with pytest.raises(ConfigError, match="The manifest has changed since the run began"):

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from jala_ray.config import GenerationConfig
-from jala_ray.data.collate import Laid, collate
-from jala_ray.data.draw import Draw
-from jala_ray.data.instructions import render
-from jala_ray.data.layout import SampleText, build_sequence
-from jala_ray.data.manifest import Manifest
-from jala_ray.data.plan import PlanRow
-from jala_ray.data.source import Example, Look, ManifestSource, Visuals
+from jala_ray.data.manifest.table import Manifest
+from jala_ray.data.samples.collate import Laid, collate
+from jala_ray.data.samples.instructions import render
+from jala_ray.data.samples.layout import SampleText, build_sequence
+from jala_ray.data.samples.source import Example, Look, ManifestSource, Visuals
+from jala_ray.data.sampling.draw import Draw
+from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MeanMotion, Predictor, rows_to_evaluate
 from jala_ray.evaluation.scores import BOTH, score_clips

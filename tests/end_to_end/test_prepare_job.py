@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from jala_ray import storage
-from jala_ray.data.manifest import Manifest, validate
+from jala_ray.data.manifest.table import Manifest, validate
 from jala_ray.types import ConfigError
 from jala_ray.video.write import write_mp4
 from jobs.prepare import main

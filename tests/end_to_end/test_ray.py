@@ -14,9 +14,9 @@ import pytest
 
 from jala_ray import storage
 from jala_ray.config import ClusterConfig, RunConfig
-from jala_ray.data.manifest import Manifest, write_manifest
-from jala_ray.evaluation.publish import publish_pretrain_report
+from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.parsing import override, to_dict
+from jala_ray.reports.run.publish import publish_pretrain_report
 from jala_ray.storage import clients
 from jala_ray.training import checkpoint, history, setup
 from jala_ray.training.launch import check_resources, launch

@@ -12,7 +12,7 @@ import pytest
 from jala_ray.data.adapters.arctic import Arctic
 from jala_ray.data.adapters.dexretargeting import DexRetargeting
 from jala_ray.data.adapters.vitra import Vitra
-from jala_ray.data.manifest import Manifest, write_manifest
+from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.training import setup
 from jala_ray.training.local import run_local
 from jala_ray.types import HandState

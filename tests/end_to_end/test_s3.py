@@ -9,8 +9,8 @@ import boto3
 import pytest
 
 from jala_ray import storage
-from jala_ray.evaluation.publish import publish_pretrain_report
 from jala_ray.parsing import override
+from jala_ray.reports.run.publish import publish_pretrain_report
 from jala_ray.training import checkpoint, history, setup
 from jala_ray.training.local import run_local
 from tests.end_to_end.conftest import World

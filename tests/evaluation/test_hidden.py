@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import torch
 
-from jala_ray.data.plan import PlanRow
-from jala_ray.data.source import Example
-from jala_ray.evaluation.hidden import Masked, hidden_means, masked_tokens
+from jala_ray.data.samples.source import Example
+from jala_ray.data.sampling.plan import PlanRow
+from jala_ray.evaluation.latent_space.hidden import Masked, hidden_means, masked_tokens
 from jala_ray.types import Hand
 from tests.support import MIXED, MemorySource, loaded_model
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from jala_ray.data.collate import Laid, collate
-from jala_ray.data.draw import Draw
-from jala_ray.data.instructions import render
-from jala_ray.data.layout import SampleText, build_sequence
-from jala_ray.data.manifest import Manifest, write_manifest
-from jala_ray.data.plan import PlanRow
-from jala_ray.data.source import Example, Look, ManifestSource, Visuals
+from jala_ray.data.manifest.table import Manifest, write_manifest
+from jala_ray.data.samples.collate import Laid, collate
+from jala_ray.data.samples.instructions import render
+from jala_ray.data.samples.layout import SampleText, build_sequence
+from jala_ray.data.samples.source import Example, Look, ManifestSource, Visuals
+from jala_ray.data.sampling.draw import Draw
+from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
-from jala_ray.evaluation.latents import (
+from jala_ray.evaluation.latent_space.latents import (
     MIN_CLIPS,
     Latents,
     cell_means,

@@ -7,7 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jala_ray.evaluation.probes import Labels, clip_folds, explained, held_out, perplexity, plane, retrieval
+from jala_ray.evaluation.latent_space.probes import (
+    Labels,
+    clip_folds,
+    explained,
+    held_out,
+    perplexity,
+    plane,
+    retrieval,
+)
 
 
 def labels_of(clips: int, chunks: int = 4, wild: int = 0) -> Labels:

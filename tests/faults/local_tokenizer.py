@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from jala_ray.config import TokenizerRunConfig
-from jala_ray.data.chunks import read_chunks
+from jala_ray.data.samples.chunks import read_chunks
 from jala_ray.parsing import load_json
 from jala_ray.training import setup
 from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer

@@ -7,10 +7,10 @@ import pyarrow.fs  # noqa: F401
 import torch  # noqa: F401
 import transformers.models.auto  # noqa: F401
 
-import jala_ray.data.prepare
-import jala_ray.evaluation.motion_job
-import jala_ray.evaluation.motion_publish
+import jala_ray.data.prepare.job
+import jala_ray.evaluation.job
 import jala_ray.models.vla
+import jala_ray.reports.motion.publish
 import jala_ray.tokenizer.quality
 import jala_ray.training.build
 import jala_ray.training.checkpoint

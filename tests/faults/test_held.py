@@ -16,7 +16,7 @@ import pytest
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
-from jala_ray.data.plan import Steps, rows_digest
+from jala_ray.data.sampling.plan import Steps, rows_digest
 from jala_ray.parsing import override, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history, setup

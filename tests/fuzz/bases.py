@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jala_ray.data import rowfile
-from jala_ray.data.manifest import write_manifest
-from jala_ray.data.rows import INDEX_SCHEMA, SCHEMA, rows_to_table
+from jala_ray.data.manifest import rowfile
+from jala_ray.data.manifest.rows import INDEX_SCHEMA, SCHEMA, rows_to_table
+from jala_ray.data.manifest.table import write_manifest
 from jala_ray.types import Clip, HandState, HandTrack
 from jala_ray.video.frames import index_boundaries
 from jala_ray.video.packets import PacketScan

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jala_ray.data.rows import INDEX_SCHEMA, SCHEMA
+from jala_ray.data.manifest.rows import INDEX_SCHEMA, SCHEMA
 from tests.fuzz.bases import MANIFEST, ROWS, Stored, parquet_bytes
 from tests.fuzz.damage import DAMAGE, SAME_SIZE, damaged, number
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from jala_ray.config import RunConfig
-from jala_ray.data.assets import Assets
-from jala_ray.data.catalogue import catalogue
-from jala_ray.data.manifest import Manifest, validate
-from jala_ray.data.plan import plan_rows
-from jala_ray.data.source import BadRow, Example, Look, ManifestSource
+from jala_ray.data.manifest.table import Manifest, validate
+from jala_ray.data.samples.assets import Assets
+from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource
+from jala_ray.data.sampling.catalogue import catalogue
+from jala_ray.data.sampling.plan import plan_rows
 from jala_ray.types import Clip, HandState, HandTrack, PacketIndex, UserError, VideoError
 from jala_ray.video.decode import VideoReader, probe
 from jala_ray.video.frames import Pictures, clip_frames, index_boundaries

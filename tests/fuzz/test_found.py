@@ -17,11 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jala_ray.data import rowfile
-from jala_ray.data.catalogue import catalogue
-from jala_ray.data.manifest import Manifest, validate
-from jala_ray.data.places import RowAddress
-from jala_ray.data.rows import row_to_clip
+from jala_ray.data.manifest.places import RowAddress
+from jala_ray.data.manifest.rows import row_to_clip
+from jala_ray.data.manifest.table import Manifest, rowfile, validate
+from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.types import ManifestError, PacketIndex, StorageError, VideoError
 from jala_ray.video.decode import MAX_DURATION_S, decode_frames, probe
 from jala_ray.video.packets import PacketScan, decode_packets, fetch_packets

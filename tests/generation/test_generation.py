@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from jala_ray.config import GenerationConfig, RunConfig
-from jala_ray.data.collate import collate
-from jala_ray.data.source import Visuals
+from jala_ray.data.samples.collate import collate
+from jala_ray.data.samples.source import Visuals
 from jala_ray.generation import Generator, Motion, Prompt
 from jala_ray.generation.decoding import schedule
 from jala_ray.generation.motion import mean_motion

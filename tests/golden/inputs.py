@@ -41,8 +41,9 @@ def make_world(folder: Path) -> None:
 
 
 def make_tokenizer(world: Path, folder: Path) -> None:
-    from jala_ray.config import TokenizerConfig, TokenizerTrainConfig
     from jala_ray.data.chunks import read_chunks, rows_with_labels
+
+    from jala_ray.config import TokenizerConfig, TokenizerTrainConfig
     from jala_ray.tokenizer.training import fit
 
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jala_ray import storage
-from jala_ray.data.manifest import Manifest
+from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.presets import TINY
 from jala_ray.storage.__main__ import main

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 
 from jala_ray.config import RunConfig
-from jala_ray.data.places import by_number
-from jala_ray.data.plan import Plan
-from jala_ray.data.steps import ShareBuilder, StepBuilder
+from jala_ray.data.manifest.places import by_number
+from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
+from jala_ray.data.sampling.plan import Plan
 from jala_ray.training import history, setup
 from jala_ray.training.ddp import distributed
 from jala_ray.training.loop import Run, train

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
-from jala_ray.data.assets import Assets
+from jala_ray.data.samples.assets import Assets
 from jala_ray.presets import PRESETS
 from jala_ray.training import checkpoint
 from jala_ray.training.checkpoint import Position, TakenOver, take_over

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow.json
 import pytest
 
-from jala_ray.evaluation.report import badges
-from jala_ray.evaluation.run_folder import read_run
+from jala_ray.reports.run.folder import read_run
+from jala_ray.reports.run.page import badges
 from jala_ray.rows import dump_row, load_row
 from jala_ray.training import log
 from jala_ray.training.log import RunLog, environment

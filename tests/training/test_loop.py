@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 
 from jala_ray import storage
-from jala_ray.data.plan import rows_digest
+from jala_ray.data.sampling.plan import rows_digest
 from jala_ray.training import checkpoint, history, setup, transfer
 from jala_ray.training.lease import LeaseLost, acquire
 from jala_ray.training.log import RunLog

@@ -18,7 +18,7 @@ from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
 from jala_ray import storage
 from jala_ray.config import TokenizerRunConfig, TokenizerTrainConfig
-from jala_ray.data.manifest import write_manifest
+from jala_ray.data.manifest.table import write_manifest
 from jala_ray.parsing import override
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history, lease, setup, transfer

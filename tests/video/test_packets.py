@@ -8,10 +8,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-
 from jala_ray.data.__main__ import main
-from jala_ray.data.manifest import Manifest
-from jala_ray.data.rows import clip_to_row, row_to_clip
+
+from jala_ray.data.manifest.rows import clip_to_row, row_to_clip
+from jala_ray.data.manifest.table import Manifest
 from jala_ray.types import PacketIndex, VideoError
 from jala_ray.video.decode import decode_frames, probe
 from jala_ray.video.frames import clip_frames, index_boundaries

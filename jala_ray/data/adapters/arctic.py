@@ -17,8 +17,8 @@ import torch
 from jala_ray import storage
 from jala_ray.data.adapters.base import each_of, parsing, pieces, split_of, unreachable
 from jala_ray.data.adapters.listing import list_folder
-from jala_ray.data.rows import clip_id
-from jala_ray.data.writing import Rejection
+from jala_ray.data.manifest.rows import clip_id
+from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.camera import transform_points
 from jala_ray.hands.fitting import FitResult, fit_mano
 from jala_ray.hands.joints import convert_joints

@@ -16,8 +16,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from jala_ray.data.adapters.listing import Listing
-from jala_ray.data.rows import clip_id
-from jala_ray.data.writing import Rejection
+from jala_ray.data.manifest.rows import clip_id
+from jala_ray.data.manifest.writing import Rejection
 from jala_ray.types import (
     CHUNK_SECONDS,
     MAX_CLIP_SECONDS,

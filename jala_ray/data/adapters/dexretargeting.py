@@ -23,8 +23,8 @@ import numpy as np
 from jala_ray import storage
 from jala_ray.data.adapters.base import pieces, split_of
 from jala_ray.data.adapters.video_folder import video_clip, whole
-from jala_ray.data.rows import clip_id
-from jala_ray.data.writing import Rejection
+from jala_ray.data.manifest.rows import clip_id
+from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.fitting import FitResult, fit_mano
 from jala_ray.hands.joints import convert_joints
 from jala_ray.hands.unpickle import RestrictedUnpickler

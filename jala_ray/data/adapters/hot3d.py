@@ -23,8 +23,8 @@ from jala_ray.data.adapters import hot3d_files as files_of
 from jala_ray.data.adapters.base import each_of, parsing, pieces, split_of, unreachable
 from jala_ray.data.adapters.hot3d_umetrack import ANGLES, Skeleton
 from jala_ray.data.adapters.listing import Listing, list_folder
-from jala_ray.data.rows import clip_id
-from jala_ray.data.writing import Rejection
+from jala_ray.data.manifest.rows import clip_id
+from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.camera import compose_rigid, first_camera_from_extrinsics, invert_rigid, pose_to_first_camera
 from jala_ray.hands.convert import convert_mano
 from jala_ray.hands.fitting import fit_mano

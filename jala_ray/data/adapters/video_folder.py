@@ -14,8 +14,8 @@ import numpy as np
 from jala_ray.data.adapters.base import pieces, split_of, untracked_hands
 from jala_ray.data.adapters.captions import Caption, by_file, read_captions
 from jala_ray.data.adapters.listing import address_in, legible, list_folder
-from jala_ray.data.rows import clip_id
-from jala_ray.data.writing import Rejection
+from jala_ray.data.manifest.rows import clip_id
+from jala_ray.data.manifest.writing import Rejection
 from jala_ray.storage import StorageOptions
 from jala_ray.types import WILD_TIME_SCALE, Clip, Domain, Split, StorageError, UserError, VideoError
 from jala_ray.video.decode import VideoInfo, VideoReader

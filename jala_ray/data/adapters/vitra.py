@@ -16,8 +16,8 @@ import torch
 from jala_ray.data.adapters.base import each_of, split_of, unreachable
 from jala_ray.data.adapters.listing import Listing, list_folder
 from jala_ray.data.adapters.vitra_files import Episode, HandPoses, Range, instructed_ranges, read_episode
-from jala_ray.data.rows import clip_id
-from jala_ray.data.writing import Rejection
+from jala_ray.data.manifest.rows import clip_id
+from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.camera import (
     camera_from_matrix,
     first_camera_from_extrinsics,

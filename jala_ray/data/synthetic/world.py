@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from jala_ray import storage
-from jala_ray.data.manifest import write_manifest
+from jala_ray.data.manifest.table import write_manifest
 from jala_ray.data.synthetic.animation import Animation, make_animation
 from jala_ray.data.synthetic.grammar import write_description, write_instructions
 from jala_ray.data.synthetic.plan import ClipPlan, WorldConfig, plan_world

@@ -1,0 +1,1 @@
+"""What users call: each command of the shell, above all rooms."""

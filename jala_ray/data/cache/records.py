@@ -1,0 +1,110 @@
+"""One record of a cache (`folder.py`): all of a row but its pictures, as safetensors, readable by one ranged read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from jala_ray import storage
+from jala_ray.data.manifest.places import RowAddress, resolve_uri, stored_uri
+from jala_ray.data.samples.source import Example
+from jala_ray.storage import StorageOptions
+from jala_ray.types import Clip, HandState, HandTrack, ManifestError, PacketIndex
+
+
+@dataclass
+class CachedExample(Example):
+    """An example with what is stored of its pictures: pieces one after another in `arrays`.
+
+    The first piece is the first picture, where that is stored; then come the features of boundaries 0..N or, of pairs, for each
+    t = 0..N-1 those of (v_t, v_t) and of (v_t, v_{t+delta}).
+    """
+
+    arrays: str = ""
+    """Address of the part's file."""
+    at: int = 0
+    """Byte at which the first piece begins."""
+    crc: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
+    """(pieces,) uint32 CRC-32 of each piece; empty where nothing is stored."""
+
+
+_SPAN = ("source", "domain", "split", "start_s", "end_s", "fps", "time_scale")
+_PACKETS = ("offset", "size", "pts", "key", "boundary")
+_STREAM = tuple(f.name for f in dataclasses.fields(PacketIndex) if f.name not in (*_PACKETS, "extradata"))
+
+
+def pack_record(example: Example, base: str, at: int, crc: Sequence[int]) -> bytes:
+    """The stored form of an example that has its clip; videos are named as a manifest in folder `base` names them."""
+    clip = example.clip
+    assert clip is not None and clip.video_uri is not None
+    facts = {name: getattr(example, name) for name in ("clip_id", "task", "description", "seconds")}
+    facts |= {"states": [int(state) for state in example.states], "instructions": list(example.instructions)}
+    facts |= {name: getattr(clip, name) for name in _SPAN}
+    facts |= {"video": stored_uri(clip.video_uri, base), "at": at, "stream": None}
+    codes = example.codes.astype(np.uint16)
+    if not np.array_equal(codes, example.codes):
+        raise ManifestError("motion ids", int(example.codes.max()), "ids below 65536")
+    arrays = {"codes": codes, "labelled": example.labelled, "crc": np.array(crc, np.uint32)}
+    if clip.packets is not None:
+        facts["stream"] = {name: getattr(clip.packets, name) for name in _STREAM}
+        arrays |= {f"packet_{name}": getattr(clip.packets, name) for name in _PACKETS}
+        arrays["extradata"] = np.frombuffer(clip.packets.extradata, np.uint8)
+    arrays["facts"] = json_array(facts)
+    return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def unpack_record(payload: bytes, row: int, base: str, arrays: str) -> CachedExample:
+    """The example of a record whose bytes are those that were written (`fetch_record` sees to it)."""
+    stored = safetensors.numpy.load(payload)
+    facts = json.loads(stored["facts"].tobytes())
+    left, right = (HandState(state) for state in facts["states"])
+    clip = Clip(
+        clip_id=facts["clip_id"],
+        task_type=facts["task"],
+        video_uri=resolve_uri(facts["video"], base),
+        instructions=facts["instructions"],
+        description=facts["description"],
+        camera=None,
+        pose_time_s=np.zeros(0, np.float32),
+        hands=(HandTrack(left), HandTrack(right)),  # poses are in the codes
+        packets=_packets(facts["stream"], stored),
+        **{name: facts[name] for name in _SPAN},
+    )
+    return CachedExample(
+        *(clip.clip_id, clip.task_type, (left, right), stored["labelled"], stored["codes"].astype(np.int64)),
+        *(clip.instructions, clip.description, facts["seconds"], row, clip),
+        *(arrays, facts["at"], stored["crc"]),
+    )
+
+
+def _packets(stream: dict[str, Any] | None, stored: Mapping[str, np.ndarray]) -> PacketIndex | None:
+    if stream is None:
+        return None
+    stream |= {name: (int(stream[name][0]), int(stream[name][1])) for name in ("time_base", "color")}
+    arrays: dict[str, Any] = {name: stored[f"packet_{name}"] for name in _PACKETS}
+    return PacketIndex(extradata=stored["extradata"].tobytes(), **stream, **arrays)
+
+
+def fetch_record(address: RowAddress, options: StorageOptions | None = None) -> bytes:
+    """Raises `StorageError`, and `ManifestError` where the bytes are not those that were written."""
+    payload = storage.read_range(address.file, address.offset, address.offset + address.size, options)
+    if zlib.crc32(payload) != address.crc:
+        raise damaged(f"record at byte {address.offset} of {address.file}")
+    return payload
+
+
+def damaged(place: str) -> ManifestError:
+    remedy = "Delete that part's folder and run jobs/cache.py again."
+    return ManifestError(place, "other bytes", "those that were written", remedy)
+
+
+def json_array(value: Any) -> np.ndarray:
+    """JSON as (n,) uint8, to lie among arrays."""
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)

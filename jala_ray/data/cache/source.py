@@ -1,0 +1,162 @@
+"""Samples from a cache (`folder.py`): what it holds is read by ranges, what it lacks is decoded from the videos."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jala_ray import storage
+from jala_ray.data.cache.folder import Cache
+from jala_ray.data.cache.records import CachedExample, damaged, fetch_record, unpack_record
+from jala_ray.data.manifest.places import RowAddress
+from jala_ray.data.samples.source import BadRow, Example, Look, Source, StoredRows, Visuals
+from jala_ray.data.sampling.plan import PlanRow
+from jala_ray.storage import StorageOptions
+from jala_ray.types import UserError
+
+if TYPE_CHECKING:
+    from jala_ray.data.samples.assets import Assets
+    from jala_ray.video.frames import Pictures, Wanted
+
+Pieces = dict[int, bytes]
+"""Pieces of an example (see `records.CachedExample`), by number."""
+
+
+class CacheSource(StoredRows):
+    """Rows of a cache: no motion is tokenised, and no picture decoded that is stored."""
+
+    def __init__(self, cache: Cache, base: str, assets: Assets, options: StorageOptions | None, features: bool) -> None:
+        """`base`: the folder from which relative video addresses count; `features`: stored ones are wanted."""
+        super().__init__(assets, options)
+        facts = cache.facts
+        self.base, self.pairs = base, facts.pairs
+        self.features = features and facts.encoder is not None
+        self.dtype, self.shape = np.dtype(facts.dtype), cache.shape
+        self.image_shape = (3, facts.image_size, facts.image_size)
+        self.images = int(facts.image_size > 0)
+        """Pieces that precede the features: 1 where first pictures are stored."""
+
+    def fetch(self, address: RowAddress) -> bytes:
+        return fetch_record(address, self.options)
+
+    def examples(self, rows: Sequence[PlanRow]) -> list[Example | BadRow]:
+        self.expect(rows)
+        found = [self._example(row) for row in rows]
+        self._release(rows)
+        return found
+
+    def _example(self, row: PlanRow) -> Example | BadRow:
+        assert row.address is not None
+        arrays = storage.join(row.address.file.rpartition("/")[0], "arrays")
+        try:
+            return unpack_record(self._payload(row), row.index, self.base, arrays)
+        except UserError as error:
+            return BadRow(f"row {row.index}", error)
+
+    # --- pictures ----------------------------------------------------------------------------------------------------
+
+    def _decoded(self, group: Sequence[Look]) -> Wanted:
+        wanted = dict(super()._decoded(group))
+        if self.images:
+            wanted.pop("image")
+        if self.features:
+            wanted.pop("frames", None)
+        return wanted
+
+    def _stored(self, look: Look) -> Future[Pieces] | None:
+        pieces = self._needed(look)
+        return self._readers.submit(self._read, look.example, pieces) if pieces else None
+
+    def _needed(self, look: Look) -> list[int]:
+        """Numbers of the stored pieces that a look takes, ascending."""
+        units: set[int] = set()
+        if self.features and self.pairs and look.boundaries:
+            units = {0, *(2 * time for time in look.pairs), *(2 * time + 1 for time in look.pairs)}
+        elif self.features:
+            units = set(look.boundaries)
+        return sorted({*range(self.images), *(self.images + unit for unit in units)})
+
+    def _read(self, example: Example, pieces: Sequence[int]) -> Pieces:
+        """Raises `StorageError`, and `ManifestError` where the bytes are not those that were written."""
+        assert isinstance(example, CachedExample)
+        ranges = [self._range(example.at, piece) for piece in pieces]
+        parts = storage.read_ranges(example.arrays, ranges, self.options)
+        for piece, (begin, _), part in zip(pieces, ranges, parts, strict=True):
+            if zlib.crc32(part) != example.crc[piece]:
+                raise damaged(f"features at byte {begin} of {example.arrays}")
+        return dict(zip(pieces, parts, strict=True))
+
+    def _range(self, at: int, piece: int) -> tuple[int, int]:
+        image = self.images * int(np.prod(self.image_shape))
+        if piece < self.images:
+            return at, at + image
+        size = int(np.prod(self.shape)) * self.dtype.itemsize
+        begin = at + image + (piece - self.images) * size
+        return begin, begin + size
+
+    def _taken(
+        self, look: Look, wanted: Wanted, pictures: Pictures, stored: Future[Pieces] | None
+    ) -> Visuals | UserError:
+        if stored is None:
+            return super()._taken(look, wanted, pictures, stored)
+        try:
+            pieces = stored.result()
+        except UserError as error:
+            return error
+        if self.images:
+            pictures = {**pictures, "image": np.frombuffer(pieces[0], np.uint8).reshape(1, *self.image_shape)}
+        if not self.features or not look.boundaries:
+            return super()._taken(look, wanted, pictures, None)
+        image = pictures["image"][0]
+        if not self.pairs:
+            return Visuals(image, features=self._units(pieces, look.boundaries))
+        of_pairs = self._units(pieces, [0, *(2 * time + 1 for time in look.pairs)])
+        return Visuals(
+            image, pair_features=of_pairs, still_features=self._units(pieces, [2 * time for time in look.pairs])
+        )
+
+    def _units(self, pieces: Pieces, units: Sequence[int]) -> np.ndarray:
+        """(len(units), P, Dv)."""
+        arrays = [np.frombuffer(pieces[self.images + unit], self.dtype).reshape(self.shape) for unit in units]
+        return np.stack(arrays) if arrays else np.zeros((0, *self.shape), self.dtype)
+
+    def blank(self) -> Visuals:
+        black = super().blank()
+        if not self.features:
+            return black
+        nothing = np.zeros((1, *self.shape), self.dtype)
+        if self.pairs:
+            return Visuals(black.image, pair_features=nothing, still_features=nothing[:0])
+        return Visuals(black.image, features=nothing)
+
+
+@dataclass(frozen=True)
+class OpenCache:
+    """`steps.ShareBuilder.open_source` for a cache; opened once a process, shared by builders."""
+
+    cache: Cache
+    base: str
+    """The folder from which relative video addresses count."""
+    assets: str
+    options: StorageOptions
+    features: bool
+    """Whether the run reads features at all."""
+
+    def __call__(self) -> tuple[Source, Assets]:
+        return _open_cache(self)
+
+
+@lru_cache(maxsize=2)
+def _open_cache(opener: OpenCache) -> tuple[Source, Assets]:
+    from jala_ray.data.samples.assets import Assets  # not for Ray's coordinating processes, as in `steps.OpenManifest`
+
+    os.environ.update(storage.worker_env(opener.options))  # videos and cache are reached as the run folder is
+    assets = Assets.open(opener.assets, opener.options)
+    return CacheSource(opener.cache, opener.base, assets, opener.options, opener.features), assets

@@ -1,0 +1,225 @@
+"""Raw videos -> training clips, one piece of work at a time. Knows no Ray; `pipeline.work_through` spreads the pieces over a cluster.
+
+A *piece* is some spans of one video. It leaves, under names that follow from what it is: one mp4 a span (`clips.py`), and a
+manifest of its clips in `_parts/`, whose Parquet file comes last. A rerun does the pieces that have none. `finish` joins them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+from jala_ray import storage
+from jala_ray.data.adapters.video_folder import FolderVideo, VideoFolder
+from jala_ray.data.manifest.rows import row_to_clip
+from jala_ray.data.manifest.set_aside import reasons
+from jala_ray.data.manifest.table import Manifest
+from jala_ray.data.manifest.writing import Rejection, WriteReport, merge_manifests, write_manifest
+from jala_ray.data.prepare.clips import ClipMaker, PrepareConfig
+from jala_ray.storage import StorageOptions
+from jala_ray.types import Clip, ConfigError, StorageError, StoreUnavailable, UserError, VideoError
+from jala_ray.video.decode import VideoReader
+
+SPANS_A_PIECE, MOTIONS_A_PIECE = 32, 1024
+PARTS, VIDEOS, SETTINGS, SUMMARY = "_parts", "videos", "prepare.json", "summary.json"
+PREPARED_VERSION = 2
+"""Of what a prepared clip is."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Spans of one video to be prepared together."""
+
+    name: str
+    """16 hex digits that follow from what it is of."""
+    video: str
+    """The raw video as the input names it; "" for motion alone."""
+    weight: float
+    """How much of the whole work it is: bytes of the video, or seconds of the spans."""
+    rows: tuple[int, ...] = ()
+    """Of the input manifest."""
+    whole: FolderVideo | None = None
+    """Else a video of the input folder."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is prepared, and where to. Picklable; every worker holds one. Addresses are absolute."""
+
+    source: str | VideoFolder
+    """A manifest, or a folder of raw videos."""
+    out: str
+    settings: PrepareConfig
+    options: StorageOptions | None = None
+
+    def pieces(self) -> list[Piece]:
+        """All of the work, in order. Lists a folder, or reads light columns of a manifest; opens no video."""
+        if isinstance(self.source, VideoFolder):
+            videos = self.source.videos(self.options)
+            # What is wrong with a video may name its place, and the names of pieces are the same wherever it lies.
+            named = [(_name(asdict(v) | {"fault": bool(v.fault)}), v) for v in videos]
+            return [Piece(name, v.name, max(1.0, v.size or 0), (), v) for name, v in named]
+        table = Manifest(self.source, self.options).columns(["clip_id", "video_uri", "start_s", "end_s", "row_crc"])
+        ids, uris, starts, ends, crcs = (column.to_pylist() for column in table.columns)
+        of_video: dict[str | None, list[int]] = {}
+        for row, uri in enumerate(uris):
+            of_video.setdefault(uri, []).append(row)
+        found = []
+        for uri, rows in of_video.items():
+            # Rows of one span belong together, as they share a file, and neighbours too, as a video is read in order.
+            same = (lambda row: (starts[row], ends[row])) if uri is not None else (lambda row: (row, row))
+            spans = [tuple(run) for _, run in groupby(sorted(rows, key=lambda row: (*same(row), row)), key=same)]
+            most = SPANS_A_PIECE if uri is not None else MOTIONS_A_PIECE
+            for first in range(0, len(spans), most):
+                mine = spans[first : first + most]
+                weight = max(1.0, sum(ends[span[0]] - starts[span[0]] for span in mine) if uri is not None else 0.0)
+                chosen = tuple(row for span in mine for row in span)
+                name = _name([uri, [(ids[row], crcs[row]) for row in chosen]])
+                found.append(Piece(name, uri or "", weight, chosen))
+        return found
+
+    def begin(self, pieces: Sequence[Piece], *, retry: bool = False) -> list[Piece]:
+        """The pieces that are to be done, those with errors too if `retry`.
+
+        Raises ConfigError where `out` holds something else, or was made with other settings, or lies in the input.
+        """
+        self._claim()
+        missing = self.missing(pieces, retry=retry)
+        if missing:  # From here on the manifest that may be there is not the whole.
+            storage.delete(storage.join(self.out, SUMMARY), self.options)
+        return missing
+
+    def missing(self, pieces: Sequence[Piece], *, retry: bool = False) -> list[Piece]:
+        """The pieces that have not been done, and those with errors if `retry`."""
+        parts = self._listed(PARTS)
+        done = parts - self._listed(PARTS, "errors") if retry else parts
+        return [piece for piece in pieces if f"{piece.name}.parquet" not in done]
+
+    def _claim(self) -> None:
+        """Write the settings down, or compare with those of an earlier run."""
+        source = self.source
+        if isinstance(source, VideoFolder) and f"{self.out}/".startswith(f"{source.folder}/"):
+            remedy = "Its clips would be taken for raw videos."
+            raise ConfigError("out", self.out, f"a folder outside of {source.folder}", remedy)
+        given = asdict(source) if isinstance(source, VideoFolder) else source
+        settings = asdict(self.settings) | {"cut": sorted(set(self.settings.cut))}
+        now = {"version": PREPARED_VERSION, "source": given, **settings}
+        written = storage.join(self.out, SETTINGS)
+        if storage.exists(written, self.options):
+            was = json.loads(storage.read_bytes(written, self.options))
+            for key in now:
+                if was.get(key) != now[key]:
+                    remedy = f"{self.out} holds clips made otherwise. Choose another place or delete it."
+                    raise ConfigError(key, now[key], f"{was.get(key)!r}, as before", remedy)
+        elif other := [name for name in self._listed() if name.endswith(".parquet")]:
+            remedy = f"It holds {min(other)}, which the prepared manifest would replace."
+            raise ConfigError("out", self.out, "an empty folder, or one of an earlier run", remedy)
+        else:
+            storage.write_bytes(written, json.dumps(now, indent=1).encode(), self.options)
+
+    def _listed(self, *folders: str) -> set[str]:
+        try:
+            return set(storage.list_dir(storage.join(self.out, *folders), self.options))
+        except storage.MissingFile:
+            return set()
+
+    def _part(self, piece: Piece) -> str:
+        return storage.join(self.out, PARTS, f"{piece.name}.parquet")
+
+    # --- one piece ---------------------------------------------------------------------------------------------------
+
+    def do(self, piece: Piece) -> dict[str, Any]:
+        """Prepare a piece; returns its facts: `video`, `weight`, `clips`, `rejected`, `seconds` of source time, `bytes`, `notes`, `error`.
+
+        What is wrong with a video is a rejected row with its reason. `error` is not empty if the piece failed: a store
+        could not be reached, or worse. It has left no part then, and the next run does it again.
+        """
+        notes: list[str] = []
+        facts = {"video": piece.video, "weight": piece.weight, "clips": 0, "rejected": 0, "seconds": 0.0, "bytes": 0}
+        facts["notes"] = notes
+        try:
+            with storage.scratch("prepare") as scratch:
+                folder = storage.join(self.out, VIDEOS)
+                maker = ClipMaker(self.settings, folder, piece.video, scratch, self.options)
+                clips, part = maker.make(self._raw(piece, notes)), self._part(piece)
+                report = write_manifest(clips, part, on_error="quarantine", base=self.out, options=self.options)
+        except (StorageError, StoreUnavailable) as error:
+            return facts | {"error": str(error)}
+        except Exception as error:  # One odd video shall not stop thousands; the job reports it and does not succeed.
+            traceback.print_exc()
+            return facts | {"error": f"{type(error).__name__}: {error}"}
+        made = {"clips": report.rows, "rejected": report.quarantined, "seconds": maker.seconds, "bytes": maker.bytes}
+        return facts | made | {"error": ""}
+
+    def _raw(self, piece: Piece, notes: list[str]) -> Iterator[Clip | Rejection]:
+        """The clips as they come in: of a folder, one a caption, however long. `notes` as in `VideoFolder.spans`."""
+        if isinstance(self.source, VideoFolder):
+            video = piece.whole
+            assert video is not None
+            if video.fault:
+                yield self.source.rejected(video.name, video.fault)
+                return
+            try:
+                with VideoReader(self.source.address(video.name), options=self.options) as reader:
+                    yield from self.source.spans(video, reader, notes)
+            except VideoError as error:
+                yield self.source.rejected(video.name, f"a video that opens: {error}")
+            return
+        manifest = _opened(self.source, self.options)
+        for row in piece.rows:
+            try:
+                yield row_to_clip(manifest.row(row), manifest.base)
+            except UserError as error:
+                if isinstance(error, StorageError):
+                    raise
+                yield Rejection(f"row {row}", "", None, f"a readable row of {manifest.path}: {error}")
+
+    # --- the whole ---------------------------------------------------------------------------------------------------
+
+    def finish(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """Join the parts of all pieces, in their order, into the manifest at `out`; returns the summary, which is written beside it.
+
+        Nothing happens if that was done before and no piece was done since.
+        """
+        work, place = _name([piece.name for piece in pieces]), storage.join(self.out, SUMMARY)
+        if storage.exists(place, self.options):
+            before = json.loads(storage.read_bytes(place, self.options))
+            if before["work"] == work:
+                return before
+        report = merge_manifests([self._part(piece) for piece in pieces], self.out, self.options)
+        summary = self._summary(report) | {"work": work}
+        storage.write_bytes(place, json.dumps(summary, indent=1).encode(), self.options)
+        return summary
+
+    def _summary(self, report: WriteReport) -> dict[str, Any]:
+        table = Manifest(self.out, self.options).columns(["domain", "split", "task_type", "video_uri", "end_s"])
+        files = table.filter(table["video_uri"].is_valid()).group_by("video_uri").aggregate([("end_s", "max")])
+        counts = {name: Counter(table[name].to_pylist()) for name in ("domain", "split", "task_type")}
+        return {
+            "rows": report.rows,
+            "rows_by": {name: dict(sorted(of.items())) for name, of in counts.items()},
+            "videos": len(files),
+            "source_seconds": round(sum(files["end_s_max"].to_pylist()), 3),
+            "set_aside": report.quarantined,
+        }
+
+    def set_aside(self) -> list[str]:
+        """The first rows that were set aside, each as a line."""
+        return reasons(storage.join(self.out, "errors", "rows.parquet"), self.options)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: str, options: StorageOptions | None) -> Manifest:
+    """Once a process: it holds the places of all rows."""
+    return Manifest(path, options)
+
+
+def _name(what: object) -> str:
+    return hashlib.blake2b(json.dumps(what, ensure_ascii=False).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,1 @@
+"""From a row to the batch of a step: reading, laying out, collating."""

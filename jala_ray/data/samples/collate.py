@@ -1,0 +1,120 @@
+"""From laid-out samples to one batch: packing, padding, and the frames the perceivers read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jala_ray.data.samples.layout import TOKEN_COLUMNS, Sequence
+from jala_ray.types import UserError
+
+Batch = dict[str, Tensor]
+"""A batch, by column.
+
+Tokens (B, T) int64: `ids`, `sample` (index among the S samples, -1 padding), `position` (restarts per sample), `block`, `hand`,
+`k`, `image_k`, `target`, `pair` (row of `pairs`), `text_target`, all -1 where void; `scored`, `state` bool.
+Samples (S,): `weight` float (0 for padding rows), `plan_row` int64; `images` (S, 3, H, W) uint8.
+Perceivers, per-frame features: `frames` (F, 3, h, w) uint8 or `frame_features` (F, P, Dv); `pairs` (C, 2) and `first` (S, 2) rows
+of it. Features of pairs from a cache: `pair_features` (C, P, Dv), `still_features` (C, P, Dv) of (v_t, v_t), `first_features` (S, P, Dv).
+"""
+
+
+@dataclass
+class Laid:
+    """One sample, ready for a batch."""
+
+    plan_row: int
+    weight: float
+    sequence: Sequence
+    image: np.ndarray
+    """(3, H, W) uint8, v_1 for the backbone."""
+    boundaries: list[int]
+    """Boundary index (0..N) of every entry of `frames` (or `features`)."""
+    frames: np.ndarray | None = None
+    """(F, 3, h, w) uint8 for the perceivers' encoder."""
+    features: np.ndarray | None = None
+    """(F, P, Dv) features of the same boundaries (per-frame encoders)."""
+    pair_features: np.ndarray | None = None
+    """(1 + C, P, Dv): features of (v_0, v_0), then of every pair of the sequence (pair encoders)."""
+    still_features: np.ndarray | None = None
+    """(C, P, Dv): features of (v_t, v_t) for the same pairs; comes with `pair_features`."""
+
+
+def first_fit(lengths: Seq[int], capacity: int) -> list[list[int]]:
+    """Pack in the given order: every sample goes to the first row with room. Deterministic."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i, length in enumerate(lengths):
+        if length > capacity:
+            raise UserError("data.max_tokens", capacity, f">= {length}, the length of the longest sample")
+        slot = next((r for r, free in enumerate(room) if free >= length), None)
+        if slot is None:
+            rows.append([])
+            room.append(capacity)
+            slot = len(rows) - 1
+        rows[slot].append(i)
+        room[slot] -= length
+    return rows
+
+
+def collate(samples: Seq[Laid], *, packing: bool, max_tokens: int, pad_multiple: int = 1) -> Batch:
+    """Pack or pad `samples` into one batch; every sample's numbers are the same wherever it lies."""
+    lengths = [len(s.sequence) for s in samples]
+    rows = first_fit(lengths, max_tokens) if packing else [[i] for i in range(len(samples))]
+    width = max(sum(lengths[i] for i in row) for row in rows)
+    width = -(-width // pad_multiple) * pad_multiple
+    shape = (len(rows), width)
+
+    tokens = {name: np.full(shape, -1, np.int64) for name in (*TOKEN_COLUMNS, "sample")}
+    for name in ("ids", "scored", "state"):
+        tokens[name][:] = 0
+    tokens["position"] = np.zeros(shape, np.int64)
+    pair_base = np.cumsum([0, *(len(s.sequence.pairs) for s in samples)])
+    for r, row in enumerate(rows):
+        start = 0
+        for i in row:
+            columns, span = samples[i].sequence.columns, slice(start, start + lengths[i])
+            for name in TOKEN_COLUMNS:
+                tokens[name][r, span] = columns[name]
+            pair = columns["pair"]
+            tokens["pair"][r, span] = np.where(pair >= 0, pair + pair_base[i], -1)
+            tokens["sample"][r, span] = i
+            tokens["position"][r, span] = np.arange(lengths[i])
+            start += lengths[i]
+
+    batch = {name: torch.from_numpy(column) for name, column in tokens.items()}
+    batch["scored"], batch["state"] = batch["scored"].bool(), batch["state"].bool()
+    batch["weight"] = torch.tensor([s.weight for s in samples], dtype=torch.float32)
+    batch["plan_row"] = torch.tensor([s.plan_row for s in samples])
+    batch["images"] = torch.from_numpy(np.stack([s.image for s in samples]))
+    return batch | _perceiver_columns(samples)
+
+
+def _perceiver_columns(samples: Seq[Laid]) -> Batch:
+    if samples[0].pair_features is not None:
+        stacks = [s.pair_features for s in samples if s.pair_features is not None]
+        stills = [s.still_features for s in samples if s.still_features is not None]
+        return {
+            "first_features": torch.from_numpy(np.stack([f[0] for f in stacks])),
+            "pair_features": torch.from_numpy(np.concatenate([f[1:] for f in stacks])),
+            "still_features": torch.from_numpy(np.concatenate(stills)),
+        }
+    if not samples[0].boundaries:
+        return {}
+    pairs, first, base = [], [], 0
+    for s in samples:
+        row = {boundary: base + j for j, boundary in enumerate(s.boundaries)}
+        pairs += [(row[time], row[time + 1]) for time in s.sequence.pairs]
+        first.append((row[0], row[0]))
+        base += len(s.boundaries)
+    columns = {
+        "pairs": torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
+        "first": torch.tensor(first, dtype=torch.int64),
+    }
+    name = "frames" if samples[0].frames is not None else "frame_features"
+    arrays = [s.frames if s.frames is not None else s.features for s in samples]
+    return columns | {name: torch.from_numpy(np.concatenate([a for a in arrays if a is not None]))}

@@ -1,0 +1,1 @@
+"""The page that shows a manifest before anything is trained on it."""

@@ -1,0 +1,133 @@
+"""The page of a motion evaluation: one HTML file that needs no network. Tables, breakdowns, videos, latent space, provenance."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+
+from jala_ray.evaluation.records import Evaluation
+from jala_ray.evaluation.scores import LABELS
+from jala_ray.reports.kit.clip_videos import ClipVideo
+from jala_ray.reports.kit.figures import Charts
+from jala_ray.reports.kit.html import Html, el, join, page
+from jala_ray.reports.kit.widgets import about, absent, badge, number, table, tile, tree
+from jala_ray.reports.motion.clips import picked_clips
+from jala_ray.reports.motion.latents import latent_space
+from jala_ray.reports.motion.tables import (
+    DOMAIN_NAMES,
+    FLOOR,
+    Cell,
+    PageScores,
+    breakdown,
+    check_scores,
+    domains,
+    headline,
+    horizon,
+    look_up,
+    references,
+)
+
+MAX_FAILURES = 100
+"""Listed."""
+HEADLINE = ("mpjpe", "pa_mpjpe")
+"""Metrics of the tiles."""
+
+
+def motion_page(
+    evaluation: Evaluation,
+    scores: Mapping[str, object],
+    videos: Sequence[ClipVideo],
+    latents: Mapping[str, Mapping[str, object] | str] | None = None,
+) -> str:
+    """The document. `scores` is a `tables.PageScores`; `videos` are those of picked clips; `latents` has each model's
+    `latents.PageLatents` by its label, or why there is none.
+
+    A section without anything to show says so. Raises UserError for keys of `scores` or `latents` that are missing or unknown.
+    """
+    known = check_scores(scores)
+    charts = Charts()
+    content = [
+        ("errors", "Errors", headline(known)),
+        ("breakdown", "Breakdown", breakdown(known, charts)),
+        ("horizon", "Over the horizon", horizon(known, charts)),
+        ("clips", "Clips", picked_clips(evaluation, known, videos)),
+        ("latents", "Latent space", latent_space(latents or {}, charts)),
+        ("failures", "Failures", _failures(evaluation)),
+        ("facts", "Facts", _facts(evaluation)),
+    ]
+    name = evaluation.manifest.rstrip("/").rpartition("/")[2] or evaluation.manifest
+    failed = sum(clip.failure is not None for clip in evaluation.clips)
+    title = el("div", el("h1", name), badge(f"{failed:,} failed", "warn") if failed else None, class_="title")
+    lede = f"{evaluation.manifest} · {', '.join(known['models']) or 'no model'}"
+    header = join(
+        el("p", "Hand motion evaluation", class_="kicker"),
+        title,
+        el("p", lede, class_="lede"),
+        el("div", _tiles(evaluation, known), class_="tiles"),
+    )
+    return page(f"{name} · Hand motion evaluation", header, content, charts.figures)
+
+
+def _tiles(evaluation: Evaluation, scores: PageScores) -> list[Html]:
+    done = [clip for clip in evaluation.clips if clip.failure is None]
+    chunks = sum(clip.chunks for clip in done)
+    tiles = [
+        _tile(scores, domain, metric)
+        for metric in HEADLINE
+        if metric in scores["metrics"]
+        for domain in domains(scores)
+    ]
+    return [*tiles, tile("Clips", number(len(done)), join(number(chunks), " s of motion"))]
+
+
+def _tile(scores: PageScores, domain: str, metric: str) -> Html:
+    """The best model in one number, against the best trivial baseline."""
+    title = f"{LABELS[metric]}, {DOMAIN_NAMES.get(domain, domain)}"
+    best = _lowest(scores, scores["models"], domain, metric)
+    if best is None:
+        return tile(title, "n/a", "no model was scored")
+    model, found, mean = best
+    low, high = found["low"], found["high"]
+    between = "" if low is None or high is None else f", {low:.2f} – {high:.2f}"
+    trivial = _lowest(scores, [row for row in references(scores) if not row.startswith(FLOOR)], domain, metric)
+    mark = None
+    if trivial is not None and trivial[2] > 0:
+        name, _, error = trivial
+        share = mean / error - 1
+        words = f"{abs(share):.0%} {'below' if share < 0 else 'above'} {name}"
+        mark = badge(words, "good" if share < 0 else "bad")
+    shown = el("span", f"{mean:,.2f} cm", title=repr(mean))
+    return tile(title, shown, join(f"{model}{between}", el("br") if mark else None, mark))
+
+
+def _lowest(scores: PageScores, rows: Sequence[str], domain: str, metric: str) -> tuple[str, Cell, float] | None:
+    """The row with the smallest mean, its cell and that mean."""
+    found = []
+    for row in rows:
+        cell = look_up(scores["table"], row, domain, metric)
+        if cell is not None and cell["mean"] is not None:
+            found.append((row, cell, cell["mean"]))
+    return min(found, key=lambda item: item[2], default=None)
+
+
+def _failures(evaluation: Evaluation) -> Html:
+    failed = [clip for clip in evaluation.clips if clip.failure is not None]
+    if not failed:
+        return absent("Every clip was evaluated.")
+    rows = [[el("code", clip.clip_id), el("span", clip.source), clip.failure] for clip in failed[:MAX_FAILURES]]
+    text = (
+        f"{len(failed):,} of {len(evaluation.clips):,} clips could not be evaluated and are in no number of this page."
+    )
+    more = len(failed) - len(rows)
+    return join(about(text), table(("Clip", "Source", "Why"), rows), about(f"{more:,} more.") if more else None)
+
+
+def _facts(evaluation: Evaluation) -> Html:
+    # Paths and the like become text; the rest stays as it is.
+    facts = json.loads(json.dumps(evaluation.facts, default=str))
+    command = facts.pop("command", None)
+    if isinstance(command, list):
+        command = shlex.join(map(str, command))
+    rest = {"manifest": evaluation.manifest, "rows": ", ".join(evaluation.rows)} | facts
+    return join(el("pre", el("code", command)) if command else None, tree(rest))

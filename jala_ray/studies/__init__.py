@@ -1,0 +1,1 @@
+"""Studies: questions about the method, asked by many runs."""

@@ -1,0 +1,165 @@
+"""The study's frozen encoder: a small DINOv3 that learns from the world's own frames by masked image modelling (SimMIM)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+from jala_ray import storage
+from jala_ray.config import EncoderConfig, OptimConfig
+from jala_ray.data.manifest.table import Manifest
+from jala_ray.evaluation.predict import rows_to_evaluate
+from jala_ray.models.backbone import normalise_pixels
+from jala_ray.models.encoders import FrameEncoder, random_config
+from jala_ray.parsing import to_dict
+from jala_ray.studies.alignment.probing import Pairs, probe, read_pairs
+from jala_ray.studies.alignment.size import EncoderTraining
+from jala_ray.studies.alignment.stages import Study, device, plain, stage, write_json
+from jala_ray.studies.alignment.world import training_frames
+from jala_ray.training.loop import autocast
+from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
+
+FLAT = 0.01
+"""Added to a patch's variance before it is normalised: what moves a plain table by a few grey levels is the video's compression."""
+WEIGHTS = "model.safetensors"
+
+
+class Reconstruction(nn.Module):
+    """Hidden patches are the mask token, one linear layer tells their pixels from what the encoder makes of them."""
+
+    def __init__(self, settings: EncoderTraining) -> None:
+        super().__init__()
+        config = random_config(EncoderConfig("dinov3", image_size=settings.image_size, sizes=settings.sizes))
+        assert isinstance(config, DINOv3ViTConfig)
+        config.pos_embed_rescale = None  # pictures are cropped instead
+        self.patch = settings.sizes.patch
+        self.model = DINOv3ViTModel(config)
+        self.decoder = nn.Linear(settings.sizes.hidden, 3 * self.patch**2)
+
+    def forward(self, pixels: Tensor, hidden: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, S, S), hidden patches (B, P) bool -> mean absolute error of their pixels, each patch normalised."""
+        patches = self.model(pixels, bool_masked_pos=hidden).last_hidden_state[:, -hidden.shape[1] :]
+        target = rearrange(pixels, "b c (r i) (k j) -> b (r k) (c i j)", i=self.patch, j=self.patch)[hidden]
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        target = (target - mean) / (variance + FLAT).sqrt()
+        return (self.decoder(patches[hidden]).float() - target).abs().mean()
+
+
+def augmented(pixels: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+    """Random square crops brought back to size, half of them mirrored, each channel's gain and level changed; (B, 3, S, S) both."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return (low + (high - low) * torch.rand(len(pixels), *shape, generator=generator)).to(pixels)
+
+    size = uniform(smallest, 1.0, 1)
+    centre = (1 - size) * uniform(-1.0, 1.0, 2)
+    mirror = torch.where(uniform(0.0, 1.0) < 0.5, -1.0, 1.0)
+    crop = torch.zeros(len(pixels), 2, 3).to(pixels)
+    crop[:, 0, 0], crop[:, 1, 1], crop[:, :, 2] = mirror * size[:, 0], size[:, 0], centre
+    grid = F.affine_grid(crop, list(pixels.shape), align_corners=False)
+    cropped = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
+    return cropped * uniform(0.8, 1.2, 3, 1, 1) + uniform(-0.2, 0.2, 3, 1, 1)
+
+
+def hidden_patches(batch: int, patches: int, share: float, generator: torch.Generator) -> Tensor:
+    """(B, P) bool: the same number of patches of every picture."""
+    order = torch.rand(batch, patches, generator=generator).argsort(dim=1).argsort(dim=1)
+    return order < round(share * patches)
+
+
+def make_encoder(study: Study, world: dict[str, Any]) -> dict[str, Any]:
+    """Train it once on all training frames, labelled or not, and commit it to `encoder/model`."""
+    settings = {"encoder": to_dict(study.size.encoder), "manifest": world["manifest"]}
+    return stage(study.out / "encoder.json", settings, lambda: _make(study))
+
+
+def _make(study: Study) -> dict[str, Any]:
+    settings, manifest = study.size.encoder, Manifest(study.manifest)
+    frames = training_frames(manifest, settings.image_size, settings.every)
+    rows = rows_to_evaluate(manifest, "train", settings.probe_clips)
+    log = train(settings, frames, read_pairs(manifest, rows, settings.image_size), study.encoder, device())
+    weights = storage.read_commit(str(study.encoder)).files[WEIGHTS].sha256
+    probes = [row for row in log if "pair" in row]
+    return {"frames": len(frames), "weights": weights, "loss": log[-1]["loss"], "probes": probes}
+
+
+def train(
+    settings: EncoderTraining, frames: np.ndarray, pairs: Pairs, folder: Path, where: torch.device
+) -> list[dict[str, Any]]:
+    """Learn from frames (M, 3, S, S) uint8 and commit `folder`; returns the logged rows.
+
+    All draws of a step are keyed by its number, so that a run that was cut off goes on, from the last probe, as if it had not been. Rows
+    have `step` and `loss`; where the encoder was probed, also `pair` and `v0`, R2 of the wrist's motion on labelled training clips.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        learner = Reconstruction(settings).to(where)
+    optimizer = build_optimizer(learner, OptimConfig(lr=settings.lr, weight_decay=settings.weight_decay))
+    state, log, start = folder.parent / "state.pt", list[dict[str, Any]](), 0
+    if state.exists():
+        stored = torch.load(state, weights_only=True, map_location=where)
+        learner.load_state_dict(stored["learner"])
+        optimizer.load_state_dict(stored["optimizer"])
+        log, start = json.loads(stored["log"]), stored["step"]
+    shown = EncoderConfig("dinov3", image_size=settings.image_size, sizes=settings.sizes)
+    for step in range(start, settings.steps):
+        row = {"step": step + 1, "loss": _step(learner, optimizer, frames, step, settings, where)}
+        last = step + 1 == settings.steps
+        probed = last or (step + 1) % settings.probe_every == 0
+        if probed:
+            frozen = FrameEncoder(copy.deepcopy(learner.model), shown)  # freezing must not reach the one that learns
+            row |= {name: found["r2"] for name, found in probe(frozen, pairs).items()}
+        if probed or (step + 1) % settings.log_every == 0:
+            log.append(row)
+            print(json.dumps(row), flush=True)
+        if probed:
+            parts = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "log": json.dumps(log)}
+            state.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(parts | {"step": step + 1}, state.with_suffix(".part"))
+            state.with_suffix(".part").replace(state)
+    write_json(folder.parent / "log.json", plain(log))
+    if not storage.is_committed(str(folder)):
+        with tempfile.TemporaryDirectory() as scratch:
+            learner.model.save_pretrained(scratch)
+            storage.upload_dir(scratch, str(folder), replace_unfinished=True)
+    return log
+
+
+def _step(
+    learner: Reconstruction,
+    optimizer: torch.optim.Optimizer,
+    frames: np.ndarray,
+    step: int,
+    settings: EncoderTraining,
+    where: torch.device,
+) -> float:
+    """One update; returns the loss. Raises `FloatingPointError` where it is not finite."""
+    chosen = np.random.default_rng([settings.seed, step]).integers(len(frames), size=settings.batch)
+    generator = torch.Generator().manual_seed(settings.seed * settings.steps + step)
+    pixels = normalise_pixels(torch.from_numpy(frames[chosen]).to(where))
+    pixels = augmented(pixels, settings.smallest_crop, generator)
+    patches = (settings.image_size // settings.sizes.patch) ** 2
+    hidden = hidden_patches(len(pixels), patches, settings.masked, generator).to(where)
+    set_lr(optimizer, settings.lr * lr_factor(step, settings.steps, settings.warmup))
+    learner.train()
+    with autocast(where, "bf16" if where.type == "cuda" else "fp32"):
+        loss = learner(pixels, hidden)
+    shown = float(loss.detach())
+    if not math.isfinite(shown):
+        raise FloatingPointError(f"encoder: loss {shown} at step {step}; lower lr ({settings.lr})")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    clip_gradients(learner, 1.0)
+    optimizer.step()
+    return shown

@@ -1,0 +1,118 @@
+"""What is measured of a finished job: the four metrics of every validation clip at E = 1 and E = 4, the latent space, the cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jala_ray.config import GenerationConfig, JalaConfig, RunConfig
+from jala_ray.evaluation.job import EvaluationJob, begin
+from jala_ray.evaluation.latent_space import latents
+from jala_ray.evaluation.records import Evaluation
+from jala_ray.evaluation.scores import BOTH, score_clips
+from jala_ray.hands.metrics import METRICS
+from jala_ray.rows import load_row
+from jala_ray.studies.alignment.stages import Study, device
+from jala_ray.studies.alignment.variants import Job, last_checkpoint
+from jala_ray.training import checkpoint, setup
+from jala_ray.types import UserError
+
+ENSEMBLES = (1, 4)
+MODEL = "model"
+"""The row of the evaluated checkpoint; the others are the floor and the trivial baselines."""
+HEALTH = ("rho", "effective_rank_z", "effective_rank_h", "cos_matched", "cos_shuffled")
+VALIDATED = "val/wild/monitor/"
+
+
+def evaluate(study: Study, job: Job, runs: Sequence[RunConfig]) -> dict[str, Any]:
+    """Of the last run of a job: `motion` (E -> scores, where it generates), `latents` (where it has a latent space), `monitors`, `cost`."""
+    config, began = runs[-1], time.monotonic()
+    found: dict[str, Any] = {"motion": {}, "latents": None, "monitors": monitors(config)}
+    if config.objective.generates:
+        for ensemble in ENSEMBLES:
+            found["motion"][str(ensemble)] = _motion(study, job, config, ensemble)
+    if isinstance(config.objective, JalaConfig):
+        found["latents"] = _latents(study, config)
+    cost = {Path(run.name).name: training_cost(run) for run in runs}
+    return found | {"cost": cost | {"evaluation_s": round(time.monotonic() - began, 1)}}
+
+
+# --- motion ----------------------------------------------------------------------------------------------------------
+
+
+def _motion(study: Study, job: Job, config: RunConfig, ensemble: int) -> dict[str, Any]:
+    evaluation = EvaluationJob(
+        out=str(study.out / "evaluations" / job.name / f"E{ensemble}"),
+        manifest=str(study.manifest),
+        checkpoints=((MODEL, last_checkpoint(config)),),
+        settings=GenerationConfig(ensemble=ensemble),
+        batch=study.size.evaluation_batch,
+    )
+    work = begin(evaluation, "val", None)
+    for part in work.missing():
+        evaluation(part)
+    return clip_scores(work.finish())
+
+
+def clip_scores(evaluation: Evaluation) -> dict[str, Any]:
+    """`clips`, `domain`, `source` of every scored clip, and `values` {row: {metric: [cm of both hands, null where there is none]}}.
+
+    Raises `UserError` for a clip that failed: runs are compared over the same clips.
+    """
+    failed = [clip for clip in evaluation.clips if clip.failure is not None]
+    if failed:
+        raise UserError("validation clips", len(failed), "none that fails", f"{failed[0].clip_id}: {failed[0].failure}")
+    scores = score_clips(evaluation.clips, evaluation.rows)
+    values = {
+        row: {metric: _listed(scores.values[r, :, BOTH, m]) for m, metric in enumerate(METRICS)}
+        for r, row in enumerate(scores.rows)
+    }
+    columns = {name: [getattr(clip, name) for clip in scores.clips] for name in ("clip_id", "domain", "source")}
+    return {"clips": columns.pop("clip_id"), **columns, "values": values}
+
+
+def _listed(values: Iterable[float | None]) -> list[float | None]:
+    """Ready for JSON: null where there is no value, or none that is finite."""
+    return [None if value is None or not math.isfinite(value) else round(float(value), 6) for value in values]
+
+
+# --- the latent space, health and cost -------------------------------------------------------------------------------
+
+
+def _latents(study: Study, config: RunConfig) -> dict[str, Any]:
+    """`latents.summary` over the validation clips, without its t-SNE."""
+    loaded = checkpoint.load(last_checkpoint(config))
+    loaded.learner.to(device())
+    found = latents.summary(latents.collect(loaded, str(study.manifest)))
+    return {name: value for name, value in found.items() if name != "tsne"}
+
+
+def _metrics(config: RunConfig) -> list[dict[str, Any]]:
+    lines = Path(setup.run_folder(config), "metrics.jsonl").read_text().splitlines()
+    return [load_row(line) for line in lines]
+
+
+def monitors(config: RunConfig) -> dict[str, list[Any]]:
+    """Health figures over training, as columns: `step`, and those of `HEALTH`, on training batches and at validation (`wild_...`)."""
+    rows = [row for row in _metrics(config) if any(name.startswith(("monitor/", VALIDATED)) for name in row)]
+    columns: dict[str, list[Any]] = {"step": [row["step"] for row in rows]}
+    for prefix, shown in (("monitor/", ""), (VALIDATED, "wild_")):
+        columns |= {shown + name: _listed([row.get(prefix + name) for row in rows]) for name in HEALTH}
+    return columns if rows else {}
+
+
+def training_cost(config: RunConfig) -> dict[str, float]:
+    """Seconds of training steps (validation and checkpoints left out), samples, and samples a second."""
+    rows = _metrics(config)
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    seconds = float(np.dot(steps, [row["step_s"] for row in rows]))
+    return {
+        "seconds": round(seconds, 1),
+        "samples": rows[-1]["samples"],
+        "samples_per_s": rows[-1]["samples"] / seconds,
+    }

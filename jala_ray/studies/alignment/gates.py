@@ -1,0 +1,175 @@
+"""What the world must show before any run of JALA counts, and the freeze that follows (`gates.json`, `frozen.json`).
+
+A world that fails a gate is trivial or impossible: it would answer nothing. It is changed then, never after the freeze.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jala_ray.data.manifest.table import Manifest
+from jala_ray.evaluation.predict import HOLD_FIRST, MEAN_MOTION, rows_to_evaluate
+from jala_ray.models.encoders import FrameEncoder
+from jala_ray.parsing import to_dict
+from jala_ray.studies.alignment.evaluate import MODEL
+from jala_ray.studies.alignment.probing import probe, read_pairs
+from jala_ray.studies.alignment.results import Found, load
+from jala_ray.studies.alignment.runs import inputs, work
+from jala_ray.studies.alignment.stages import Study, device, difference, plain, result_of, stage, todays, write_json
+from jala_ray.studies.alignment.variants import described, jobs, named, variants
+from jala_ray.studies.alignment.world import PRIMARY_PART
+from jala_ray.types import DOMAINS, ConfigError, UserError
+
+PAIR_AT_LEAST, FIRST_AT_MOST, GAIN_AT_LEAST = 0.5, 0.3, 0.3
+CEILING, REFERENCE = "all_labelled", "no_align"
+ENSEMBLE = 4
+PRIMARY = {
+    "metric": "mpjpe",
+    "unit": "cm",
+    "domain": "wild",
+    "part": PRIMARY_PART,
+    "ensemble": ENSEMBLE,
+    "difference": f"jala - {REFERENCE}, paired by seed",
+    "interval": "95 %, bootstrap nested over seeds and clips",
+    "why this part": "look and combination are what unlabelled Wild shows and labels of Lab do not; held-out combinations are in neither",
+}
+HINT = f"{HOLD_FIRST} is told the true first pose, which a model must see for itself; {MEAN_MOTION} is the mean of the training labels."
+
+
+class GateFailed(UserError):
+    """The study stops before its first run of JALA."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    name: str
+    value: float | None
+    rule: str
+    passed: bool
+
+
+def feature_gates(probes: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> list[Gate]:
+    """Of {domain: {pair | v0: {r2}}}: the frames must tell the wrist's motion, and the first of them alone must not."""
+    rules = (("pair", f">= {PAIR_AT_LEAST}"), ("v0", f"<= {FIRST_AT_MOST}"))
+    gates = []
+    for domain, found in probes.items():
+        for subject, rule in rules:
+            r2 = found[subject]["r2"]
+            good = r2 is not None and (r2 >= PAIR_AT_LEAST if subject == "pair" else r2 <= FIRST_AT_MOST)
+            gates.append(Gate(f"R2 of wrist motion from {subject}, {domain}", r2, rule, good))
+    return gates
+
+
+def run_gates(found: Found) -> list[Gate]:
+    """From runs of the ceiling and of the reference, in the primary metric on the primary part: means over seeds and clips."""
+    seeds = found.seeds(CEILING, REFERENCE)
+
+    def mean(variant: str, row: str) -> float:
+        return float(found.matrix(variant, PRIMARY_PART, "mpjpe", ENSEMBLE, row, seeds).mean())
+
+    ceiling, reference = mean(CEILING, MODEL), mean(REFERENCE, MODEL)
+    gain = 1 - ceiling / reference
+    rule = f">= {GAIN_AT_LEAST:g} of {REFERENCE}'s {reference:.2f} cm"
+    gates = [Gate(f"what {CEILING} gains over {REFERENCE}, {PRIMARY_PART}", gain, rule, gain >= GAIN_AT_LEAST)]
+    worse = max(ceiling, reference)
+    for row in (HOLD_FIRST, MEAN_MOTION):
+        trivial = mean(REFERENCE, row)
+        gates.append(Gate(f"MPJPE of {row}, {PRIMARY_PART}, cm", trivial, f"> {worse:.2f}", trivial > worse))
+    return gates
+
+
+def pass_gates(study: Study, at_once: int, ignore: bool) -> None:
+    """Try all gates and freeze, or see that nothing has changed since. Raises `GateFailed`, unless they are to be ignored."""
+    if (study.out / "frozen.json").exists():
+        check_frozen(study)
+        return
+    probes = _probes(study)
+    gates = feature_gates(probes)
+    _decide(study, gates, probes, ignore)
+    work(study, jobs(named(variants(study.base()), [CEILING, REFERENCE]), study.size.gate_seeds), at_once)
+    gates += run_gates(load(study))
+    _decide(study, gates, probes, ignore)
+    freeze(study, all(gate.passed for gate in gates))
+
+
+def _probes(study: Study) -> dict[str, Any]:
+    """Of frozen features on training clips of the twin, a domain."""
+
+    def make() -> dict[str, Any]:
+        encoder, manifest = FrameEncoder.build(study.encoder_config).to(device()), Manifest(study.twin)
+        rows = rows_to_evaluate(manifest, "train", study.size.gate_clips)
+        domain = manifest.index["domain"].to_pylist()
+        parts = {name: [row for row in rows if domain[row] == name] for name in DOMAINS}
+        return {name: probe(encoder, read_pairs(manifest, part, encoder.image_size)) for name, part in parts.items()}
+
+    settings = {"caches": inputs(study), "clips": study.size.gate_clips}
+    found = stage(study.out / "probes.json", settings, make)
+    return {domain: found[domain] for domain in DOMAINS}
+
+
+def _decide(study: Study, gates: list[Gate], probes: Mapping[str, Any], ignore: bool) -> None:
+    """Write `gates.json`; stop where one has failed."""
+    failed = [gate for gate in gates if not gate.passed]
+    content = {
+        "passed": not failed,
+        "ignored": ignore,
+        "gates": [asdict(g) for g in gates],
+        "probes": probes,
+        "note": HINT,
+    }
+    write_json(study.out / "gates.json", plain(content))
+    for gate in gates:
+        print(f"gate {'passed' if gate.passed else 'FAILED'}: {gate.name}: {gate.value} ({gate.rule})", flush=True)
+    if failed and not ignore:
+        remedy = "The world is trivial or impossible at this size: change it under another --out, or go on with --ignore-gates."
+        raise GateFailed(failed[0].name, failed[0].value, failed[0].rule, remedy)
+
+
+# --- the freeze ------------------------------------------------------------------------------------------------------
+
+
+def facts(study: Study) -> dict[str, Any]:
+    """What the first tier's numbers follow from. Later tiers may be added to: only the first one's variants are in it."""
+    known = variants(study.base())
+    world, words, encoder = (result_of(study.out / f"{name}.json") or {} for name in ("world", "words", "encoder"))
+    return plain(
+        {
+            "size": to_dict(study.size) | {"seeds": study.size.seeds[0]},
+            "manifests": [world.get("manifest"), world.get("twin")],
+            "words": words.get("sha256"),
+            "encoder": encoder.get("weights"),
+            "caches": inputs(study),
+            "tier 1": {variant.name: described(study, variant) for variant in known if variant.tier == 1},
+            "primary": PRIMARY,
+        }
+    )
+
+
+def digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def freeze(study: Study, passed: bool) -> None:
+    now = facts(study)
+    write_json(
+        study.out / "frozen.json", {"hash": digest(now), "gates_passed": passed, "primary": PRIMARY, "facts": now}
+    )
+    print(f"frozen: {digest(now)}", flush=True)
+
+
+def check_frozen(study: Study) -> None:
+    """Raises `ConfigError` where anything that the freeze names has changed since."""
+    stored, now = json.loads((study.out / "frozen.json").read_text()), facts(study)
+    if digest(stored["facts"]) != stored["hash"]:
+        raise ConfigError(
+            "frozen.json", digest(stored["facts"]), f"its own hash {stored['hash']}", "It was edited by hand."
+        )
+    size = stored["facts"]["size"]
+    key, was, found = difference(stored["facts"] | {"size": size | {"run": plain(todays(size["run"]))}}, now)
+    if key:
+        remedy = "The runs that are there would no longer compare: begin another study under another --out."
+        raise ConfigError(f"frozen {key}", found, f"{was!r}, as it was frozen", remedy)

@@ -1,0 +1,166 @@
+"""From the scores of all jobs to means and differences with intervals over seeds and clips (`results.json`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from jala_ray.evaluation.bootstrap import nested
+from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION
+from jala_ray.hands.metrics import METRICS
+from jala_ray.studies.alignment.evaluate import ENSEMBLES, HEALTH, MODEL
+from jala_ray.studies.alignment.stages import Study, result_of
+from jala_ray.studies.alignment.variants import variants
+from jala_ray.studies.alignment.world import PARTS, part_of
+from jala_ray.types import UserError
+
+REFERENCES = ("no_align", "jala")
+"""Variants that all others are compared with, paired by seed."""
+OTHER_ROWS = (FLOOR, HOLD_FIRST, MEAN_MOTION)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Results of the jobs that are done: variant -> seed -> what `evaluate.evaluate` gave."""
+
+    jobs: Mapping[str, Mapping[int, Mapping[str, Any]]]
+
+    def __post_init__(self) -> None:
+        clips = {variant: {tuple(s["clips"]) for s in self._motions(variant)} for variant in self.jobs}
+        if len(set().union(*clips.values())) > 1:
+            counts = {variant: sorted(map(len, found)) for variant, found in clips.items()}
+            raise UserError("validation clips", counts, "the same clips for every job", "Delete scores/ and run again.")
+
+    def _motions(self, variant: str) -> list[Mapping[str, Any]]:
+        return [motion for job in self.jobs[variant].values() for motion in job["motion"].values()]
+
+    def generating(self) -> list[str]:
+        """Variants with generated motion."""
+        return [variant for variant in self.jobs if self._motions(variant)]
+
+    def seeds(self, *variants: str) -> list[int]:
+        """Seeds that all of the variants have."""
+        return sorted(set.intersection(*(set(self.jobs.get(variant, ())) for variant in variants)))
+
+    def matrix(
+        self, variant: str, part: str, metric: str, ensemble: int, row: str = MODEL, seeds: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """(seeds, clips of the part) cm; NaN where there is nothing to score. Raises `UserError` where there is no such run."""
+        chosen = self.seeds(variant) if seeds is None else seeds
+        if not len(chosen):
+            raise UserError("runs", variant, "at least one that is done")
+        motions = [self.jobs[variant][seed]["motion"][str(ensemble)] for seed in chosen]
+        kept = part_of(motions[0]["domain"], motions[0]["source"], part)
+        return np.array([motion["values"][row][metric] for motion in motions], float)[:, kept]
+
+
+def load(study: Study) -> Found:
+    """Of all jobs of the study that are done, in the order of the variants."""
+    jobs: dict[str, dict[int, Any]] = {}
+    for variant in variants(study.base()):
+        for file in sorted((study.out / "scores" / variant.name).glob("seed-*.json")):
+            result = result_of(file)
+            if result is not None:
+                jobs.setdefault(variant.name, {})[int(file.stem.removeprefix("seed-"))] = result
+    return Found(jobs)
+
+
+def analyse(found: Found, resamples: int) -> dict[str, Any]:
+    """Everything that is told of the runs, ready for JSON, INTERVAL = {mean, low, high, clips}.
+
+    ```
+    motion   {E: {part: {clips, means: {variant or other row: {metric: INTERVAL}},
+                         differences: {reference: {variant: {metric: INTERVAL}}}, seeds: {variant: [..]}}}}
+    latents  {variant: {probes: {group: {subject: mean R2 of the wrist over seeds}}, health: {name: last value, mean over seeds}}}
+    cost     {variant: {training_s, samples_per_s, evaluation_s}}, means over seeds
+    ```
+    A difference is variant - reference over the seeds that both have, the same clips: negative where the variant is better.
+    """
+    generating = found.generating()
+    motion = {
+        str(ensemble): {part: _part(found, generating, part, ensemble, resamples) for part in PARTS}
+        for ensemble in ENSEMBLES
+    }
+    return {
+        "seeds": {variant: found.seeds(variant) for variant in found.jobs},
+        "motion": motion,
+        "latents": {variant: _latents(list(found.jobs[variant].values())) for variant in found.jobs},
+        "cost": {variant: _cost(list(found.jobs[variant].values())) for variant in found.jobs},
+    }
+
+
+def _part(found: Found, names: Sequence[str], part: str, ensemble: int, resamples: int) -> dict[str, Any]:
+    def interval(values: np.ndarray) -> dict[str, float | None]:
+        numbers = asdict(nested(values, resamples=resamples))
+        return {name: None if np.isnan(value) else value for name, value in numbers.items()}
+
+    def values(variant: str, metric: str, row: str = MODEL, seeds: Sequence[int] | None = None) -> np.ndarray:
+        return found.matrix(variant, part, metric, ensemble, row, seeds)
+
+    means = {v: {metric: interval(values(v, metric)) for metric in METRICS} for v in names}
+    one = names[0]
+    first = found.seeds(one)[:1]  # the floor and the trivial rows have no seeds
+    means |= {row: {m: interval(values(one, m, row, first)) for m in METRICS} for row in OTHER_ROWS}
+    differences: dict[str, dict[str, Any]] = {}
+    for reference in (r for r in REFERENCES if r in names):
+        differences[reference] = {}
+        for variant in (v for v in names if v != reference):
+            seeds = found.seeds(variant, reference)
+            if seeds:
+                pairs = {m: [values(v, m, MODEL, seeds) for v in (variant, reference)] for m in METRICS}
+                differences[reference][variant] = {m: interval(a - b) for m, (a, b) in pairs.items()}
+    clips = values(one, "mpjpe", MODEL, first).shape[1]
+    by_seed = {v: dict(zip(map(str, found.seeds(v)), _seed_means(values(v, "mpjpe")), strict=True)) for v in names}
+    return {"clips": clips, "means": means, "differences": differences, "by_seed": by_seed}
+
+
+def _seed_means(values: np.ndarray) -> list[float | None]:
+    return [float(row[~np.isnan(row)].mean()) if (~np.isnan(row)).any() else None for row in values]
+
+
+def _latents(jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    probes: dict[str, dict[str, list[float]]] = {}
+    for job in jobs:
+        for one in (job["latents"] or {"probes": []})["probes"]:
+            if one["target"] == "wrist" and one["r2"] is not None:
+                probes.setdefault(one["group"], {}).setdefault(one["subject"], []).append(one["r2"])
+    columns = [job["monitors"] for job in jobs if job["monitors"]]
+    names = [f"wild_{name}" for name in HEALTH]
+    last = {name: [v for v in (_last(column[name]) for column in columns) if v is not None] for name in names}
+    return {
+        "probes": {group: {s: float(np.mean(r2)) for s, r2 in found.items()} for group, found in probes.items()},
+        "health": {name.removeprefix("wild_"): float(np.mean(values)) for name, values in last.items() if values},
+    }
+
+
+def _last(values: Sequence[float | None]) -> float | None:
+    return next((value for value in reversed(values) if value is not None), None)
+
+
+def _cost(jobs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    runs = [[run for name, run in job["cost"].items() if name != "evaluation_s"] for job in jobs]
+    seconds = [sum(run["seconds"] for run in of_job) for of_job in runs]
+    return {
+        "training_s": float(np.mean(seconds)),
+        "samples_per_s": float(np.mean([sum(r["samples"] for r in of_job) for of_job in runs]) / np.mean(seconds)),
+        "evaluation_s": float(np.mean([job["cost"]["evaluation_s"] for job in jobs])),
+    }
+
+
+def verdict(interval: Mapping[str, float | None]) -> str:
+    """In words, of jala - no_align in an error. Raises `UserError` for an interval without limits."""
+    low, high = interval["low"], interval["high"]
+    if low is None or high is None:
+        raise UserError("interval", dict(interval), "limits", "It needs two clips at least.")
+    return "alignment helps" if high < 0 else "alignment hurts" if low > 0 else "no difference is shown"
+
+
+def gap_closed(means: Mapping[str, Mapping[str, Mapping[str, float]]]) -> float | None:
+    """Share of the way from no_align to all_labelled that jala goes in MPJPE; None where one of them is missing."""
+    if not {"jala", "no_align", "all_labelled"} <= means.keys():
+        return None
+    low, own, high = (means[name]["mpjpe"]["mean"] for name in ("no_align", "jala", "all_labelled"))
+    return (low - own) / (low - high) if low != high else None

@@ -1,0 +1,147 @@
+"""A study on disk: where its parts lie, and stages that are done once, with one set of settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jala_ray.config import EncoderConfig, RunConfig
+from jala_ray.parsing import from_dict, override, to_dict
+from jala_ray.studies.alignment.size import StudySize
+from jala_ray.types import ConfigError
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder (absolute) and a size."""
+
+    out: Path
+    size: StudySize
+
+    @property
+    def manifest(self) -> Path:
+        """Lab, and Wild with few labels."""
+        return self.out / "world" / "manifest.parquet"
+
+    @property
+    def twin(self) -> Path:
+        """The same videos, all labelled."""
+        return self.out / "world" / "all_labelled.parquet"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.out / "tokenizer" / "tokenizer"
+
+    @property
+    def words(self) -> Path:
+        """The text tokenizer, in the format of transformers' `save_pretrained`."""
+        return self.out / "words"
+
+    @property
+    def encoder(self) -> Path:
+        """In the format of transformers' `save_pretrained`."""
+        return self.out / "encoder" / "model"
+
+    def cache(self, twin: bool) -> Path:
+        return self.out / "caches" / ("all_labelled" if twin else "study")
+
+    @property
+    def encoder_config(self) -> EncoderConfig:
+        chosen = self.size.encoder
+        return EncoderConfig("dinov3", str(self.encoder), None, chosen.image_size, chosen.sizes)
+
+    def base(self, twin: bool = False) -> RunConfig:
+        """The configuration that every variant is a diff of, over one of the manifests."""
+        encoder = self.encoder_config
+        addresses = {
+            "storage.root": str(self.out),
+            "motion_tokenizer": str(self.tokenizer),
+            "data.manifest": str(self.twin if twin else self.manifest),
+            "data.cache": str(self.cache(twin)),
+            "model.text.pretrained": str(self.words),
+            "model.encoder.pretrained": encoder.pretrained,
+            "model.encoder.image_size": encoder.image_size,
+        }
+        return override(self.size.run, addresses)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def todays(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored run's configuration with all that one holds today."""
+    return to_dict(from_dict(RunConfig, run))
+
+
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+"""Stored settings -> the same with what configurations have come to hold since, at its default: that is how it was done."""
+
+
+def done(file: Path, settings: Mapping[str, Any], upgrade: Upgrade = dict) -> dict[str, Any] | None:
+    """A stage's result, if it is finished. Raises `ConfigError` where it began under other settings."""
+    if not file.exists():
+        return None
+    stored = json.loads(file.read_text())
+    key, was, now = difference(plain(upgrade(stored["settings"])), plain(settings))
+    if key:
+        remedy = f"Take another --out, or delete {file}, what that stage made, and everything after it."
+        raise ConfigError(f"{file.name}: {key}", now, f"{was!r}, as the stage began", remedy)
+    return stored["result"]
+
+
+def stage(
+    file: Path, settings: Mapping[str, Any], make: Callable[[], Mapping[str, Any]], upgrade: Upgrade = dict
+) -> dict[str, Any]:
+    """What `make` finds, as JSON values; made once, then read from `file`.
+
+    The file is there from the beginning with the settings, and has a result when the stage is done, so that a stage that was cut off
+    goes on under the settings it began with. Raises `ConfigError` for other settings.
+    """
+    found = done(file, settings, upgrade)
+    if found is not None:
+        return found
+    write_json(file, {"settings": plain(settings), "result": None})
+    print(f"[{time.strftime('%H:%M:%S')}] {file.name.removesuffix('.json')}", flush=True)
+    began = time.monotonic()
+    result = plain(make()) | {"stage_seconds": round(time.monotonic() - began, 1)}
+    write_json(file, {"settings": plain(settings), "result": result})
+    return result
+
+
+def result_of(file: Path) -> dict[str, Any] | None:
+    """A finished stage's result, whatever its settings; None where it is not finished."""
+    return json.loads(file.read_text())["result"] if file.exists() else None
+
+
+def plain(value: Any) -> Any:
+    """As JSON gives it back. Raises `ValueError` for NaN, which JSON has not."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def difference(a: Any, b: Any, where: str = "") -> tuple[str, Any, Any]:
+    """Dotted key of the first place in which two JSON values differ, with the two values there; "" where they are the same."""
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and all(isinstance(x, dict) for x in a + b):
+        a, b = ({str(i): one for i, one in enumerate(many)} for many in (a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(a.keys() | b.keys()):
+            found = difference(a.get(key), b.get(key), f"{where}.{key}" if where else key)
+            if found[0]:
+                return found
+        return "", None, None
+    return ("", None, None) if a == b else (where or "settings", a, b)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
+    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    os.replace(partial, file)

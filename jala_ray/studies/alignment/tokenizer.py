@@ -1,0 +1,47 @@
+"""The study's motion tokenizer: it sees only the labels that the study's manifest has, whatever runs are later given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from jala_ray.config import StorageConfig
+from jala_ray.data.manifest.table import Manifest
+from jala_ray.data.samples.chunks import ManifestRow, read_chunks
+from jala_ray.parsing import to_dict
+from jala_ray.studies.alignment.stages import Study, device, stage
+from jala_ray.studies.alignment.world import validation_rows
+from jala_ray.tokenizer.model import MotionTokenizer
+from jala_ray.tokenizer.quality import measure_quality
+from jala_ray.training import setup
+from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
+from jala_ray.types import DOMAINS, SPLITS
+
+ERRORS = ("mpjpe_cm", "wrist_cm", "wrist_rotation_deg", "finger_rotation_deg", "chunks")
+
+
+def make_tokenizer(study: Study, world: dict[str, Any]) -> dict[str, Any]:
+    """Train it on Lab and the labelled part of Wild; its quality on validation chunks, a domain, is the floor of every model."""
+    settings = {"tokenizer": to_dict(study.size.tokenizer), "manifest": world["manifest"]}
+    return stage(study.out / "tokenizer.json", settings, lambda: _make(study))
+
+
+def _make(study: Study) -> dict[str, Any]:
+    manifests = (str(study.manifest),)
+    config = replace(study.size.tokenizer, manifests=manifests, storage=StorageConfig(str(study.out)))
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    with setup.prepared_tokenizer(config) as ready:
+        train, held_out = (Chunks(**read_chunks(ready.rows[split])) for split in SPLITS)
+        train_tokenizer(TokenizerRun(config, folder, options, train, held_out, device(), lease=ready.lease))
+    tokenizer = MotionTokenizer.load(study.tokenizer)
+    return {"trained_chunks": len(train), "floor": {domain: _floor(study, tokenizer, domain) for domain in DOMAINS}}
+
+
+def _floor(study: Study, tokenizer: MotionTokenizer, domain: str) -> dict[str, float]:
+    rows = validation_rows(Manifest(study.manifest), domain)
+    chunks = read_chunks([ManifestRow(str(study.manifest), int(row)) for row in rows])
+    features, side, beta = (torch.from_numpy(chunks[name]) for name in ("features", "side", "beta"))
+    quality = measure_quality(tokenizer, features, side, beta=beta)
+    return {name: quality[name] for name in ERRORS}

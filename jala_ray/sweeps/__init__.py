@@ -1,0 +1,1 @@
+"""Sweeps: search spaces as data, trials that are the real jobs, a ledger that survives the driver."""

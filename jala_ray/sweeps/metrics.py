@@ -1,0 +1,147 @@
+"""What a sweep optimises. A metric must mean the same whatever is searched: a training loss does not, and is refused.
+
+`masked_loss`, the default, is the cross-entropy of masked codes on held-out clips, the same clips with the same masks in every trial.
+It contains neither lambda nor alpha nor the aligned layer, exists at every validation, so that ASHA can compare by it, and it is what the
+motion head is for. It does depend on the masks and on the codes: searching those, it is refused, and `mpjpe` compares in centimetres.
+The probe of h (R2 of the wrist's motion, held-out clips) judges what later stages take from the model. Both are measured when a trial
+has run to its end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jala_ray.config import JalaConfig, RunConfig, TokenizerRunConfig
+from jala_ray.parsing import suggest
+from jala_ray.sweeps.spaces import Base
+from jala_ray.types import DOMAINS, ConfigError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a trial: the mean of those of `keys` that are there."""
+
+    name: str
+    keys: tuple[str, ...]
+    mode: Literal["min", "max"]
+    label: str
+    final: bool = False
+    """Measured at a trial's end alone, not at every report."""
+    tokenizer: bool = False
+    """Of runs that train a motion tokenizer; the others are of pretraining."""
+    spoiled_by: tuple[str, ...] = ()
+    """Searching a setting that begins so, trials could not be compared by it."""
+
+    def value(self, row: Mapping[str, Any]) -> float | None:
+        """None where the row has none of the keys, or one that is not finite."""
+        found = [row[key] for key in self.keys if row.get(key) is not None]
+        return sum(found) / len(found) if found and all(map(math.isfinite, found)) else None
+
+    def error(self, value: float) -> float:
+        """The value with lower as better."""
+        return value if self.mode == "min" else -value
+
+
+CODES = ("objective.masking.", "motion_tokenizer", "model.codes", "model.levels", "model.groups")
+MASKED = {"lab": ("lab",), "wild": ("wild",), "": ("lab", "wild")}
+
+
+def _masked(suffix: str, domains: tuple[str, ...]) -> Metric:
+    keys, where = tuple(f"val/{d}/loss_mcp" for d in domains), " and ".join(d.title() for d in domains)
+    return Metric(f"masked_loss{suffix}", keys, "min", f"held-out masked-token loss, {where}", spoiled_by=CODES)
+
+
+def _final(name: str, mode: Literal["min", "max"], label: str) -> list[Metric]:
+    """One of both domains, their mean, and one of each."""
+    keys = tuple(f"{name}_{domain}" for domain in DOMAINS)
+    own = [
+        Metric(key, (key,), mode, f"{label}, {domain.title()}", final=True)
+        for key, domain in zip(keys, DOMAINS, strict=True)
+    ]
+    return [Metric(name, keys, mode, label, final=True), *own]
+
+
+def _tokenizer(name: str, keys: tuple[str, ...], label: str, final: bool) -> Metric:
+    return Metric(name, keys, "min", label, final, tokenizer=True)
+
+
+GENERATION, PROBE = "mpjpe", "probe_h"
+_ALL = (
+    *(_masked(f"_{name}" if name else "", domains) for name, domains in MASKED.items()),
+    *_final(GENERATION, "min", "MPJPE of generated motion, cm"),
+    *_final(PROBE, "max", "R2 of the wrist's motion from h"),
+    _tokenizer("reconstruction", ("val_rec_wrist", "val_rec_finger"), "held-out reconstruction loss", False),
+    _tokenizer("tokenizer_mpjpe", ("tokenizer_mpjpe",), "MPJPE of reconstruction, cm", True),
+    _tokenizer("tokens", ("tokens",), "tokens a chunk", True),
+)
+METRICS = {metric.name: metric for metric in _ALL}
+
+
+def choose(names: Sequence[str], base: Base, searched: Iterable[str]) -> tuple[Metric, ...]:
+    """The metrics of these names, the first one the main one; by default what suits base and space. Raises `ConfigError`."""
+    searched = list(searched)
+    if not names:
+        names = ("reconstruction",) if isinstance(base, TokenizerRunConfig) else (_default(base, searched),)
+    if len(set(names)) < len(names):
+        raise ConfigError("--metric", list(names), "different metrics")
+    return tuple(_one(name, base, searched) for name in names)
+
+
+def _default(base: RunConfig, searched: Sequence[str]) -> str:
+    if _masked_codes(base) and not any(key.startswith(CODES) for key in searched):
+        return "masked_loss"
+    return GENERATION if base.objective.generates else PROBE
+
+
+def _masked_codes(base: Base) -> bool:
+    """Its validation has the masked-token loss."""
+    return isinstance(base, RunConfig) and isinstance(base.objective, JalaConfig) and base.objective.mcp
+
+
+def _one(name: str, base: Base, searched: Sequence[str]) -> Metric:
+    tokenizer = isinstance(base, TokenizerRunConfig)
+    fitting = [m.name for m in _ALL if m.tokenizer == tokenizer]
+    if name not in METRICS:
+        loss = "loss" in name
+        why = (
+            "A training loss is not comparable across lambda: alignment is part of it, or moves with it. "
+            if loss
+            else ""
+        )
+        raise ConfigError("--metric", name, f"one of {', '.join(fitting)}", why + suggest(name, fitting))
+    metric = METRICS[name]
+    if metric.tokenizer != tokenizer:
+        raise ConfigError("--metric", name, f"one of {', '.join(fitting)} for this kind of run")
+    for key in searched:
+        if key.startswith(metric.spoiled_by) and metric.spoiled_by:
+            remedy = (
+                f"{key} changes what is masked or coded, so trials would answer different questions: take {GENERATION}."
+            )
+            raise ConfigError("--metric", name, "a metric that means the same in every trial", remedy)
+    if isinstance(base, RunConfig) and not _measured(name, base):
+        able = [m for m in fitting if _measured(m, base)]
+        raise ConfigError("--metric", name, f"one that this objective has: {', '.join(able) or 'it has none'}")
+    return metric
+
+
+def _measured(name: str, base: RunConfig) -> bool:
+    if name.startswith(GENERATION):
+        return base.objective.generates
+    return isinstance(base.objective, JalaConfig) and (name.startswith(PROBE) or base.objective.mcp)
+
+
+def halving_metric(metrics: Sequence[Metric], base: Base, searched: Iterable[str]) -> Metric | None:
+    """What ASHA compares unfinished trials by: the metric, or the validation loss where it is known at the end alone.
+
+    None where nothing comparable is known on the way.
+    """
+    if not metrics[0].final:
+        return metrics[0]
+    if isinstance(base, RunConfig) and not _masked_codes(base):
+        return None
+    stand_in = METRICS["reconstruction" if isinstance(base, TokenizerRunConfig) else "masked_loss"]
+    spoiled = stand_in.spoiled_by and any(key.startswith(stand_in.spoiled_by) for key in searched)
+    return None if spoiled else stand_in

@@ -1,0 +1,151 @@
+"""Search spaces: flat dicts from the dotted keys of the command line to domains (`domains.py`), ready ones and a user's own.
+
+A space of one's own is a JSON file of the same form, e.g. `{"objective.align.weight": {"log": [0.05, 2]}}`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jala_ray import storage
+from jala_ray.checks import check
+from jala_ray.config import JalaConfig, RunConfig, TokenizerRunConfig
+from jala_ray.parsing import flatten, override, suggest
+from jala_ray.sweeps.domains import Domain, read
+from jala_ray.types import ConfigError
+
+Base = RunConfig | TokenizerRunConfig
+Space = Mapping[str, Mapping[str, Any]]
+
+SPACES: dict[str, dict[str, dict[str, Any]]] = {
+    "lambda_alpha_layer": {
+        "objective.align.weight": {"log_around": 10},
+        "objective.ema.alpha": {"one_minus_log_around": 10},
+        "objective.align.layer": {"layer": True},
+    },
+    "optimisation": {
+        "optim.lr": {"log_around": 10},
+        "optim.warmup": {"uniform": [0.0, 0.2]},
+        "optim.weight_decay": {"log_around": 10},
+    },
+    "masking": {
+        "objective.masking.after": {"uniform": [0.0, 0.5]},
+        "objective.masking.ratios": {"choice": [[1.0], [0.5, 1.0], [0.25, 0.5, 0.75, 1.0], [0.05, 0.15, 0.5, 1.0]]},
+    },
+    "wild_fraction": {"data.wild_fraction": {"choice": [0.0, 0.25, 0.5, 1.0]}},
+    "schedule": {
+        "objective.align.schedule": {"choice": ["constant", "warmup", "decay"]},
+        "objective.align.schedule_share": {"uniform": [0.05, 0.5]},
+    },
+    "tokenizer": {
+        "model.codes": {"choice": [64, 128, 256, 512, 1024]},
+        "model.levels": {"choice": [1, 2, 4, 8]},
+    },
+}
+DEFAULT = "lambda_alpha_layer"
+NEEDS_ALIGNMENT = ("objective.align.", "objective.ema.")
+SET_BY_SWEEPS = {
+    **dict.fromkeys(
+        ("train.checkpoint_every", "train.validate_every", "checkpoint_every", "train.eval_every"), "--report-every"
+    ),
+    **dict.fromkeys(("train.keep", "keep"), "the sweep (the newest checkpoint is kept)"),
+    "cluster.max_failures": "--retries",
+}
+"""Settings of a trial's run that are the sweep's own, and what decides them."""
+SAME_FOR_ALL = (
+    "name",
+    "seed",
+    "storage.",
+    "log.",
+    "cluster.",
+    "train.steps",
+    "train.epochs",
+    "train.val_samples",
+    "data.manifest",
+)
+"""Settings that begin so are not searched: trials would not compare, or nothing would change."""
+
+
+def load(names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Named spaces and JSON files, joined. Raises `ConfigError` for an unknown one, or a key that two of them have."""
+    joined: dict[str, Mapping[str, Any]] = {}
+    owner: dict[str, str] = {}
+    for name in names:
+        for key, domain in _one(name).items():
+            if key in joined:
+                remedy = f"{owner[key]} and {name} both search it: leave one out, or write one space of your own."
+                raise ConfigError("--space", key, "every setting in one space only", remedy)
+            joined[key], owner[key] = domain, name
+    return joined
+
+
+def _one(name: str) -> Space:
+    if not name.endswith(".json"):
+        if name not in SPACES:
+            raise ConfigError("--space", name, f"one of {', '.join(SPACES)}, or a .json file", suggest(name, SPACES))
+        return SPACES[name]
+    try:
+        space = json.loads(storage.read_bytes(name))
+    except (OSError, ValueError) as error:
+        raise ConfigError("--space", name, "a readable JSON file", str(error)) from error
+    if not isinstance(space, dict) or not space:
+        raise ConfigError("--space", name, "an object of dotted keys and domains")
+    return space
+
+
+def bind(space: Space, base: Base, given: Sequence[str] = ()) -> dict[str, Domain]:
+    """The space's domains over a base configuration, sorted by key, after trying their ends in it.
+
+    `given` are dotted keys of the command line: fixing a setting and searching it too is refused. Raises `ConfigError` for a key that the
+    base has not, a value that cannot work, or a setting that changes nothing in this base.
+    """
+    known = flatten(base)
+    domains: dict[str, Domain] = {}
+    for key in sorted(space):
+        if key not in known:
+            raise ConfigError(key, space[key], "a known setting", suggest(key, known))
+        if key in SET_BY_SWEEPS or key.startswith(SAME_FOR_ALL):
+            raise ConfigError(
+                key, space[key], "a setting that changes what is learned, the same clips and steps for all"
+            )
+        if key in given:
+            remedy = f"Leave --{key} out, or take a space without it."
+            raise ConfigError(key, known[key], "to be given or searched, not both", remedy)
+        domains[key] = read(key, space[key], known, lambda: layers_of(base))
+        _refuse_idle(key, base)
+        for value in domains[key].ends():
+            verify(override(base, {key: value}))
+    for end in (0, -1):  # and together: a pair of values may not go with each other
+        verify(override(base, {key: domain.ends()[end] for key, domain in domains.items()}))
+    return domains
+
+
+def verify(config: Base) -> None:
+    """Raises `ConfigError` for a configuration that cannot run. A tokenizer's checks itself as it is made."""
+    if isinstance(config, RunConfig):
+        check(config)
+
+
+def _refuse_idle(key: str, base: Base) -> None:
+    objective = base.objective if isinstance(base, RunConfig) else None
+    if not isinstance(objective, JalaConfig):
+        return
+    if key.startswith(NEEDS_ALIGNMENT) and not objective.lap:
+        raise ConfigError(key, None, "a base that aligns", "This preset has no LAP, so the setting changes nothing.")
+    if key.startswith("objective.ema.") and objective.updates not in ("decoupled", "teacher"):
+        why = f"objective.updates is {objective.updates}, so alpha changes nothing."
+        raise ConfigError(key, None, "a base with EMA", why)
+
+
+def layers_of(base: Base) -> int:
+    """Blocks of the language model; of a pretrained one they stand in its configuration."""
+    if not isinstance(base, RunConfig):
+        raise ConfigError("layer", type(base).__name__, "a pretraining run")
+    backbone = base.model.backbone
+    if backbone.pretrained is None:
+        return backbone.language.layers
+    from jala_ray.models.backbone import backbone_facts
+
+    return backbone_facts(backbone, 0).n_layers
