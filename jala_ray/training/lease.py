@@ -1,9 +1,9 @@
 """One attempt at a time writes into a run folder.
 
 Every attempt takes the next number, by a write that succeeds for one of several (`leases/00000003.json`), and holds the folder as long as
-it shows signs of life (`leases/OWNER.beat`). The next attempt takes over from one that was released, whose process is gone, or that
-showed no sign of life for `StorageConfig.lease_s` seconds. It need not be dead: whoever commits or logs asks first whether a later
-number was taken (`Lease.check`), so that an orphan of a lost head, wherever it runs, is fenced off.
+it lives. The next attempt takes over from one that was released, whose process is gone, or, where that cannot be known from here, that
+showed no sign of life (`leases/OWNER.beat`) for `StorageConfig.lease_s` seconds. It need not be dead: whoever commits or logs asks first
+whether a later number was taken (`Lease.check`), so that an orphan of a lost head, wherever it runs, is fenced off.
 """
 
 from __future__ import annotations
@@ -220,14 +220,18 @@ def refuse_held(
     if last is None:
         return last
     beat = _beat(folder, last, options)
-    owner = beat.process
+    owner, age = beat.process, time.time() - beat.time
+    holder = replace(last, process=owner)  # not one of its workers, which would be started again
     if beat.released or owner.gone() or owner == Process.this():
         return last
-    if time.time() - beat.time > lease_s + (0 if owner.here() else SKEW_S):
-        return last
     if owner.here():
-        raise _in_use(folder, last, f"alive {max(0.0, time.time() - beat.time):.0f} s ago")
-    say(f"{folder} was held by {last}: waiting up to {lease_s:.0f} s for a sign of life")
+        known = owner.began and beat.count  # else it may be another process, or a worker
+        if known or age <= lease_s:
+            raise _in_use(folder, holder, f"alive, its last sign of life {max(0.0, age):.0f} s ago")
+        return last
+    if age > lease_s + SKEW_S:
+        return last
+    say(f"{folder} was held by {holder}: waiting up to {lease_s:.0f} s for a sign of life")
     until = time.monotonic() + lease_s
     while time.monotonic() < until:
         sleep(lease_s / BEATS / 4)
@@ -235,7 +239,7 @@ def refuse_held(
         if now.released:
             return last
         if now.count != beat.count:
-            raise _in_use(folder, last, "alive just now")
+            raise _in_use(folder, holder, "alive just now")
     return last
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Barrier, Thread
 
@@ -56,9 +56,42 @@ def test_numbers_go_on_and_a_released_folder_is_free(folder: str) -> None:
 def test_a_live_process_keeps_its_folder(folder: str, other: Process) -> None:
     held_by(folder, other)
     before = storage.list_files(folder)
-    with pytest.raises(ConfigError, match=f"process {newest_lease(folder, OPTIONS).process.pid} .*alive"):
+    with pytest.raises(ConfigError, match=f"process {other.pid} .*alive"):
         acquire(folder, OPTIONS)
     assert storage.list_files(folder) == before, "nothing was written"
+
+
+def test_a_live_process_of_this_machine_may_be_silent(folder: str, other: Process) -> None:
+    """Its store was away, or it was suspended: it goes on, and a second one must not be let in meanwhile."""
+    held_by(folder, other, age=3600)
+    with pytest.raises(ConfigError, match=f"process {other.pid} .*alive, its last sign of life 3600 s ago"):
+        acquire(folder, OPTIONS, 1.0)
+
+
+def test_where_processes_have_no_beginning_silence_decides(
+    folder: str, other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "began", lambda pid: 0)
+    held_by(folder, replace(other, began=0))
+    with pytest.raises(ConfigError, match=f"process {other.pid} .*alive"):
+        acquire(folder, OPTIONS, 60)
+    held_by(folder, replace(other, began=0), age=61)
+    assert acquire(folder, OPTIONS, 60).held.attempt == 2
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["its last sign of life", "no sign of life of it"])
+def test_workers_that_outlive_their_driver_hold_nothing(folder: str, other: Process, seen: bool) -> None:
+    """Their lease is the newest, and they live; what counts is whose run it is."""
+    driver = acquire(folder, OPTIONS)
+    driver._stop.set()
+    worker = successor(folder, driver.held.owner, OPTIONS, 60).held
+    orphan = replace(worker, process=other, time=time.time() - 61)
+    storage.write_bytes(f"{folder}/leases/{worker.name}", json.dumps(asdict(orphan)).encode())
+    if seen:
+        held_by(folder, replace(other, began=other.began + 1))
+    else:
+        storage.delete(f"{folder}/leases/{worker.owner}.beat")
+    assert acquire(folder, OPTIONS, 60).held.attempt == worker.attempt + 1
 
 
 def test_a_process_that_ended_holds_nothing(folder: str, other: Process) -> None:
@@ -66,10 +99,10 @@ def test_a_process_that_ended_holds_nothing(folder: str, other: Process) -> None
     assert acquire(folder, OPTIONS).held.attempt == 2
 
 
-def test_a_process_that_hangs_loses_its_folder_and_is_fenced(folder: str, other: Process) -> None:
+def test_a_silent_process_of_another_machine_loses_its_folder_and_is_fenced(folder: str, other: Process) -> None:
     first = acquire(folder, OPTIONS)
     first._stop.set()
-    held_by(folder, other, age=61)
+    held_by(folder, replace(other, machine="elsewhere"), age=61 + lease.SKEW_S)
     acquire(folder, OPTIONS, 60)
     with pytest.raises(LeaseLost, match="held by attempt 3"):
         first.check()
