@@ -193,18 +193,19 @@ def successor(folder: str, owner: str, options: StorageOptions, lease_s: float) 
 
 
 def _taken(folder: str, held: Held, options: StorageOptions) -> Held:
-    payload = json.dumps(asdict(held)).encode()
-    address = storage.join(folder, FOLDER, held.name)
+    """`held`, written and the newest. Raises `ConfigError` when another attempt was faster, `StorageError` when it can't be written."""
+    payload, refused = json.dumps(asdict(held)).encode(), None
     try:
-        storage.write_bytes(address, payload, options, only_new=True)
-        won = storage.read_bytes(address, options) == payload  # some stores know no conditional writes
-    except StorageError:
-        if newest_lease(folder, options) is None:
-            raise  # not a race: it cannot be written
-        won = False
-    if not won:
-        raise _in_use(folder, newest_lease(folder, options), "just begun")
-    return held
+        storage.write_bytes(storage.join(folder, FOLDER, held.name), payload, options, only_new=True)
+    except StorageError as error:
+        refused = error
+    # Asked in any case: a lost answer to a write, a store without conditional writes, a number that is free again for it was so long ago.
+    newest = newest_lease(folder, options)
+    if newest is not None and newest.token == held.token:
+        return held
+    if refused is not None and (newest is None or newest.attempt < held.attempt):
+        raise refused  # by no one else
+    raise _in_use(folder, newest, "just begun") from refused
 
 
 def refuse_held(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Barrier, Thread
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.storage.processes import began
 from jala_ray.training import lease
 from jala_ray.training.lease import Beat, LeaseLost, Process, acquire, newest_lease, refuse_held, successor
-from jala_ray.types import ConfigError
+from jala_ray.types import ConfigError, StorageError
 
 OPTIONS = StorageOptions()
 
@@ -156,7 +157,8 @@ def test_a_worker_succeeds_its_owner_and_fences_the_one_before(folder: str, tmp_
         again.check()
         with pytest.raises(LeaseLost):
             worker.check()
-        assert refuse_held(folder, OPTIONS, 60).owner == driver.held.owner
+        last = refuse_held(folder, OPTIONS, 60)
+        assert last is not None and last.owner == driver.held.owner
     with acquire(folder, OPTIONS):
         with pytest.raises(LeaseLost):
             again.check()
@@ -180,3 +182,75 @@ def test_old_leases_go(tmp_path: Path) -> None:
     names = storage.list_dir(f"{tmp_path}/leases")
     assert len([name for name in names if name.endswith(".json")]) == lease.KEPT
     assert len([name for name in names if name.endswith(".beat")]) == 1
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, suffix: str, error: Exception) -> None:
+    """Let no file of this kind be written."""
+    write = storage.write_bytes
+
+    def refuse(uri: str, *args: Any, **kwargs: Any) -> None:
+        if uri.endswith(suffix):
+            raise error
+        write(uri, *args, **kwargs)
+
+    monkeypatch.setattr(storage, "write_bytes", refuse)
+
+
+def test_a_lease_that_cannot_be_written_says_why(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = acquire(folder, OPTIONS)
+    full = StorageError("write", "0 bytes free", "it to succeed")
+    refusing(monkeypatch, ".json", full)
+    for taking in (
+        lambda: acquire(folder, OPTIONS),
+        lambda: successor(folder, driver.held.owner, OPTIONS, 60),
+    ):
+        with pytest.raises(StorageError) as raised:
+            taking()
+        assert raised.value is full
+    driver.release()
+
+
+def test_who_lost_a_race_is_told_by_whom_and_how(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one takes the number between the look and the write."""
+    look = lease.refuse_held
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        last = look(*args, **kwargs)
+        monkeypatch.setattr(lease, "refuse_held", look)
+        acquire(folder, OPTIONS).release()
+        return last
+
+    monkeypatch.setattr(lease, "refuse_held", late)
+    with pytest.raises(ConfigError, match=r"held by attempt 2 .*just begun") as raised:
+        acquire(folder, OPTIONS)
+    assert isinstance(raised.value.__cause__, StorageError)
+
+
+def test_a_write_whose_answer_was_lost_holds_the_folder(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused by its own lease when it is tried again."""
+    write = storage.write_bytes
+
+    def twice(uri: str, *args: Any, **kwargs: Any) -> None:
+        write(uri, *args, **kwargs)
+        if uri.endswith(".json"):
+            write(uri, *args, **kwargs)
+
+    monkeypatch.setattr(storage, "write_bytes", twice)
+    with acquire(folder, OPTIONS) as held:
+        held.check()
+
+
+def test_a_number_is_not_given_out_twice(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was held up between its look and its write finds its number free again, and later ones taken."""
+    look = lease.refuse_held
+
+    def held_up(*args: Any, **kwargs: Any) -> Any:
+        last = look(*args, **kwargs)
+        monkeypatch.setattr(lease, "refuse_held", look)
+        for _ in range(lease.KEPT + 1):
+            acquire(folder, OPTIONS).release()
+        return last
+
+    monkeypatch.setattr(lease, "refuse_held", held_up)
+    with pytest.raises(ConfigError, match=f"held by attempt {lease.KEPT + 2} "):
+        acquire(folder, OPTIONS)
