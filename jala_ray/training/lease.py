@@ -131,8 +131,11 @@ class Lease:
     def _keep(self) -> None:
         while not self._stop.wait(self.lease_s / BEATS):
             # A store that stumbles costs a beat; one that is away for longer is noticed by those who work.
-            with contextlib.suppress(StorageError, StoreUnavailable):
-                self.beat(replace(self.options, patience_s=self.lease_s / BEATS))
+            try:
+                with contextlib.suppress(StorageError, StoreUnavailable):
+                    self.beat(replace(self.options, patience_s=self.lease_s / BEATS))
+            except Exception as error:  # whatever it is, without this thread others take the folder
+                print(f"WARNING {self.folder}: a sign of life failed: {error!r}", flush=True)
 
     def beat(self, options: StorageOptions, *, released: bool = False) -> None:
         self._count += 1
@@ -170,9 +173,13 @@ def acquire(
     last = refuse_held(folder, options, lease_s, say=say, sleep=sleep)
     held = Held((last.attempt if last else 0) + 1, uuid.uuid4().hex, uuid.uuid4().hex, Process.this(), time.time())
     lease = Lease(folder, _taken(folder, held, options), options, lease_s).start()
-    names = _names(folder, options)
-    for old in [*_leases(names)[:-KEPT], *(n for n in names if n.endswith(BEAT) and n != held.owner + BEAT)]:
-        storage.delete(storage.join(folder, FOLDER, old), options)
+    try:
+        names = _names(folder, options)
+        for old in [*_leases(names)[:-KEPT], *(n for n in names if n.endswith(BEAT) and n != held.owner + BEAT)]:
+            storage.delete(storage.join(folder, FOLDER, old), options)
+    except BaseException:
+        lease.release()
+        raise
     return lease
 
 

@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pytest
@@ -254,3 +255,32 @@ def test_a_number_is_not_given_out_twice(folder: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(lease, "refuse_held", held_up)
     with pytest.raises(ConfigError, match=f"held by attempt {lease.KEPT + 2} "):
         acquire(folder, OPTIONS)
+
+
+def test_a_start_that_fails_gives_no_signs_of_life(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(uri: str, options: StorageOptions | None = None) -> None:
+        raise StorageError("delete", uri, "it to succeed")
+
+    monkeypatch.setattr(storage, "delete", fails)
+    before = set(enumerate_threads())
+    with pytest.raises(StorageError, match="delete"):
+        acquire(folder, OPTIONS)
+    assert set(enumerate_threads()) <= before
+
+
+def test_signs_of_life_outlast_any_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    beat, failed = lease.Lease.beat, Event()
+
+    def stumbling(self: lease.Lease, *args: Any, **kwargs: Any) -> None:
+        if self._count and not failed.is_set():
+            failed.set()
+            raise RuntimeError("a client's own mistake")
+        beat(self, *args, **kwargs)
+
+    monkeypatch.setattr(lease.Lease, "beat", stumbling)
+    with acquire(str(tmp_path), OPTIONS, 0.1) as held:
+        until = time.monotonic() + 30
+        while held._count < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert failed.is_set() and held._count >= 3
+    assert "a client's own mistake" in capsys.readouterr().out
