@@ -168,10 +168,9 @@ def claim(config: AnyRun, folder: str, options: StorageOptions) -> Lease:
     Raises `ConfigError` before anything is written when another process holds the folder; when the run had begun with other settings.
     """
     os.environ.update(storage.worker_env(options))
-    lease.refuse_held(folder, options, config.storage.lease_s)
-    storage.probe(folder, options)
     held = lease.acquire(folder, options, config.storage.lease_s)
     try:
+        storage.probe(folder, options)
         sweep(folder, options)
         write_config(config, folder, options)
         # After the settings were compared: those of another run must not delete this one's checkpoints.

@@ -11,11 +11,14 @@ import pytest
 from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.parsing import override
+from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training import history, setup
-from jala_ray.types import CheckpointError, ConfigError, StoreUnavailable
+from jala_ray.training.lease import Process, newest_lease
+from jala_ray.types import CheckpointError, ConfigError, StorageError, StoreUnavailable
 from tests.support import MOTION
 from tests.training.run import run_config
+from tests.training.test_lease import held_by
 
 
 @pytest.fixture
@@ -93,3 +96,30 @@ def test_a_start_keeps_as_many_checkpoints_as_it_shall(tmp_path: Path) -> None:
     assert len(history.committed_steps(folder)) == 3
     with setup.claim(config, folder, options):
         assert [history.step_of(uri) for uri in history.committed_steps(folder)] == [4, 6]
+
+
+def test_a_dead_machine_is_waited_for_once(tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"storage.lease_s": 0.2}
+    config = override(replace(run_config(tmp_path), motion_tokenizer=tokenizer), values)
+    begin(config)
+    held_by(setup.run_folder(config), replace(Process.this(), machine="elsewhere"))
+    assert begin(config) == 2
+    assert capsys.readouterr().out.count("waiting up to") == 1
+
+
+def test_the_store_is_tried_by_who_holds_the_folder(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that is refused writes nothing, and what the holder sweeps is nobody's trial. One that fails gives the folder back."""
+    config, held = replace(run_config(tmp_path), motion_tokenizer=tokenizer), []
+
+    def probe(folder: str, options: StorageOptions) -> None:
+        held.append(newest_lease(folder, options))
+        raise StorageError("write", "no right to", "it to succeed")
+
+    monkeypatch.setattr(storage, "probe", probe)
+    with pytest.raises(StorageError, match="no right to"):
+        begin(config)
+    assert [lease and lease.attempt for lease in held] == [1]
+    (beat,) = Path(setup.run_folder(config), "leases").glob("*.beat")
+    assert json.loads(beat.read_text())["released"]
