@@ -157,6 +157,11 @@ class Lease:
         self.release()
 
 
+def guard(lease: Lease | None) -> Callable[[], None]:
+    """What is asked before anything is written: `Lease.check`, or nothing where no one else can hold the folder."""
+    return lease.check if lease is not None else lambda: None
+
+
 def acquire(
     folder: str,
     options: StorageOptions | None = None,

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,13 +35,24 @@ GIT_S = 10.0
 
 
 class RunLog:
-    """Rank 0's log of a run folder. Local folders are written in place; for s3:// a local copy is written and `sync`ed.
+    """Rank 0's log of a run folder. Local folders are written in place; for s3:// a local copy is written and `sync`ed. `guard` is called
+    before anything is written to the run folder; what it raises stops that.
 
     On a resume at step s, rows of later steps are moved from metrics.jsonl to metrics.cut.jsonl: metrics.jsonl always tells the
     surviving history, one object a logged step.
     """
 
-    def __init__(self, config: AnyRun, run_folder: str, start: int, total: int, options: StorageOptions | None) -> None:
+    def __init__(
+        self,
+        config: AnyRun,
+        run_folder: str,
+        start: int,
+        total: int,
+        options: StorageOptions | None,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
+        guard()
+        self.guard = guard
         self.uri, self.options, self.total, self.start = run_folder, options, total, start
         self.remote = storage.is_s3(run_folder)
         self._held = contextlib.ExitStack()
@@ -85,6 +97,7 @@ class RunLog:
 
     def write(self, row: dict[str, Any], errors: list[dict[str, Any]]) -> None:
         """Append one logged step, its quarantined rows, and print the progress line."""
+        self.guard()
         row = {"step": row["step"], "attempt": self.attempt, **{k: v for k, v in row.items() if k != "step"}}
         self.metrics.write(dump_row(row) + "\n")
         self.metrics.flush()
@@ -101,6 +114,7 @@ class RunLog:
         """Bring an s3:// run folder up to date (whole small files; nothing to do for a local one)."""
         if not self.remote:
             return
+        self.guard()
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file() and p.suffix != ".new"):
             name = path.relative_to(self.folder).as_posix()
             storage.write_bytes(storage.join(self.uri, *name.split("/")), path.read_bytes(), options=self.options)
@@ -120,14 +134,14 @@ class RunLog:
             cause.add_note(f"The run's log could not be closed either: {error}")
 
     def close(self) -> None:
-        self.metrics.close()
-        self.errors.close()
-        for tracker in self.trackers:
-            tracker.closing.set()
-        for tracker in self.trackers:
-            tracker.close()
-        self.sync()
-        self._held.close()
+        with self._held:
+            self.metrics.close()
+            self.errors.close()
+            for tracker in self.trackers:
+                tracker.closing.set()
+            for tracker in self.trackers:
+                tracker.close()
+            self.sync()
 
 
 def cut_after(path: Path, step: int) -> list[dict[str, Any]]:

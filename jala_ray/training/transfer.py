@@ -8,7 +8,7 @@ from pathlib import Path
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
-from jala_ray.training.lease import Lease
+from jala_ray.training.lease import Lease, guard
 from jala_ray.types import CheckpointError, DamagedCheckpoint, StorageError
 
 SAVES = 3
@@ -21,8 +21,9 @@ def save(folder: Path, address: str, options: StorageOptions, lease: Lease | Non
     """Commit a checkpoint's files under `address`, trying again what went wrong; nobody else may write there, as `lease` makes sure."""
     for attempt in range(1, SAVES + 1):
         try:
-            guard = lease.check if lease is not None else None
-            storage.upload_dir(folder, address, options, replace_unfinished=True, replace_committed=True, guard=guard)
+            storage.upload_dir(
+                folder, address, options, replace_unfinished=True, replace_committed=True, guard=guard(lease)
+            )
             return
         except StorageError as error:
             if attempt == SAVES:

@@ -10,11 +10,13 @@ from typing import Any
 import pyarrow.json
 import pytest
 
+from jala_ray import storage
 from jala_ray.evaluation.report import badges
 from jala_ray.evaluation.run_folder import read_run
 from jala_ray.rows import dump_row, load_row
 from jala_ray.training import log
 from jala_ray.training.log import RunLog, environment
+from jala_ray.types import StorageError
 from tests.training.run import run_config
 
 
@@ -47,6 +49,19 @@ def test_a_diverged_run_leaves_json_that_the_report_reads(tmp_path: Path) -> Non
     RunLog(run_config(tmp_path), str(tmp_path / "a"), 1, 4, None).close()  # rolls the last row back
     [cut] = (tmp_path / "a/metrics.cut.jsonl").read_text().splitlines()
     assert strict(cut)["loss"] is None
+
+
+def test_a_log_that_cannot_be_brought_away_leaves_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "exists", lambda *_: False)
+    written = RunLog(run_config(tmp_path), "s3://runs/a", 0, 4, None)
+
+    def fails(self: RunLog) -> None:
+        raise StorageError("write", "metrics.jsonl", "to succeed")
+
+    monkeypatch.setattr(RunLog, "sync", fails)
+    with pytest.raises(StorageError, match=r"metrics\.jsonl"):
+        written.close()
+    assert not written.folder.parent.exists()
 
 
 GITS = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch.multiprocessing as mp
 
 from jala_ray import storage
 from jala_ray.data.plan import rows_digest
+from jala_ray.parsing import override
 from jala_ray.training import checkpoint, history, setup, transfer
 from jala_ray.training.lease import LeaseLost, acquire
 from jala_ray.training.log import RunLog
@@ -29,6 +31,10 @@ TIMES = {"time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "toke
 def rows(folder: str) -> list[dict]:
     lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+HEIRS = b'{"step": 1}\n'
+"""What another attempt has logged."""
 
 
 class Killed(Exception):
@@ -189,9 +195,15 @@ def test_a_log_that_cannot_be_closed_does_not_hide_the_cause(tmp_path: Path, mon
     assert "could not be closed either" in raised.value.__notes__[0]
 
 
-def test_who_lost_the_folder_writes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["disk", "store"])
+def test_who_lost_the_folder_writes_nothing(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """An attempt that another one took over from logs and saves nothing, and does not touch what is there."""
     config = run_config(tmp_path, train__steps=8)
+    if place == "store":
+        endpoint = request.getfixturevalue("s3_endpoint")
+        boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="runs")
+        values = {"storage.root": "s3://runs", "storage.endpoint_url": endpoint, "log.tensorboard": True}
+        config = override(config, values)
     folder, options = setup.run_folder(config), setup.storage_options(config)
     with setup.claim(config, folder, options) as first:
         run = make_run(config)
@@ -201,18 +213,20 @@ def test_who_lost_the_folder_writes_nothing(tmp_path: Path) -> None:
             for i, share in enumerate(shares(begin)):
                 if i == 3:
                     acquire(folder, options)
-                    left.update(storage.list_files(folder))
+                    storage.write_bytes(f"{folder}/metrics.jsonl", HEIRS, options)
+                    left.update(storage.list_files(folder, options))
                 yield share
 
         left: dict[str, int] = {}
         run.shares = taken_over
         with pytest.raises(LeaseLost, match="attempt 2"):
             train(run)
-    after = storage.list_files(folder)
+    after = storage.list_files(folder, options)
     assert {k: v for k, v in after.items() if "leases/" not in k} == {
         k: v for k, v in left.items() if "leases/" not in k
     }
-    assert [history.step_of(uri) for uri in history.committed_steps(folder)] == [2]
+    assert storage.read_bytes(f"{folder}/metrics.jsonl", options) == HEIRS
+    assert [history.step_of(uri) for uri in history.committed_steps(folder, options)] == [2]
 
 
 def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:
