@@ -317,7 +317,7 @@ def explained(operation: str, uri: str | os.PathLike[str], options: StorageOptio
     except Exception as error:
         text = os.fspath(uri)
         first = error.first if isinstance(error, GaveUp) else error
-        found = diagnose(first, "" if is_s3(text) else text)
+        found = diagnose(first, "" if is_s3(text) else local_path(text))
         if found is None:
             raise
         options, place = options or StorageOptions(), text
