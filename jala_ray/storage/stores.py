@@ -280,10 +280,16 @@ class LocalStore:
         for folder, folders, files in os.walk(root):
             for name in filter(PARTIAL.fullmatch, [*folders, *files]):
                 partial = Path(folder, name)
-                found[partial.relative_to(root).as_posix()] = (
-                    sum(self.walk(str(partial)).values()) or partial.stat().st_size
-                )
-                shutil.rmtree(partial) if partial.is_dir() and not partial.is_symlink() else partial.unlink()
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # A live writer gave it its name, or another sweep was faster.
+                    size = sum(self.walk(str(partial)).values()) or partial.stat().st_size
+                    if partial.is_dir() and not partial.is_symlink():
+                        shutil.rmtree(partial, ignore_errors=True)  # A live writer may add to it meanwhile.
+                    else:
+                        partial.unlink()
+                    if not os.path.lexists(partial):
+                        found[partial.relative_to(root).as_posix()] = size
             folders[:] = [name for name in folders if not PARTIAL.fullmatch(name)]
         return found
 
