@@ -191,6 +191,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     from jala_ray.training.ddp import distributed
     from jala_ray.training.loop import Run, train
 
+    setup.sweep_machine()
     config = from_dict(RunConfig, payload["config"])
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
@@ -239,6 +240,7 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
     from jala_ray.training.ddp import distributed
     from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
 
+    setup.sweep_machine()
     config = from_dict(TokenizerRunConfig, payload["config"])
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()

@@ -184,9 +184,18 @@ def claim(config: AnyRun, folder: str, options: StorageOptions) -> Lease:
 def sweep(folder: str, options: StorageOptions) -> None:
     """Remove what attempts that were cut off left behind, and say so."""
     history.settle(folder, options)
-    for swept in (storage.sweep(folder, options), storage.sweep_scratch()):
-        if swept.names:
-            print(f"removed what earlier attempts left behind: {swept}", flush=True)
+    _tell(storage.sweep(folder, options))
+    sweep_machine()
+
+
+def sweep_machine() -> None:
+    """Remove the temporary copies that killed processes left on this machine, and say so. Every worker does; the driver sees one."""
+    _tell(storage.sweep_scratch())
+
+
+def _tell(swept: storage.Swept) -> None:
+    if swept.names:
+        print(f"removed what earlier attempts left behind: {swept}", flush=True)
 
 
 def begun(folder: str, options: StorageOptions) -> bool:

@@ -141,3 +141,21 @@ def test_a_disk_that_fills_up_is_named(temporary, monkeypatch):
     with pytest.raises(StorageError, match="4096 bytes free"), storage.scratch("checkpoint"):
         raise RuntimeError("file write failed")  # As PyTorch says it.
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("where", ["looked at", "removed", "listed"])
+def test_scratch_that_cannot_be_removed_is_left(temporary, monkeypatch, where):
+    """It ends no start: another sweep is at work, or its files are still open on a network mount."""
+    left = temporary / f"jala_ray-x-{sweeping.socket.gethostname()}-999999999-1-01234567"
+    left.mkdir()
+    (left / "weights").write_bytes(b"x")
+
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    owner, name = {"looked at": (os, "open"), "removed": (os, "unlink"), "listed": (Path, "iterdir")}[where]
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, refuse)
+        assert storage.sweep_scratch() == storage.Swept()
+    assert left.exists()
+    assert storage.sweep_scratch().names == (left.name,)
