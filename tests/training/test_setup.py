@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +18,10 @@ from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training import history, setup
 from jala_ray.training.lease import Process, newest_lease
+from jala_ray.training.loop import train
 from jala_ray.types import CheckpointError, ConfigError, StorageError, StoreUnavailable
 from tests.support import MOTION
-from tests.training.run import run_config
+from tests.training.run import make_run, run_config
 from tests.training.test_lease import held_by
 
 
@@ -123,3 +127,36 @@ def test_the_store_is_tried_by_who_holds_the_folder(
     assert [lease and lease.attempt for lease in held] == [1]
     (beat,) = Path(setup.run_folder(config), "leases").glob("*.beat")
     assert json.loads(beat.read_text())["released"]
+
+
+@pytest.fixture
+def undeletable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of checkpoints whose folder cannot be removed, as where another process has a file of it open on NFS."""
+    names, remove = list[str](), shutil.rmtree
+
+    def refuse(path: str, *args: Any, **kwargs: Any) -> None:
+        if Path(path).name in names:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
+        remove(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    return names
+
+
+def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(
+    tmp_path: Path, undeletable: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next start deletes it."""
+    config = run_config(tmp_path, train__checkpoint_every=1, train__keep=2)
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    undeletable.append(history.checkpoint_name(1))
+    train(make_run(config))
+    steps = [history.step_of(uri) for uri in history.folders(folder)]
+    assert steps == [4, 3, 1] and [history.step_of(uri) for uri in history.committed_steps(folder)] == [3, 4]
+    warning = f"WARNING checkpoint {history.address(folder, 1)} could not be deleted"
+    assert capsys.readouterr().out.count(warning) == 1
+    with setup.claim(config, folder, options):
+        assert warning in capsys.readouterr().out
+    undeletable.clear()
+    with setup.claim(config, folder, options):
+        assert [history.step_of(uri) for uri in history.folders(folder)] == [4, 3]
