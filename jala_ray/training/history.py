@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
-from jala_ray.types import StorageError
+from jala_ray.types import DamagedFiles, StorageError
 
 PREFIX = "step-"
 DAMAGED_FILE = "DAMAGED.json"
@@ -101,7 +101,7 @@ def _sound(uri: str, options: StorageOptions | None) -> bool:
         storage.verify_dir(uri, options, digest=False)
     except storage.MissingFile:
         return False
-    except StorageError as error:
+    except DamagedFiles as error:
         set_aside(uri, str(error), options)
         return False
     return True

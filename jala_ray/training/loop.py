@@ -118,7 +118,8 @@ def restore(run: Run, optimizer: torch.optim.Optimizer) -> Position:
     Raises `DamagedCheckpoint` when the bytes of the run's own checkpoint are not those that were written; it is set aside.
     """
     options = storage_options(run.config)
-    with storage.scratch("resume") as scratch:
+    needed = transfer.room(run.resume_from or run.config.init, options)
+    with storage.scratch("resume", needed) as scratch:
         if run.resume_from is not None:
             stored = transfer.own_copy(run.resume_from, scratch, options)
             checkpoint.load_weights(run.learner, stored)

@@ -167,7 +167,7 @@ def save_state(address: str, learner: nn.Module, optimizer: torch.optim.Optimize
 
 
 def load_state(address: str, learner: nn.Module, optimizer: torch.optim.Optimizer, run: TokenizerRun) -> None:
-    with storage.scratch("resume") as scratch:
+    with storage.scratch("resume", transfer.room(address, run.options)) as scratch:
         folder = transfer.own_copy(address, scratch, run.options)
         state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
     learner.load_state_dict(state["learner"])
