@@ -65,7 +65,8 @@ class RunLog:
         kept = cut_after(self.folder / "metrics.jsonl", start)
         cut_after(self.folder / "errors.jsonl", start - 1)  # a step counts its errors from 0, a row its steps from 1
         self.attempt = 1 + max((int(row["attempt"]) for row in kept), default=0)
-        (self.folder / "config.json").write_text(json.dumps(to_dict(config), indent=1))
+        # At once, as a run whose settings are half there can't go on.
+        storage.write_bytes(self.folder / "config.json", json.dumps(to_dict(config), indent=1).encode())
         self._environment(config)
         self.metrics = (self.folder / "metrics.jsonl").open("a")
         self.errors = (self.folder / "errors.jsonl").open("a")
@@ -93,7 +94,7 @@ class RunLog:
 
     def _environment(self, config: AnyRun) -> None:
         facts = environment() | {"seed": config.seed, "attempt": self.attempt}
-        (self.folder / "environment.json").write_text(json.dumps(facts, indent=1))
+        storage.write_bytes(self.folder / "environment.json", json.dumps(facts, indent=1).encode())
 
     def write(self, row: dict[str, Any], errors: list[dict[str, Any]]) -> None:
         """Append one logged step, its quarantined rows, and print the progress line."""

@@ -212,12 +212,24 @@ def write_config(config: AnyRun, folder: str, options: StorageOptions) -> None:
     """`config.json`, unless the run has begun: then its settings must be these."""
     written, bound = storage.join(folder, "config.json"), begun(folder, options)
     if bound and storage.exists(written, options):
-        refuse_other_run(from_dict(type(config), json.loads(storage.read_bytes(written, options))), config, folder)
+        refuse_other_run(from_dict(type(config), _settings(written, options)), config, folder)
         return
     if not bound:  # a start that failed may have left them, made with other settings
         storage.delete_dir(storage.join(folder, "assets"), options)
         storage.delete(storage.join(folder, "plan.json"), options)
     storage.write_bytes(written, json.dumps(to_dict(config), indent=1).encode(), options=options)
+
+
+def _settings(written: str, options: StorageOptions) -> dict[str, Any]:
+    """What a run's `config.json` says. Raises `ConfigError` where it is cut off or damaged."""
+    text = storage.read_bytes(written, options)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        remedy = "Put the config.json of the run's newest checkpoint in its place, or start under another --name."
+        raise ConfigError(
+            written, f"{error}, in {len(text)} bytes", "the settings that the run began with", remedy
+        ) from error
 
 
 def refuse_other_run(old: object, new: object, folder: str) -> None:

@@ -160,3 +160,13 @@ def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(
     undeletable.clear()
     with setup.claim(config, folder, options):
         assert [history.step_of(uri) for uri in history.folders(folder)] == [4, 3]
+
+
+@pytest.mark.parametrize("text", ["", '{"name": "run", "se'])
+def test_settings_that_are_cut_off_are_named(tmp_path: Path, tokenizer: str, text: str) -> None:
+    config = replace(run_config(tmp_path), motion_tokenizer=tokenizer)
+    begin(config)
+    storage.write_bytes(f"{setup.run_folder(config)}/metrics.jsonl", b"{}\n")
+    Path(setup.run_folder(config), "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"run/config\.json: .*checkpoint"):
+        begin(config)
