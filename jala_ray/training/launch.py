@@ -270,7 +270,7 @@ def reporter(filesystem: pyarrow.fs.FileSystem, rank: int) -> Callable[[dict[str
     """Tell Ray Train of a checkpoint that rank 0 has put, verified, into its place."""
 
     def committed(metrics: dict[str, Any], address: str) -> None:
-        path = storage.filesystem(address)[1]
+        path = address.removeprefix("s3://")  # as the file system has it; addresses of runs are absolute
         ray.train.report(
             {k: v for k, v in metrics.items() if isinstance(v, (int, float))},
             checkpoint=ray.train.Checkpoint(path, filesystem=filesystem) if rank == 0 else None,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from jala_ray import storage
@@ -17,6 +18,7 @@ from jala_ray.parsing import override
 from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training import history, setup
+from jala_ray.training.build import build_assets
 from jala_ray.training.lease import Process, newest_lease
 from jala_ray.training.loop import train
 from jala_ray.types import CheckpointError, ConfigError, StorageError, StoreUnavailable
@@ -170,3 +172,11 @@ def test_settings_that_are_cut_off_are_named(tmp_path: Path, tokenizer: str, tex
     Path(setup.run_folder(config), "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"run/config\.json: .*checkpoint"):
         begin(config)
+
+
+def test_a_motion_tokenizer_is_reached_as_the_settings_say(tmp_path: Path, tokenizer: str, s3_endpoint: str) -> None:
+    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket="lab")
+    values = {"motion_tokenizer": "s3://lab/run", "storage.endpoint_url": s3_endpoint}
+    config = override(run_config(tmp_path), values)
+    storage.upload_dir(tokenizer, "s3://lab/run/tokenizer", setup.storage_options(config))
+    assert build_assets(config, tmp_path / "scratch").motion.codes == MOTION.codes

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import pytest
 import ray.train
 
+from jala_ray import storage
 from jala_ray.parsing import to_dict
 from jala_ray.storage import sweeping
-from jala_ray.training import launch
+from jala_ray.training import history, launch
 from tests.training import tokenizer_ranks
 from tests.training.run import run_config
 
@@ -50,3 +52,18 @@ def test_a_worker_sweeps_its_own_machine(
         worker({"config": to_dict(config)})
     assert not left.exists()
     assert f"removed what earlier attempts left behind: 1 leftovers, 0.0 MB: {left.name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["s3://runs/run", "/shared/runs/run"])
+def test_ray_is_told_where_a_checkpoint_lies(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the path that it has in the run's file system, which is made once."""
+    told: list[dict[str, Any]] = []
+    filesystem = pyarrow.fs.LocalFileSystem()
+    monkeypatch.setattr(storage, "filesystem", None)
+    monkeypatch.setattr(ray.train, "report", lambda metrics, **more: told.append(metrics | more))
+    address = history.address(folder, 4)
+    for rank in (0, 1):
+        launch.reporter(filesystem, rank)({"step": 4, "name": "run"}, address)
+    first, second = told
+    assert first["step"] == 4 and "name" not in first and first["checkpoint_dir_name"] == "step-00000004"
+    assert first["checkpoint"].path == address.removeprefix("s3://") and second["checkpoint"] is None
