@@ -116,7 +116,7 @@ def prepared(config: RunConfig) -> Iterator[Prepared]:
     """
     check(config)
     folder, options = run_folder(config), storage_options(config)
-    with claim(config, folder, options) as lease:
+    with reached(options), claim(config, folder, options) as lease:
         assets = prepare_assets(config, folder, options)
         ready = plans(config, assets)
         if claim_plan(config, ready) and (said := foresee(ready.train)):
@@ -154,7 +154,8 @@ def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[PreparedTokenizer
     if config.train.batch < config.cluster.workers:
         expected = f"at least one chunk a worker, >= cluster.workers = {config.cluster.workers}"
         raise ConfigError("train.batch", config.train.batch, expected, "It counts chunks over all workers.")
-    with claim(config, run_folder(config), storage_options(config)) as lease:
+    options = storage_options(config)
+    with reached(options), claim(config, run_folder(config), options) as lease:
         rows: dict[Split, ManifestRows] = {
             split: rows_with_labels(config.manifests, split, config.max_chunks, config.seed) for split in SPLITS
         }
@@ -162,12 +163,27 @@ def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[PreparedTokenizer
         yield PreparedTokenizer(lease, rows)
 
 
+@contextlib.contextmanager
+def reached(options: StorageOptions) -> Iterator[None]:
+    """For as long as a run lasts, other libraries and processes that it starts reach the store as it does."""
+    wanted = storage.worker_env(options)
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def claim(config: AnyRun, folder: str, options: StorageOptions) -> Lease:
     """Hold the run folder, sweep it, and write `config.json`, or compare with the one that is there.
 
     Raises `ConfigError` before anything is written when another process holds the folder; when the run had begun with other settings.
     """
-    os.environ.update(storage.worker_env(options))
     held = lease.acquire(folder, options, config.storage.lease_s)
     try:
         storage.probe(folder, options)

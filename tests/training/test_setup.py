@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from jala_ray.types import CheckpointError, ConfigError, StorageError, StoreUnav
 from tests.support import MOTION
 from tests.training.run import make_run, run_config
 from tests.training.test_lease import held_by
+from tests.training.tokenizer_ranks import make_run as make_tokenizer_run
 
 
 @pytest.fixture
@@ -172,6 +174,32 @@ def test_settings_that_are_cut_off_are_named(tmp_path: Path, tokenizer: str, tex
     Path(setup.run_folder(config), "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"run/config\.json: .*checkpoint"):
         begin(config)
+
+
+def test_a_run_leaves_the_environment_as_it_was(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run of the process, without an endpoint, must not go to this one's."""
+    monkeypatch.setenv("AWS_REGION", "eu-1")
+    values = {"storage.endpoint_url": "http://127.0.0.1:9", "storage.region": "eu-2"}
+    pretraining = replace(run_config(tmp_path), motion_tokenizer=tokenizer)
+    learning = replace(make_tokenizer_run(tmp_path).config, manifests=("m.parquet",))
+    names, seen = ("AWS_ENDPOINT_URL_S3", "AWS_REGION"), []
+
+    def claim(*_: object) -> None:
+        seen.append([os.environ.get(name) for name in names])
+        raise StorageError("claim", "this", "no more")
+
+    monkeypatch.setattr(setup, "claim", claim)
+    monkeypatch.setattr(setup, "check", lambda config: None)
+    for prepared in (
+        setup.prepared(override(pretraining, values)),
+        setup.prepared_tokenizer(override(learning, values)),
+    ):
+        with pytest.raises(StorageError, match="claim"), prepared:
+            raise AssertionError("not reached")
+        assert [os.environ.get(name) for name in names] == [None, "eu-1"]
+    assert seen == [["http://127.0.0.1:9", "eu-2"]] * 2
 
 
 def test_a_motion_tokenizer_is_reached_as_the_settings_say(tmp_path: Path, tokenizer: str, s3_endpoint: str) -> None:
