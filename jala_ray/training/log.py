@@ -19,15 +19,13 @@ from typing import Any
 import torch
 
 from jala_ray import storage
-from jala_ray.config import RunConfig, TokenizerRunConfig
+from jala_ray.config import AnyRun
 from jala_ray.parsing import to_dict
 from jala_ray.rows import dump_row, load_row
 from jala_ray.storage import StorageOptions
 from jala_ray.training import trackers
 from jala_ray.training.trackers import Courier
 from jala_ray.types import EFFECTIVE_RANK_WARN, RHO_WARN, ConfigError
-
-AnyRun = RunConfig | TokenizerRunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 GIT_S = 10.0

@@ -14,7 +14,7 @@ import numpy as np
 
 from jala_ray import storage
 from jala_ray.checks import check
-from jala_ray.config import DataConfig, ModelConfig, RunConfig, TokenizerRunConfig
+from jala_ray.config import AnyRun, DataConfig, ModelConfig, RunConfig, TokenizerRunConfig
 from jala_ray.data.foresight import foresee
 from jala_ray.data.places import Catalogue
 from jala_ray.data.plan import Plan
@@ -38,7 +38,7 @@ VAL_SEED = 1_000_003
 JOB_COPY = "working_dir_files"
 """A folder of this name holds the copies that `ray job submit` runs in."""
 
-AnyRun = TypeVar("AnyRun", RunConfig, TokenizerRunConfig)
+Either = TypeVar("Either", RunConfig, TokenizerRunConfig)
 
 RESUMABLE = (
     "cluster.",
@@ -53,18 +53,18 @@ RESUMABLE = (
 """Settings that may change between the attempts of one run, because they don't touch its numbers."""
 
 
-def storage_options(config: RunConfig | TokenizerRunConfig) -> StorageOptions:
+def storage_options(config: AnyRun) -> StorageOptions:
     """How the run's store is reached: what `config.storage` says of it."""
     known = {key.name for key in fields(StorageOptions)}
     return StorageOptions(**{key: value for key, value in vars(config.storage).items() if key in known})
 
 
-def run_folder(config: RunConfig | TokenizerRunConfig) -> str:
+def run_folder(config: AnyRun) -> str:
     """Address of the run's folder."""
     return storage.join(storage.absolute(config.storage.root), config.name)
 
 
-def absolute(config: AnyRun) -> AnyRun:
+def absolute(config: Either) -> Either:
     """The configuration with absolute addresses: workers run in other folders than the driver.
 
     Raises `ConfigError` for a relative `storage.root` in a submitted job, whose folder is a copy that Ray deletes.
@@ -272,8 +272,7 @@ def claim_plan(config: RunConfig, plans: Plans) -> bool:
     Raises `ConfigError` where the manifest has changed, or how a mixture's rows are ordered: the rest of an epoch would hold other rows,
     and the run's exactness would be lost.
     """
-    options, plan = storage_options(config), plans.train.plan
-    written = storage.join(run_folder(config), "plan.json")
+    plan = plans.train.plan
     now: dict[str, Any] = {
         "rows": plan.steps.rows,
         "manifest_rows": len(plan.catalogue),
@@ -281,36 +280,50 @@ def claim_plan(config: RunConfig, plans: Plans) -> bool:
     }
     if plan.counts is not None:
         now["copies"] = "apart"  # they were not, once
-    if storage.exists(written, options):
-        was = json.loads(storage.read_bytes(written, options))
-        if was != now:
-            remedy = "The manifest has changed since the run began. Bring it back, or start under another --name."
-            if was | {"copies": "apart"} == now:
-                remedy = (
-                    "That version ordered a mixture's rows otherwise: go on with it, or start under another --name."
-                )
-            raise ConfigError("data.manifest", now, f"the rows that the run began with, {was}", remedy)
-        return False
-    storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
-    return True
+
+    def remedy(was: dict[str, Any]) -> str:
+        if was | {"copies": "apart"} == now:
+            return "That version ordered a mixture's rows otherwise: go on with it, or start under another --name."
+        return "The manifest has changed since the run began. Bring it back, or start under another --name."
+
+    return _claim_rows(config, now, "data.manifest", "rows", remedy)
 
 
 def claim_chunks(config: TokenizerRunConfig, rows: dict[Split, ManifestRows]) -> None:
     """`claim_plan` of a tokenizer's run. Raises `ConfigError` where the manifests' labelled rows have changed since it began."""
-    options, folder = storage_options(config), run_folder(config)
-    written = storage.join(folder, "plan.json")
+    folder = run_folder(config)
     now = {split: {"rows": len(chosen), "digest": chosen.digest()} for split, chosen in rows.items()}
+
+    def remedy(was: dict[str, Any]) -> str:
+        return "A manifest has changed since the run began. Bring it back, or start under another --name."
+
+    def refuse_begun() -> None:
+        # Nor does it say how many workers shared a step: batches were each worker's.
+        if begun(folder, storage_options(config)):
+            remedy = "A version that did not write it down has begun the run: go on with that one, or start under another --name."
+            raise ConfigError("plan.json", folder, "a run folder that says which chunks it learns", remedy)
+
+    _claim_rows(config, now, "manifests", "labelled rows", remedy, refuse_begun)
+
+
+def _claim_rows(
+    config: AnyRun,
+    now: dict[str, Any],
+    field: str,
+    rows: str,
+    remedy: Callable[[dict[str, Any]], str],
+    first: Callable[[], None] = lambda: None,
+) -> bool:
+    """Whether `plan.json` is written now, after `first`. One that says otherwise is refused, by the setting `field`."""
+    options, written = storage_options(config), storage.join(run_folder(config), "plan.json")
     if storage.exists(written, options):
         was = json.loads(storage.read_bytes(written, options))
         if was != now:
-            remedy = "A manifest has changed since the run began. Bring it back, or start under another --name."
-            raise ConfigError("manifests", now, f"the labelled rows that the run began with, {was}", remedy)
-    elif begun(folder, options):
-        # Nor does it say how many workers shared a step: batches were each worker's.
-        remedy = "A version that did not write it down has begun the run: go on with that one, or start under another --name."
-        raise ConfigError("plan.json", folder, "a run folder that says which chunks it learns", remedy)
-    else:
-        storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
+            raise ConfigError(field, now, f"the {rows} that the run began with, {was}", remedy(was))
+        return False
+    first()
+    storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
+    return True
 
 
 def plans(config: RunConfig, assets: str) -> Plans:

@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from jala_ray.config import RunConfig, TokenizerRunConfig
+from jala_ray.config import AnyRun
 from jala_ray.parsing import flatten
 
-AnyRun = RunConfig | TokenizerRunConfig
 Row = dict[str, Any]
 
 WAITING = 10_000
