@@ -223,7 +223,7 @@ class S3Store:
             with contextlib.suppress(self.client.exceptions.NoSuchUpload):  # Its writer, or another sweep, ended it.
                 parts = self._pages("list_parts", ("PartNumberMarker",), **place)
                 size = sum(part["Size"] for page in parts for part in page.get("Parts", ()))
-                self.ask(functools.partial(self.client.abort_multipart_upload, **place))
+                self._abort(place)
                 name = upload["Key"][len(prefix) + 1 :]
                 found[name] = found.get(name, 0) + size
         for folder in filter(PARTIAL.fullmatch, self.children(path)):
@@ -231,6 +231,21 @@ class S3Store:
                 self.delete(f"{path}/{folder}/{name}")
                 found[f"{folder}/{name}"] = size
         return found
+
+    def _abort(self, place: dict[str, str]) -> None:
+        """End an unfinished upload. Raises NoSuchUpload where another ended it."""
+        tries = 0
+
+        def abort() -> None:
+            nonlocal tries
+            tries += 1
+            try:
+                self.client.abort_multipart_upload(**place)
+            except self.client.exceptions.NoSuchUpload:
+                if tries == 1:  # Else an earlier try was carried out and its answer lost.
+                    raise
+
+        self.ask(abort)
 
 
 def _with_new_credentials(found: Diagnosis) -> None:
