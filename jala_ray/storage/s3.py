@@ -181,19 +181,30 @@ class S3Store:
         return {name: size for name, size in sorted(found.items()) if name and not name.endswith("/")}
 
     def children(self, path: str) -> list[str]:
+        files, folders = self.entries(path)
+        return sorted({*files, *folders} - {""})
+
+    def entries(self, path: str) -> tuple[dict[str, int], list[str]]:
+        """Directly in a folder: files, name -> bytes, and the names of folders."""
         prefix, pages = self._list(path, Delimiter="/")
-        names: set[str] = set()
+        files: dict[str, int] = {}
+        folders: list[str] = []
         for page in pages:
-            names.update(o["Key"][len(prefix) :] for o in page.get("Contents", ()))
-            names.update(o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ()))
-        return sorted(names - {""})
+            files |= {o["Key"][len(prefix) :]: o["Size"] for o in page.get("Contents", ()) if o["Key"] != prefix}
+            folders += [o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ())]
+        return files, folders
+
+    def is_folder(self, path: str) -> bool:
+        """Whether any key lies below a path."""
+        prefix, pages = self._list(path, MaxKeys=2)  # One may be the folder's own.
+        return any(o["Key"] != prefix for o in next(pages).get("Contents", ()))
 
     def first_files(self, path: str) -> dict[str, int]:
         prefix, pages = self._list(path)
         found = {o["Key"][len(prefix) :]: o["Size"] for o in next(pages).get("Contents", ())}
         return found or {"": self.size(path)}
 
-    def _list(self, path: str, **how: str) -> tuple[str, Iterator[dict[str, Any]]]:
+    def _list(self, path: str, **how: Any) -> tuple[str, Iterator[dict[str, Any]]]:
         """The prefix that a folder's keys begin with, and the pages of its list."""
         bucket, _, prefix = path.partition("/")
         prefix = prefix and prefix + "/"
