@@ -251,9 +251,9 @@ def download_dir(uri: Uri, local: Uri, options: StorageOptions | None = None) ->
     """
     commit = read_commit(uri, options)
     target = Path(local_path(local))
-    if _holds(target, commit):
-        return commit
     with _written_here(target):
+        if _holds(target, commit):
+            return commit
         if target.exists() and any(target.iterdir()):
             raise StorageError(
                 f"download to {target}", "another folder", "an empty or new path", "Choose another path."
