@@ -253,6 +253,7 @@ def test_a_server_that_serves_no_ranges_is_named(s3, proxy, let_fail, monkeypatc
     uri = storage.join(s3, "large.bin")
     storage.write_bytes(uri, BODY)
     store, path = stores.store_for(uri)
+    assert isinstance(store, s3_store.S3Store)
     real = store.client.get_object
     monkeypatch.setattr(store.client, "get_object", lambda Range="", **asked: real(**asked))
     let_fail("truncate", "GET .*large.bin")
