@@ -25,6 +25,7 @@ from jala_ray.storage.stores import (
     explained,
     is_s3,
     join,
+    local_path,
     partial_name,
     store_for,
     sync_folder,
@@ -67,7 +68,7 @@ def upload_dir(
 
     Raises StorageError: nothing to upload, the address is committed or claimed, a file did not arrive intact.
     """
-    source, rights = Path(local), _Rights(replace_unfinished, replace_committed, guard or (lambda: None))
+    source, rights = Path(local_path(local)), _Rights(replace_unfinished, replace_committed, guard or (lambda: None))
     if not source.is_dir():
         raise MissingFile(f"upload {source}", "no such folder", "a local folder")
     names = [name for name in LocalStore().walk(str(source)) if name not in (COMMIT_FILE, CLAIM_FILE)]
@@ -91,7 +92,7 @@ def upload_dir(
                     with explained("upload to", join(uri, name), options):
                         store.upload(source / name, join(path, name))
                     _check(store, join(path, name), name, entry, uri, options, digest=True)
-                except StorageError:
+                except DamagedFiles:
                     if not tries_left:
                         raise
                 else:
@@ -249,10 +250,10 @@ def download_dir(uri: Uri, local: Uri, options: StorageOptions | None = None) ->
     something else or cannot be written to: that one names the path, and says nothing of the store.
     """
     commit = read_commit(uri, options)
-    target = Path(local).absolute()
-    if _holds(target, commit):
-        return commit
+    target = Path(local_path(local))
     with _written_here(target):
+        if _holds(target, commit):
+            return commit
         if target.exists() and any(target.iterdir()):
             raise StorageError(
                 f"download to {target}", "another folder", "an empty or new path", "Choose another path."

@@ -137,11 +137,12 @@ def test_a_disk_here_that_refuses_is_named_with_what_is_free(root, folder, tmp_p
     assert storage.download_dir(root, here / "down") == commit
 
 
-def test_a_folder_here_that_may_not_be_listed_is_named(root, folder, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("look", ["is_file", "iterdir"])
+def test_a_folder_here_that_may_not_be_looked_at_is_named(root, folder, tmp_path, monkeypatch, look) -> None:
     storage.upload_dir(folder, root)
     (tmp_path / "down").mkdir()
     refused = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "down"))
-    monkeypatch.setattr(Path, "iterdir", lambda self: (_ for _ in ()).throw(refused))
+    monkeypatch.setattr(Path, look, lambda self: (_ for _ in ()).throw(refused))
     with pytest.raises(StorageError, match=rf"write {tmp_path}/down.*Permission denied.*bytes free"):
         storage.download_dir(root, tmp_path / "down")
 

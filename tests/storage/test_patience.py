@@ -59,7 +59,7 @@ def test_a_store_that_never_answers_has_one_budget(slept):
     def work() -> None:
         raise next(causes, TimeoutError("a later one"))
 
-    begun = slept.now
+    begun, tries = slept.now, 0
     for number in range(5):
         with pytest.raises(GaveUp) as caught:
             patiently(work, "store", BUDGET_S)

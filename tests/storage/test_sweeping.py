@@ -111,7 +111,7 @@ def test_scratch_of_a_killed_process_is_swept(temporary):
 
 def test_scratch_of_a_number_that_is_in_use_again_is_swept(temporary):
     host, pid = sweeping.socket.gethostname(), os.getpid()
-    left = temporary / f"jala_ray-x-{host}-{pid}-{began(pid) - 1}-01234567"
+    left = temporary / f"jala_ray-x-{host}-{pid}-{(began(pid) or 0) - 1}-01234567"
     left.mkdir()
     assert storage.sweep_scratch().names == (left.name,)
 
