@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from tyro.conf import AvoidSubcommands, FlagConversionOff, Positional, arg
 
+from jala_ray import storage
 from jala_ray.checks import check
 from jala_ray.commands.presetting import known, with_preset
 from jala_ray.config import RunConfig
@@ -66,5 +68,6 @@ def run(arguments: Arguments) -> int:
     from jala_ray.training import setup
 
     folder, options = setup.run_folder(config), setup.storage_options(config)
+    os.environ.update(storage.worker_env(options))  # the manifest is reached as the run was
     print(f"report: {publish_pretrain_report(folder, config.data.manifest or None, options)}")
     return 0
