@@ -27,6 +27,7 @@ from jala_ray.training import history
 from jala_ray.training.cluster import watch_cluster
 from jala_ray.training.interrupts import interrupts_given_back
 from jala_ray.training.lease import successor
+from jala_ray.training.provenance import for_tasks
 from jala_ray.training.watch import PATIENCE_S
 from jala_ray.training.worker_setup import know_own_cluster
 from jala_ray.types import ConfigError, DamagedCheckpoint
@@ -292,7 +293,7 @@ def ensure_ray(
     cluster is theirs. From then on the driver says what could not be placed for `waiting_s`.
     """
     if not ray.is_initialized():
-        wanted = {**storage.worker_env(options), **(environment or {})}
+        wanted = {**storage.worker_env(options), **for_tasks(), **(environment or {})}
         # Ray refuses a variable that the submitted job's own environment sets too; tasks inherit that one.
         missing = {k: v for k, v in wanted.items() if k not in submitted_environment()}
         setup = f"{know_own_cluster.__module__}.{know_own_cluster.__name__}"
