@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import shlex
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ FIRST = (
 """In the order in which a newcomer reads them; the others follow by name."""
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "infra/README.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+VARIABLE = re.compile(r"[A-Z_]+=.*")
+"""Set for one command."""
 SUBMITTED = ["ray", "job", "submit"]
 SCRIPTS = {
     "jobs/pretrain.py": "pretrain",
@@ -40,6 +43,7 @@ NOT_RUN = {
     "docker": "needs docker and a registry",
     "kubectl": "needs a cluster",
     "ray job submit": "needs a cluster and a bucket",
+    "RAY_AUTH_MODE=token": "starts a cluster that stays, and needs it",
     "jala pretrain jala": "downloads pretrained weights",
     "jala pretrain lapa_actions": "downloads pretrained weights",
     "jala pretrain lapa_codes": "downloads pretrained weights",
@@ -92,10 +96,11 @@ def read(words: Sequence[str]) -> None:
     """Read the arguments of a command with the parser that it has. Raises what that raises, SystemExit too, and KeyError for a command
     that is not known here.
     """
+    words = list(itertools.dropwhile(lambda word: VARIABLE.fullmatch(word), words))
     if list(words[:3]) == SUBMITTED:
         assert (ROOT / words[words.index("--runtime-env") + 1]).is_file()
         return read(words[words.index("--") + 1 :])
-    if words[0] in NOT_RUN:
+    if words[0] in NOT_RUN or list(words[:2]) == ["ray", "start"]:
         return
     command, rest = command_of(words)
     if command == "tests.video.hard_table":
