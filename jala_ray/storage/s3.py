@@ -181,19 +181,30 @@ class S3Store:
         return {name: size for name, size in sorted(found.items()) if name and not name.endswith("/")}
 
     def children(self, path: str) -> list[str]:
+        files, folders = self.directly_in(path)
+        return sorted({*files, *folders})
+
+    def directly_in(self, path: str) -> tuple[dict[str, int], set[str]]:
+        """The objects directly in a folder, name -> bytes, and the names of its folders; what lies in those is not listed."""
         prefix, pages = self._list(path, Delimiter="/")
-        names: set[str] = set()
+        files: dict[str, int] = {}
+        folders: set[str] = set()
         for page in pages:
-            names.update(o["Key"][len(prefix) :] for o in page.get("Contents", ()))
-            names.update(o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ()))
-        return sorted(names - {""})
+            files |= {o["Key"][len(prefix) :]: o["Size"] for o in page.get("Contents", ())}
+            folders |= {o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ())}
+        return {name: size for name, size in sorted(files.items()) if name}, folders - {""}
+
+    def holds_files(self, path: str) -> bool:
+        """Whether there is an object below a folder, by one request; the folder's own, with nothing behind the slash, is none."""
+        prefix, pages = self._list(path, MaxKeys=2)
+        return any(o["Key"] != prefix for page in pages for o in page.get("Contents", ()))
 
     def first_files(self, path: str) -> dict[str, int]:
         prefix, pages = self._list(path)
         found = {o["Key"][len(prefix) :]: o["Size"] for o in next(pages).get("Contents", ())}
         return found or {"": self.size(path)}
 
-    def _list(self, path: str, **how: str) -> tuple[str, Iterator[dict[str, Any]]]:
+    def _list(self, path: str, **how: str | int) -> tuple[str, Iterator[dict[str, Any]]]:
         """The prefix that a folder's keys begin with, and the pages of its list."""
         bucket, _, prefix = path.partition("/")
         prefix = prefix and prefix + "/"
