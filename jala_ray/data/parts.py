@@ -262,7 +262,7 @@ class Replacement:
 
     def _sweep(self) -> None:
         """Remove what an earlier writer left that was killed."""
-        if self.single and not self.old and storage.is_s3(self.path):
+        if self.single and not self.old:
             return  # it can only have left the rows, which are written anew; many single files may lie here
         names = set(_listed(self.fs, self.folder))
         errors = _listed(self.fs, self._error_file.rpartition("/")[0])
@@ -279,6 +279,8 @@ class Replacement:
 
     def _make_folder(self, folder: str) -> None:
         missing = []
+        if storage.is_s3(self.path):
+            return  # There are none to be made.
         while folder and self.fs.get_file_info(folder).type == pafs.FileType.NotFound:
             missing.append(folder)
             folder = folder.rpartition("/")[0]

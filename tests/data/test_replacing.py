@@ -19,6 +19,7 @@ from jala_ray import storage
 from jala_ray.data import parts
 from jala_ray.data.manifest import Manifest, Rejection, validate, write_manifest
 from jala_ray.data.writing import merge_manifests
+from jala_ray.storage.s3 import S3Store
 from jala_ray.types import Clip, ManifestError
 from tests.data.test_manifest import make_clip
 
@@ -198,3 +199,39 @@ def test_on_a_bucket(name: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatc
     assert ids(at) == NEW and validate(at, videos="none") == []
     left = [found["Key"] for found in client.list_objects_v2(Bucket="sets")["Contents"]]
     assert len([key for key in left if not key.endswith("/")]) == (7 if name == "m" else 3), left
+
+
+def test_a_new_single_file_costs_the_same_beside_many_others(
+    tmp_path: Path, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pieces of a prepared set are, thousands in one folder."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="sets")
+    for home in (str(tmp_path / "_parts"), "s3://sets/set/_parts"):
+        for other in range(12):
+            storage.write_bytes(f"{home}/{other}.rows", b"")
+            storage.write_bytes(f"{home}/errors/{other}.parquet", b"")
+        listed = listed_names(monkeypatch)
+        write(f"{home}/new.parquet", NEW)
+        assert len(listed) <= 4, (home, listed)
+        assert ids(f"{home}/new.parquet") == NEW
+
+
+def listed_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What listings give from here on."""
+    found: list[str] = []
+    listed, pages = parts._listed, S3Store._pages
+
+    def on_disk(*arguments) -> list[str]:
+        found.extend(names := listed(*arguments))
+        return names
+
+    def on_s3(*arguments, **asked):
+        for page in pages(*arguments, **asked):
+            found.extend(entry["Key"] for entry in page.get("Contents", ()))
+            found.extend(entry["Prefix"] for entry in page.get("CommonPrefixes", ()))
+            yield page
+
+    monkeypatch.setattr(parts, "_listed", on_disk)
+    monkeypatch.setattr(S3Store, "_pages", on_s3)
+    return found
