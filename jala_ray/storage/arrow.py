@@ -39,7 +39,7 @@ class StoreHandler(pafs.FileSystemHandler):
         except MissingFile:
             pass  # Then it may be a folder.
         with explained("list", uri, self.options):
-            found = store.holds_files(place)
+            found = store.is_folder(place)
         return pafs.FileInfo(path, pafs.FileType.Directory if found else pafs.FileType.NotFound)
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
@@ -50,12 +50,11 @@ class StoreHandler(pafs.FileSystemHandler):
                 sizes = store.walk(place)
                 folders = {name[:at] for name in sizes for at in range(len(name)) if name[at] == "/"}
             else:
-                sizes, folders = store.directly_in(place)
+                sizes, folders = store.entries(place)
         if not sizes and not folders and not selector.allow_not_found:
             raise FileNotFoundError(f"no object under {uri}")
         found = [pafs.FileInfo(f"{base}/{name}", pafs.FileType.Directory) for name in sorted(folders)]
-        found += [pafs.FileInfo(f"{base}/{name}", pafs.FileType.File, size=size) for name, size in sizes.items()]
-        return found
+        return found + [pafs.FileInfo(f"{base}/{name}", pafs.FileType.File, size=size) for name, size in sizes.items()]
 
     def create_dir(self, path: str, recursive: bool) -> None:
         """Nothing to do."""

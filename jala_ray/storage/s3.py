@@ -181,30 +181,30 @@ class S3Store:
         return {name: size for name, size in sorted(found.items()) if name and not name.endswith("/")}
 
     def children(self, path: str) -> list[str]:
-        files, folders = self.directly_in(path)
-        return sorted({*files, *folders})
+        files, folders = self.entries(path)
+        return sorted({*files, *folders} - {""})
 
-    def directly_in(self, path: str) -> tuple[dict[str, int], set[str]]:
-        """The objects directly in a folder, name -> bytes, and the names of its folders; what lies in those is not listed."""
+    def entries(self, path: str) -> tuple[dict[str, int], list[str]]:
+        """Directly in a folder: files, name -> bytes, and the names of folders."""
         prefix, pages = self._list(path, Delimiter="/")
         files: dict[str, int] = {}
-        folders: set[str] = set()
+        folders: list[str] = []
         for page in pages:
-            files |= {o["Key"][len(prefix) :]: o["Size"] for o in page.get("Contents", ())}
-            folders |= {o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ())}
-        return {name: size for name, size in sorted(files.items()) if name}, folders - {""}
+            files |= {o["Key"][len(prefix) :]: o["Size"] for o in page.get("Contents", ()) if o["Key"] != prefix}
+            folders += [o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ())]
+        return files, folders
 
-    def holds_files(self, path: str) -> bool:
-        """Whether there is an object below a folder, by one request; the folder's own, with nothing behind the slash, is none."""
-        prefix, pages = self._list(path, MaxKeys=2)
-        return any(o["Key"] != prefix for page in pages for o in page.get("Contents", ()))
+    def is_folder(self, path: str) -> bool:
+        """Whether any key lies below a path."""
+        prefix, pages = self._list(path, MaxKeys=2)  # One may be the folder's own.
+        return any(o["Key"] != prefix for o in next(pages).get("Contents", ()))
 
     def first_files(self, path: str) -> dict[str, int]:
         prefix, pages = self._list(path)
         found = {o["Key"][len(prefix) :]: o["Size"] for o in next(pages).get("Contents", ())}
         return found or {"": self.size(path)}
 
-    def _list(self, path: str, **how: str | int) -> tuple[str, Iterator[dict[str, Any]]]:
+    def _list(self, path: str, **how: Any) -> tuple[str, Iterator[dict[str, Any]]]:
         """The prefix that a folder's keys begin with, and the pages of its list."""
         bucket, _, prefix = path.partition("/")
         prefix = prefix and prefix + "/"
@@ -234,7 +234,7 @@ class S3Store:
             with contextlib.suppress(self.client.exceptions.NoSuchUpload):  # Its writer, or another sweep, ended it.
                 parts = self._pages("list_parts", ("PartNumberMarker",), **place)
                 size = sum(part["Size"] for page in parts for part in page.get("Parts", ()))
-                self.ask(functools.partial(self.client.abort_multipart_upload, **place))
+                self._abort(place)
                 name = upload["Key"][len(prefix) + 1 :]
                 found[name] = found.get(name, 0) + size
         for folder in filter(PARTIAL.fullmatch, self.children(path)):
@@ -242,6 +242,21 @@ class S3Store:
                 self.delete(f"{path}/{folder}/{name}")
                 found[f"{folder}/{name}"] = size
         return found
+
+    def _abort(self, place: dict[str, str]) -> None:
+        """End an unfinished upload. Raises NoSuchUpload where another ended it."""
+        tries = 0
+
+        def abort() -> None:
+            nonlocal tries
+            tries += 1
+            try:
+                self.client.abort_multipart_upload(**place)
+            except self.client.exceptions.NoSuchUpload:
+                if tries == 1:  # Else an earlier try was carried out and its answer lost.
+                    raise
+
+        self.ask(abort)
 
 
 def _with_new_credentials(found: Diagnosis) -> None:
