@@ -136,9 +136,8 @@ class Replacement:
         self.home = path.rpartition("/")[0] if self.single else path
         self.name = self.root.rpartition("/")[2].removesuffix(".parquet") if self.single else "rows"
         self.errors_path = storage.join(self.home, "errors", f"{self.name}.parquet")
-        self.old = [self.root] if self.single and self._is_file(self.root) else []
+        self.old = self._found()
         if not self.single:
-            self.old = files_in_force(self.fs, self.root, self.path, options)
             foreign = [file for file in self.old if not file.rpartition("/")[2].startswith("part-")]
             if foreign:
                 expected = "an empty folder or an earlier manifest"
@@ -149,7 +148,16 @@ class Replacement:
         self._begun = self._done = False
         self._errors: tuple[IO[bytes], pq.ParquetWriter] | None = None
 
+    def _found(self) -> list[str]:
+        """The manifest that is there now."""
+        if self.single:
+            return [self.root] if self._is_file(self.root) else []
+        return files_in_force(self.fs, self.root, self.path, self.options)
+
     def begin(self) -> None:
+        """Raises ManifestError where another writer was here since this one was made: its manifest stays."""
+        if (found := self._found()) != self.old:
+            raise self._another_writer((found or self.old)[0], "as it was when this process began")
         self._begun = True
         self.old_rows = [rows_file(file, _metadata(self.fs, file)) for file in self.old]
         self._make_folder(self.folder)
@@ -221,9 +229,11 @@ class Replacement:
         sizes = [(part.rows_file, part.end, self.fs.get_file_info(part.rows_file).size) for part in self.parts]
         changed = [file for file, wrote, size in sizes if size != wrote]
         if changed or not self._is_ours():
-            expected = f"{(changed or [WRITING])[0]} as this process wrote it"
-            remedy = "Another process writes this manifest at the same time. Run the command again, alone."
-            raise ManifestError("manifest path", self.path, expected, remedy)
+            raise self._another_writer((changed or [WRITING])[0], "as this process wrote it")
+
+    def _another_writer(self, file: str, expected: str) -> ManifestError:
+        remedy = "Another process writes this manifest at the same time. Run the command again, alone."
+        return ManifestError("manifest path", self.path, f"{file} {expected}", remedy)
 
     def _is_ours(self) -> bool:
         """Whether no other writer has begun in this folder since this one did, and swept its files."""

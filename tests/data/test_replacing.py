@@ -173,6 +173,25 @@ def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
     assert ids(tmp_path / "m") == OLD
 
 
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("before", [[], ["older"]])
+def test_a_writer_that_begins_after_another_has_ended_leaves_its_manifest(
+    name: str, before: list[str], tmp_path: Path
+) -> None:
+    """A writer begins with its first rows, which may come long after it has looked at what is there."""
+    if before:
+        write(tmp_path / name, before)
+
+    def late() -> Iterator[Clip | Rejection]:
+        write(tmp_path / name, OLD)
+        yield from clips(NEW)
+        raise RuntimeError("the disk is gone")
+
+    with pytest.raises((ManifestError, RuntimeError)):
+        write_manifest(late(), tmp_path / name, on_error="quarantine", rows_per_file=1)
+    assert ids(tmp_path / name) == OLD and set_aside(tmp_path) == ["bad old0"]
+
+
 def test_joined_parts_may_have_been_replaced(tmp_path: Path) -> None:
     """The rows of a single file lie in another file after it was replaced."""
     for names in (OLD, NEW):
