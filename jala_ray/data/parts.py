@@ -112,8 +112,9 @@ class Part:
         self.end += len(rows)
 
     def close(self) -> None:
-        """Write the Parquet file. A file appears whole."""
+        """Write the Parquet file. A file appears whole, and both survive a power cut."""
         self.rows.close()
+        _sync(self.fs, self.rows_file)
         index = pa.concat_tables(self.index) if self.index else INDEX_SCHEMA.empty_table()
         if self.rows_file != rows_file(self.file):
             named = {ROWS_KEY: self.rows_file.rpartition("/")[2].encode()}
@@ -309,7 +310,9 @@ class Replacement:
 
 @contextlib.contextmanager
 def _whole(fs: pafs.FileSystem, file: str) -> Iterator[str]:
-    """Where to write a file so that nobody sees half of it. An object is there when it is whole; a file must be renamed."""
+    """Where to write a file so that nobody sees half of it, after a power cut neither. An object is there when it is whole; a file must
+    be renamed.
+    """
     if not isinstance(fs, pafs.LocalFileSystem):
         yield file
         return
@@ -317,10 +320,22 @@ def _whole(fs: pafs.FileSystem, file: str) -> Iterator[str]:
     partial = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.part"
     try:
         yield partial
+        _sync(fs, partial)
         os.replace(partial, file)
+        _sync(fs, folder)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
+
+
+def _sync(fs: pafs.FileSystem, path: str) -> None:
+    """Have a file's bytes, or a folder's names, on the disk."""
+    if isinstance(fs, pafs.LocalFileSystem):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _metadata(fs: pafs.FileSystem, file: str) -> dict[bytes, bytes] | None:

@@ -174,6 +174,42 @@ def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PATHS)
+def test_the_new_manifest_is_on_the_disk_before_the_old_one_goes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut loses what was not synced: bytes of files, and names in folders since they were last synced."""
+    (tmp_path / "at").mkdir()
+    write(tmp_path / "at" / name, OLD)
+    synced: set[tuple[int, int]] = set()
+    named: dict[Path, set[str]] = {}
+    sync, remove = os.fsync, parts.Replacement._remove
+
+    def noted(handle: int) -> None:
+        sync(handle)
+        status, path = os.fstat(handle), Path(os.readlink(f"/proc/self/fd/{handle}"))
+        synced.add((status.st_ino, status.st_size))
+        if path.is_dir():
+            named[path] = set(os.listdir(path))
+
+    def removed(replacement: parts.Replacement, gone: list[str]) -> None:
+        if not checked:
+            checked.append(ids(tmp_path / "at" / name))
+            made = Manifest(tmp_path / "at" / name)
+            for file in [Path(file) for file in (*made.row_files, *made._files)]:
+                assert (file.stat().st_ino, file.stat().st_size) in synced, file
+                assert file.name in named[file.parent], file
+            (errors,) = (tmp_path / "at").rglob("errors/*.parquet")
+            assert errors.name in named[errors.parent]
+        remove(replacement, gone)
+
+    checked: list[list[str]] = []
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(parts.Replacement, "_remove", removed)
+    write(tmp_path / "at" / name, NEW)
+    assert checked == [NEW] and ids(tmp_path / "at" / name) == NEW
+
+
+@pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("before", [[], ["older"]])
 def test_a_writer_that_begins_after_another_has_ended_leaves_its_manifest(
     name: str, before: list[str], tmp_path: Path
