@@ -17,10 +17,11 @@ from jala_ray.data.catalogue import catalogue
 from jala_ray.data.manifest import Manifest, write_manifest
 from jala_ray.data.mixture import apportion, cell_shares
 from jala_ray.data.pipeline import unit
-from jala_ray.data.places import PLACE, Catalogue, by_number, clip_hashes, thinned
+from jala_ray.data.places import PLACE, Catalogue, clip_hashes, thinned
 from jala_ray.data.plan import Plan, Span, Steps
 from jala_ray.types import ConfigError, ManifestError
 from tests.data.test_manifest import PLAIN, make_clip
+from tests.support import by_number
 
 PLAIN_ORDER = DataConfig(window=1)
 

@@ -64,6 +64,9 @@ class VideoFolder:
     domain: ClassVar[Domain] = "wild"
 
     def clips(self) -> Iterator[Clip | Rejection]:
+        """As `Adapter.clips`. A video that the store refuses (StorageError) is set aside like one that does not open: a conversion is made
+        anew as a whole. Preparing fails that video's piece instead, and only that is done again (`Preparation.do`).
+        """
         notes: list[str] = []
         for video in self.videos():
             if video.fault:
