@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 
 from jala_ray import storage
@@ -44,7 +43,7 @@ def main(argv: list[str]) -> None:
             raise ConfigError(name, address, "an address", f"Pass --{name.replace('_', '-')} PATH.")
     options = setup.storage_options(config)
     os.environ.update(storage.worker_env(options))  # videos are reached as the manifest is
-    with tempfile.TemporaryDirectory() as scratch:
+    with storage.scratch("assets") as scratch:
         assets, manifest = build_assets(config, scratch), Manifest(config.data.manifest, options)
         how = {"store": job.store, "dtype": job.dtype, "part_rows": job.part_rows}
         how["gpu"] = job.local or job.gpus_per_task > 0

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))  # `infra` is a folder of the repository, not of t
 
 from infra.local_head import Head, local_head  # noqa: E402
 from jala_ray.storage import local_path  # noqa: E402
+from jala_ray.types import JalaError  # noqa: E402
 
 RUNTIME = yaml.safe_load((ROOT / "infra" / "runtime_env.yaml").read_text()) | {"working_dir": str(ROOT)}
 
@@ -59,4 +60,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except JalaError as error:
+        sys.exit(f"error: {error}")

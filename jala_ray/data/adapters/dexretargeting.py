@@ -77,7 +77,7 @@ class DexRetargeting:
             yield from self._finger_clips()
 
     def _video_clips(self) -> Iterator[Clip | Rejection]:
-        uri = storage.join(self.folder, VIDEO)
+        uri = storage.join(storage.absolute(self.folder), VIDEO)
         try:
             info = probe(uri)
         except (VideoError, StorageError) as error:
@@ -89,7 +89,7 @@ class DexRetargeting:
             yield video_clip(uri, VIDEO, self.name, info, start, end, [self.instruction], split=split)
 
     def _finger_clips(self) -> Iterator[Clip | Rejection]:
-        uri = storage.join(self.folder, JOINTS)
+        uri = storage.join(storage.absolute(self.folder), JOINTS)
         try:
             joints = read_joints(uri)
             fit = fit_mano(joints, None, Hand.RIGHT, iterations=self.iterations)
