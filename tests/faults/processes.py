@@ -109,8 +109,9 @@ class Command:
         return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
 
     def signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+        if self.rc is None:  # else the pid may be another's by now
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def wait(self, seconds: float = 600.0) -> int:
         """Its exit code. Raises TimeoutError, after killing it."""
