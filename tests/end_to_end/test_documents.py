@@ -79,10 +79,9 @@ def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_manifest((replace(clip, video_uri=None, packets=None) for clip in labelled), here / "arctic.parquet")
     Image.new("RGB", (64, 48), "grey").save(here / "kitchen.jpg")
     words = ["--name", "demo/pretrain", "--data.manifest", "lab_manifest", "--motion-tokenizer", world.tokenizer]
-    demo = Command.start(
-        ["-m", "jala_ray.training.local", "tiny", *words, *SHORT_RUN.split()], {}, here / "demo.log", folder=here
-    )
-    assert demo.wait() == 0, demo.output
+    demo = ["-m", "jala_ray.training.local", "tiny", *words, *SHORT_RUN.split()]
+    with Command.start(demo, {}, here / "demo.log", folder=here) as done:
+        assert done.wait() == 0, done.output
     as_if(here, "demo/pretrain", 180)
     return here
 
@@ -105,8 +104,9 @@ def in_short(command: Printed, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("command", [command for command in printed() if command.why_not is None], ids=str)
 def test_a_printed_command_works(command: Printed, folder: Path, cluster: str, tmp_path: Path) -> None:
-    done = Command.start(in_short(command, folder), {"RAY_ADDRESS": cluster}, tmp_path / "log", folder=folder)
-    assert done.wait(600) == 0, done.output
+    words = in_short(command, folder)
+    with Command.start(words, {"RAY_ADDRESS": cluster}, tmp_path / "log", folder=folder) as done:
+        assert done.wait(600) == 0, done.output
     assert not re.search(r"^Traceback", done.output, re.MULTILINE), (
         done.output
     )  # Ray's own processes put their names before it

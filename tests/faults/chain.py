@@ -152,13 +152,13 @@ class Chain:
         self, step: str, words: Sequence[str], *, kill_when: Callable[[str], bool] | None = None, rc: int = 0
     ) -> str:
         """Run a command to its end, or kill it; returns what it printed. Raises StepFailed."""
-        command = Command.start(words, self.environment, self.logs / f"{step}.log", fork=not self.ray)
         killed = False
-        for line in command.lines(STEP_SECONDS):
-            if kill_when is not None and not killed and kill_when(line):
-                command.signal(signal.SIGKILL)
-                killed = True
-        found = command.wait()
+        with Command.start(words, self.environment, self.logs / f"{step}.log", fork=not self.ray) as command:
+            for line in command.lines(STEP_SECONDS):
+                if kill_when is not None and not killed and kill_when(line):
+                    command.signal(signal.SIGKILL)
+                    killed = True
+            found = command.wait()
         if found != (-signal.SIGKILL if kill_when is not None else rc):
             raise StepFailed(f"{step}: rc {found}:\n{command.output[-4000:]}")
         return command.output

@@ -95,9 +95,9 @@ class Campaign:
         """What the run is without a kill, and how many operations or requests it makes."""
         config = replace(self.config, name="unbroken")
         before = self.proxy.plan.requests if self.proxy is not None else 0
-        command = self.start(config, **{KILL_AT: str(NEVER), KILL_UNDER: self.under(config)})
-        if command.wait() != 0:
-            raise Broken(f"the unbroken run: {command.output[-3000:]}")
+        with self.start(config, **{KILL_AT: str(NEVER), KILL_UNDER: self.under(config)}) as command:
+            if command.wait() != 0:
+                raise Broken(f"the unbroken run: {command.output[-3000:]}")
         operations = int(command.output.split()[-3])
         horizon = operations if self.proxy is None else self.proxy.plan.requests - before
         if left := self.left(config):
@@ -185,17 +185,17 @@ class Life:
                 moment = f"{'request' if proxy else 'operation'} {at}"
                 if proxy is None:
                     more = {KILL_AT: str(at), KILL_UNDER: campaign.under(self.config)}
-        command = campaign.start(self.config, **more)
-        if proxy is not None:
-            proxy.plan.call_at(at, lambda: command.signal(signal.SIGKILL))
         logged = 0
-        for step in steps_of(command):
-            if logged == 0:
-                self._check_start(step)
-            logged = step
-            if step == kill_after:
-                command.signal(signal.SIGKILL)
-        rc = command.wait()
+        with campaign.start(self.config, **more) as command:
+            if proxy is not None:
+                proxy.plan.call_at(at, lambda: command.signal(signal.SIGKILL))
+            for step in steps_of(command):
+                if logged == 0:
+                    self._check_start(step)
+                logged = step
+                if step == kill_after:
+                    command.signal(signal.SIGKILL)
+            rc = command.wait()
         if rc == 0:
             return False
         if rc != -signal.SIGKILL:

@@ -71,7 +71,7 @@ def _forked(words: Sequence[str], environment: Mapping[str, str], log: str, fold
 
 @dataclass
 class Command:
-    """A running command. Its output goes to the end of `log`."""
+    """A running command. Its output goes to the end of `log`. As a context it ends with it: what still runs is killed."""
 
     process: BaseProcess | subprocess.Popen[bytes]
     log: Path
@@ -97,6 +97,13 @@ class Command:
         process = context.Process(target=_forked, args=(list(words), wanted, str(log), str(folder)))
         process.start()
         return cls(process, log, begin)
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.signal(signal.SIGKILL)
+        self.wait()
 
     @property
     def pid(self) -> int:

@@ -125,12 +125,12 @@ class Trials:
         with self.beside("outages") as (chain, proxy):
             began = time.monotonic()
             proxy.plan.configure(outages=[Outage(after=0, seconds=seconds)])
-            command = chain.begin()
-            for line in command.lines():
-                if "step 5/" in line:
-                    proxy.plan.begin_outage(seconds)
-            if command.wait() != 0:
-                raise StepFailed(command.output[-4000:])
+            with chain.begin() as command:
+                for line in command.lines():
+                    if "step 5/" in line:
+                        proxy.plan.begin_outage(seconds)
+                if command.wait() != 0:
+                    raise StepFailed(command.output[-4000:])
             refused = proxy.plan.counts["outage"]
             if time.monotonic() - began < 2 * seconds or refused < 4:
                 raise Broken(f"the outages did not meet the run: {refused} requests refused")
@@ -140,12 +140,13 @@ class Trials:
     def gone(self, patience_s: float, within_s: float) -> dict[str, Any]:
         """The store goes away for good: the run ends when its patience does, says why in a line, and can be started again."""
         with self.beside("gone", patience_s=patience_s) as (chain, proxy):
-            command, began = chain.begin(), 0.0
-            for line in command.lines():
-                if "step 6/" in line and not began:
-                    proxy.plan.begin_outage(3600)
-                    began = time.monotonic()
-            rc, seconds = command.wait(), time.monotonic() - began
+            began = 0.0
+            with chain.begin() as command:
+                for line in command.lines():
+                    if "step 6/" in line and not began:
+                        proxy.plan.begin_outage(3600)
+                        began = time.monotonic()
+                rc, seconds = command.wait(), time.monotonic() - began
             *_, last = command.output.strip().splitlines()
             same("exit code", rc, 1)
             if seconds > within_s:
@@ -173,23 +174,24 @@ class Trials:
             environment = {"AWS_ENDPOINT_URL": self.gateway.endpoint}
             first = replace(chain, environment=environment | through(lost), name="orphaned")
             second = replace(first, environment=environment | through(other))
-            command, orphans = first.begin(), list[psutil.Process]()
-            for line in command.lines():
-                if "step 5/" in line and not orphans:
-                    orphans = workers_of(lost)
-                    for process in orphans:
-                        process.suspend()
-                    gcs_of(lost).kill()
-                    command.signal(signal.SIGKILL)
-            if not orphans:
-                raise StepFailed(command.output[-4000:])
-            heir, woken = second.begin(), False
-            for line in heir.lines():
-                if "step 6/" in line and not woken:
-                    woken = True
-                    for process in orphans:
-                        process.resume()
-            rc = heir.wait()
+            orphans, woken = list[psutil.Process](), False
+            with first.begin() as command:
+                for line in command.lines():
+                    if "step 5/" in line and not orphans:
+                        orphans = workers_of(lost)
+                        for process in orphans:
+                            process.suspend()
+                        gcs_of(lost).kill()
+                        command.signal(signal.SIGKILL)
+                if not orphans:
+                    raise StepFailed(command.output[-4000:])
+            with second.begin() as heir:
+                for line in heir.lines():
+                    if "step 6/" in line and not woken:
+                        woken = True
+                        for process in orphans:
+                            process.resume()
+                rc = heir.wait()
             refused = refusals(lost, ORPHANS_S)
         same("exit code of the second", rc, 0)
         same("orphans that were refused", bool(refused), True)
