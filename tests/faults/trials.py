@@ -147,6 +147,8 @@ class Trials:
                         proxy.plan.begin_outage(3600)
                         began = time.monotonic()
                 rc, seconds = command.wait(), time.monotonic() - began
+            if not began:
+                raise StepFailed(f"it ended with {rc} before its sixth step:\n{command.output[-4000:]}")
             *_, last = command.output.strip().splitlines()
             same("exit code", rc, 1)
             if seconds > within_s:
