@@ -11,7 +11,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from jala_ray import storage
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
 from tests.faults.chain import Chain, Outcome, StepFailed, put_raw_world
-from tests.faults.kills import Broken, Campaign, killed_config, summary
+from tests.faults.kills import Broken, Campaign, Moment, killed_config, summary
 from tests.faults.plan import KINDS, Outage
 from tests.faults.proxy import FaultProxy
 
@@ -202,19 +202,27 @@ class Trials:
 
     def kills(self, kills: int, seed: int, tokenizer: str, *, on_store: bool) -> dict[str, Any]:
         """SIGKILL at seeded moments of starts, saves and steps."""
+        with self._campaign(tokenizer, on_store=on_store) as campaign:
+            campaign.run(kills, seed)
+        return summary(campaign)
+
+    def chosen_kills(self, moments: Sequence[Moment], tokenizer: str, *, on_store: bool) -> dict[str, Any]:
+        """SIGKILL at these moments of one run."""
+        with self._campaign(tokenizer, on_store=on_store) as campaign:
+            campaign.run_chosen(moments)
+        return summary(campaign)
+
+    @contextmanager
+    def _campaign(self, tokenizer: str, *, on_store: bool) -> Iterator[Campaign]:
         folder = self.logs / f"{next(self._numbers)}-kills"
         folder.mkdir(parents=True)
         root = f"{self.bucket()}/runs" if on_store else str(folder / "runs")
         config = killed_config(str(self.raw_world / "manifest.parquet"), tokenizer, root)
         if not on_store:
-            campaign = Campaign(config, folder, seed=seed)
-            campaign.run(kills)
+            yield Campaign(config, folder)
         else:
             with FaultProxy(self.gateway.endpoint) as proxy:
-                client = self.gateway.client()
-                campaign = Campaign(config, folder, seed=seed, proxy=proxy, client=client, direct=self.direct)
-                campaign.run(kills)
-        return summary(campaign)
+                yield Campaign(config, folder, proxy=proxy, client=self.gateway.client(), direct=self.direct)
 
 
 def refusals(head: Head, seconds: float) -> list[str]:
