@@ -107,6 +107,32 @@ def test_a_folder_whose_own_name_is_no_text_is_refused(tmp_path, film):
         list(VideoFolder(str(put(tmp_path / LATIN, film, "a.mp4"))).clips())
 
 
+def test_names_with_escapes_under_a_file_url_are_taken_as_they_are(tmp_path, film):
+    """A listing's names are no part of the URL: `a%20b.mp4` is not `a b.mp4`."""
+    folder = put(tmp_path / "50% of it", film, "a%20b.mp4", "sub%41/c.mp4")
+    (clip, other) = VideoFolder(folder.as_uri()).clips()
+    assert (clip.video_uri, other.video_uri) == (f"{folder}/a%20b.mp4", f"{folder}/sub%41/c.mp4")
+    write_manifest([clip, other], tmp_path / "m")
+    assert [one.video_uri for one in Manifest(tmp_path / "m")] == [clip.video_uri, other.video_uri]
+    work = Preparation(VideoFolder(folder.as_uri()), str(tmp_path / "out"), PrepareConfig(preset="ultrafast"))
+    assert [work.do(piece)["clips"] for piece in work.begin(work.pieces())] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "names"),
+    [
+        (Vitra, ["x%20y.npy"]),
+        (Arctic, ["x%20y/s01_box_use_01.npz"]),
+        (Hot3d, ["x%20y/metadata.json", "x%20y/headset_trajectory.csv"]),
+    ],
+)
+def test_so_are_those_of_other_sources(adapter, names, tmp_path):
+    folder = put(tmp_path / "50% of it", b"damaged", *names)
+    (item,) = adapter(folder.as_uri()).clips()
+    assert item.video_uri in (f"{folder}/{names[0]}", f"{folder}/x%20y")
+    assert str(folder / names[0]) in item.reason and "no such file" not in item.reason
+
+
 def test_escapes_show_the_bytes():
     assert legible("a물\n.mp4") == "a물\n.mp4"
     assert legible(LATIN) == r"caf\xe9" and legible("\ud800") == r"\ud800" and legible("a\0b") == r"a\x00b"
