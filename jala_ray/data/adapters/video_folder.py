@@ -17,6 +17,7 @@ from jala_ray.data.adapters.captions import Caption, by_file, read_captions
 from jala_ray.data.adapters.listing import address_in, legible, list_folder
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
+from jala_ray.progress import each
 from jala_ray.storage import StorageOptions
 from jala_ray.types import WILD_TIME_SCALE, Clip, Domain, Split, StorageError, UserError, VideoError
 from jala_ray.video.decode import VideoInfo, VideoReader
@@ -68,7 +69,7 @@ class VideoFolder:
         anew as a whole. Preparing fails that video's piece instead, and only that is done again (`Preparation.do`).
         """
         notes: list[str] = []
-        for video in self.videos():
+        for video in each(self.videos(), "videos"):
             if video.fault:
                 yield self.rejected(video.name, video.fault)
                 continue
