@@ -19,7 +19,9 @@ from jala_ray.data.adapters.base import with_packets
 from jala_ray.data.adapters.video_folder import VideoFolder
 from jala_ray.data.manifest import examine as examining
 from jala_ray.data.manifest.examine import LONG_TEXT, SOME_VIDEOS, examine
+from jala_ray.data.manifest.set_aside import reasons
 from jala_ray.data.manifest.table import INDEX_COLUMNS, Manifest, validate, write_manifest
+from jala_ray.data.manifest.writing import Rejection
 from jala_ray.storage import StorageOptions
 from jala_ray.types import StoreUnavailable
 from jala_ray.video.write import write_mp4
@@ -287,3 +289,15 @@ def test_a_failed_conversion_leaves_nothing_and_says_why(
     converted()
     assert not (here / "my_manifest/inspect.html").exists()
     assert "in place of the manifest that was there" in capsys.readouterr().out
+
+
+def test_reasons_are_told_once_with_their_numbers(tmp_path: Path) -> None:
+    """Seven clips of two videos that don't open, and one of another kind: two lines, not eight."""
+    bad = [Rejection(f"a{i}", "t", f"/v/{i}.mp4", f"a video that opens: video /v/{i}.mp4: no stream") for i in range(7)]
+    odd = Rejection("b", "t", "/v/b.mp4", "an instruction")
+    report = write_manifest([make_clip("good", 1.0), odd, *bad], tmp_path / "m", on_error="quarantine")
+    assert report.errors_path is not None
+    lines = reasons(report.errors_path)
+    assert lines[0].startswith("7 rows: a video that opens: no stream") and "(e.g. /v/0.mp4)" in lines[0]
+    assert lines[1].startswith("/v/b.mp4: an instruction") and len(lines) == 2
+    assert reasons(report.errors_path, most=1)[1] == "and 1 more rows, for other reasons"

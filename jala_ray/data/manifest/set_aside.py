@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain
 
 import pyarrow.parquet as pq
@@ -10,6 +11,8 @@ from jala_ray import storage
 from jala_ray.storage import StorageOptions
 
 SHOWN = 10
+KEPT = 10_000
+"""Reasons that are counted; a table of millions of rows that all differ must fit."""
 
 
 def reasons(errors: str, options: StorageOptions | None = None, most: int = SHOWN) -> list[str]:
@@ -20,21 +23,18 @@ def reasons(errors: str, options: StorageOptions | None = None, most: int = SHOW
     if not storage.exists(errors, options):
         return []
     fs, file = storage.filesystem(errors, options)
-    batches = pq.ParquetFile(file, filesystem=fs).iter_batches(columns=["clip_id", "video_uri", "problems"])
-    of_reason: dict[str, tuple[int, str]] = {}
-    """By reason, how many rows and the first of them."""
+    table = pq.ParquetFile(file, filesystem=fs)
+    batches = table.iter_batches(columns=["clip_id", "video_uri", "problems"])
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
     for row in chain.from_iterable(batch.to_pylist() for batch in batches):
         uri, problems = row["video_uri"] or row["clip_id"], (text.partition("): ")[2] for text in row["problems"])
         found = "; ".join(text.removeprefix(f"clip is {uri!r}, expected ") for text in problems)
-        reason = found.replace(f"video {uri}: ", "")
-        count, first = of_reason.get(reason, (0, uri))
-        of_reason[reason] = (count + 1, first)
-    ordered = sorted(of_reason.items(), key=lambda item: -item[1][0])  # stable: the first to come is first among equals
-    lines = [
-        f"{first}: {reason}" if count == 1 else f"{count} rows: {reason} (e.g. {first})"
-        for reason, (count, first) in ordered[:most]
-    ]
-    if len(ordered) > most:
-        rest = sum(count for _, (count, _) in ordered[most:])
-        lines.append(f"and {len(ordered) - most} more reasons, of {rest} rows")
-    return lines
+        found = found.replace(f"video {uri}: ", "")
+        if found in first or len(first) < KEPT:
+            counts[found] += 1
+            first.setdefault(found, uri)
+    shown = counts.most_common(most)  # the first to come is first among equals
+    lines = [f"{first[w]}: {w}" if n == 1 else f"{n} rows: {w} (e.g. {first[w]})" for w, n in shown]
+    left = table.metadata.num_rows - sum(n for _, n in shown)
+    return [*lines, f"and {left} more rows, for other reasons"] if left else lines
