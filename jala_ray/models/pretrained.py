@@ -87,11 +87,10 @@ class Pretrained:
         if (files := self._weight_files()) is None:
             return model.from_pretrained(self.name, revision=revision, **how, **options)
         # The library maps files into memory, where their pages stay until all is read: the weights once more.
-        settings = dict(options)
-        config = settings.pop("config", None)
-        if config is None:
-            config = model.config_class.from_pretrained(self.name, revision=revision, **settings)
-        made, told = model.from_pretrained(None, config=config, state_dict=TensorFiles(files).lazy(), **how)
+        kind: Any = model.config_class
+        config = options.get("config") or kind.from_pretrained(self.name, revision=revision, **options)
+        loaded: Any = model.from_pretrained(None, config=config, state_dict=TensorFiles(files).lazy(), **how)
+        made, told = loaded
         made.config.name_or_path = made.name_or_path = self.name
         return made, told
 
