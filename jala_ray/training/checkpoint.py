@@ -8,6 +8,8 @@ step-00000040/
   COMMIT.json                                     written last: names, sizes and SHA-256 of all files
 ```
 
+An export (`export.py`) is read alike: its backbone's weights lie in `backbone/`, in transformers' form.
+
 Order of the cases at a run's start: (1) a committed checkpoint in the run's folder: everything continues from the newest one;
 (2) `config.init`: its weights, step 0, new optimizer; (3) neither: pretrained or random weights, step 0.
 
@@ -30,16 +32,19 @@ import torch
 from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets, tokenizer_key
+from jala_ray.models.backbone import own_name
 from jala_ray.models.encoders import encoder_key
 from jala_ray.models.tensor_files import Shape, TensorFiles, fill
 from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
-from jala_ray.training import transfer
+from jala_ray.training import history, transfer
 from jala_ray.training.build import architecture, build_learner
 from jala_ray.training.learner import Learner
 from jala_ray.types import CheckpointError
 
 FORMAT = "jala_ray.checkpoint/1"
+BACKBONE_FOLDER, BACKBONE_PREFIX = "backbone", "vla.backbone."
+"""Where an export keeps the backbone's weights, and what their names begin with in a learner."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,15 @@ def write(
 
 
 def load(uri: str, options: StorageOptions | None = None) -> Loaded:
-    """Load a checkpoint by itself: nothing but its folder is needed. Weights are on the CPU, the learner in eval mode.
+    """Load a checkpoint, the newest one of a run folder, or an export: nothing but its folder is needed.
+
+    `uri` is local or s3://. Weights are on the CPU in float32, the learner is in eval mode; tensors are read one by one, so that the
+    weights are in memory once.
 
     Raises `CheckpointError` when the folder is not a checkpoint, is unfinished or damaged, and `StorageError` when it can't be read.
     """
+    if not storage.is_committed(uri, options):
+        uri = history.newest(uri, options) or uri
     with storage.scratch("checkpoint") as scratch:
         folder = transfer.local_copy(uri, scratch, options)
         config = load_json(RunConfig, folder / "config.json")
@@ -108,9 +118,17 @@ def read_position(folder: Path) -> Position:
 
 def load_weights(learner: Learner, folder: Path) -> None:
     """Fill `learner` from a checkpoint folder, tensor by tensor; every name and shape must fit."""
-    stored, own = TensorFiles.of_folder(folder), learner.state_dict()
+    stored, own = stored_weights(folder), learner.state_dict()
     refuse_misfit(stored.shapes(), _shapes(own), folder, "Use the preset the checkpoint was made with.")
     fill(own, stored, own)
+
+
+def stored_weights(folder: Path) -> TensorFiles:
+    """All weights of a checkpoint or export under their names in a learner. Raises `CheckpointError`."""
+    stored = TensorFiles.of_folder(folder)
+    if (folder / BACKBONE_FOLDER).is_dir():
+        stored += TensorFiles.of_folder(folder / BACKBONE_FOLDER, lambda name: BACKBONE_PREFIX + own_name(name))
+    return stored
 
 
 def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
@@ -149,7 +167,7 @@ def take_over(learner: Learner, folder: Path, config: RunConfig, assets: Assets)
     Raises `CheckpointError` where the tokenizers differ from those the VLA learned with, a part that is wanted is absent or has other
     shapes, or inherited modules learned on the features of another encoder.
     """
-    files, weights = TensorFiles.of_folder(folder), learner.state_dict()
+    files, weights = stored_weights(folder), learner.state_dict()
     theirs, stored, own = load_json(RunConfig, folder / "config.json"), files.shapes(), _shapes(weights)
     if _names(own, "objective") == _names(stored, "objective"):
         check_tokenizers(folder, assets)
