@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pyarrow.fs
 import ray
 import ray.data
 import ray.train
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
@@ -290,10 +292,16 @@ def ensure_ray(
     if not ray.is_initialized():
         wanted = {**storage.worker_env(options), **(environment or {})}
         # Ray refuses a variable that the submitted job's own environment sets too; tasks inherit that one.
-        missing = {k: v for k, v in wanted.items() if k not in os.environ}
+        missing = {k: v for k, v in wanted.items() if k not in submitted_environment()}
         setup = f"{know_own_cluster.__module__}.{know_own_cluster.__name__}"
         ray.init(log_to_driver=True, runtime_env={"env_vars": missing, "worker_process_setup_hook": setup})
     watch_cluster(waiting_s)
+
+
+def submitted_environment() -> Mapping[str, str]:
+    """Environment variables that `ray job submit --runtime-env` gave this job and its tasks; none for a program that joins a cluster."""
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    return (job.get("runtime_env") or {}).get("env_vars") or {}
 
 
 def check_resources(cluster: ClusterConfig, resources: Mapping[str, float]) -> None:
