@@ -8,6 +8,7 @@ from jala_ray import moved
 
 if TYPE_CHECKING:
     from jala_ray.generation import Generator, generate
+    from jala_ray.reports.kit.drawn import draw_motion
     from jala_ray.reports.run.export import export, push_to_hub
     from jala_ray.training.checkpoint import load
 
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 
 moved.install()
 
-__all__ = ["Generator", "__version__", "export", "generate", "load", "push_to_hub"]
+__all__ = ["Generator", "__version__", "draw_motion", "export", "generate", "load", "push_to_hub"]
 
 HOMES = {
     "Generator": "jala_ray.generation",
+    "draw_motion": "jala_ray.reports.kit.drawn",
     "export": "jala_ray.reports.run.export",
     "generate": "jala_ray.generation",
     "load": "jala_ray.training.checkpoint",
