@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jala_ray.config.run import ClusterConfig, LogConfig, StorageConfig
+from jala_ray.config.run import ClusterConfig, LogConfig, RunConfig, StorageConfig
 from jala_ray.types import ConfigError
 
 TOKENIZER_FRAMES = 16
@@ -115,3 +115,7 @@ class TokenizerRunConfig:
         for name in ("max_chunks", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "an integer >= 1")
+
+
+AnyRun = RunConfig | TokenizerRunConfig
+"""What has a run folder."""

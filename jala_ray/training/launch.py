@@ -193,6 +193,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     from jala_ray.training.ddp import distributed
     from jala_ray.training.loop import Run, train
 
+    setup.sweep_machine()
     config = from_dict(RunConfig, payload["config"])
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
@@ -241,6 +242,7 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
     from jala_ray.training.ddp import distributed
     from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
 
+    setup.sweep_machine()
     config = from_dict(TokenizerRunConfig, payload["config"])
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
@@ -270,7 +272,7 @@ def reporter(filesystem: pyarrow.fs.FileSystem, rank: int) -> Callable[[dict[str
     """Tell Ray Train of a checkpoint that rank 0 has put, verified, into its place."""
 
     def committed(metrics: dict[str, Any], address: str) -> None:
-        path = storage.filesystem(address)[1]
+        path = address.removeprefix("s3://")  # as the file system has it; addresses of runs are absolute
         ray.train.report(
             {k: v for k, v in metrics.items() if isinstance(v, (int, float))},
             checkpoint=ray.train.Checkpoint(path, filesystem=filesystem) if rank == 0 else None,

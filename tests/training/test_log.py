@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.json
 import pytest
 
+from jala_ray import storage
+from jala_ray.config import RunConfig
+from jala_ray.parsing import from_dict, override
 from jala_ray.reports.run.folder import read_run
 from jala_ray.reports.run.page import badges
 from jala_ray.rows import dump_row, load_row
 from jala_ray.training import log
 from jala_ray.training.log import RunLog, environment
+from jala_ray.types import StorageError
 from tests.training.run import run_config
 
 
@@ -47,6 +54,45 @@ def test_a_diverged_run_leaves_json_that_the_report_reads(tmp_path: Path) -> Non
     RunLog(run_config(tmp_path), str(tmp_path / "a"), 1, 4, None).close()  # rolls the last row back
     [cut] = (tmp_path / "a/metrics.cut.jsonl").read_text().splitlines()
     assert strict(cut)["loss"] is None
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Files may be opened, and not a byte be written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_settings_that_were_there(tmp_path: Path) -> None:
+    config, names = run_config(tmp_path), ("config.json", "environment.json")
+
+    def attempt(keep: int) -> list[str]:
+        RunLog(override(config, {"train.keep": keep}), str(tmp_path / "run"), 0, 4, None).close()
+        return [(tmp_path / "run" / name).read_text() for name in names]
+
+    before = attempt(3)
+    with pytest.raises(StorageError, match=r"config\.json"), full_disk():
+        attempt(7)
+    assert [(tmp_path / "run" / name).read_text() for name in names] == before
+    settings, facts = attempt(7)
+    assert from_dict(RunConfig, strict(settings)).train.keep == 7 and strict(facts)["attempt"] == 1
+
+
+def test_a_log_that_cannot_be_brought_away_leaves_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "exists", lambda *_: False)
+    written = RunLog(run_config(tmp_path), "s3://runs/a", 0, 4, None)
+
+    def fails(self: RunLog) -> None:
+        raise StorageError("write", "metrics.jsonl", "to succeed")
+
+    monkeypatch.setattr(RunLog, "sync", fails)
+    with pytest.raises(StorageError, match=r"metrics\.jsonl"):
+        written.close()
+    assert not written.folder.parent.exists()
 
 
 GITS = {
