@@ -27,7 +27,7 @@ class Arguments:
     manifest: str | None = None
     """Instead of a video: a manifest, whose clip brings text, length, hands and camera."""
     clip: str | None = None
-    """clip_id in the manifest; None: its first."""
+    """clip_id in the manifest; None: its first held-out one."""
     out: str = "generated"
     """Writes OUT.npz and OUT.mp4; local or s3://."""
     seconds: float | None = None

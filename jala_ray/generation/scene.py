@@ -122,9 +122,15 @@ class Asked:
     task: Task = "generation"
 
 
-def find_row(manifest: Manifest, clip_id: str) -> int:
-    """The first row of a clip. Raises `ConfigError` where the manifest has none."""
-    ids = manifest.index["clip_id"].to_pylist()
+def find_row(manifest: Manifest, clip_id: str | None) -> int:
+    """The first row of a clip; for None the first held-out row with a video, or else any. Raises `ConfigError` where there is none."""
+    columns = {name: manifest.index[name].to_pylist() for name in ("clip_id", "split", "has_video")}
+    ids = columns["clip_id"]
+    if clip_id is None:
+        rows = [row for row, there in enumerate(columns["has_video"]) if there]
+        if not rows:
+            raise ConfigError("manifest", manifest.path, "a clip with a video", "Its clips are motion alone.")
+        return min(rows, key=lambda row: columns["split"][row] != "val")
     if clip_id not in ids:
         raise ConfigError(
             "clip", clip_id, f"a clip_id of {manifest.path}", f"Its first is {ids[0] if ids else 'none'}."

@@ -22,7 +22,7 @@ from jala_ray.data.synthetic import generate as make_world
 from jala_ray.evaluation.predict import MeanMotion, Predictor
 from jala_ray.generation import Generator
 from jala_ray.generation.motion import Motion, joints_of
-from jala_ray.generation.scene import Scene, View, clip_scene, video_scene
+from jala_ray.generation.scene import Scene, View, clip_scene, find_row, video_scene
 from jala_ray.hands.camera import camera_of_view, project
 from jala_ray.hands.features import pose_to_features
 from jala_ray.hands.rotations import axis_angle_to_matrix
@@ -160,6 +160,10 @@ def test_a_clip_without_labels(run: Path, world: Manifest, tmp_path: Path) -> No
         run, tmp_path / "other", manifest=world.path, clip=clip.clip_id, hands="left", text="Lift.", seconds=0.4
     )
     assert other["hands"].tolist() == ["left"] and len(other["time_s"]) == 6
+    held_out = json.loads(str(ask(run, tmp_path / "any", manifest=world.path)["about"]))["clip_id"]
+    assert world.clip(find_row(world, held_out)).split == "val"
+    with pytest.raises(ConfigError, match="clip_id"):
+        ask(run, tmp_path / "no", manifest=world.path, clip="nobody")
     with pytest.raises(UserError, match="labels"):
         ask(run, tmp_path / "no", manifest=world.path, clip=clip.clip_id, task="continuation")
 

@@ -76,9 +76,9 @@ def generate_from_clip(
     height: int = HEIGHT,
     about: dict[str, Any] | None = None,
 ) -> Generated:
-    """Motion for a clip of a manifest (its first where none is named), labelled or not, written likewise; see `generate_clip`."""
+    """Motion for a clip of a manifest, labelled or not, written likewise; None: its first held-out clip. See `generate_clip`."""
     opened = Manifest(manifest, model.options)
-    row = 0 if clip_id is None else find_row(opened, clip_id)
+    row = find_row(opened, clip_id)
     motion, text, clip = generate_clip(model, opened, row, asked)
     facts = {"task": asked.task, "manifest": manifest, "clip_id": clip.clip_id} | (about or {})
     return _write(model, motion, clip_scene(clip, view, model.options), text, out, height, facts)
