@@ -116,7 +116,7 @@ def arguments(kind: type[T], words: Sequence[str], prog: str, default: T | None 
     import tyro
 
     refuse_unknown(words, options(kind if default is None else default))
-    given = {} if default is None else {"default": default}
+    given: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(kind, args=list(words), prog=prog, **given)
 
 
@@ -136,29 +136,33 @@ def options(of: Any, prefix: str = "") -> list[str]:
     import tyro
 
     positional = typing.get_args(tyro.conf.Positional[str])[1]
+    held = dict(zip(getattr(typing.get_origin(of), "__parameters__", ()), typing.get_args(of), strict=True))
+    of = typing.get_origin(of) or of
+    fields = {f.name: f for f in dataclasses.fields(of)}
     found = []
     for key, hint in typing.get_type_hints(of if isinstance(of, type) else type(of), include_extras=True).items():
-        field = next((f for f in dataclasses.fields(of) if f.name == key), None)
+        field = fields.get(key)
         marks = typing.get_args(hint)[1:] if typing.get_origin(hint) is typing.Annotated else ()
         if field is None or positional in marks:
             continue
         name = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), key)
         whole = prefix + name.replace("_", "-")
-        for inner in _settings(of, field, hint):
-            found += options(inner, f"{whole}." if name else prefix)
-        if not _settings(of, field, hint):
+        inner = _settings(of, field, hint, held)
+        for settings in inner:
+            found += options(settings, f"{whole}." if name else prefix)
+        if not inner:
             found.append(whole)
     return found
 
 
-def _settings(of: Any, field: dataclasses.Field[Any], hint: Any) -> list[Any]:
+def _settings(of: Any, field: dataclasses.Field[Any], hint: Any, held: Mapping[Any, Any]) -> list[Any]:
     """The dataclasses that a field holds: its value or default, else all that its type names."""
     if not isinstance(of, type):
         return [value] if dataclasses.is_dataclass(value := getattr(of, field.name)) else []
     if field.default_factory is not dataclasses.MISSING:
         return [value] if dataclasses.is_dataclass(value := field.default_factory()) else []
     bare = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
-    return [kind for kind in (bare, *typing.get_args(bare)) if dataclasses.is_dataclass(kind)]
+    return [kind for kind in (held.get(bare, bare), *typing.get_args(bare)) if dataclasses.is_dataclass(kind)]
 
 
 def parse(default: T, argv: Sequence[str], prog: str | None = None) -> T:

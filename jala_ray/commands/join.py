@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from tyro.conf import FlagConversionOff, Positional
+from tyro.conf import FlagConversionOff, Positional, arg
 
 from jala_ray.storage import StorageOptions
 from jala_ray.types import ConfigError
-
-REPLACED = ", in place of the manifest that was there"
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Join manifests into one: `jala join A B OUT`."""
 
-    manifests: Positional[tuple[str, ...]]
+    manifests: Positional[Annotated[tuple[str, ...], arg(metavar="MANIFEST ... OUT")]]
     """Two or more: the manifests (.parquet files or folders of them, local or s3://), and last the joined one, OUT."""
     storage: FlagConversionOff[StorageOptions] = field(default_factory=StorageOptions)
 
@@ -26,9 +25,9 @@ def run(arguments: Arguments) -> int:
 
     from jala_ray.data.manifest.table import Manifest, write_manifest
 
-    *manifests, out = arguments.manifests or ("",)
-    if not manifests:
-        raise ConfigError("manifests", list(arguments.manifests), "one or more, and then OUT", "jala join A B OUT")
-    report = write_manifest(chain.from_iterable(map(Manifest, manifests)), out)
-    print(f"{report.path}: {report.rows} rows{REPLACED if report.replaced else ''}")
+    if len(arguments.manifests) < 2:
+        expected = "one or more manifests, and then OUT"
+        raise ConfigError("manifests", list(arguments.manifests), expected, "Write it as jala join A B OUT.")
+    *manifests, out = arguments.manifests
+    print(write_manifest(chain.from_iterable(map(Manifest, manifests)), out).told())
     return 0

@@ -7,17 +7,21 @@ import importlib
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 from jala_ray import commands
 from jala_ray.parsing import arguments, suggest
+from jala_ray.training.interrupts import ended_whole
 from jala_ray.types import ConfigError, JalaError
 
 ABOUT = "Pretrains vision-language-action models on human video."
 FIRST = """A first run: jala demo. With own videos: convert, validate, inspect, tokenizer, pretrain, evaluate, generate.
 jala COMMAND --help lists every setting of a command with its default."""
+PROG = "jala"
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
@@ -61,18 +65,27 @@ def _source(module: pkgutil.ModuleInfo) -> str:
     return loader.get_source(loader.name)
 
 
-def usage(found: dict[str, Listed]) -> str:
+def usage(found: Mapping[str, Listed], prog: str = PROG) -> str:
     width = max(map(len, found))
     lines = [f"  {name:{width}}  {command.about}" for name, command in found.items()]
-    return "\n".join(["usage: jala COMMAND ...", "", ABOUT, "", *lines, "", FIRST])
+    return "\n".join([f"usage: {prog} COMMAND ...", "", ABOUT, "", *lines, "", FIRST])
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 where what was examined has problems, 2 for bad input, 130 after Ctrl-C."""
+def main(words: Sequence[str] | None = None, only: Sequence[str] = (), prog: str = PROG) -> int:
+    """Run one command; returns the exit status: 0, 1 where what was examined has problems, 2 for bad input, 130 after Ctrl-C.
+
+    `only` are the commands that are offered, by default all.
+    """
     words = sys.argv[1:] if words is None else words
+    return guarded(lambda: _main(words, only, prog))
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """The exit status of `run`; an error that explains itself, and Ctrl-C, are one line each."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return _main(words)
+        with ended_whole():
+            return run()
     except JalaError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -81,10 +94,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _main(words: Sequence[str]) -> int:
-    found = listed()
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage(found))
+def _main(words: Sequence[str], only: Sequence[str], prog: str) -> int:
+    found = {name: command for name, command in listed().items() if not only or name in only}
+    if not words or words[0] in ("-h", "--help"):
+        print(usage(found, prog))
         return 0
     if words[0] == "--version":
         from jala_ray import __version__
@@ -93,16 +106,31 @@ def _main(words: Sequence[str]) -> int:
         return 0
     name, *rest = words
     if name not in found:
-        raise ConfigError("command", name, "a command of jala --help", suggest(name, found))
-    return call(found[name].load(), rest, f"jala {name}")
+        raise ConfigError("command", name, f"a command of {prog} --help", suggest(name, found))
+    return call(found[name].load(), rest, f"{prog} {name}")
 
 
 def call(command: Command, words: Sequence[str], prog: str) -> int:
     """Read the words and run the command with them."""
-    parse = getattr(command, "parse", None)
-    given = arguments(command.Arguments, words, prog) if parse is None else parse(words, prog)
+    given = read(command, words, prog)
     if (options := getattr(given, "storage", None)) is not None and options != type(options)():
         from jala_ray.storage import worker_env
 
         os.environ.update(worker_env(options))  # all that the command reads is reached in the same way
     return command.run(given)
+
+
+def read(command: Command, words: Sequence[str], prog: str) -> Any:
+    """The command's `Arguments`. Raises `ConfigError`; exits on --help and on a bad value."""
+    parse = getattr(command, "parse", None)
+    return arguments(command.Arguments, words, prog) if parse is None else parse(words, prog)
+
+
+def code_root() -> str:
+    """The folder that the package lies in: PYTHONPATH of processes that shall find it where it is not installed."""
+    return str(Path(commands.__file__).parents[2])
+
+
+def script(command: ModuleType, words: Sequence[str]) -> int:
+    """`main` of a script that is submitted as a job: the command under the script's name. Raises `JalaError`."""
+    return call(cast(Command, command), words, f"python {os.path.relpath(sys.argv[0])}")

@@ -60,7 +60,9 @@ class StorageOptions:
     """Where a request names the bucket: in its path, or in the host's name. auto: AWS_VIRTUAL_HOSTED_STYLE_REQUEST, the profile's
     `s3.addressing_style`, else virtual for buckets on AWS without a dot in their names, path for all others."""
     connect_timeout_s: float = 5.0
+    """Seconds until a connection stands."""
     read_timeout_s: float = 60.0
+    """Seconds without a byte of an answer."""
     patience_s: float = 180.0
     """How long a store may fail to answer, seconds, before the work that needs it fails with `StoreUnavailable`."""
 

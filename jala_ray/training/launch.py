@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
@@ -27,11 +29,14 @@ from jala_ray.training import history
 from jala_ray.training.cluster import watch_cluster
 from jala_ray.training.interrupts import interrupts_given_back
 from jala_ray.training.lease import successor
+from jala_ray.training.provenance import for_tasks
 from jala_ray.training.watch import PATIENCE_S
 from jala_ray.training.worker_setup import know_own_cluster
 from jala_ray.types import ConfigError, DamagedCheckpoint
 
 TRAIN = "train"
+REPORTS = str(Path(ray.train.__file__).parent / "v2/_internal/execution/context.py")
+"""The logger of Ray Train 2.60 that bears its module's file as its name."""
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of checkpoints in a run folder."""
 
@@ -194,6 +199,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     from jala_ray.training.loop import Run, train
 
     setup.sweep_machine()
+    quiet_reports()
     config = from_dict(RunConfig, payload["config"])
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
@@ -234,6 +240,11 @@ def train_worker(payload: dict[str, Any]) -> None:
     )
 
 
+def quiet_reports() -> None:
+    """Ray Train writes every checkpoint's metrics into the job's log, a line of thousands of characters per rank; ours has them."""
+    logging.getLogger(REPORTS).setLevel(logging.WARNING)
+
+
 def tokenizer_worker(payload: dict[str, Any]) -> None:
     """One rank of a tokenizer run."""
     import numpy as np
@@ -243,6 +254,7 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
     from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
 
     setup.sweep_machine()
+    quiet_reports()
     config = from_dict(TokenizerRunConfig, payload["config"])
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
@@ -292,7 +304,7 @@ def ensure_ray(
     cluster is theirs. From then on the driver says what could not be placed for `waiting_s`.
     """
     if not ray.is_initialized():
-        wanted = {**storage.worker_env(options), **(environment or {})}
+        wanted = {**storage.worker_env(options), **for_tasks(), **(environment or {})}
         # Ray refuses a variable that the submitted job's own environment sets too; tasks inherit that one.
         missing = {k: v for k, v in wanted.items() if k not in submitted_environment()}
         setup = f"{know_own_cluster.__module__}.{know_own_cluster.__name__}"

@@ -269,6 +269,12 @@ def newest_lease(folder: str, options: StorageOptions) -> Held | None:
     return Held(process=Process(**stored.pop("process")), **stored)
 
 
+def last_sign(folder: str, options: StorageOptions) -> Beat | None:
+    """The last sign of life of the newest attempt; None for a folder that nobody ever held."""
+    held = newest_lease(folder, options)
+    return None if held is None else _beat(folder, held, options)
+
+
 def _names(folder: str, options: StorageOptions) -> list[str]:
     try:
         return storage.list_dir(storage.join(folder, FOLDER), options)

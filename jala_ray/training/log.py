@@ -7,11 +7,9 @@ import importlib.util
 import json
 import os
 import platform
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,12 +22,9 @@ from jala_ray.parsing import to_dict
 from jala_ray.rows import dump_row, load_row
 from jala_ray.storage import StorageOptions
 from jala_ray.training import trackers
+from jala_ray.training.provenance import provenance
 from jala_ray.training.trackers import Courier
 from jala_ray.types import EFFECTIVE_RANK_WARN, RHO_WARN, ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
-GIT_S = 10.0
-"""How long git may take to say which commit this is."""
 
 
 class RunLog:
@@ -214,23 +209,11 @@ def environment() -> dict[str, Any]:
             versions[name] = "not installed"
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **asdict(provenance()),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "gpus": devices,
         "versions": versions,
-        "git_commit": _git_commit(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
     }
-
-
-def _git_commit() -> str:
-    if not (ROOT / ".git").exists():
-        return "not a checkout"
-    try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, timeout=GIT_S)
-    except (OSError, subprocess.TimeoutExpired):  # no git, or one that can't be run, or hangs: a run does without
-        return "unknown"
-    found = result.stdout.decode(errors="replace").strip()
-    return found if result.returncode == 0 and re.fullmatch("[0-9a-f]{40,64}", found) else "unknown"

@@ -23,7 +23,7 @@ from jala_ray.data.manifest.table import Manifest, validate, write_manifest
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.training.history import newest
 from jala_ray.video.write import write_mp4
-from tests.documents import ROOT, Printed, blocks, printed
+from tests.documents import ROOT, Printed, blocks, command_of, printed
 from tests.end_to_end.conftest import World
 from tests.faults.processes import Command
 from tests.ray_start import local_ray
@@ -34,18 +34,15 @@ SHORT_STEPS = "--train.batch 4 --train.micro-batch 2 --train.log-every 1 --train
 SHORT_RUN = f"{SHORT_STEPS} --train.steps 2 --train.checkpoint-every 2 --train.validate-every 2 --train.monitor-every 2"
 ONE_WORKER = "--cluster.workers 1 --cluster.cpus-per-worker 0.4"
 SHORT = {
-    "jobs/pretrain.py": f"{SHORT_RUN} {ONE_WORKER}",
-    "jala_ray.training.local": SHORT_RUN,
-    "jobs/train_tokenizer.py": f"{ONE_WORKER} --train.steps 2 --train.batch 8 --allow-collapse True --log.tensorboard False",
-    "jobs/prepare.py": "--short-side 48 --preset ultrafast --local",
-    "jobs/evaluate.py": "--samples 1 --passes 1 --ensemble 1 --no-latents --videos 1",
-    "jobs/cache.py": "",
-    "tune/sweep.py": f"{SHORT_STEPS} {ONE_WORKER} --train.steps 4 --trials 1 --report-every 2 --no-cache",
-    "jala_ray.data": "",
+    "pretrain": f"{SHORT_RUN} {ONE_WORKER}",
+    "tokenizer": f"{ONE_WORKER} --train.steps 2 --train.batch 8 --allow-collapse True --log.tensorboard False",
+    "prepare": "--short-side 48 --preset ultrafast --local",
+    "evaluate": "--samples 1 --passes 1 --ensemble 1 --no-latents --videos 1",
+    "sweep": f"{SHORT_STEPS} {ONE_WORKER} --train.steps 4 --trials 1 --report-every 2 --no-cache",
 }
-"""Script -> what is appended to it."""
+"""Command -> what is appended to it."""
 THROUGH_RAY = "my_run"
-"""One run goes through Ray. The others of `jobs/pretrain.py` take the same words through the same loop without it."""
+"""One run goes through Ray. The others of `jala pretrain` take the same words through the same loop without it."""
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +93,11 @@ def as_if(folder: Path, run: str, step: int) -> None:
 
 def in_short(command: Printed, folder: Path) -> list[str]:
     """What follows `python`."""
-    words = [word.replace("$PWD", str(folder)) for word in command.words[1:]]
-    if words[0] == "jobs/pretrain.py" and THROUGH_RAY not in words:
-        words = ["-m", "jala_ray.training.local", *words[1:]]
-    script = words[1] if words[0] == "-m" else words[0]
-    return [*words, *SHORT[script].split()]
+    words = [word.replace("$PWD", str(folder)) for word in command.words]
+    name, _ = command_of(words)
+    asked = ["-m", "jala_ray", *words[1:]] if words[0] == "jala" else words[1:]
+    alone = name == "pretrain" and not {THROUGH_RAY, "--local", "--dry-run", "jala_ray.training.local"} & {*words}
+    return [*asked, *SHORT.get(name, "").split(), *(["--local"] if alone else [])]
 
 
 @pytest.mark.parametrize("command", [command for command in printed() if command.why_not is None], ids=str)

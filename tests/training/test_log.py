@@ -19,7 +19,7 @@ from jala_ray.parsing import from_dict, override
 from jala_ray.reports.run.folder import read_run
 from jala_ray.reports.run.page import badges
 from jala_ray.rows import dump_row, load_row
-from jala_ray.training import log
+from jala_ray.training import provenance
 from jala_ray.training.log import RunLog, environment
 from jala_ray.types import StorageError
 from tests.training.run import run_config
@@ -113,7 +113,7 @@ def test_a_run_needs_no_git(git: str | None, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv(
         "PATH", str(tmp_path) if git is None else f"{tmp_path}:/bin:/usr/bin" if git != "x" else str(tmp_path)
     )
-    monkeypatch.setattr(log, "GIT_S", 0.5)
-    monkeypatch.setattr(log, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "GIT_S", 0.5)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     (tmp_path / ".git").mkdir()
     assert environment()["git_commit"] == "unknown"
