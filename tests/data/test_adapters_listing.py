@@ -72,7 +72,11 @@ def test_names_that_are_no_text_are_set_aside(oddly_named, tmp_path, capsys):
     arguments = ["--folder", str(oddly_named), "--captions", str(tmp_path / "c.jsonl"), str(out)]
     assert main(["convert", "video-folder", *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "3 rows" in printed and rf"  {oddly_named}/caf\xe9.mp4: a file name in UTF-8" in printed
+    assert (
+        "3 rows" in printed
+        and "  2 rows: a file name in UTF-8" in printed
+        and rf"(e.g. {oddly_named}/caf\xe9.mp4)" in printed
+    )
     assert sorted(Path(str(clip.video_uri)).name for clip in Manifest(out)) == [
         "a.mp4",
         r"back\slash.mp4",
