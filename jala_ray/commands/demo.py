@@ -20,13 +20,13 @@ JOB_VARIABLES = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """Synthetic hand videos -> motion tokenizer -> JALA checkpoint and report, through a Ray head of its own.
+    """Synthetic hand videos -> motion tokenizer -> JALA checkpoint, report and a generated motion, through a Ray head of its own.
 
     A Ray that already runs on the machine is left alone. Run again, it renders nothing twice and trains anew.
     """
 
     runs: str = "runs"
-    """Local folder for the demo's own: demo/world, demo/tokenizer and demo/pretrain are in it."""
+    """Local folder that the demo writes demo/world, demo/tokenizer, demo/pretrain and demo/generated.mp4 and .npz into."""
 
 
 def run(arguments: Arguments) -> int:
@@ -34,6 +34,7 @@ def run(arguments: Arguments) -> int:
     import time
     from pathlib import Path
 
+    from jala_ray.commands import shell
     from jala_ray.storage import local_path
     from jala_ray.training.local_head import local_head
 
@@ -48,6 +49,9 @@ def run(arguments: Arguments) -> int:
         submit(head, "tokenizer", "demo", "--manifests", str(manifest), *storage)
         tokenizer = str(runs / "demo" / "tokenizer")
         submit(head, "pretrain", "demo", "--data.manifest", str(manifest), "--motion-tokenizer", tokenizer, *storage)
+    generated = str(runs / "demo" / "generated")
+    shown = [str(runs / "demo" / "pretrain"), "--manifest", str(manifest), "--out", generated]
+    shell.call(shell.listed()["generate"].load(), shown, "jala generate")
     print(f"done in {time.monotonic() - began:.0f} s. Look at {runs / 'demo' / 'pretrain' / 'report.html'}")
     return 0
 

@@ -43,11 +43,17 @@ def list_runs(root: str, options: StorageOptions | None = None) -> list[RunState
     options, files = options or StorageOptions(), storage.list_files(root, options)
     folders = [name.removesuffix("config.json").rstrip("/") for name in files if f"/{name}".endswith("/config.json")]
     folders = [folder for folder in folders if not any(inner in f"/{folder}/" for inner in INSIDE)]
-    return [state_of(storage.join(root, *folder.split("/")) if folder else root, folder, options) for folder in folders]
+    found = []
+    for name in folders:
+        folder = storage.join(root, *name.split("/")) if name else root
+        config = json.loads(storage.read_bytes(storage.join(folder, "config.json"), options))
+        if isinstance(config, dict) and "storage" in config:  # that of a tokenizer says nothing of a run
+            found.append(state_of(folder, name, config, options))
+    return found
 
 
-def state_of(folder: str, name: str, options: StorageOptions) -> RunState:
-    config = json.loads(storage.read_bytes(storage.join(folder, "config.json"), options))
+def state_of(folder: str, name: str, config: dict[str, Any], options: StorageOptions) -> RunState:
+    """How the run with that configuration stands."""
     rows = rows_of(folder, options)
     last, losses = (rows[-1] if rows else {}), [row["loss"] for row in rows if row.get("loss") is not None]
     step, steps = int(last.get("step", 0)), _steps(config, folder, options)

@@ -35,6 +35,8 @@ def root(tmp_path: Path) -> Path:
     run_folder(tmp_path / "stopped", config, 4, '{"step": 5, "lo')
     run_folder(tmp_path / "group/new", config, 0)
     run_folder(tmp_path / "words", replace(TINY_TOKENIZER, name="words"), 400)
+    (tmp_path / "words/tokenizer").mkdir()
+    (tmp_path / "words/tokenizer/config.json").write_text(json.dumps(to_dict(TINY_TOKENIZER.model)))  # what it leaves
     epochs = run_folder(tmp_path / "epochs", override(TINY, {"train.steps": None, "train.epochs": 2}), 8)
     (epochs / "plan.json").write_text(json.dumps({"rows": 50}))  # 4 steps of 16 and what is left
     inner = tmp_path / "done/checkpoints/step-00000010"

@@ -54,6 +54,7 @@ def test_the_demo_runs_in_an_empty_folder(site: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     run = tmp_path / "runs/demo/pretrain"
     assert (run / "report.html").is_file() and (run / "checkpoints/step-00000180/COMMIT.json").is_file()
+    assert (tmp_path / "runs/demo/generated.mp4").is_file() and (tmp_path / "runs/demo/generated.npz").is_file()
     facts = json.loads((run / "environment.json").read_text())
     assert "-m jala_ray pretrain demo --data.manifest" in facts["command"]
     assert facts["git_commit"] == f"wheel {__version__}"
