@@ -5,10 +5,8 @@ Continues the run folder if it holds a checkpoint. `PRESET --help` lists every s
 
 from __future__ import annotations
 
-import os
 import sys
 
-from jala_ray import storage
 from jala_ray.presets import configuration
 from jala_ray.training import setup
 from jala_ray.training.launch import launch
@@ -22,7 +20,6 @@ def main(argv: list[str]) -> None:
 
     folder = setup.run_folder(config)
     options = setup.storage_options(config)
-    os.environ.update(storage.worker_env(options))  # the manifest is reached as the run was
     print(f"report: {publish_pretrain_report(folder, config.data.manifest or None, options)}")
 
 

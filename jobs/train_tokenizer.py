@@ -5,10 +5,8 @@ Continues the run folder if it holds a checkpoint. `PRESET --help` lists every s
 
 from __future__ import annotations
 
-import os
 import sys
 
-from jala_ray import storage
 from jala_ray.presets import tokenizer_configuration
 from jala_ray.training import setup
 from jala_ray.training.launch import launch_tokenizer
@@ -21,7 +19,6 @@ def main(argv: list[str]) -> None:
     from jala_ray.evaluation.publish import publish_tokenizer_report  # plots are needed only now
 
     folder, options = setup.run_folder(config), setup.storage_options(config)
-    os.environ.update(storage.worker_env(options))  # the manifest is reached as the run was
     print(f"report: {publish_tokenizer_report(folder, config.manifests[0], options)}")
 
 
