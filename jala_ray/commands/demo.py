@@ -1,4 +1,4 @@
-"""Render hand videos, train a motion tokenizer and a tiny model on them, on this machine, in minutes."""
+"""Render hand videos, train a tokenizer and a tiny model on them, and generate a hand, in minutes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ JOB_VARIABLES = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """Synthetic hand videos -> motion tokenizer -> JALA checkpoint, report and a generated motion, through a Ray head of its own.
+    """Synthetic hand videos -> motion tokenizer -> JALA checkpoint and report, through a Ray head of its own.
 
     A Ray that already runs on the machine is left alone. Run again, it renders nothing twice and trains anew.
     """
 
     runs: str = "runs"
-    """Local folder that the demo writes demo/world, demo/tokenizer, demo/pretrain and demo/generated.mp4 and .npz into."""
+    """Local folder for the demo's own: demo/world, demo/tokenizer, demo/pretrain and demo/generated.mp4 are in it."""
 
 
 def run(arguments: Arguments) -> int:
@@ -34,7 +34,6 @@ def run(arguments: Arguments) -> int:
     import time
     from pathlib import Path
 
-    from jala_ray.commands import shell
     from jala_ray.storage import local_path
     from jala_ray.training.local_head import local_head
 
@@ -49,9 +48,7 @@ def run(arguments: Arguments) -> int:
         submit(head, "tokenizer", "demo", "--manifests", str(manifest), *storage)
         tokenizer = str(runs / "demo" / "tokenizer")
         submit(head, "pretrain", "demo", "--data.manifest", str(manifest), "--motion-tokenizer", tokenizer, *storage)
-    generated = str(runs / "demo" / "generated")
-    shown = [str(runs / "demo" / "pretrain"), "--manifest", str(manifest), "--out", generated]
-    shell.call(shell.listed()["generate"].load(), shown, "jala generate")
+    generate_one(runs / "demo", manifest)
     print(f"done in {time.monotonic() - began:.0f} s. Look at {runs / 'demo' / 'pretrain' / 'report.html'}")
     return 0
 
@@ -72,6 +69,14 @@ def render(folder: Path) -> Path:
             tell()
 
         return Path(generate(folder, world, workers=2, progress=rendered))
+
+
+def generate_one(folder: Path, manifest: Path) -> None:
+    """Motion for the first held-out clip with the newest checkpoint, in generated.npz and generated.mp4."""
+    from jala_ray.commands import generate
+
+    out = str(folder / "generated")
+    generate.run(generate.Arguments(str(folder / "pretrain"), manifest=str(manifest), out=out))
 
 
 def submit(head: Head, command: str, *arguments: str) -> None:
