@@ -56,6 +56,7 @@ NOT_RUN = {
     "jala pretrain tiny --name probe_run": "needs another host's bucket",
     "jala cache jala": "downloads pretrained weights",
     "jala evaluate comparison": "needs a GPU",
+    "jala export runs/my_run my_half_model": "uploads to the hub",
     "jala sweep jala": "needs a GPU, and downloads pretrained weights",
     "jala storage check s3://bucket/runs": "needs another host's bucket",
     "jala convert vitra": "needs VITRA's data",

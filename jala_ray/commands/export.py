@@ -1,4 +1,4 @@
-"""Export a checkpoint for transformers and jala_ray.load, with a model card; push it to the Hugging Face hub."""
+"""Export a checkpoint for transformers, jala_ray.load and the Hugging Face hub, with a model card."""
 
 from __future__ import annotations
 

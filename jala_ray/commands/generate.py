@@ -1,4 +1,4 @@
-"""Generate hand motion from a checkpoint: an NPZ with MANO poses and joints, and an mp4 with the drawn hands."""
+"""Generate hand motion from a video or picture and a text: poses as NPZ, and an mp4 with drawn hands."""
 
 from __future__ import annotations
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jala_ray.storage.files import Uri
@@ -54,3 +57,21 @@ def worker_env(options: StorageOptions | None = None) -> dict[str, str]:
     if known.addressing != "auto":
         env[VIRTUAL] = "true" if known.addressing == "virtual" else "false"
     return env
+
+
+@contextlib.contextmanager
+def in_environment(options: StorageOptions | None = None) -> Iterator[None]:
+    """Put `worker_env` into this process's environment for a while: what is not told `options` reaches the store with them all the same,
+    and so do processes that are started meanwhile.
+    """
+    wanted = worker_env(options)
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

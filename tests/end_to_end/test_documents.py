@@ -37,6 +37,7 @@ SHORT = {
     "pretrain": f"{SHORT_RUN} {ONE_WORKER}",
     "tokenizer": f"{ONE_WORKER} --train.steps 2 --train.batch 8 --allow-collapse True --log.tensorboard False",
     "prepare": "--short-side 48 --preset ultrafast --local",
+    "generate": "--passes 1 --ensemble 1",
     "evaluate": "--samples 1 --passes 1 --ensemble 1 --no-latents --videos 1",
     "sweep": f"{SHORT_STEPS} {ONE_WORKER} --train.steps 4 --trials 1 --report-every 2 --no-cache",
 }
