@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both set up .venv first, from the locked requirements.
+# Three commands: `make demo`, `make test` and `make docs`. Each sets up .venv first, from the locked requirements.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
