@@ -30,6 +30,12 @@ def test_relative_links_lead_somewhere(document: Path) -> None:
             assert (document.parent / target).exists(), target
 
 
+def test_readme_leads_to_every_page() -> None:
+    links = set(re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text()))
+    pages = {name for name in IDS if not name.startswith("docs/api/")}
+    assert pages - {"README.md"} <= links
+
+
 @documents
 def test_named_files_exist(document: Path) -> None:
     text = document.read_text()
@@ -132,3 +138,13 @@ def test_the_guide_s_adapter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "join.py").write_text(joining)
     runpy.run_path("join.py")
     assert len(Manifest("all_manifest")) == 2
+
+
+def test_the_index_of_decisions_leads_to_them() -> None:
+    """Not every decision has a line yet: new ones are appended without."""
+    _, index, *areas = re.split(r"^## ", (ROOT / "docs/decisions.md").read_text(), flags=re.MULTILINE)
+    below = {re.sub(r"[^\w\- ]", "", area.partition("\n")[0].lower()).replace(" ", "-"): area for area in areas}
+    lines = re.findall(r"^- \d{4}-\d\d-\d\d: \[(.+)\]\(#([\w-]+)\)$", index, re.MULTILINE)
+    assert len(lines) == index.count("\n- ") > 100 and len({title for title, _ in lines}) == len(lines)
+    for title, heading in lines:
+        assert re.search(rf"^\*\*{re.escape(title)}[.,]?\*\*", below[heading], re.MULTILINE), title
