@@ -14,9 +14,7 @@ import pytest
 import torch
 
 from jala_ray.checks import check
-from jala_ray.commands import shell
 from jala_ray.config import EncoderConfig
-from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.synthetic import plan_world
 from jala_ray.evaluation.latent_space.probes import Labels
 from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION
@@ -488,14 +486,6 @@ NESTED = results.nested
 
 def test_what_can_be_asked_is_what_there_is() -> None:
     assert get_args(asked.SizeName) == tuple(SIZES) and get_args(asked.Tier) == TIERS
-
-
-def test_the_command_begins_the_study(tmp_path: Path) -> None:
-    words = ["study", "alignment", "--out", str(tmp_path / "study"), "--size", "smoke", "--until", "world"]
-    assert shell.main(words) == 0
-    study = Study(tmp_path / "study", SMOKE)
-    assert len(Manifest(study.manifest)) == len(Manifest(study.twin)) > 0
-    assert not (study.out / "words.json").exists()
 
 
 def test_the_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
