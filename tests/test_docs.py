@@ -151,6 +151,16 @@ def test_the_site_has_every_page_and_every_room() -> None:
         assert f"\n::: jala_ray.{room}\n" in (ROOT / f"docs/api/{room}.md").read_text()
 
 
+def test_the_site_documents_modules_that_are_there() -> None:
+    named = [
+        name for page in (ROOT / "docs/api").glob("*.md") for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)
+    ]
+    assert len(named) > 15
+    for name in named:
+        path = ROOT / name.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), name
+
+
 def test_links_of_the_site_lead_to_its_pages() -> None:
     given = "[a](docs/manifest.md) ![b](docs/images/overview.svg) [c](LICENSE) [d](https://x.org/y.md) [e](#f) [g](infra/README.md#h)"
     shown = "[a](manifest.md) ![b](images/overview.svg) c [d](https://x.org/y.md) [e](#f) [g](infra.md#h)"
