@@ -1,13 +1,14 @@
-# Two commands: `make demo` and `make test`. Both set up .venv first, from the locked requirements.
+# Three commands: `make demo`, `make test` and `make docs`. Each sets up .venv first, from the locked requirements.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+SITE := .venv-docs
 UV := $(shell sed -n "s/^\(uv==[0-9.]*\).*/\1/p" requirements.lock)
 export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE ?= 0
 
-.PHONY: demo test test-all golden golden-speed chaos lint format setup lock clean
+.PHONY: demo test test-all golden golden-speed chaos docs lint format setup lock clean
 
 demo: $(READY) ## synthetic videos -> motion tokenizer -> JALA checkpoint and report, through a Ray head of its own
 	$(BIN)/python jobs/demo.py
@@ -26,6 +27,12 @@ golden-speed: $(READY) ## the data engine here beside that commit's; it takes te
 
 chaos: $(READY) ## faults, outages and kills at length (an hour or more); scores are added to docs/results/chaos.json
 	$(BIN)/python -m tests.faults
+
+docs: $(READY) ## all pages and an API reference as a site in runs/site; its tools have an environment of their own
+	test -x $(SITE)/bin/mkdocs || ($(BIN)/uv venv --quiet --clear $(SITE) --python $(BIN)/python \
+		&& $(BIN)/uv pip install --quiet --python $(SITE)/bin/python --group docs)
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict --quiet
+	@echo runs/site/index.html
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -53,4 +60,4 @@ lock: ## write requirements.lock anew from pyproject.toml
 		--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o requirements.lock
 
 clean:
-	rm -rf .venv # runs/ holds results and stays
+	rm -rf .venv $(SITE) # runs/ holds results and stays

@@ -21,7 +21,12 @@ FIRST = (
     "docs/guides/sweep.md",
 )
 """In the order in which a newcomer reads them; the others follow by name."""
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "infra/README.md", *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted(
+    [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "infra/README.md")),
+        *(ROOT / "docs").rglob("*.md"),
+    ]
+)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 VARIABLE = re.compile(r"[A-Z_]+=.*")
 """Set for one command."""

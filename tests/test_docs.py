@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.site_pages import OUTSIDE, relinked
 from jala_ray import moved
 from jala_ray.data.manifest.table import Manifest, validate
 from jala_ray.parsing import flatten
@@ -28,6 +29,12 @@ def test_relative_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), target
+
+
+def test_readme_leads_to_every_page() -> None:
+    links = set(re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text()))
+    pages = {name for name in IDS if not name.startswith("docs/api/")}
+    assert pages - {"README.md"} <= links
 
 
 @documents
@@ -132,3 +139,40 @@ def test_the_guide_s_adapter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "join.py").write_text(joining)
     runpy.run_path("join.py")
     assert len(Manifest("all_manifest")) == 2
+
+
+def test_the_site_has_every_page_and_every_room() -> None:
+    nav = re.findall(r"[\w/]+\.md$", (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2], re.MULTILINE)
+    there = {name.removeprefix("docs/") for name in IDS if name.startswith("docs/")} | set(OUTSIDE.values())
+    assert len(nav) == len(there) and set(nav) == there
+    rooms = {folder.parent.name for folder in (ROOT / "jala_ray").glob("*/__init__.py")}
+    assert {f"api/{room}.md" for room in rooms} <= there
+    for room in rooms:
+        assert f"\n::: jala_ray.{room}\n" in (ROOT / f"docs/api/{room}.md").read_text()
+
+
+def test_the_site_documents_modules_that_are_there() -> None:
+    named = [
+        name for page in (ROOT / "docs/api").glob("*.md") for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)
+    ]
+    assert len(named) > 15
+    for name in named:
+        path = ROOT / name.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), name
+
+
+def test_links_of_the_site_lead_to_its_pages() -> None:
+    given = "[a](docs/manifest.md) ![b](docs/images/overview.svg) [c](LICENSE) [d](https://x.org/y.md) [e](#f) [g](infra/README.md#h)"
+    shown = "[a](manifest.md) ![b](images/overview.svg) c [d](https://x.org/y.md) [e](#f) [g](infra.md#h)"
+    assert relinked(given, "index.md") == shown
+    assert relinked("[a](../../README.md) [b](../../jala_ray/presets.py)", "guides/sweep.md") == "[a](../index.md) b"
+
+
+def test_the_index_of_decisions_leads_to_them() -> None:
+    """Not every decision has a line yet: new ones are appended without."""
+    _, index, *areas = re.split(r"^## ", (ROOT / "docs/decisions.md").read_text(), flags=re.MULTILINE)
+    below = {re.sub(r"[^\w\- ]", "", area.partition("\n")[0].lower()).replace(" ", "-"): area for area in areas}
+    lines = re.findall(r"^- \d{4}-\d\d-\d\d: \[(.+)\]\(#([\w-]+)\)$", index, re.MULTILINE)
+    assert len(lines) == index.count("\n- ") > 100 and len({title for title, _ in lines}) == len(lines)
+    for title, heading in lines:
+        assert re.search(rf"^\*\*{re.escape(title)}[.,]?\*\*", below[heading], re.MULTILINE), title

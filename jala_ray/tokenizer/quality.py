@@ -40,7 +40,7 @@ def measure_quality(
     shipped pair by default. Means over all frames: "mpjpe_cm" (21 joints through forward kinematics),
     "wrist_cm", "wrist_rotation_deg", "finger_rotation_deg" (geodesic angles); "chunks", "vectors" (latent
     vectors a codebook saw); for each part "usage" (share of its codes seen) and "perplexity" (in codes), both
-    [group][level]. Raises UserError on empty or unequal input.
+    `[group][level]`. Raises UserError on empty or unequal input.
     """
     if not len(features) or len(side) != len(features):
         raise UserError("quality input", (len(features), len(side)), "one side for each of one or more chunks")
@@ -94,7 +94,7 @@ def _angle_deg(a: Tensor, b: Tensor) -> Tensor:
 
 
 def codebook_use(tokenizer: MotionTokenizer, ids: Tensor) -> dict[str, dict[str, list[list[float]]]]:
-    """ids (C, K) -> {part: {"usage": [group][level], "perplexity": [group][level]}}.
+    """ids (C, K) -> `{part: {"usage": [group][level], "perplexity": [group][level]}}`.
 
     Usage is the share of a codebook's codes that occur; perplexity is exp(entropy) of their frequencies, in
     codes.

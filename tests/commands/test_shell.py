@@ -21,9 +21,11 @@ import tyro
 from jala_ray import __version__
 from jala_ray.commands import shell
 from jala_ray.commands.presetting import default_of
+from jala_ray.commands.study import STUDIES
 from jala_ray.data.adapters import ADAPTERS
 from jala_ray.parsing import options
 from jala_ray.presets import PRESETS, TOKENIZER_PRESETS
+from jala_ray.studies.alignment.asked import AlignmentStudy
 from jala_ray.types import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +43,7 @@ ASKED = [
     "evaluate",
     "sweep",
 ]
-ASKED += ["report", "presets", "runs", "storage"]
+ASKED += ["report", "presets", "runs", "storage", "study"]
 COMMANDS = list(shell.listed())
 
 
@@ -97,7 +99,8 @@ def test_a_file_that_is_added_is_a_command(tmp_path: Path, monkeypatch: pytest.M
 def test_help_imports_nothing_heavy() -> None:
     """Modules that one call imports are there after the next ones too: the first call that is not empty is the culprit."""
     calls = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
-    calls += [["convert", name, "--help"] for name in ADAPTERS] + [["pretrain", "tiny", "--help"], ["presets"]]
+    calls += [["convert", name, "--help"] for name in ADAPTERS] + [["study", name, "--help"] for name in STUDIES]
+    calls += [["pretrain", "tiny", "--help"], ["presets"]]
     assert not {call: found for call, found in heavy_after(calls).items() if found}
 
 
@@ -115,6 +118,8 @@ STATIC = [
     (["sweep", "tiny", "--train.steps", "-5"], "train.steps: got -5"),
     (["sweep", "tiny", "--trails", "5"], "Did you mean --trials"),
     (["convert", "arctik"], "Did you mean arctic"),
+    (["study", "alignmnet"], "Did you mean alignment"),
+    (["study", "alignment", "--seed", "3"], "Did you mean --seeds"),
     (["convert", "video-folder", "--folder", "V", "--val-fractions", "0.1", "out"], "Did you mean --val-fraction"),
     (["join", "OUT"], "one or more manifests, and then OUT"),
     (["prepare", "--out", "OUT"], "one of the two"),
@@ -158,6 +163,8 @@ def entries() -> Iterator[tuple[str, Any]]:
             given = [(module.Arguments, {"default": default_of(module.Arguments, "x", c)}) for c in shown.values()]
         if name == "convert":
             given = [(module.Arguments[adapter], {}) for adapter in ADAPTERS.values()]
+        if name == "study":
+            given = [(study, {}) for study in STUDIES.values()]
         for kind, default in given:
             for action in tyro.extras.get_parser(kind, **default)._actions:
                 yield name, action
@@ -181,11 +188,20 @@ def test_every_setting_has_a_text_and_a_default() -> None:
 def test_options_are_those_that_tyro_has() -> None:
     for name, command in shell.listed().items():
         module = command.load()
-        if name == "convert" or "preset" in {field.name for field in dataclasses.fields(module.Arguments)}:
+        if name in ("convert", "study") or "preset" in {field.name for field in dataclasses.fields(module.Arguments)}:
             continue
         had = {word for a in tyro.extras.get_parser(module.Arguments)._actions for word in a.option_strings}
         had = {word.removeprefix("--") for word in had if word.startswith("--") and not word.startswith("--no-")}
         assert {o for o in options(module.Arguments) if not o.startswith("no-")} == had - {"help"}, name
+
+
+def test_a_study_is_chosen_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        shell.main(["study", "--help"])
+    assert re.search(r"^  alignment  Does .*\?", capsys.readouterr().out, re.MULTILINE)
+    words = ["alignment", "--size", "gpu", "--tier", "2", "--variants", "jala", "no_align", "--jobs", "0"]
+    given = shell.read(shell.listed()["study"].load(), words, "jala study")
+    assert given.study == AlignmentStudy(size="gpu", tier=2, variants=("jala", "no_align"), jobs=0)
 
 
 def test_no_command_cites_the_method_by_number() -> None:

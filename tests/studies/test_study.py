@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION
 from jala_ray.hands.metrics import METRICS
 from jala_ray.models.encoders import FrameEncoder, encoder_key
 from jala_ray.parsing import override
+from jala_ray.studies.alignment import asked, gates, report, results, runs
 from jala_ray.studies.alignment import encoder as encoding
-from jala_ray.studies.alignment import gates, report, results, runs
 from jala_ray.studies.alignment.__main__ import main
 from jala_ray.studies.alignment.evaluate import HEALTH, MODEL
 from jala_ray.studies.alignment.gates import GateFailed, feature_gates, run_gates
@@ -30,7 +30,7 @@ from jala_ray.studies.alignment.probing import Pairs, probe
 from jala_ray.studies.alignment.results import Found, analyse, gap_closed, verdict
 from jala_ray.studies.alignment.size import CPU, GPU, MIXTURE, SIZES, SMOKE, ema_alpha
 from jala_ray.studies.alignment.stages import Study, difference, done, stage, write_json
-from jala_ray.studies.alignment.variants import Job, configs, described, jobs, last_checkpoint, named, variants
+from jala_ray.studies.alignment.variants import TIERS, Job, configs, described, jobs, last_checkpoint, named, variants
 from jala_ray.studies.alignment.world import PARTS, part_of
 from jala_ray.types import ConfigError, UserError
 
@@ -482,6 +482,10 @@ NESTED = results.nested
 
 
 # --- the whole chain ---------------------------------------------------------------------------------------------------
+
+
+def test_what_can_be_asked_is_what_there_is() -> None:
+    assert get_args(asked.SizeName) == tuple(SIZES) and get_args(asked.Tier) == TIERS
 
 
 def test_the_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

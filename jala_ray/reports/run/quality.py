@@ -56,7 +56,7 @@ def tiles(values: dict | None) -> list[Html]:
 def split(values: dict, path: Path = ()) -> tuple[dict[Path, object], dict[Path, list[float]]]:
     """({path: single value}, {path: list of numbers}) of nested dicts and lists.
 
-    A list of lists is [group][level]: the group goes before the measure's name, so that the groups share its
+    A list of lists is `[group][level]`: the group goes before the measure's name, so that the groups share its
     chart.
     """
     scalars: dict[Path, object] = {}

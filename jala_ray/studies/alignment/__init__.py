@@ -1,4 +1,4 @@
-"""Does alignment on unlabelled video do what the paper says? `python -m jala_ray.studies.alignment --out runs/study` asks, for anyone.
+"""Does alignment on unlabelled video do what the paper says? `jala study alignment --out runs/study` asks, for anyone.
 
 Lab is labelled, Wild looks otherwise and is mostly not. Stages, each skipped where it is done, each refused under other settings:
 

@@ -71,7 +71,7 @@ def inputs(study: Study) -> dict[str, Any]:
             "caches",
             str(study.out),
             "finished caches",
-            "Run `python -m jala_ray.studies.alignment` on this folder first.",
+            "Run `jala study alignment` on this folder first.",
         )
     return {name: found[name]["index"] for name in ("study", "all_labelled")}
 

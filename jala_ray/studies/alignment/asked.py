@@ -1,0 +1,42 @@
+"""What a call of the study asks for. Imports nothing heavy, so that help comes at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+SizeName = Literal["smoke", "cpu", "gpu"]
+Tier = Literal[1, 2, 3]
+Stage = Literal["world", "words", "tokenizer", "encoder", "caches", "gates", "runs"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""In their order."""
+
+
+@dataclass(frozen=True)
+class AlignmentStudy:
+    """Does alignment on unlabelled video help? A world is made, then variants are trained and scored, paired by seed.
+
+    The same command again does what is missing. OUT/results.md, results.html and results.json hold what was found.
+    """
+
+    out: str = "runs/study"
+    """The study's folder; one holds one study."""
+    size: SizeName = "cpu"
+    """smoke: a test; cpu: two cores; gpu: one GPU."""
+    tier: Tier = 1
+    """Variants of the tiers up to this one."""
+    variants: tuple[str, ...] = ()
+    """Of those tiers, only these; empty: all."""
+    seeds: int | None = None
+    """Fewer seeds than the size has; None: all."""
+    jobs: int = 1
+    """Runs at a time, each a process; 0: in this process."""
+    until: Stage = STAGES[-1]
+    """Stop after this stage."""
+    ignore_gates: bool = False
+    """Go on where a gate fails; the results say so."""
+
+    def run(self) -> int:
+        from jala_ray.studies.alignment.whole import run
+
+        return run(self)

@@ -1,0 +1,46 @@
+"""The whole study, or what of it is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jala_ray.studies.alignment.asked import STAGES, AlignmentStudy
+from jala_ray.studies.alignment.caches import make_caches
+from jala_ray.studies.alignment.encoder import make_encoder
+from jala_ray.studies.alignment.gates import check_frozen, pass_gates
+from jala_ray.studies.alignment.report import publish
+from jala_ray.studies.alignment.runs import work
+from jala_ray.studies.alignment.size import SIZES
+from jala_ray.studies.alignment.stages import Study
+from jala_ray.studies.alignment.tokenizer import make_tokenizer
+from jala_ray.studies.alignment.variants import jobs, named, variants
+from jala_ray.studies.alignment.words import make_words
+from jala_ray.studies.alignment.world import make_world
+
+
+def run(asked: AlignmentStudy) -> int:
+    """Raises `ConfigError` for an unknown variant, `GateFailed` for a world that can't answer, `UserError` where runs fail."""
+    study = Study(Path(asked.out).absolute(), SIZES[asked.size])
+    known = variants(study.base())
+    chosen = named(known, asked.variants or [variant.name for variant in known])
+    last = STAGES.index(asked.until)
+    world = make_world(study)
+    if last >= STAGES.index("words"):
+        make_words(study, world)
+    if last >= STAGES.index("tokenizer"):
+        make_tokenizer(study, world)
+    if last >= STAGES.index("encoder"):
+        encoder = make_encoder(study, world)
+        if last >= STAGES.index("caches"):
+            make_caches(study, world, encoder)
+    if last >= STAGES.index("gates"):
+        pass_gates(study, asked.jobs, asked.ignore_gates)
+    if last >= STAGES.index("runs"):
+        check_frozen(study)
+        for tier in range(1, asked.tier + 1):
+            of_tier = [variant for variant in chosen if variant.tier == tier]
+            seeds = study.size.seeds[tier - 1]
+            work(study, jobs(of_tier, min(seeds, asked.seeds or seeds)), asked.jobs)
+        publish(study)
+        print(study.out / "results.md")
+    return 0
