@@ -68,7 +68,7 @@ def move_elsewhere(folder: str, options: StorageOptions) -> None:
 
 def content(folder: str, options: StorageOptions) -> dict[str, str]:
     """SHA-256 of all that lies in the run folder, but for signs of life."""
-    names = [name for name in storage.list_files(folder, options) if not name.endswith(".beat")]
+    names = [name for name in storage.list_files(folder, options) if lease.BEAT not in name]
     return {name: hashlib.sha256(storage.read_bytes(f"{folder}/{name}", options)).hexdigest() for name in names}
 
 
@@ -99,8 +99,8 @@ def test_an_orphan_that_wakes_up_commits_nothing(held: tuple[RunConfig, StorageO
         move_elsewhere(folder, options)
         with started(config, tmp_path, "heir") as heir:
             stopped_at(heir, 7)
-            orphan.signal(signal.SIGCONT)
             before = content(folder, options)
+            orphan.signal(signal.SIGCONT)
             assert orphan.wait() == 1
             assert content(folder, options) == before, "the orphan wrote while it was fenced off"
             *_, last = orphan.output.strip().splitlines()
