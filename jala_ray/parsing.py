@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
@@ -15,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from jala_ray.registry import suggest
 from jala_ray.types import ConfigError
 
 T = TypeVar("T")
@@ -39,11 +39,6 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     if missing := next(required, None):
         raise ConfigError(f"{where}{missing}", None, f"a value (it has no default in {cls.__name__})")
     return cls(**parsed)
-
-
-def suggest(key: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(close)}?" if close else f"Known keys: {', '.join(sorted(known))}."
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

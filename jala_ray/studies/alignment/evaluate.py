@@ -1,4 +1,4 @@
-"""What is measured of a finished job: the four metrics of every validation clip at E = 1 and E = 4, the latent space, the cost."""
+"""What is measured of a finished job: the metrics of every validation clip at E = 1 and E = 4, the latent space, the cost."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _motion(study: Study, job: Job, config: RunConfig, ensemble: int) -> dict[st
 
 
 def clip_scores(evaluation: Evaluation) -> dict[str, Any]:
-    """`clips`, `domain`, `source` of every scored clip, and `values` {row: {metric: [cm of both hands, null where there is none]}}.
+    """`clips`, `domain`, `source` of every scored clip, and `values` {row: {metric: [score of both hands, null where there is none]}}.
 
     Raises `UserError` for a clip that failed: runs are compared over the same clips.
     """
