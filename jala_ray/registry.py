@@ -19,11 +19,12 @@ import pkgutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from jala_ray.types import ConfigError
 
 T = TypeVar("T")
+K = TypeVar("K")
 LAST = 1000
 """Place of a kind that names none: after those that do, by name."""
 
@@ -49,13 +50,13 @@ class Registry(Mapping[str, T], Generic[T]):
         self._found: dict[str, T] = {}
         self._places: dict[str, int] = {}
 
-    def register(self, name: str, *, place: int = LAST) -> Callable[[T], T]:
+    def register(self, name: str, *, place: int = LAST) -> Callable[[K], K]:
         """Decorator of what the kind `name` is; `place` orders lists. Raises `ConfigError` where another one has the name."""
 
-        def keep(kind: T) -> T:
+        def keep(kind: K) -> K:
             if name in self._found and _origin(self._found[name]) != _origin(kind):
                 raise ConfigError(self.what, name, "a name that is not taken", f"{self._found[name]!r} has it.")
-            self._found[name], self._places[name] = kind, place
+            self._found[name], self._places[name] = cast("T", kind), place
             return kind
 
         return keep

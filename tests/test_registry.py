@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
@@ -10,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from jala_ray import registry
+from jala_ray.data.adapters import ADAPTERS
 from jala_ray.hands.metrics import METRICS, Metric
+from jala_ray.parsing import override
+from jala_ray.presets import TINY
 from jala_ray.registry import Registry
-from jala_ray.types import ConfigError
+from jala_ray.types import DOMAINS, ConfigError
 
 KIND = """
 from {package}.base import KINDS
@@ -83,7 +87,8 @@ def test_an_entry_point_does_not_replace_ours(monkeypatch: pytest.MonkeyPatch) -
 def test_declarations_are_light() -> None:
     """Reading every declaration of ours loads no torch, Ray or transformers."""
     code = (
-        "import sys\nfrom jala_ray.hands.metrics import METRICS\nassert dict(METRICS)\n"
+        "import sys\nfrom jala_ray.config.encoders import ENCODERS\nfrom jala_ray.hands.metrics import METRICS\n"
+        "assert dict(METRICS) and dict(ENCODERS)\n"
         "print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
@@ -94,3 +99,22 @@ def test_metrics_are_complete() -> None:
     for key, metric in METRICS.items():
         assert metric.key == key and metric.label and metric.unit and metric.text and callable(metric.function)
         assert metric.heading == metric.label or metric.unit in metric.heading
+
+
+def test_an_unknown_encoder_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"model\.encoder\.kind.*Did you mean dinov3"):
+        override(TINY, {"model.encoder.kind": "dinov4"})
+
+
+def test_old_names_of_encoders_are_the_same() -> None:
+    from jala_ray.models import encoders, frame_encoder
+
+    assert encoders.FrameEncoder is frame_encoder.FrameEncoder and encoders.encoder_key is frame_encoder.encoder_key
+    with pytest.raises(AttributeError, match="nothing"):
+        encoders.nothing  # noqa: B018
+
+
+def test_adapters_are_complete() -> None:
+    assert list(ADAPTERS)[:5] == ["video-folder", "vitra", "arctic", "hot3d", "dex-retargeting"]
+    for name, adapter in ADAPTERS.items():
+        assert adapter.name == name and adapter.domain in DOMAINS and dataclasses.is_dataclass(adapter)

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from jala_ray.config.encoders import ENCODERS
+
+if TYPE_CHECKING:
+    EncoderName = str
+else:
+    EncoderName = Literal[ENCODERS.names()]  # what tyro and `from_dict` take: the files of models/encoders/
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ class BackboneConfig:
 class EncoderConfig:
     """The frozen self-supervised encoder whose features the perceivers read (METHOD 5)."""
 
-    kind: Literal["dinov3", "vjepa2"] = "dinov3"
+    kind: EncoderName = "dinov3"
+    """Which one: a file of models/encoders/."""
     pretrained: str | None = None
     revision: str | None = None
     image_size: int = 64

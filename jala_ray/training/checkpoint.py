@@ -31,7 +31,7 @@ from torch import Tensor
 from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets, tokenizer_key
-from jala_ray.models.encoders import encoder_key
+from jala_ray.models.frame_encoder import encoder_key
 from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import transfer

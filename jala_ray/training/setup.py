@@ -321,7 +321,7 @@ def cache_plans(config: RunConfig, assets: str) -> Plans:
     from jala_ray.data.cache.folder import Cache, CacheIndex
     from jala_ray.data.cache.source import OpenCache
     from jala_ray.data.samples.assets import Assets, tokenizer_key
-    from jala_ray.models.encoders import encoder_key
+    from jala_ray.models.frame_encoder import encoder_key
 
     options, features = storage_options(config), config.objective.layout.frames
     cache = Cache.open(config.data.cache, options)
