@@ -9,13 +9,19 @@ from jala_ray import moved
 if TYPE_CHECKING:
     from jala_ray.generation import Generator, generate
 
+    __version__: str
+
 moved.install()
 
-__all__ = ["Generator", "generate"]
+__all__ = ["Generator", "__version__", "generate"]
 
 
 def __getattr__(name: str) -> Any:
-    """`generate` and `Generator`, loaded when they are asked for: importing the package loads nothing else."""
+    """What is loaded when it is asked for: importing the package loads nothing else."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("jala-ray")
     if name in __all__:
         from jala_ray import generation
 

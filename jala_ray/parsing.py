@@ -106,6 +106,60 @@ def diff(base: Any, other: Any) -> dict[str, tuple[Any, Any]]:
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
+def arguments(kind: type[T], words: Sequence[str], prog: str, default: T | None = None) -> T:
+    """The arguments of a command, a dataclass. Raises `ConfigError` for an unknown option; exits on --help and on a bad value."""
+    import tyro
+
+    refuse_unknown(words, options(kind if default is None else default))
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=list(words), prog=prog, **given)
+
+
+def refuse_unknown(words: Sequence[str], known: Sequence[str]) -> None:
+    """Raises `ConfigError` for the first option that is not known; tyro would name a missing argument first."""
+    for word in words:
+        if not word.startswith("--") or word == "--":
+            continue
+        key = word.removeprefix("--").partition("=")[0].replace("_", "-")
+        *path, leaf = key.split(".")
+        if key not in known and ".".join([*path, leaf.removeprefix("no-")]) not in known and key != "help":
+            raise ConfigError("option", word, "a known one", suggest(f"--{key}", [f"--{name}" for name in known]))
+
+
+def options(of: Any, prefix: str = "") -> list[str]:
+    """Options of a dataclass (or of a value of one), as tyro names them: `--` left out, dotted, with hyphens."""
+    import tyro
+
+    positional = typing.get_args(tyro.conf.Positional[str])[1]
+    held = dict(zip(getattr(typing.get_origin(of), "__parameters__", ()), typing.get_args(of), strict=True))
+    of = typing.get_origin(of) or of
+    fields = {f.name: f for f in dataclasses.fields(of)}
+    found = []
+    for key, hint in typing.get_type_hints(of if isinstance(of, type) else type(of), include_extras=True).items():
+        field = fields.get(key)
+        marks = typing.get_args(hint)[1:] if typing.get_origin(hint) is typing.Annotated else ()
+        if field is None or positional in marks:
+            continue
+        name = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), key)
+        whole = prefix + name.replace("_", "-")
+        inner = _settings(of, field, hint, held)
+        for settings in inner:
+            found += options(settings, f"{whole}." if name else prefix)
+        if not inner:
+            found.append(whole)
+    return found
+
+
+def _settings(of: Any, field: dataclasses.Field[Any], hint: Any, held: Mapping[Any, Any]) -> list[Any]:
+    """The dataclasses that a field holds: its value or default, else all that its type names."""
+    if not isinstance(of, type):
+        return [value] if dataclasses.is_dataclass(value := getattr(of, field.name)) else []
+    if field.default_factory is not dataclasses.MISSING:
+        return [value] if dataclasses.is_dataclass(value := field.default_factory()) else []
+    bare = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+    return [kind for kind in (held.get(bare, bare), *typing.get_args(bare)) if dataclasses.is_dataclass(kind)]
+
+
 def parse(default: T, argv: Sequence[str], prog: str | None = None) -> T:
     """Dotted keys over a default: `parse(preset, ["--objective.align.weight", "0.1"])`. Raises `ConfigError`; exits on --help."""
     import tyro

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -186,6 +186,26 @@ PRESETS |= {name: replace(variant(BASE), name=name) for name, variant in VARIANT
 PRESETS |= {f"tiny_{name}": replace(variant(TINY), name=f"tiny_{name}") for name, variant in VARIANTS.items()}
 
 
+ABOUT = {
+    "jala": "Masked chunk prediction and alignment with DINOv3 features, at the paper's size: 8 GPUs.",
+    "tiny": "The same code at a size for two CPU cores, on random weights.",
+    "demo": "What `jala demo` trains.",
+}
+"""Of the presets that are no variant."""
+
+
+def about(name: str) -> str:
+    """What a preset is, in a sentence."""
+    return ABOUT.get(name) or (VARIANTS[name.removeprefix("tiny_")].__doc__ or "")
+
+
+def about_tokenizer(name: str) -> str:
+    """What a preset of the motion tokenizer is, in a sentence."""
+    model = TOKENIZER_PRESETS[name].model
+    tokens, ids = 2 * model.tokens_per_part, 2 * model.levels * model.codes
+    return f"{tokens} tokens per chunk, {ids} ids."
+
+
 def preset(name: str) -> RunConfig:
     """Raises `ConfigError` with a suggestion for an unknown name."""
     return _named(name, PRESETS)
@@ -224,11 +244,18 @@ def _configuration(argv: Sequence[str], presets: dict[str, T], kind: type[T]) ->
     if not argv or argv[0].startswith("-"):
         raise ConfigError("preset", argv[0] if argv else None, f"first one of {', '.join(presets)}, or a config.json")
     first, *rest = argv
-    base = from_dict(kind, json.loads(storage.read_bytes(first))) if first.endswith(".json") else _named(first, presets)
+    base = named_or_read(first, presets, kind)
     return parse(base, rest, prog=f"PRESET {first}") if rest else base
 
 
-def _named(name: str, presets: dict[str, T]) -> T:
+def named_or_read(first: str, presets: Mapping[str, T], kind: type[T]) -> T:
+    """The preset of that name, or the configuration of that address. Raises `ConfigError`."""
+    if first.endswith(".json"):
+        return from_dict(kind, json.loads(storage.read_bytes(first)))
+    return _named(first, presets)
+
+
+def _named(name: str, presets: Mapping[str, T]) -> T:
     if name not in presets:
         raise ConfigError("preset", name, f"one of {', '.join(presets)}", suggest(name, presets))
     return presets[name]

@@ -96,6 +96,13 @@ class StorageError(UserError):
     """A local path, bucket or object cannot be read or written, or an upload failed its verification."""
 
 
+class DamagedFiles(StorageError):
+    """What a store holds is proven not to be what was written: another size or SHA-256, a file of a folder absent, a marker unreadable.
+
+    Nothing else is one: a store that refuses, or a full disk here, proves nothing.
+    """
+
+
 class CheckpointError(UserError):
     """A folder is not a checkpoint, is incomplete, damaged, or does not fit the configuration."""
 

@@ -1,93 +1,16 @@
-"""Raw videos -> training clips: `python jobs/prepare.py --folder VIDEOS --out OUT`, or `--manifest IN --out OUT`, through Ray Data.
-
-Clips of at most 10 s of model time at the training rate, a keyframe on every chunk boundary, with their manifest and packet indices.
-Does only what is missing, so it may be stopped and started again. docs/guides/prepare.md says more, `--help` lists every setting.
-"""
+"""Raw videos -> training clips: `ray job submit -- python jobs/prepare.py --folder VIDEOS --out OUT`, the same as `jala prepare`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated
 
-import tyro
-
-from jala_ray import storage
-from jala_ray.data.adapters.video_folder import VideoFolder, told
-from jala_ray.data.prepare.job import Piece, Preparation, PrepareConfig
-from jala_ray.data.prepare.progress import Meter, clock, follow
-from jala_ray.storage import StorageOptions
-from jala_ray.training.parts import do_parts
-from jala_ray.types import ConfigError, JalaError, StorageError
+from jala_ray.commands import prepare, shell
 
 
-@dataclass(frozen=True)
-class PrepareJob:
-    """Turn raw videos into training clips: --folder for videos alone, --manifest for clips with labels or texts of their own."""
-
-    out: str
-    """Folder or s3:// address of the prepared set: its manifest, videos/ and errors/."""
-    manifest: str = ""
-    """Manifest of the raw clips, as `python -m jala_ray.data convert` makes it, labels and all."""
-    videos: Annotated[VideoFolder, tyro.conf.arg(name="")] = field(default_factory=lambda: VideoFolder(""))
-    settings: Annotated[PrepareConfig, tyro.conf.arg(name="")] = field(default_factory=PrepareConfig)
-    local: bool = False
-    """In this process, without Ray."""
-    cpus_per_task: float = 1.0
-    """CPUs that Ray keeps for each video being prepared; decoding and encoding take one."""
-    retry: bool = False
-    """Also do again what left errors, as after videos were replaced by whole ones."""
-    storage: tyro.conf.FlagConversionOff[StorageOptions] = field(default_factory=StorageOptions)
-
-    def source(self) -> str | VideoFolder:
-        videos = self.videos
-        if bool(self.manifest) == bool(videos.folder):
-            raise ConfigError("--folder, --manifest", (videos.folder, self.manifest), "one of the two")
-        if not self.manifest:
-            captions = videos.captions and storage.absolute(videos.captions)
-            return replace(videos, folder=storage.absolute(videos.folder), captions=captions)
-        if videos != VideoFolder(""):
-            raise ConfigError(
-                "--manifest", self.manifest, "no options of --folder beside it: a manifest has its own texts"
-            )
-        return storage.absolute(self.manifest)
-
-
-def main(argv: list[str]) -> int:
-    job = tyro.cli(PrepareJob, args=argv, prog="jobs/prepare.py")
-    work = Preparation(job.source(), storage.absolute(job.out), job.settings, job.storage)
-    pieces = work.pieces()
-    storage.probe(work.out, job.storage)
-    missing = work.begin(pieces, retry=job.retry)
-    unit = "videos" if isinstance(work.source, VideoFolder) else "pieces"
-    print(f"{len(pieces)} {unit}, {len(missing)} of them to be done", flush=True)
-    if missing:
-        do(work, missing, job)
-    summary = work.finish(pieces)
-    print(
-        f"{work.out}: {summary['rows']} clips, {clock(summary['source_seconds'])} of video in {summary['videos']} files"
-    )
-    if summary["set_aside"]:
-        print(f"{summary['set_aside']} set aside ({work.out}/errors/rows.parquet):", *work.set_aside(), sep="\n  ")
-    return 0 if summary["rows"] else 2
-
-
-def do(work: Preparation, missing: Sequence[Piece], job: PrepareJob) -> None:
-    """Do the pieces. Raises StorageError, after all have been tried, where some failed."""
-    parts = do_parts(missing, work.do, job.storage, local=job.local, num_cpus=job.cpus_per_task)
-    meter = Meter(missing)
-    follow(parts, meter)
-    print(f"prepared {clock(meter.seconds)} of video, {meter.bytes / 1e6:.1f} MB, in {clock(meter.elapsed())}")
-    if meter.notes:
-        print(told(meter.notes))
-    if meter.failed:
-        remedy = "Run the same command again: it does only what is missing. Take out of the input what fails again."
-        raise StorageError(f"{len(meter.failed)} of {len(missing)} pieces", meter.failed[0], "no failure", remedy)
+def main(argv: Sequence[str]) -> int:
+    return shell.script(prepare, argv)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except JalaError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(shell.guarded(lambda: main(sys.argv[1:])))

@@ -1,30 +1,16 @@
-"""Pretrain a VLA: `ray job submit -- python jobs/pretrain.py PRESET --dotted.key value`.
-
-Continues the run folder if it holds a checkpoint. `PRESET --help` lists every setting.
-"""
+"""Pretrain a VLA: `ray job submit -- python jobs/pretrain.py PRESET --dotted.key value`, the same as `jala pretrain`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from jala_ray.presets import configuration
-from jala_ray.training import setup
-from jala_ray.training.launch import launch
-from jala_ray.types import JalaError
+from jala_ray.commands import pretrain, shell
 
 
-def main(argv: list[str]) -> None:
-    config = configuration(argv)
-    launch(config)
-    from jala_ray.reports.run.publish import publish_pretrain_report  # plots are needed only now
-
-    folder = setup.run_folder(config)
-    options = setup.storage_options(config)
-    print(f"report: {publish_pretrain_report(folder, config.data.manifest or None, options)}")
+def main(argv: Sequence[str]) -> int:
+    return shell.script(pretrain, argv)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except JalaError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(shell.guarded(lambda: main(sys.argv[1:])))

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-from jala_ray.data.__main__ import command_parser, conversion
-
-from jala_ray.presets import configuration, tokenizer_configuration
-from jala_ray.storage import StorageOptions
-from jala_ray.storage.__main__ import command_parser as check_parser
-from jala_ray.storage.flags import storage_flags
-from jobs.cache import parser as cache_parser
-from jobs.evaluate import parser as evaluate_parser
-from jobs.prepare import PrepareJob
-from tune.sweep import parser as sweep_parser
+from jala_ray.commands import shell
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = (
@@ -32,6 +23,17 @@ FIRST = (
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "infra/README.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SUBMITTED = ["ray", "job", "submit"]
+SCRIPTS = {
+    "jobs/pretrain.py": "pretrain",
+    "jobs/train_tokenizer.py": "tokenizer",
+    "jobs/cache.py": "cache",
+    "jobs/evaluate.py": "evaluate",
+    "jobs/prepare.py": "prepare",
+    "tune/sweep.py": "sweep",
+    "jala_ray.training.local": "pretrain",
+    "jala_ray.storage": "storage",
+}
+"""Scripts and modules that are other names of a command."""
 
 NOT_RUN = {
     "make": "sets up an environment, or runs all tests",
@@ -93,34 +95,29 @@ def read(words: Sequence[str]) -> None:
     if list(words[:3]) == SUBMITTED:
         assert (ROOT / words[words.index("--runtime-env") + 1]).is_file()
         return read(words[words.index("--") + 1 :])
-    if words[0] != "python":
-        return None if words[0] in NOT_RUN else _unknown(words)
+    if words[0] in NOT_RUN:
+        return
+    command, rest = command_of(words)
+    if command == "tests.video.hard_table":
+        assert rest == ["--write"]
+        return
+    if command not in (found := shell.listed()):
+        _unknown(words)
+    if "preset" in {field.name for field in dataclasses.fields(found[command].load().Arguments)}:
+        rest = ["tiny" if rest[0].endswith(".json") else rest[0], *rest[1:]]
+    given = shell.read(found[command].load(), rest, f"jala {command}")
+    if command == "prepare":
+        given.source()
+
+
+def command_of(words: Sequence[str]) -> tuple[str, list[str]]:
+    """(command of `jala`, its words), also of the scripts and modules that are others' names for one; a module's name for what is none."""
+    if words[0] == "jala":
+        return words[1], list(words[2:])
     script, rest = (words[2], list(words[3:])) if words[1] == "-m" else (words[1], list(words[2:]))
-    match script:
-        case "jobs/pretrain.py" | "jala_ray.training.local":
-            configuration(["tiny" if rest[0].endswith(".json") else rest[0], *rest[1:]])
-        case "jobs/train_tokenizer.py":
-            tokenizer_configuration(rest)
-        case "jobs/cache.py":
-            job, settings = cache_parser().parse_known_args(rest)
-            configuration([job.preset, *settings])
-        case "jobs/evaluate.py":
-            evaluate_parser().parse_args(rest)
-        case "jobs/prepare.py":
-            tyro.cli(PrepareJob, args=rest).source()
-        case "tune/sweep.py":
-            job, settings = sweep_parser().parse_known_args(rest)
-            (tokenizer_configuration if "tokenizer" in job.space else configuration)([job.preset, *settings])
-        case "jala_ray.data":
-            options = command_parser().parse_args(storage_flags(rest, StorageOptions())[1])
-            if options.command == "convert":
-                conversion(options.adapter, options.rest)
-        case "jala_ray.storage":
-            check_parser().parse_args(storage_flags(rest, StorageOptions())[1])
-        case "tests.video.hard_table":
-            assert rest == ["--write"]
-        case _:
-            _unknown(words)
+    if script == "jala_ray.data":
+        return rest[0], rest[1:]
+    return SCRIPTS.get(script, script), rest
 
 
 def _unknown(words: Sequence[str]) -> None:

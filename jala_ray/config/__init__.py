@@ -17,11 +17,18 @@ from jala_ray.config.objectives import (
     PerceiverConfig,
 )
 from jala_ray.config.run import ClusterConfig, DataConfig, LogConfig, OptimConfig, RunConfig, StorageConfig, TrainConfig
-from jala_ray.config.tokenizer import TOKENIZER_FRAMES, TokenizerConfig, TokenizerRunConfig, TokenizerTrainConfig
+from jala_ray.config.tokenizer import (
+    TOKENIZER_FRAMES,
+    AnyRun,
+    TokenizerConfig,
+    TokenizerRunConfig,
+    TokenizerTrainConfig,
+)
 
 __all__ = [
     "TOKENIZER_FRAMES",
     "AlignConfig",
+    "AnyRun",
     "BackboneConfig",
     "ClusterConfig",
     "DataConfig",

@@ -9,15 +9,16 @@ from jala_ray.types import ConfigError
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How motion is decoded (METHOD 7)."""
+    """How motion is decoded."""
 
     passes: int = 20
-    """Forward passes a chunk of masked prediction; next-token prediction takes K whatever stands here."""
+    """Forward passes per chunk of masked prediction; next-token prediction takes K whatever stands here."""
     ensemble: int = 4
     """E: decodes of each chunk whose motions are averaged; 1 is one greedy decode."""
     temperature: float = 1.0
     """Of the Gumbel noise that tells the decodes of an ensemble apart."""
     seed: int = 0
+    """Of the noise."""
 
     def __post_init__(self) -> None:
         for name in ("passes", "ensemble"):

@@ -18,12 +18,19 @@ class LanguageSizes:
     """A randomly initialised Qwen2 language model; ignored when the backbone is pretrained."""
 
     hidden: int = 128
+    """Width of the residual stream."""
     layers: int = 4
+    """Blocks."""
     heads: int = 4
+    """Attention heads per block."""
     kv_heads: int = 2
+    """Heads of keys and values, shared by groups of attention heads."""
     mlp: int = 256
+    """Width inside a block's MLP."""
     rope_theta: float = 1_000_000.0
+    """Base of the rotary position embedding."""
     tie_embeddings: bool = True
+    """Input embeddings and output head are one matrix."""
 
 
 @dataclass(frozen=True)
@@ -31,37 +38,49 @@ class VisionSizes:
     """A randomly initialised vision transformer; ignored where weights are pretrained."""
 
     hidden: int = 64
+    """Width of the residual stream."""
     layers: int = 2
+    """Blocks."""
     heads: int = 4
+    """Attention heads per block."""
     mlp: int = 128
+    """Width inside a block's MLP."""
     patch: int = 14
+    """Side of a patch, px."""
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """InternVL: vision tower, projector and language model (METHOD 3)."""
+    """InternVL: vision tower, projector and language model."""
 
     pretrained: str | None = None
     """Hub name or folder, e.g. OpenGVLab/InternVL3-2B-hf; None builds a random one from the sizes below."""
     revision: str | None = None
+    """Of the hub repository: branch, tag or commit; None: its newest."""
     image_size: int = 56
     """Side of the one square tile in pixels; 448 gives 256 image tokens."""
     attention: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
+    """transformers' implementation of attention."""
     freeze_vision: bool = True
+    """The vision tower keeps its weights."""
     gradient_checkpointing: bool = False
+    """Activations of the blocks are computed again in the backward pass: less memory, about a third more compute."""
     vision: VisionSizes = field(default_factory=VisionSizes)
     language: LanguageSizes = field(default_factory=LanguageSizes)
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The frozen self-supervised encoder whose features the perceivers read (METHOD 5)."""
+    """The frozen self-supervised encoder whose features the perceivers read."""
 
     kind: EncoderName = "dinov3"
-    """Which one: a file of models/encoders/."""
+    """Features of single frames (dinov3) or of frame pairs (vjepa2); a file of models/encoders/ is a kind."""
     pretrained: str | None = None
+    """Hub name or folder; None builds a random one from the sizes below."""
     revision: str | None = None
+    """Of the hub repository: branch, tag or commit; None: its newest."""
     image_size: int = 64
+    """Side of a square frame, px."""
     sizes: VisionSizes = field(default_factory=lambda: VisionSizes(patch=16))
 
 
@@ -70,7 +89,9 @@ class TextConfig:
     """The text tokenizer: a pretrained one, or a small BPE trained on the instruction templates."""
 
     pretrained: str | None = None
+    """Hub name or folder; None trains a small one."""
     revision: str | None = None
+    """Of the hub repository: branch, tag or commit; None: its newest."""
     vocab_size: int = 1024
     """Size of the small one; a pretrained tokenizer brings its own."""
 

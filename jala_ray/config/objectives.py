@@ -8,18 +8,22 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class PerceiverConfig:
-    """LAP and LSP (METHOD 5)."""
+    """The latent action perceiver LAP and the latent state perceiver LSP."""
 
     width: int = 768
+    """Width of the latents and of h, which they are compared with."""
     layers: int = 2
+    """Cross-attention blocks."""
     heads: int = 12
+    """Attention heads per block."""
 
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """Hybrid masking (METHOD 4)."""
+    """Hybrid masking of motion tokens: the target chunk by a drawn ratio, the chunks after it lightly."""
 
     ratios: tuple[float, ...] = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95, 1.0)
+    """Shares of the target chunk's tokens that are masked; each sample draws one of them."""
     after: float = 0.05
     """Probability of each token of the chunks after the target."""
 
@@ -27,12 +31,13 @@ class MaskingConfig:
 @dataclass(frozen=True)
 class AlignConfig:
     weight: float = 0.5
-    """lambda."""
+    """lambda, weight of the alignment loss beside masked chunk prediction."""
     layer: int = 19
     """The tapped language block, counted from 1 (19 of 28 in the paper)."""
     schedule: Literal["constant", "warmup", "decay"] = "constant"
     """warmup: lambda rises linearly from 0 over the first `schedule_share` of the steps; decay: it falls linearly to 0 over the last."""
     schedule_share: float = 0.2
+    """Share of the steps that warmup or decay takes."""
     positions: Literal["masked", "target"] = "masked"
     """In the labelled target: only its masked positions (decision), or all of them (eq. 3)."""
     target: Literal["latent", "change"] = "latent"
@@ -48,7 +53,7 @@ class AlignConfig:
 @dataclass(frozen=True)
 class EmaConfig:
     alpha: float = 0.999
-    """Tied to 58.6 k steps; short runs set it so that alpha^steps <= 0.01 (METHOD 5, decision)."""
+    """Of the moving average by which LAP follows LSP, per step. Tied to 58.6 k steps; short runs set it so that alpha^steps <= 0.01."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,10 @@ class ObjectiveTraits:
 
 @dataclass(frozen=True)
 class JalaConfig(ObjectiveTraits):
-    """Masked chunk prediction with LSP, and joint alignment with LAP's latent actions (METHOD 4, 5)."""
+    """Masked chunk prediction with LSP, and joint alignment with LAP's latent actions."""
 
     kind: Literal["jala"] = "jala"
+    """Which objective it is; a preset decides."""
     mcp: bool = True
     """False: alignment alone (`align_only`). Masks stay as they are, no code is predicted, the motion head is frozen."""
     lap: bool = True
@@ -129,7 +135,9 @@ class NextTokenConfig(ObjectiveTraits):
     """Being-H0: next-token prediction of motion tokens on labelled data, optionally with LSP features as a prefix."""
 
     kind: Literal["next_token"] = "next_token"
+    """Which objective it is; a preset decides."""
     state: Literal["none", "prefix"] = "none"
+    """Where LSP's latents of the first frame enter: nowhere, or as a prefix."""
     perceiver: PerceiverConfig = field(default_factory=PerceiverConfig)
 
     @property
@@ -139,7 +147,7 @@ class NextTokenConfig(ObjectiveTraits):
 
 @dataclass(frozen=True)
 class LatentActionConfig:
-    """Discrete latent actions of a pair of frames; by default as many as LAPA's, 8^4 (METHOD 9)."""
+    """Discrete latent actions of a pair of frames; by default as many as LAPA's, 8^4."""
 
     tokens: int = 4
     """Codes a pair; each has a codebook of its own."""
@@ -155,9 +163,10 @@ class LatentActionConfig:
 
 @dataclass(frozen=True)
 class LapaActionsConfig(ObjectiveTraits):
-    """LAPA-dagger, first stage: inverse and forward dynamics over frozen features, codes learned by reconstruction (METHOD 9)."""
+    """LAPA-dagger, first stage: inverse and forward dynamics over frozen features, codes learned by reconstruction."""
 
     kind: Literal["lapa_actions"] = "lapa_actions"
+    """Which objective it is; a preset decides."""
     actions: LatentActionConfig = field(default_factory=LatentActionConfig)
     perceiver: PerceiverConfig = field(default_factory=PerceiverConfig)
     """Sizes of the inverse and of the forward model."""
@@ -177,9 +186,10 @@ class LapaActionsConfig(ObjectiveTraits):
 
 @dataclass(frozen=True)
 class LapaCodesConfig(ObjectiveTraits):
-    """LAPA-dagger, second stage: the VLA predicts the codes that the first stage's model (`init`) gives to every chunk (METHOD 9)."""
+    """LAPA-dagger, second stage: the VLA predicts the codes that the first stage's model (`init`) gives to every chunk."""
 
     kind: Literal["lapa_codes"] = "lapa_codes"
+    """Which objective it is; a preset decides."""
     actions: LatentActionConfig = field(default_factory=LatentActionConfig)
     perceiver: PerceiverConfig = field(default_factory=PerceiverConfig)
     """As in the first stage."""

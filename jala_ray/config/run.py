@@ -14,18 +14,18 @@ class DataConfig:
     manifest: str = ""
     """Parquet file or folder, local or s3://. Rows of split `train` are trained on, rows of `val` validated on."""
     cache: str = ""
-    """Folder made by jobs/cache.py, local or s3://: codes, and features where it holds them, come from there. `manifest` may be left
+    """Folder made by `jala cache`, local or s3://: codes, and features where it holds them, come from there. `manifest` may be left
     out then; where it is given, the cache must be of that manifest."""
     labels: Literal["all", "labelled_only"] = "all"
     """`labelled_only` leaves out every row without a labelled chunk."""
     source_weights: tuple[tuple[str, float], ...] = ()
     """Share of every source in an epoch, normalised: `--data.source-weights ego4d 2 arctic 1`. Empty: by its rows."""
     task_weights: tuple[tuple[str, float], ...] = ()
-    """Share of every task type, likewise (METHOD 4: generation 42.4, continuation 15.5, description 12.9, pure_video 29.1)."""
+    """Share of every task type, likewise (the paper: generation 42.4, continuation 15.5, description 12.9, pure_video 29.1)."""
     epoch_rows: int | None = None
     """Length of an epoch in samples; None: as many as there are rows. With weights rows may come more than once, or not at all."""
     wild_fraction: float = 1.0
-    """Share of the wild clips that is trained on (METHOD 11); the clips of a smaller share are among those of a larger one."""
+    """Share of the wild clips that is trained on; the clips of a smaller share are among those of a larger one."""
     window: int = 2
     """Rows of one video that lie next to one another in the manifest come together, up to so many: their frames are read at once."""
     packing: bool = True
@@ -33,9 +33,11 @@ class DataConfig:
     max_tokens: int = 4096
     """Longest packed row. A longer single sample is quarantined with its length."""
     pad_multiple: int = 64
+    """Packed rows are padded to a multiple of so many tokens."""
     max_error_share: float = 0.1
     """The run stops when more than this share of the rows read was quarantined (after `min_rows_for_share` rows)."""
     min_rows_for_share: int = 50
+    """Rows read before `max_error_share` can stop the run."""
     steps_per_block: int = 4
     """m: consecutive steps of one rank in a block, so of one task. At 1 a task's start and hand-over cost a quarter of the rate on
     two cores (docs/results/data_engine.md); a larger block takes more memory, and longer until the first one is there."""
@@ -45,14 +47,18 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """METHOD 6."""
+    """AdamW with linear warm-up and cosine decay."""
 
     lr: float = 3e-5
+    """Peak learning rate of AdamW; after the warm-up it falls to 0 along a cosine."""
     weight_decay: float = 0.05
+    """Of AdamW."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Of AdamW."""
     warmup: float = 0.05
     """Share of the steps."""
     clip: float = 1.0
+    """Largest gradient norm."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +66,27 @@ class TrainConfig:
     steps: int | None = None
     """Optimizer steps; None: `epochs` passes over the plan."""
     epochs: int = 1
+    """Passes over the plan, where `steps` is None."""
     batch: int = 128
     """Sequences of one optimizer step over all ranks."""
     micro_batch: int = 16
     """Sequences of one forward pass of one rank."""
     precision: Literal["bf16", "fp32"] = "bf16"
+    """Of forward and backward passes; weights and optimizer are fp32."""
     log_every: int = 10
+    """Steps between two logged rows."""
     checkpoint_every: int = 1000
+    """Steps between two checkpoints."""
     keep: int = 3
     """Newest checkpoints kept."""
     validate_every: int = 1000
+    """Steps between two validations on held-out rows."""
     val_samples: int = 512
     """Held-out rows a domain (lab, wild) of one validation."""
     monitor_every: int = 100
+    """Steps between two measurements of what is aligned."""
     deterministic: bool = False
+    """Only deterministic kernels: slower, and the same bits again."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +94,11 @@ class ClusterConfig:
     """Ray Train and Ray Data resources."""
 
     workers: int = 1
+    """Processes that train, one per GPU."""
     cpus_per_worker: float = 1.0
+    """CPUs that Ray keeps for each."""
     gpus_per_worker: float = 0.0
+    """GPUs that Ray keeps for each."""
     max_failures: int = 3
     """Restarts of the worker group after crashes. Preemptions do not count."""
     autoscaling: bool = False
@@ -96,6 +112,7 @@ class StorageConfig:
     endpoint_url: str | None = None
     """For S3-compatible servers. This and the next four: where left out, the environment and the AWS configuration files say."""
     region: str | None = None
+    """Of AWS, or as the server names it."""
     profile: str | None = None
     """Of the AWS configuration files."""
     anonymous: bool = False
@@ -113,6 +130,7 @@ class StorageConfig:
 @dataclass(frozen=True)
 class LogConfig:
     tensorboard: bool = True
+    """Write TensorBoard's events into the run folder."""
     wandb: str | None = None
     """Weights & Biases project."""
     mlflow: str | None = None
@@ -126,12 +144,14 @@ class RunConfig:
     """A pretraining run."""
 
     name: str
+    """The run folder is `storage.root`/`name`."""
     motion_tokenizer: str = ""
     """Folder or s3:// address of a trained motion tokenizer."""
     init: str | None = None
     """Checkpoint whose weights the run starts from (not its optimizer or data position). Made with another objective, it gives its
     VLA and what the new one inherits; the rest starts anew (`training/checkpoint.py`)."""
     seed: int = 0
+    """Of weights, order of rows and all draws."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=JalaConfig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jala_ray.config.run import ClusterConfig, LogConfig, StorageConfig
+from jala_ray.config.run import ClusterConfig, LogConfig, RunConfig, StorageConfig
 from jala_ray.types import ConfigError
 
 TOKENIZER_FRAMES = 16
@@ -18,10 +18,13 @@ class TokenizerConfig:
     width: int = 512
     """Channels of the convolutions and of the latent vectors, shared out to the groups."""
     groups: int = 2
+    """Groups of channels, each quantised apart."""
     levels: int = 8
+    """Residual codebooks per group."""
     codes: int = 512
     """Codes a codebook; every (part, group, level) has a codebook of its own, the groups share the ids."""
     downsample: int = 4
+    """Frames per latent step; 4."""
     commitment: float = 0.02
     """Weight of the commitment loss."""
     velocity: float = 0.5
@@ -45,7 +48,7 @@ class TokenizerConfig:
                 "Change one of the two.",
             )
         if self.downsample != 4:
-            raise ConfigError("tokenizer.downsample", self.downsample, "4, two strided convolutions (METHOD 2)")
+            raise ConfigError("tokenizer.downsample", self.downsample, "4, two strided convolutions")
         if not 0 < self.decay < 1:
             raise ConfigError("tokenizer.decay", self.decay, "a number between 0 and 1")
         for name in ("commitment", "velocity", "dead_code_threshold"):
@@ -67,16 +70,21 @@ class TokenizerTrainConfig:
     """How a tokenizer is trained. AdamW with linear warm-up and cosine decay to a tenth of the rate."""
 
     steps: int = 20_000
+    """Optimizer steps."""
     batch: int = 256
     """Chunks a step, over all workers."""
     lr: float = 2e-4
+    """Peak learning rate."""
     warmup: float = 0.05
     """Share of the steps the rate rises in."""
     weight_decay: float = 0.0
+    """Of AdamW."""
     clip: float = 1.0
     """Largest gradient norm."""
     seed: int = 0
+    """Of weights and batches."""
     log_every: int = 50
+    """Steps between two logged rows."""
     eval_every: int = 1000
     """Steps between two evaluations on held-out chunks, and at the end."""
 
@@ -96,15 +104,19 @@ class TokenizerRunConfig:
     """A run that trains a motion tokenizer."""
 
     name: str
+    """The run folder is `storage.root`/`name`."""
     manifests: tuple[str, ...] = ()
     """Manifests whose labelled chunks are learned; motion-only rows count too. Rows of split `val` are held out."""
     max_chunks: int = 500_000
     """At most this many chunks are read (a keyed random part of the rows): 6 kB of memory each on every node."""
     seed: int = 0
+    """Of the chunks that are read."""
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     train: TokenizerTrainConfig = field(default_factory=TokenizerTrainConfig)
     checkpoint_every: int = 2000
+    """Steps between two checkpoints."""
     keep: int = 2
+    """Newest checkpoints kept."""
     allow_collapse: bool = False
     """Keep a tokenizer whose codebooks collapsed; by default the run fails."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -115,3 +127,7 @@ class TokenizerRunConfig:
         for name in ("max_chunks", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "an integer >= 1")
+
+
+AnyRun = RunConfig | TokenizerRunConfig
+"""What has a run folder."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from jala_ray.types import Camera, UserError
 
-ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, "Tensor")
 
 
 def project(camera: Camera, points: ArrayOrTensor) -> ArrayOrTensor:
     """Camera-frame points (..., 3), m -> pixels (..., 2), x then y; NaN where z <= 0."""
-    xp = torch if isinstance(points, Tensor) else np
+    xp: Any = np
+    if not isinstance(points, np.ndarray):
+        import torch as xp
     x, y, z = points[..., 0], points[..., 1], points[..., 2]
     depth = xp.where(z > 0, z, xp.nan)  # pyright: ignore
     return xp.stack([camera.fx * x / depth + camera.cx, camera.fy * y / depth + camera.cy], -1)  # pyright: ignore

@@ -6,12 +6,14 @@ sequence. ARCTIC's joints are in MANO order; VITRA's and dex-retargeting's are i
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from jala_ray.types import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FINGERS = ("thumb", "index", "middle", "ring", "pinky")
 _MANO_CHAINS = ("index", "middle", "pinky", "ring", "thumb")
@@ -36,7 +38,7 @@ JOINT_ORDERS: dict[str, tuple[str, ...]] = {
 MANO_PARENTS: tuple[int, ...] = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14, 15, 3, 6, 12, 9)
 """Parent of each joint of MANO_ORDER, tips included: the bones to draw or to measure."""
 
-ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, "Tensor")
 
 
 def joint_permutation(source: str, target: str) -> list[int]:

@@ -12,14 +12,10 @@ import torch
 
 from jala_ray.hands.features import pose_to_features
 from jala_ray.hands.rotations import axis_angle_to_matrix, matrix_to_axis_angle, slerp
-from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, MODEL_FPS, Clip, Hand, HandState, HandTrack, UserError
+from jala_ray.hands.validity import MAX_GAP_S, SNAP_S, check_track, labelled_chunks, model_times, valid_at
+from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, Clip, Hand, HandState, HandTrack
 
-MAX_GAP_S = 0.1
-"""Longest stretch of source time that is bridged by interpolation, seconds (a 10 fps source; 3 frames at 30
-fps).
-"""
-SNAP_S = 1e-5
-"""Sample and frame times nearer than this are the same instant: then no second neighbour is needed."""
+__all__ = ["MAX_GAP_S", "SNAP_S", "chunk_features", "labelled_chunks", "model_times", "resample_track"]
 
 
 def resample_track(
@@ -34,8 +30,8 @@ def resample_track(
     that differ, unordered times, or NaN in a valid frame.
     """
     time, at = np.asarray(time_s, np.float64), np.asarray(at_s, np.float64)
-    _check_track(track, time)
-    valid, left, right, fraction = _valid_at(np.asarray(track.valid, bool), time, at, max_gap_s)
+    check_track(track, time)
+    valid, left, right, fraction = valid_at(np.asarray(track.valid, bool), time, at, max_gap_s)
     if not valid.any():
         zeros = np.zeros((len(at), 17, 3), np.float32)
         return zeros[:, 1:16], zeros[:, 0], zeros[:, 16], valid
@@ -71,78 +67,3 @@ def chunk_features(clip: Clip, *, max_gap_s: float = MAX_GAP_S) -> tuple[np.ndar
         labelled[side] = valid.reshape(n, CHUNK_FRAMES).all(1)
         features[side] = np.where(labelled[side, :, None, None], flat.reshape(n, CHUNK_FRAMES, FEATURE_DIM), 0.0)
     return features, labelled
-
-
-def labelled_chunks(clip: Clip, *, max_gap_s: float = MAX_GAP_S) -> np.ndarray:
-    """labelled (2, N) bool as `chunk_features` gives it, from the frames' validity alone."""
-    n = clip.n_chunks
-    labelled = np.zeros((len(Hand), n), bool)
-    at = model_times(n) * clip.time_scale
-    time = np.asarray(clip.pose_time_s, np.float64)
-    for side in Hand:
-        track = clip.hands[side]
-        if track.state is HandState.LABELLED and n:
-            _check_track(track, time)
-            valid = _valid_at(np.asarray(track.valid, bool), time, at, max_gap_s)[0]
-            labelled[side] = valid.reshape(n, CHUNK_FRAMES).all(1)
-    return labelled
-
-
-def model_times(chunks: int) -> np.ndarray:
-    """(chunks * 15,) model seconds of the frames of all chunks."""
-    at = np.arange(chunks)[:, None] * (CHUNK_FRAMES / MODEL_FPS) + np.arange(CHUNK_FRAMES) / MODEL_FPS
-    return at.ravel()
-
-
-def _valid_at(
-    usable: np.ndarray, time: np.ndarray, at: np.ndarray, max_gap_s: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """valid (M,), and the frames before and after each sample with the second's share."""
-    if not usable.any() or not len(at):
-        nothing = np.zeros(len(at), np.int64)
-        return np.zeros(len(at), bool), nothing, nothing, np.zeros(len(at))
-    left, right, fraction, reachable = _neighbours(time, at, max_gap_s)
-    return reachable & usable[left] & usable[right], left, right, fraction
-
-
-def _neighbours(
-    time: np.ndarray, at: np.ndarray, max_gap_s: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Frames before and after each sample (M,), the second's share, and whether they may be bridged."""
-    last = len(time) - 1
-    right = np.searchsorted(time, at).clip(0, last)
-    left = (right - 1).clip(0)
-    left = np.where(at >= time[last], last, left)
-    for other in (left, right):
-        on_frame = np.abs(time[other] - at) <= SNAP_S
-        left, right = np.where(on_frame, other, left), np.where(on_frame, other, right)
-    outside = (at < time[0]) | (at > time[last])
-    left, right = np.where(at < time[0], 0, left), np.where(at < time[0], 0, right)
-    gap = time[right] - time[left]
-    fraction = np.where(gap > 0, (at - time[left]) / np.where(gap > 0, gap, 1.0), 0.0)
-    frame_s = float(np.median(np.diff(time))) if last > 0 else 0.0
-    beyond = np.where(outside, np.abs(at - time[left]), 0.0)
-    return left, right, fraction, (gap <= max_gap_s + SNAP_S) & (beyond <= frame_s + SNAP_S)
-
-
-def _check_track(track: HandTrack, time: np.ndarray) -> None:
-    t = len(time)
-    shapes = {"valid": (t,), "theta": (t, 15, 3), "rot": (t, 3), "wrist": (t, 3)}
-    for name, shape in shapes.items():
-        if getattr(track, name).shape != shape:
-            remedy = "Give one pose for each pose time."
-            raise UserError(f"track.{name}", getattr(track, name).shape, f"shape {shape}", remedy)
-    if not np.isfinite(time).all() or (np.diff(time) <= 0).any():
-        raise UserError(
-            "time_s",
-            "not ascending",
-            "finite, strictly ascending seconds",
-            "Sort and deduplicate the frames.",
-        )
-    for name in ("theta", "rot", "wrist"):
-        pose = getattr(track, name)
-        finite = np.isfinite(pose).all(axis=tuple(range(1, pose.ndim)))
-        bad = np.flatnonzero(np.asarray(track.valid, bool) & ~finite)
-        if len(bad):
-            remedy = "Mark the frame invalid or repair its pose."
-            raise UserError(f"track.{name} of frame {bad[0]}", "NaN or infinity", "finite numbers", remedy)

@@ -180,8 +180,9 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def embedding_std(self) -> float:
-        """Standard deviation of the text embeddings: the scale for embeddings that join them."""
-        return float(self.language.embed_tokens.weight.std())
+        """Standard deviation of the text embeddings: the scale for embeddings that join them; 1 where they have sizes alone."""
+        weight = self.language.embed_tokens.weight
+        return 1.0 if weight.is_meta else float(weight.std())
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """uint8 RGB tiles (S, 3, image_size, image_size) -> (S, image_tokens, D), tokens row-major."""

@@ -105,26 +105,25 @@ class Pretrained:
 
     def _unreadable(self, error: Exception) -> ConfigError:
         remedy = f"{self.remedy} ({type(error).__name__}: {error})"
-        if (damaged := self._damaged()) is not None:
-            path, why = damaged
-            remedy = f"{path} is damaged ({why}). {AGAIN}"
-            with path.open("rb") as file:
-                if file.read(len(LFS)) == LFS:
-                    remedy = f"{path} is a Git LFS pointer: run `git lfs pull` in its folder."
-        return ConfigError(self.field, self.name, "weights that can be read", remedy)
+        return ConfigError(self.field, self.name, "weights that can be read", self._damaged() or remedy)
 
-    def _damaged(self) -> tuple[Path, Exception] | None:
-        """The first file of weights that can't be opened, and why: the library's errors don't name it."""
+    def _damaged(self) -> str | None:
+        """The first file of weights that can't be opened, why, and what to do: the library's errors don't name it."""
         try:
             config = cached_file(self.name, "config.json", revision=self.revision or "main", local_files_only=True)
         except OSError:  # not on this machine
             return None
         for path in sorted(Path(str(config)).parent.glob("*.safetensors")):
+            if not path.exists():
+                return f"{path} is damaged (a link to a file that is gone). {AGAIN}"
             try:
+                with path.open("rb") as file:
+                    if file.read(len(LFS)) == LFS:
+                        return f"{path} is a Git LFS pointer: run `git lfs pull` in its folder."
                 with safe_open(path, "pt"):
                     pass
             except (OSError, SafetensorError) as error:
-                return path, error
+                return f"{path} is damaged ({error}). {AGAIN}"
         return None
 
 

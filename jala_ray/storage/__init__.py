@@ -34,11 +34,13 @@ from jala_ray.storage.proving import ProbeReport, probe
 from jala_ray.storage.stores import MissingFile, StorageOptions, absolute, is_relative, is_s3, join, local_path
 from jala_ray.storage.surroundings import filesystem, worker_env
 from jala_ray.storage.sweeping import Swept, scratch, sweep, sweep_scratch
+from jala_ray.types import DamagedFiles
 
 __all__ = [
     "COMMIT_FILE",
     "ChangedFile",
     "Commit",
+    "DamagedFiles",
     "FileEntry",
     "MissingFile",
     "ProbeReport",

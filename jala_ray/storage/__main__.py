@@ -42,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         asked = command_parser().parse_args(words)
         options = replace(options, endpoint_url=asked.endpoint_url or options.endpoint_url)
-        return _check(absolute(asked.address), options, asked.read_only, asked.json)
+        return report(absolute(asked.address), options, asked.read_only, asked.json)
     except JalaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _check(address: str, options: StorageOptions, read_only: bool, as_json: bool) -> int:
+def report(address: str, options: StorageOptions, read_only: bool, as_json: bool) -> int:
     where, absent = _reached(address, options), _absent(address)
     trial = Trial(address if read_only else new_folder(address), options)
     steps = READING if read_only else (*WRITING, *REST, DELETE)

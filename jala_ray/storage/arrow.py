@@ -39,20 +39,22 @@ class StoreHandler(pafs.FileSystemHandler):
         except MissingFile:
             pass  # Then it may be a folder.
         with explained("list", uri, self.options):
-            found = store.children(place)
+            found = store.is_folder(place)
         return pafs.FileInfo(path, pafs.FileType.Directory if found else pafs.FileType.NotFound)
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         base = selector.base_dir.rstrip("/")
         store, place, uri = self._at(base)
         with explained("list", uri, self.options):
-            sizes = store.walk(place)
-        if not sizes and not selector.allow_not_found:
+            if selector.recursive:
+                sizes = store.walk(place)
+                folders = {name[:at] for name in sizes for at in range(len(name)) if name[at] == "/"}
+            else:
+                sizes, folders = store.entries(place)
+        if not sizes and not folders and not selector.allow_not_found:
             raise FileNotFoundError(f"no object under {uri}")
-        folders = {name[:at] for name in sizes for at in range(len(name)) if name[at] == "/"}
         found = [pafs.FileInfo(f"{base}/{name}", pafs.FileType.Directory) for name in sorted(folders)]
-        found += [pafs.FileInfo(f"{base}/{name}", pafs.FileType.File, size=size) for name, size in sizes.items()]
-        return found if selector.recursive else [info for info in found if "/" not in info.path[len(base) + 1 :]]
+        return found + [pafs.FileInfo(f"{base}/{name}", pafs.FileType.File, size=size) for name, size in sizes.items()]
 
     def create_dir(self, path: str, recursive: bool) -> None:
         """Nothing to do."""

@@ -20,6 +20,7 @@ from botocore.config import Config
 from obstore.auth.boto3 import Boto3CredentialProvider
 
 from jala_ray.storage.resolving import DEFAULT_REGION, profile_session
+from jala_ray.storage.s3_errors import diagnose
 from jala_ray.storage.stores import StorageOptions
 
 if TYPE_CHECKING:
@@ -110,14 +111,28 @@ def at_bucket(options: StorageOptions, bucket: str, pid: int) -> StorageOptions:
     """`options` with the region that AWS holds the bucket in, which boto3 finds by itself and the others must be told."""
     if options.endpoint_url:
         return options
-    try:
-        found = s3_client(options, pid).head_bucket(Bucket=bucket).get("BucketRegion")
-    except aws.ClientError as error:  # It may not be looked at, and says where it is all the same.
-        found = error.response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
-    return replace(options, region=found or options.region)
+    client = s3_client(options, pid)
+    for ask in (
+        client.head_bucket,
+        functools.partial(client.list_objects_v2, MaxKeys=1),
+    ):  # A HEAD is refused in silence.
+        try:
+            answer = ask(Bucket=bucket)
+        except aws.ClientError as error:  # It may not be looked at, and says where it is all the same.
+            answer = error.response
+            if not _region_in(answer) and (said := diagnose(error)) is not None and said.kind == "passing":
+                raise
+        if found := _region_in(answer):
+            return replace(options, region=found)
+    return options
+
+
+def _region_in(answer: dict[str, Any]) -> str | None:
+    return answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
 
 
 def forget_clients() -> None:
     """Let the next requests be made by new clients, which look for credentials anew."""
     s3_client.cache_clear()
     range_store.cache_clear()
+    at_bucket.cache_clear()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from jala_ray.storage.files import Uri, read_bytes
 from jala_ray.storage.stores import MissingFile, StorageOptions, join
-from jala_ray.types import StorageError
+from jala_ray.types import DamagedFiles, StorageError
 
 COMMIT_FILE = "COMMIT.json"
 CLAIM_FILE = "UPLOADING.json"
@@ -37,10 +37,11 @@ class Commit:
     def from_json(cls, data: bytes, where: str) -> Commit:
         try:
             content = json.loads(data)
-            files = {name: FileEntry(**entry) for name, entry in content["files"].items()}
             found = content["format"]
+            # Another format is no damage: a version of this package to come may have written it.
+            files = {name: FileEntry(**entry) for name, entry in content["files"].items()} if found == FORMAT else {}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StorageError(
+            raise DamagedFiles(
                 f"commit marker of {where}", str(error), "a readable marker", "Delete the folder."
             ) from error
         if found != FORMAT:
@@ -58,7 +59,7 @@ def is_committed(uri: Uri, options: StorageOptions | None = None) -> bool:
 
 
 def read_commit(uri: Uri, options: StorageOptions | None = None) -> Commit:
-    """The marker of a committed folder. Raises MissingFile without one, StorageError if it is unreadable."""
+    """The marker of a committed folder. Raises MissingFile without one, DamagedFiles if it is unreadable."""
     try:
         data = read_bytes(join(uri, COMMIT_FILE), options)
     except MissingFile as error:

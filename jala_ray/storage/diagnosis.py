@@ -60,9 +60,15 @@ def diagnose(error: BaseException, path: str = "") -> Diagnosis | None:
 
 
 def _full(error: OSError, path: str) -> Diagnosis:
-    place = Path(path or error.filename or ".").absolute()
-    while not place.exists():
+    path, cause = path or error.filename or "", os.strerror(error.errno or 0)
+    if not path:
+        return Diagnosis(cause, "Free space on this machine's disks.")
+    return Diagnosis(f"{cause}: {free_near(path)}", "Free space there.")
+
+
+def free_near(path: str | os.PathLike[str]) -> str:
+    """What is free where a local path is, or would be: N bytes free at FOLDER."""
+    place = Path(path).absolute()
+    while not os.path.exists(place):
         place = place.parent
-    return Diagnosis(
-        f"{os.strerror(error.errno or 0)}: {shutil.disk_usage(place).free} bytes free at {place}", "Free space there."
-    )
+    return f"{shutil.disk_usage(place).free} bytes free at {place}"

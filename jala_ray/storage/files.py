@@ -131,23 +131,22 @@ def list_files(uri: Uri, options: StorageOptions | None = None) -> dict[str, int
         return store.walk(path)
 
 
-def open_file(uri: Uri, mode: str = "rb", options: StorageOptions | None = None) -> IO:
-    """Open a file for reading or writing, text ("r", "w") or binary ("rb", "wb").
+def open_file(uri: Uri, mode: str = "rb", options: StorageOptions | None = None) -> IO[bytes]:
+    """Open a file for reading ("rb") or writing ("wb").
 
     Remote reads are seekable and fetch only the blocks touched (`RangeFile`). Remote writes stream in parts
     and appear when closed; write what must be whole with `write_bytes` or `upload_dir` instead.
     """
-    if mode not in ("r", "rb", "w", "wb"):
-        raise StorageError("mode", mode, "one of r, rb, w, wb")
+    if mode not in ("rb", "wb"):
+        raise StorageError("mode", mode, "rb or wb")
     with explained("open", uri, options):
         store, path = store_for(uri, options)
         if not is_s3(uri):
             if "w" in mode:
                 os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-            return open(path, mode, encoding=None if "b" in mode else "utf-8")
+            return open(path, mode)
         s3 = cast("S3Store", store)
-        binary = cast("IO[bytes]", s3.writer(path) if "w" in mode else _ranges_of(s3, path, uri, options))
-        return binary if "b" in mode else io.TextIOWrapper(binary, encoding="utf-8")
+        return cast("IO[bytes]", s3.writer(path) if "w" in mode else _ranges_of(s3, path, uri, options))
 
 
 def _ranges_of(store: S3Store, path: str, uri: Uri, options: StorageOptions | None) -> RangeFile:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from jala_ray.storage.commit import CLAIM_FILE, COMMIT_FILE, Commit, FileEntry, is_committed, read_commit
+from jala_ray.storage.diagnosis import free_near
 from jala_ray.storage.files import Uri
-from jala_ray.storage.patience import parallel
+from jala_ray.storage.patience import GaveUp, parallel
 from jala_ray.storage.stores import (
     LocalStore,
     MissingFile,
@@ -23,15 +25,18 @@ from jala_ray.storage.stores import (
     explained,
     is_s3,
     join,
+    local_path,
     partial_name,
     store_for,
     sync_folder,
 )
-from jala_ray.types import StorageError
+from jala_ray.types import DamagedFiles, StorageError
 
 WORKERS = 4
 SENDS = 3
 """Times a file is sent in all, where it does not arrive intact."""
+_TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
+"""How a rename is refused where something else has the name."""
 
 
 def upload_dir(
@@ -63,7 +68,7 @@ def upload_dir(
 
     Raises StorageError: nothing to upload, the address is committed or claimed, a file did not arrive intact.
     """
-    source, rights = Path(local), _Rights(replace_unfinished, replace_committed, guard or (lambda: None))
+    source, rights = Path(local_path(local)), _Rights(replace_unfinished, replace_committed, guard or (lambda: None))
     if not source.is_dir():
         raise MissingFile(f"upload {source}", "no such folder", "a local folder")
     names = [name for name in LocalStore().walk(str(source)) if name not in (COMMIT_FILE, CLAIM_FILE)]
@@ -87,7 +92,7 @@ def upload_dir(
                     with explained("upload to", join(uri, name), options):
                         store.upload(source / name, join(path, name))
                     _check(store, join(path, name), name, entry, uri, options, digest=True)
-                except StorageError:
+                except DamagedFiles:
                     if not tries_left:
                         raise
                 else:
@@ -198,6 +203,8 @@ def _rename_folder(staging: Path, final: Path) -> None:
     try:
         os.rename(staging, final)
     except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
         raise StorageError(
             f"commit {final}", str(error), "no other folder of this name", "Another writer was first."
         ) from error
@@ -222,7 +229,7 @@ def _unfinished(uri: Uri, leftovers: Iterable[str]) -> StorageError:
 def verify_dir(uri: Uri, options: StorageOptions | None = None, *, digest: bool = True) -> Commit:
     """Check every file of a committed folder: presence, size and, with `digest`, SHA-256 of its bytes.
 
-    Raises MissingFile without a marker, StorageError that names the missing or damaged file.
+    Raises MissingFile without a marker, DamagedFiles that names the missing or damaged file, or the marker.
     """
     commit = read_commit(uri, options)
     with explained("verify", uri, options):
@@ -240,44 +247,69 @@ def download_dir(uri: Uri, local: Uri, options: StorageOptions | None = None) ->
 
     A local folder that already carries the same marker and sizes is left as it is, so that several processes
     of a machine may ask for the same one. Raises as `verify_dir`, and StorageError if the local path holds
-    something else.
+    something else or cannot be written to: that one names the path, and says nothing of the store.
     """
     commit = read_commit(uri, options)
-    target = Path(local).absolute()
-    if _holds(target, commit):
-        return commit
-    if target.exists() and any(target.iterdir()):
-        raise StorageError(f"download to {target}", "another folder", "an empty or new path", "Choose another path.")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = Path(local_path(local))
+    with _written_here(target):
+        if _holds(target, commit):
+            return commit
+        if target.exists() and any(target.iterdir()):
+            raise StorageError(
+                f"download to {target}", "another folder", "an empty or new path", "Choose another path."
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(partial_name(target.name))
     with explained("download", uri, options):
         store, path = store_for(uri, options)
 
-        def fetch(name: str) -> None:
-            _check(store, join(path, name), name, commit.files[name], uri, options, digest=False)
-            destination = staging / name
+    def chunks(name: str) -> Iterator[bytes]:
+        with explained("download", join(uri, name), options):
+            yield from store.stream(join(path, name))
+
+    def fetch(name: str) -> None:
+        _check(store, join(path, name), name, commit.files[name], uri, options, digest=False)
+        destination = staging / name
+        with _written_here(destination):
             destination.parent.mkdir(parents=True, exist_ok=True)
             with open(destination, "wb") as file:
-                digest = _digest(store.stream(join(path, name)), file.write)
+                digest = _digest(chunks(name), file.write)
+                file.flush()
                 os.fsync(file.fileno())
-            _compare(digest, name, commit.files[name], uri)
+        _compare(digest, name, commit.files[name], uri)
 
-        try:
-            parallel(fetch, commit.files, WORKERS)
+    try:
+        parallel(fetch, commit.files, WORKERS)
+        with _written_here(target):
             LocalStore().write(str(staging / COMMIT_FILE), commit.to_json())
             try:
                 _rename_folder(staging, target)
             except StorageError:
                 if not _holds(target, commit):
                     raise
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return commit
+
+
+@contextlib.contextmanager
+def _written_here(path: Path) -> Iterator[None]:
+    """Tell an error of this machine's disk as its own, whatever it is, with what is free there."""
+    try:
+        yield
+    except (OSError, GaveUp) as error:
+        first = error.first if isinstance(error, GaveUp) else error
+        cause = first.strerror if isinstance(first, OSError) and first.strerror else str(first)
+        remedy = "Look to this machine's disk and limits, or choose another folder (TMPDIR, of a temporary one)."
+        raise StorageError(f"write {path}", f"{cause}: {free_near(path)}", "it to succeed", remedy) from first
 
 
 def _holds(folder: Path, commit: Commit) -> bool:
     """Whether a local folder is a committed copy of the same content (sizes checked, bytes not)."""
-    if not (folder / COMMIT_FILE).is_file() or read_commit(folder) != commit:
+    try:
+        if not (folder / COMMIT_FILE).is_file() or read_commit(folder) != commit:
+            return False
+    except DamagedFiles:
         return False
     sizes = LocalStore().walk(str(folder))
     return all(sizes.get(name) == entry.size for name, entry in commit.files.items())
@@ -308,22 +340,23 @@ def _check(
     *,
     digest: bool,
 ) -> None:
+    """Raises DamagedFiles for a file that is not there, or is another."""
     try:
         with explained("look at", join(uri, name), options):
             size = store.size(path)
+            if size == entry.size and digest:
+                _compare(_digest(store.stream(path)), name, entry, uri)
     except MissingFile as error:
-        raise StorageError(
+        raise DamagedFiles(
             f"file {name!r} of {uri}", "missing", f"{entry.size} bytes", "Upload the folder again."
         ) from error
     if size != entry.size:
-        raise StorageError(f"file {name!r} of {uri}", f"{size} bytes", f"{entry.size} bytes", "The file is damaged.")
-    if digest:
-        _compare(_digest(store.stream(path)), name, entry, uri)
+        raise DamagedFiles(f"file {name!r} of {uri}", f"{size} bytes", f"{entry.size} bytes", "The file is damaged.")
 
 
 def _compare(digest: str, name: str, entry: FileEntry, uri: Uri) -> None:
     if digest != entry.sha256:
-        raise StorageError(
+        raise DamagedFiles(
             f"file {name!r} of {uri}", f"sha256 {digest}", f"sha256 {entry.sha256}", "The file is damaged."
         )
 

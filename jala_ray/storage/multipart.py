@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import botocore.exceptions as aws
 
 from jala_ray.storage.patience import parallel
+from jala_ray.storage.s3_errors import diagnose
+from jala_ray.storage.stores import explained
 
 if TYPE_CHECKING:
     from jala_ray.storage.s3 import S3Store
@@ -54,12 +57,17 @@ class Multipart:
                 raise
 
     def _is_there(self) -> bool:
-        """Whether the object is what these parts make: its tag is a digest of theirs, if the store makes it as S3 does."""
+        """Whether there is an object that is what these parts make: its tag is a digest of theirs, if the store makes it as S3 does."""
         try:
             digests = b"".join(bytes.fromhex(tag.strip('"')) for _, tag in sorted(self.tags.items()))
         except ValueError:
             return False
-        found = self.store.ask(lambda: self.store.client.head_object(**self.place))["ETag"]
+        try:
+            found = self.store.ask(lambda: self.store.client.head_object(**self.place))["ETag"]
+        except aws.ClientError as error:
+            if (said := diagnose(error)) is None or said.kind != "missing":
+                raise
+            return False
         return found.strip('"') == f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self.tags)}"
 
     def abort(self, error: BaseException) -> None:
@@ -86,7 +94,7 @@ def upload_file(store: S3Store, source: Path, place: dict[str, str]) -> None:
 class ObjectWriter(io.RawIOBase):
     """A binary file that becomes an object when it is closed: in one PUT if it is small, else in parts sent on the way.
 
-    Used as a context it becomes nothing if the body raises.
+    Used as a context it becomes nothing if the body raises. Raises StorageError, StoreUnavailable.
     """
 
     def __init__(self, store: S3Store, path: str, place: dict[str, str]) -> None:
@@ -104,23 +112,28 @@ class ObjectWriter(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         self._buffer += data
-        while len(self._buffer) > STREAM_PART_BYTES:
-            self._upload = self._upload or Multipart(self._store, self._place)
-            self._upload.send(len(self._upload.tags) + 1, bytes(self._buffer[:STREAM_PART_BYTES]))
-            del self._buffer[:STREAM_PART_BYTES]
-            self._sent += STREAM_PART_BYTES
+        with self._explained():
+            while len(self._buffer) > STREAM_PART_BYTES:
+                self._upload = self._upload or Multipart(self._store, self._place)
+                self._upload.send(len(self._upload.tags) + 1, bytes(self._buffer[:STREAM_PART_BYTES]))
+                del self._buffer[:STREAM_PART_BYTES]
+                self._sent += STREAM_PART_BYTES
         return memoryview(data).nbytes
 
     def close(self) -> None:
         if self.closed:
             return
         super().close()
-        if self._upload is None:
-            self._store.write(self._path, bytes(self._buffer))
-            return
-        with self._upload as upload:
-            upload.send(len(upload.tags) + 1, bytes(self._buffer))
-            upload.finish()
+        with self._explained():
+            if self._upload is None:
+                self._store.write(self._path, bytes(self._buffer))
+                return
+            with self._upload as upload:
+                upload.send(len(upload.tags) + 1, bytes(self._buffer))
+                upload.finish()
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained("write", f"s3://{self._path}", self._store.options)
 
     def discard(self, error: BaseException) -> None:
         """Close it so that nothing appears."""

@@ -181,19 +181,30 @@ class S3Store:
         return {name: size for name, size in sorted(found.items()) if name and not name.endswith("/")}
 
     def children(self, path: str) -> list[str]:
+        files, folders = self.entries(path)
+        return sorted({*files, *folders} - {""})
+
+    def entries(self, path: str) -> tuple[dict[str, int], list[str]]:
+        """Directly in a folder: files, name -> bytes, and the names of folders."""
         prefix, pages = self._list(path, Delimiter="/")
-        names: set[str] = set()
+        files: dict[str, int] = {}
+        folders: list[str] = []
         for page in pages:
-            names.update(o["Key"][len(prefix) :] for o in page.get("Contents", ()))
-            names.update(o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ()))
-        return sorted(names - {""})
+            files |= {o["Key"][len(prefix) :]: o["Size"] for o in page.get("Contents", ()) if o["Key"] != prefix}
+            folders += [o["Prefix"][len(prefix) : -1] for o in page.get("CommonPrefixes", ())]
+        return files, folders
+
+    def is_folder(self, path: str) -> bool:
+        """Whether any key lies below a path."""
+        prefix, pages = self._list(path, MaxKeys=2)  # One may be the folder's own.
+        return any(o["Key"] != prefix for o in next(pages).get("Contents", ()))
 
     def first_files(self, path: str) -> dict[str, int]:
         prefix, pages = self._list(path)
         found = {o["Key"][len(prefix) :]: o["Size"] for o in next(pages).get("Contents", ())}
         return found or {"": self.size(path)}
 
-    def _list(self, path: str, **how: str) -> tuple[str, Iterator[dict[str, Any]]]:
+    def _list(self, path: str, **how: Any) -> tuple[str, Iterator[dict[str, Any]]]:
         """The prefix that a folder's keys begin with, and the pages of its list."""
         bucket, _, prefix = path.partition("/")
         prefix = prefix and prefix + "/"
@@ -223,7 +234,7 @@ class S3Store:
             with contextlib.suppress(self.client.exceptions.NoSuchUpload):  # Its writer, or another sweep, ended it.
                 parts = self._pages("list_parts", ("PartNumberMarker",), **place)
                 size = sum(part["Size"] for page in parts for part in page.get("Parts", ()))
-                self.ask(functools.partial(self.client.abort_multipart_upload, **place))
+                self._abort(place)
                 name = upload["Key"][len(prefix) + 1 :]
                 found[name] = found.get(name, 0) + size
         for folder in filter(PARTIAL.fullmatch, self.children(path)):
@@ -231,6 +242,21 @@ class S3Store:
                 self.delete(f"{path}/{folder}/{name}")
                 found[f"{folder}/{name}"] = size
         return found
+
+    def _abort(self, place: dict[str, str]) -> None:
+        """End an unfinished upload. Raises NoSuchUpload where another ended it."""
+        tries = 0
+
+        def abort() -> None:
+            nonlocal tries
+            tries += 1
+            try:
+                self.client.abort_multipart_upload(**place)
+            except self.client.exceptions.NoSuchUpload:
+                if tries == 1:  # Else an earlier try was carried out and its answer lost.
+                    raise
+
+        self.ask(abort)
 
 
 def _with_new_credentials(found: Diagnosis) -> None:

@@ -10,7 +10,7 @@ import re
 import shutil
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar
@@ -60,7 +60,9 @@ class StorageOptions:
     """Where a request names the bucket: in its path, or in the host's name. auto: AWS_VIRTUAL_HOSTED_STYLE_REQUEST, the profile's
     `s3.addressing_style`, else virtual for buckets on AWS without a dot in their names, path for all others."""
     connect_timeout_s: float = 5.0
+    """Seconds until a connection stands."""
     read_timeout_s: float = 60.0
+    """Seconds without a byte of an answer."""
     patience_s: float = 180.0
     """How long a store may fail to answer, seconds, before the work that needs it fails with `StoreUnavailable`."""
 
@@ -214,45 +216,68 @@ class LocalStore:
                     file.seek(position)
                     while chunk := file.read(STREAM_CHUNK):
                         position += len(chunk)
+                        patience.answered()
                         yield chunk
+                patience.answered()
                 return
             except OSError as error:
                 if not patience.again(error):
                     raise
 
     def write(self, path: str, data: bytes, *, only_new: bool = False) -> None:
-        def fill(file) -> None:
-            file.write(data)
-
-        self._put(path, fill, only_new)
+        self._put(path, lambda: (data,), only_new)
 
     def upload(self, source: Path, path: str) -> None:
-        def fill(file) -> None:
-            for chunk in self.stream(str(source)):
-                file.write(chunk)
+        self._put(path, lambda: self.stream(str(source)), only_new=False)
 
-        self._put(path, fill, only_new=False)
-
-    @_patient
-    def _put(self, path: str, fill, only_new: bool) -> None:
-        folder, name = os.path.split(os.path.abspath(path))
-        os.makedirs(folder, exist_ok=True)
+    def _put(self, path: str, chunks: Callable[[], Iterable[bytes]], only_new: bool) -> None:
+        """In steps, each of which is tried again by itself: the file stays the same one, by which a later try knows it as its own."""
+        path = os.path.abspath(path)
+        folder, name = os.path.split(path)
         partial = os.path.join(folder, partial_name(name))
         try:
-            with open(partial, "xb") as file:
-                fill(file)
-                file.flush()
-                os.fsync(file.fileno())
+            own = self._fill(partial, chunks)
+            self._name(partial, path, own, only_new)
+            self.delete(partial)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            raise
+        self._sync(folder)
+
+    def _fill(self, partial: str, chunks: Callable[[], Iterable[bytes]]) -> os.stat_result:
+        patience = Patience(DISKS, self.patience_s)
+        while True:
+            try:
+                os.makedirs(os.path.dirname(partial), exist_ok=True)
+                with open(partial, "wb") as file:
+                    for chunk in chunks():
+                        file.write(chunk)
+                        if patience.first is None:  # Only so: a file that never lasts must not be written for ever.
+                            patience.answered()
+                    file.flush()
+                    os.fsync(file.fileno())
+                    own = os.fstat(file.fileno())
+            except OSError as error:
+                if not patience.again(error):
+                    raise
+            else:
+                patience.answered()
+                return own
+
+    @_patient
+    def _name(self, partial: str, path: str, own: os.stat_result, only_new: bool) -> None:
+        try:
             if only_new:
-                try:
-                    os.link(partial, path)  # Fails if the name exists: the local form of If-None-Match.
-                except FileExistsError:
-                    if not os.path.samefile(partial, path):  # A network mount may answer late, to its own retry.
-                        raise
+                os.link(partial, path)  # Fails if the name exists: the local form of If-None-Match.
             else:
                 os.replace(partial, path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        except (FileExistsError, FileNotFoundError):  # A network mount may have done it, and answered late.
+            if not (os.path.exists(path) and os.path.samestat(os.stat(path), own)):
+                raise
+
+    @_patient
+    def _sync(self, folder: str) -> None:
         sync_folder(folder)
 
     @_patient
@@ -268,7 +293,6 @@ class LocalStore:
         return sorted(os.listdir(path))
 
     @_patient
-    @_patient
     def first_files(self, path: str) -> dict[str, int]:
         if not os.path.isdir(path):
             return {"": os.stat(path).st_size}
@@ -280,10 +304,16 @@ class LocalStore:
         for folder, folders, files in os.walk(root):
             for name in filter(PARTIAL.fullmatch, [*folders, *files]):
                 partial = Path(folder, name)
-                found[partial.relative_to(root).as_posix()] = (
-                    sum(self.walk(str(partial)).values()) or partial.stat().st_size
-                )
-                shutil.rmtree(partial) if partial.is_dir() and not partial.is_symlink() else partial.unlink()
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # A live writer gave it its name, or another sweep was faster.
+                    size = sum(self.walk(str(partial)).values()) or partial.stat().st_size
+                    if partial.is_dir() and not partial.is_symlink():
+                        shutil.rmtree(partial, ignore_errors=True)  # A live writer may add to it meanwhile.
+                    else:
+                        partial.unlink()
+                    if not os.path.lexists(partial):
+                        found[partial.relative_to(root).as_posix()] = size
             folders[:] = [name for name in folders if not PARTIAL.fullmatch(name)]
         return found
 
@@ -317,7 +347,7 @@ def explained(operation: str, uri: str | os.PathLike[str], options: StorageOptio
     except Exception as error:
         text = os.fspath(uri)
         first = error.first if isinstance(error, GaveUp) else error
-        found = diagnose(first, "" if is_s3(text) else text)
+        found = diagnose(first, "" if is_s3(text) else local_path(text))
         if found is None:
             raise
         options, place = options or StorageOptions(), text

@@ -81,19 +81,24 @@ def scratch(purpose: str, needed: int = 0) -> Iterator[Path]:
 
 
 def sweep_scratch() -> Swept:
-    """Remove the temporary folders (`scratch`) of this user's dead processes of this host."""
+    """Remove the temporary folders (`scratch`) of this user's dead processes of this host. What can't be removed is left, and not told."""
     host, found = socket.gethostname(), {}
     named = re.compile(rf"jala_ray-.+-{re.escape(host)}-(\d+)-(\d+)-[0-9a-f]{{8}}")
-    for folder in Path(tempfile.gettempdir()).iterdir():
+    try:
+        folders = list(Path(tempfile.gettempdir()).iterdir())
+    except OSError:  # it may be written to, but not be listed
+        folders = []
+    for folder in folders:
         owner = named.fullmatch(folder.name)
         if owner is None or began(int(owner[1])) == int(owner[2]):
             continue
-        with contextlib.suppress(FileNotFoundError):  # Another sweep was faster.
+        with contextlib.suppress(OSError):  # Another sweep is at work, or the next one has more luck.
             if folder.stat().st_uid != os.getuid() or _locked(folder):
                 continue
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            shutil.rmtree(folder)
-            found[folder.name] = size
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                found[folder.name] = size
     return Swept(tuple(sorted(found)), sum(found.values()))
 
 

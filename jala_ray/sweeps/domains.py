@@ -18,18 +18,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 
 from jala_ray.parsing import suggest
 from jala_ray.types import ConfigError
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 DIGITS = 4
 """Significant digits of a value: enough for any setting, few enough to be read and typed."""
@@ -63,6 +60,8 @@ class Range:
         return round(1.0 - value, 12) if self.scale == "one_minus_log" else value
 
     def distribution(self) -> BaseDistribution:
+        from optuna.distributions import FloatDistribution, IntDistribution
+
         if self.scale == "integer":
             return IntDistribution(int(self.low), int(self.high))
         return FloatDistribution(self.low, self.high, log=self.scale != "uniform")
@@ -103,6 +102,8 @@ class Choice:
         return self.values.index(value)
 
     def distribution(self) -> BaseDistribution:
+        from optuna.distributions import CategoricalDistribution
+
         return CategoricalDistribution(tuple(range(len(self.values))))
 
     def ends(self) -> tuple[Any, ...]:

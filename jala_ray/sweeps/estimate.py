@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import statistics
-from typing import Any
 
-from jala_ray import storage
 from jala_ray.config import RunConfig
-from jala_ray.storage import StorageOptions
 from jala_ray.sweeps.plan import Plan
 from jala_ray.sweeps.search import FIRST, propose
-from jala_ray.sweeps.trials import whole_rows
-from jala_ray.types import ConfigError
+from jala_ray.training.estimate import gpu_hours, step_seconds
 
 SHOWN = 12
 START_SECONDS = 30.0
@@ -74,20 +69,5 @@ def _cost(plan: Plan, steps: int, like: str | None, price: float | None) -> list
         lines.append(f"  wall clock, {plan.concurrent} at a time: about {trial_hours[0] / plan.concurrent:.2f} h")
     gpus = cluster.workers * cluster.gpus_per_worker
     if gpus:
-        lines.append(f"  GPU-hours: about {trial_hours[0] * gpus:.2f}, at most {trial_hours[1] * gpus:.2f}")
-        if price is not None:
-            costs = [hours * gpus * price for hours in trial_hours]
-            lines.append(f"  at {price:g} a GPU-hour: about {costs[0]:.2f}, at most {costs[1]:.2f}")
+        lines += gpu_hours(tuple(hours * gpus for hours in trial_hours), price)
     return lines
-
-
-def step_seconds(run: str, options: StorageOptions) -> float:
-    """Median seconds a step of a run folder. Raises `ConfigError` where it has none."""
-    place = storage.join(storage.absolute(run), "metrics.jsonl")
-    found: list[Any] = []
-    if storage.exists(place, options):
-        rows = whole_rows(storage.read_bytes(place, options).decode().splitlines())
-        found = [row["step_s"] for row in rows if row.get("step_s") is not None]
-    if not found:
-        raise ConfigError("--like", run, "a run folder whose metrics.jsonl has step_s")
-    return statistics.median(found)

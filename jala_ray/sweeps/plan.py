@@ -22,8 +22,8 @@ from jala_ray.sweeps.domains import Domain
 from jala_ray.sweeps.driver import Sweep
 from jala_ray.sweeps.halving import Halving
 from jala_ray.sweeps.metrics import Metric, choose, halving_metric
-from jala_ray.sweeps.search import METHODS, Strategy
-from jala_ray.sweeps.spaces import SET_BY_SWEEPS, Base, bind, load, verify
+from jala_ray.sweeps.search import Strategy
+from jala_ray.sweeps.spaces import METHODS, SET_BY_SWEEPS, Base, bind, load, verify
 from jala_ray.sweeps.trials import RunTrials, steps_of
 from jala_ray.training.setup import RESUMABLE, absolute, run_folder, storage_options
 from jala_ray.types import ConfigError
@@ -38,7 +38,7 @@ READING_CPUS = 1.0
 
 @dataclass(frozen=True)
 class Asked:
-    """The command line, see `sweep.parser`."""
+    """The command line, see `commands/sweep.py`."""
 
     preset: str
     settings: tuple[str, ...]

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
@@ -22,10 +22,9 @@ from scipy.stats import qmc
 from jala_ray.sweeps.domains import Domain
 from jala_ray.sweeps.ledger import Record
 from jala_ray.sweeps.metrics import Metric
+from jala_ray.sweeps.spaces import Method
 from jala_ray.types import ConfigError
 
-Method = Literal["tpe", "random", "grid"]
-METHODS: tuple[Method, ...] = ("tpe", "random", "grid")
 FIRST = 8
 """Trials before TPE has something to learn from."""
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jala_ray import storage
 from jala_ray.checks import check
@@ -18,6 +18,9 @@ from jala_ray.types import ConfigError
 
 Base = RunConfig | TokenizerRunConfig
 Space = Mapping[str, Mapping[str, Any]]
+Method = Literal["tpe", "random", "grid"]
+METHODS: tuple[Method, ...] = ("tpe", "random", "grid")
+"""How values are looked for in a space (`search.py`)."""
 
 SPACES: dict[str, dict[str, dict[str, Any]]] = {
     "lambda_alpha_layer": {

@@ -18,13 +18,16 @@ from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vla import VLA
 from jala_ray.models.vocab import Vocab
 from jala_ray.objectives.build import build_objective
+from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training.learner import Learner
+from jala_ray.training.setup import storage_options
 
 
 def build_assets(config: RunConfig, scratch: str | Path) -> Assets:
     """Text tokenizer, motion tokenizer and sequence numbers of a run; `scratch` holds what is downloaded."""
-    motion = MotionTokenizer.load(tokenizer_folder(config.motion_tokenizer, scratch)).eval().requires_grad_(False)
+    folder = tokenizer_folder(config.motion_tokenizer, scratch, storage_options(config))
+    motion = MotionTokenizer.load(folder).eval().requires_grad_(False)
     text = config.model.text
     if text.pretrained is not None:
         tokenizer = TextTokenizer.from_pretrained(text.pretrained, text.revision)
@@ -36,14 +39,14 @@ def build_assets(config: RunConfig, scratch: str | Path) -> Assets:
     return Assets(tokenizer, motion, SequenceSpec(vocab, facts.image_tokens, *sizes))
 
 
-def tokenizer_folder(address: str, scratch: str | Path) -> Path:
+def tokenizer_folder(address: str, scratch: str | Path, options: StorageOptions | None = None) -> Path:
     """Local folder of a motion tokenizer, given its own address or that of the run that trained it."""
     inner = storage.join(address, "tokenizer")
-    if storage.is_committed(inner):
+    if storage.is_committed(inner, options):
         address = inner
     if not storage.is_s3(address):
         return Path(storage.local_path(address))
-    storage.download_dir(address, Path(scratch) / "motion_tokenizer")
+    storage.download_dir(address, Path(scratch) / "motion_tokenizer", options)
     return Path(scratch) / "motion_tokenizer"
 
 

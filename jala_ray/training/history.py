@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
-from jala_ray.types import StorageError
+from jala_ray.types import DamagedFiles, StorageError
 
 PREFIX = "step-"
 DAMAGED_FILE = "DAMAGED.json"
@@ -61,7 +61,15 @@ def step_of(uri: str) -> int:
 def prune(run: str, keep: int, options: StorageOptions | None = None) -> None:
     """Delete all but the `keep` newest committed checkpoints."""
     for uri in committed_steps(run, options)[:-keep]:
+        _delete(uri, options)
+
+
+def _delete(uri: str, options: StorageOptions | None) -> None:
+    """No reason to end a run where it fails: the marker is gone first, and the next start comes back to the rest."""
+    try:
         storage.delete_dir(uri, options)
+    except StorageError as error:
+        print(f"WARNING checkpoint {uri} could not be deleted: {error}", flush=True)
 
 
 def set_aside(uri: str, why: str, options: StorageOptions | None = None) -> None:
@@ -73,19 +81,19 @@ def set_aside(uri: str, why: str, options: StorageOptions | None = None) -> None
     storage.delete(storage.join(uri, storage.COMMIT_FILE), options)
 
 
-def settle(run: str, options: StorageOptions | None = None) -> str | None:
-    """The newest checkpoint whose files are all there in their sizes. For the holder of the run folder's lease, at its start.
+def settle(run: str, options: StorageOptions | None = None) -> None:
+    """See to it that the newest checkpoint's files are all there in their sizes. For the holder of the run folder's lease, at its start.
 
-    Checkpoints that are not are set aside, those whose saving was cut off are deleted. Bytes are compared where they are read.
+    Checkpoints of which they are not are set aside, those whose saving was cut off are deleted. Bytes are compared where they are read.
     """
-    found = None
-    for uri in folders(run, options):
-        if found is None and _sound(uri, options):
-            found = uri
-        elif not _has_marker(uri, options):
+    found = folders(run, options)
+    for uri in found:
+        if not _has_marker(uri, options):
             print(f"checkpoint {uri} was not finished: deleted", flush=True)
-            storage.delete_dir(uri, options)
-    return found
+            _delete(uri, options)
+    for uri in found:
+        if _sound(uri, options):
+            return
 
 
 def _sound(uri: str, options: StorageOptions | None) -> bool:
@@ -93,7 +101,7 @@ def _sound(uri: str, options: StorageOptions | None) -> bool:
         storage.verify_dir(uri, options, digest=False)
     except storage.MissingFile:
         return False
-    except StorageError as error:
+    except DamagedFiles as error:
         set_aside(uri, str(error), options)
         return False
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pyarrow.fs
 import ray
 import ray.data
 import ray.train
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
@@ -25,6 +27,7 @@ from jala_ray.training import history
 from jala_ray.training.cluster import watch_cluster
 from jala_ray.training.interrupts import interrupts_given_back
 from jala_ray.training.lease import successor
+from jala_ray.training.provenance import for_tasks
 from jala_ray.training.watch import PATIENCE_S
 from jala_ray.training.worker_setup import know_own_cluster
 from jala_ray.types import ConfigError, DamagedCheckpoint
@@ -191,6 +194,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     from jala_ray.training.ddp import distributed
     from jala_ray.training.loop import Run, train
 
+    setup.sweep_machine()
     config = from_dict(RunConfig, payload["config"])
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
@@ -239,6 +243,7 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
     from jala_ray.training.ddp import distributed
     from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
 
+    setup.sweep_machine()
     config = from_dict(TokenizerRunConfig, payload["config"])
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
@@ -268,7 +273,7 @@ def reporter(filesystem: pyarrow.fs.FileSystem, rank: int) -> Callable[[dict[str
     """Tell Ray Train of a checkpoint that rank 0 has put, verified, into its place."""
 
     def committed(metrics: dict[str, Any], address: str) -> None:
-        path = storage.filesystem(address)[1]
+        path = address.removeprefix("s3://")  # as the file system has it; addresses of runs are absolute
         ray.train.report(
             {k: v for k, v in metrics.items() if isinstance(v, (int, float))},
             checkpoint=ray.train.Checkpoint(path, filesystem=filesystem) if rank == 0 else None,
@@ -288,12 +293,18 @@ def ensure_ray(
     cluster is theirs. From then on the driver says what could not be placed for `waiting_s`.
     """
     if not ray.is_initialized():
-        wanted = {**storage.worker_env(options), **(environment or {})}
+        wanted = {**storage.worker_env(options), **for_tasks(), **(environment or {})}
         # Ray refuses a variable that the submitted job's own environment sets too; tasks inherit that one.
-        missing = {k: v for k, v in wanted.items() if k not in os.environ}
+        missing = {k: v for k, v in wanted.items() if k not in submitted_environment()}
         setup = f"{know_own_cluster.__module__}.{know_own_cluster.__name__}"
         ray.init(log_to_driver=True, runtime_env={"env_vars": missing, "worker_process_setup_hook": setup})
     watch_cluster(waiting_s)
+
+
+def submitted_environment() -> Mapping[str, str]:
+    """Environment variables that `ray job submit --runtime-env` gave this job and its tasks; none for a program that joins a cluster."""
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    return (job.get("runtime_env") or {}).get("env_vars") or {}
 
 
 def check_resources(cluster: ClusterConfig, resources: Mapping[str, float]) -> None:

@@ -1,9 +1,9 @@
 """One attempt at a time writes into a run folder.
 
 Every attempt takes the next number, by a write that succeeds for one of several (`leases/00000003.json`), and holds the folder as long as
-it shows signs of life (`leases/OWNER.beat`). The next attempt takes over from one that was released, whose process is gone, or that
-showed no sign of life for `StorageConfig.lease_s` seconds. It need not be dead: whoever commits or logs asks first whether a later
-number was taken (`Lease.check`), so that an orphan of a lost head, wherever it runs, is fenced off.
+it lives. The next attempt takes over from one that was released, whose process is gone, or, where that cannot be known from here, that
+showed no sign of life (`leases/OWNER.beat`) for `StorageConfig.lease_s` seconds. It need not be dead: whoever commits or logs asks first
+whether a later number was taken (`Lease.check`), so that an orphan of a lost head, wherever it runs, is fenced off.
 """
 
 from __future__ import annotations
@@ -131,8 +131,11 @@ class Lease:
     def _keep(self) -> None:
         while not self._stop.wait(self.lease_s / BEATS):
             # A store that stumbles costs a beat; one that is away for longer is noticed by those who work.
-            with contextlib.suppress(StorageError, StoreUnavailable):
-                self.beat(replace(self.options, patience_s=self.lease_s / BEATS))
+            try:
+                with contextlib.suppress(StorageError, StoreUnavailable):
+                    self.beat(replace(self.options, patience_s=self.lease_s / BEATS))
+            except Exception as error:  # whatever it is, without this thread others take the folder
+                print(f"WARNING {self.folder}: a sign of life failed: {error!r}", flush=True)
 
     def beat(self, options: StorageOptions, *, released: bool = False) -> None:
         self._count += 1
@@ -154,6 +157,11 @@ class Lease:
         self.release()
 
 
+def guard(lease: Lease | None) -> Callable[[], None]:
+    """What is asked before anything is written: `Lease.check`, or nothing where no one else can hold the folder."""
+    return lease.check if lease is not None else lambda: None
+
+
 def acquire(
     folder: str,
     options: StorageOptions | None = None,
@@ -170,9 +178,13 @@ def acquire(
     last = refuse_held(folder, options, lease_s, say=say, sleep=sleep)
     held = Held((last.attempt if last else 0) + 1, uuid.uuid4().hex, uuid.uuid4().hex, Process.this(), time.time())
     lease = Lease(folder, _taken(folder, held, options), options, lease_s).start()
-    names = _names(folder, options)
-    for old in [*_leases(names)[:-KEPT], *(n for n in names if n.endswith(BEAT) and n != held.owner + BEAT)]:
-        storage.delete(storage.join(folder, FOLDER, old), options)
+    try:
+        names = _names(folder, options)
+        for old in [*_leases(names)[:-KEPT], *(n for n in names if n.endswith(BEAT) and n != held.owner + BEAT)]:
+            storage.delete(storage.join(folder, FOLDER, old), options)
+    except BaseException:
+        lease.release()
+        raise
     return lease
 
 
@@ -193,18 +205,19 @@ def successor(folder: str, owner: str, options: StorageOptions, lease_s: float) 
 
 
 def _taken(folder: str, held: Held, options: StorageOptions) -> Held:
-    payload = json.dumps(asdict(held)).encode()
-    address = storage.join(folder, FOLDER, held.name)
+    """`held`, written and the newest. Raises `ConfigError` when another attempt was faster, `StorageError` when it can't be written."""
+    payload, refused = json.dumps(asdict(held)).encode(), None
     try:
-        storage.write_bytes(address, payload, options, only_new=True)
-        won = storage.read_bytes(address, options) == payload  # some stores know no conditional writes
-    except StorageError:
-        if newest_lease(folder, options) is None:
-            raise  # not a race: it cannot be written
-        won = False
-    if not won:
-        raise _in_use(folder, newest_lease(folder, options), "just begun")
-    return held
+        storage.write_bytes(storage.join(folder, FOLDER, held.name), payload, options, only_new=True)
+    except StorageError as error:
+        refused = error
+    # Asked in any case: a lost answer to a write, a store without conditional writes, a number that is free again for it was so long ago.
+    newest = newest_lease(folder, options)
+    if newest is not None and newest.token == held.token:
+        return held
+    if refused is not None and (newest is None or newest.attempt < held.attempt):
+        raise refused  # by no one else
+    raise _in_use(folder, newest, "just begun") from refused
 
 
 def refuse_held(
@@ -220,14 +233,18 @@ def refuse_held(
     if last is None:
         return last
     beat = _beat(folder, last, options)
-    owner = beat.process
+    owner, age = beat.process, time.time() - beat.time
+    holder = replace(last, process=owner)  # not one of its workers, which would be started again
     if beat.released or owner.gone() or owner == Process.this():
         return last
-    if time.time() - beat.time > lease_s + (0 if owner.here() else SKEW_S):
-        return last
     if owner.here():
-        raise _in_use(folder, last, f"alive {max(0.0, time.time() - beat.time):.0f} s ago")
-    say(f"{folder} was held by {last}: waiting up to {lease_s:.0f} s for a sign of life")
+        known = owner.began and beat.count  # else it may be another process, or a worker
+        if known or age <= lease_s:
+            raise _in_use(folder, holder, f"alive, its last sign of life {max(0.0, age):.0f} s ago")
+        return last
+    if age > lease_s + SKEW_S:
+        return last
+    say(f"{folder} was held by {holder}: waiting up to {lease_s:.0f} s for a sign of life")
     until = time.monotonic() + lease_s
     while time.monotonic() < until:
         sleep(lease_s / BEATS / 4)
@@ -235,7 +252,7 @@ def refuse_held(
         if now.released:
             return last
         if now.count != beat.count:
-            raise _in_use(folder, last, "alive just now")
+            raise _in_use(folder, holder, "alive just now")
     return last
 
 
@@ -250,6 +267,12 @@ def newest_lease(folder: str, options: StorageOptions) -> Held | None:
         return None
     stored: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, FOLDER, names[-1]), options))
     return Held(process=Process(**stored.pop("process")), **stored)
+
+
+def last_sign(folder: str, options: StorageOptions) -> Beat | None:
+    """The last sign of life of the newest attempt; None for a folder that nobody ever held."""
+    held = newest_lease(folder, options)
+    return None if held is None else _beat(folder, held, options)
 
 
 def _names(folder: str, options: StorageOptions) -> list[str]:

@@ -7,10 +7,9 @@ import importlib.util
 import json
 import os
 import platform
-import re
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,29 +17,35 @@ from typing import Any
 import torch
 
 from jala_ray import storage
-from jala_ray.config import RunConfig, TokenizerRunConfig
+from jala_ray.config import AnyRun
 from jala_ray.parsing import to_dict
 from jala_ray.rows import dump_row, load_row
 from jala_ray.storage import StorageOptions
 from jala_ray.training import trackers
+from jala_ray.training.provenance import provenance
 from jala_ray.training.trackers import Courier
 from jala_ray.types import EFFECTIVE_RANK_WARN, RHO_WARN, ConfigError
 
-AnyRun = RunConfig | TokenizerRunConfig
-
-ROOT = Path(__file__).resolve().parents[2]
-GIT_S = 10.0
-"""How long git may take to say which commit this is."""
-
 
 class RunLog:
-    """Rank 0's log of a run folder. Local folders are written in place; for s3:// a local copy is written and `sync`ed.
+    """Rank 0's log of a run folder. Local folders are written in place; for s3:// a local copy is written and `sync`ed. `guard` is called
+    before anything is written to the run folder; what it raises stops that.
 
     On a resume at step s, rows of later steps are moved from metrics.jsonl to metrics.cut.jsonl: metrics.jsonl always tells the
     surviving history, one object a logged step.
     """
 
-    def __init__(self, config: AnyRun, run_folder: str, start: int, total: int, options: StorageOptions | None) -> None:
+    def __init__(
+        self,
+        config: AnyRun,
+        run_folder: str,
+        start: int,
+        total: int,
+        options: StorageOptions | None,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
+        guard()
+        self.guard = guard
         self.uri, self.options, self.total, self.start = run_folder, options, total, start
         self.remote = storage.is_s3(run_folder)
         self._held = contextlib.ExitStack()
@@ -53,7 +58,8 @@ class RunLog:
         kept = cut_after(self.folder / "metrics.jsonl", start)
         cut_after(self.folder / "errors.jsonl", start - 1)  # a step counts its errors from 0, a row its steps from 1
         self.attempt = 1 + max((int(row["attempt"]) for row in kept), default=0)
-        (self.folder / "config.json").write_text(json.dumps(to_dict(config), indent=1))
+        # At once, as a run whose settings are half there can't go on.
+        storage.write_bytes(self.folder / "config.json", json.dumps(to_dict(config), indent=1).encode())
         self._environment(config)
         self.metrics = (self.folder / "metrics.jsonl").open("a")
         self.errors = (self.folder / "errors.jsonl").open("a")
@@ -81,10 +87,11 @@ class RunLog:
 
     def _environment(self, config: AnyRun) -> None:
         facts = environment() | {"seed": config.seed, "attempt": self.attempt}
-        (self.folder / "environment.json").write_text(json.dumps(facts, indent=1))
+        storage.write_bytes(self.folder / "environment.json", json.dumps(facts, indent=1).encode())
 
     def write(self, row: dict[str, Any], errors: list[dict[str, Any]]) -> None:
         """Append one logged step, its quarantined rows, and print the progress line."""
+        self.guard()
         row = {"step": row["step"], "attempt": self.attempt, **{k: v for k, v in row.items() if k != "step"}}
         self.metrics.write(dump_row(row) + "\n")
         self.metrics.flush()
@@ -101,6 +108,7 @@ class RunLog:
         """Bring an s3:// run folder up to date (whole small files; nothing to do for a local one)."""
         if not self.remote:
             return
+        self.guard()
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file() and p.suffix != ".new"):
             name = path.relative_to(self.folder).as_posix()
             storage.write_bytes(storage.join(self.uri, *name.split("/")), path.read_bytes(), options=self.options)
@@ -120,14 +128,14 @@ class RunLog:
             cause.add_note(f"The run's log could not be closed either: {error}")
 
     def close(self) -> None:
-        self.metrics.close()
-        self.errors.close()
-        for tracker in self.trackers:
-            tracker.closing.set()
-        for tracker in self.trackers:
-            tracker.close()
-        self.sync()
-        self._held.close()
+        with self._held:
+            self.metrics.close()
+            self.errors.close()
+            for tracker in self.trackers:
+                tracker.closing.set()
+            for tracker in self.trackers:
+                tracker.close()
+            self.sync()
 
 
 def cut_after(path: Path, step: int) -> list[dict[str, Any]]:
@@ -201,23 +209,11 @@ def environment() -> dict[str, Any]:
             versions[name] = "not installed"
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **asdict(provenance()),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "gpus": devices,
         "versions": versions,
-        "git_commit": _git_commit(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
     }
-
-
-def _git_commit() -> str:
-    if not (ROOT / ".git").exists():
-        return "not a checkout"
-    try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, timeout=GIT_S)
-    except (OSError, subprocess.TimeoutExpired):  # no git, or one that can't be run, or hangs: a run does without
-        return "unknown"
-    found = result.stdout.decode(errors="replace").strip()
-    return found if result.returncode == 0 and re.fullmatch("[0-9a-f]{40,64}", found) else "unknown"

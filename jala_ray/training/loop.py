@@ -25,7 +25,7 @@ from jala_ray.data.sampling.plan import rows_digest
 from jala_ray.training import checkpoint, history, transfer, watch
 from jala_ray.training.checkpoint import Position
 from jala_ray.training.learner import Learner
-from jala_ray.training.lease import Lease
+from jala_ray.training.lease import Lease, guard
 from jala_ray.training.log import RunLog
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from jala_ray.training.setup import storage_options
@@ -107,9 +107,8 @@ def train(run: Run) -> dict[str, Any]:
         start = restore(run, optimizer)
     if run.rank > 0:
         return run_steps(run, optimizer, start, None)
-    if run.lease is not None:
-        run.lease.check()
-    with RunLog(run.config, run.folder, start.step, run.total_steps, storage_options(run.config)) as log:
+    options, asked = storage_options(run.config), guard(run.lease)
+    with RunLog(run.config, run.folder, start.step, run.total_steps, options, asked) as log:
         return run_steps(run, optimizer, start, log)
 
 
@@ -119,7 +118,8 @@ def restore(run: Run, optimizer: torch.optim.Optimizer) -> Position:
     Raises `DamagedCheckpoint` when the bytes of the run's own checkpoint are not those that were written; it is set aside.
     """
     options = storage_options(run.config)
-    with storage.scratch("resume") as scratch:
+    needed = transfer.room(run.resume_from or run.config.init, options)
+    with storage.scratch("resume", needed) as scratch:
         if run.resume_from is not None:
             stored = transfer.own_copy(run.resume_from, scratch, options)
             checkpoint.load_weights(run.learner, stored)
@@ -192,8 +192,6 @@ def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: 
             with waiting_for(f"the validation after step {done}"):
                 latest |= validate(learner, held_out, run)
         if log is not None:
-            if run.lease is not None:
-                run.lease.check()
             log.write(latest, errors)
         faults.check(latest)
         refuse_divergence(latest)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jala_ray import storage
 from jala_ray.checks import check
-from jala_ray.config import DataConfig, ModelConfig, RunConfig, TokenizerRunConfig
+from jala_ray.config import AnyRun, DataConfig, ModelConfig, RunConfig, TokenizerRunConfig
 from jala_ray.data.manifest.places import Catalogue
 from jala_ray.data.samples.foresight import foresee
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
@@ -38,7 +38,7 @@ VAL_SEED = 1_000_003
 JOB_COPY = "working_dir_files"
 """A folder of this name holds the copies that `ray job submit` runs in."""
 
-AnyRun = TypeVar("AnyRun", RunConfig, TokenizerRunConfig)
+Either = TypeVar("Either", RunConfig, TokenizerRunConfig)
 
 RESUMABLE = (
     "cluster.",
@@ -53,18 +53,18 @@ RESUMABLE = (
 """Settings that may change between the attempts of one run, because they don't touch its numbers."""
 
 
-def storage_options(config: RunConfig | TokenizerRunConfig) -> StorageOptions:
+def storage_options(config: AnyRun) -> StorageOptions:
     """How the run's store is reached: what `config.storage` says of it."""
     known = {key.name for key in fields(StorageOptions)}
     return StorageOptions(**{key: value for key, value in vars(config.storage).items() if key in known})
 
 
-def run_folder(config: RunConfig | TokenizerRunConfig) -> str:
+def run_folder(config: AnyRun) -> str:
     """Address of the run's folder."""
     return storage.join(storage.absolute(config.storage.root), config.name)
 
 
-def absolute(config: AnyRun) -> AnyRun:
+def absolute(config: Either) -> Either:
     """The configuration with absolute addresses: workers run in other folders than the driver.
 
     Raises `ConfigError` for a relative `storage.root` in a submitted job, whose folder is a copy that Ray deletes.
@@ -116,7 +116,7 @@ def prepared(config: RunConfig) -> Iterator[Prepared]:
     """
     check(config)
     folder, options = run_folder(config), storage_options(config)
-    with claim(config, folder, options) as lease:
+    with reached(options), claim(config, folder, options) as lease:
         assets = prepare_assets(config, folder, options)
         ready = plans(config, assets)
         if claim_plan(config, ready) and (said := foresee(ready.train)):
@@ -154,7 +154,8 @@ def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[PreparedTokenizer
     if config.train.batch < config.cluster.workers:
         expected = f"at least one chunk a worker, >= cluster.workers = {config.cluster.workers}"
         raise ConfigError("train.batch", config.train.batch, expected, "It counts chunks over all workers.")
-    with claim(config, run_folder(config), storage_options(config)) as lease:
+    options = storage_options(config)
+    with reached(options), claim(config, run_folder(config), options) as lease:
         rows: dict[Split, ManifestRows] = {
             split: rows_with_labels(config.manifests, split, config.max_chunks, config.seed) for split in SPLITS
         }
@@ -162,16 +163,30 @@ def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[PreparedTokenizer
         yield PreparedTokenizer(lease, rows)
 
 
+@contextlib.contextmanager
+def reached(options: StorageOptions) -> Iterator[None]:
+    """For as long as a run lasts, other libraries and processes that it starts reach the store as it does."""
+    wanted = storage.worker_env(options)
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def claim(config: AnyRun, folder: str, options: StorageOptions) -> Lease:
     """Hold the run folder, sweep it, and write `config.json`, or compare with the one that is there.
 
     Raises `ConfigError` before anything is written when another process holds the folder; when the run had begun with other settings.
     """
-    os.environ.update(storage.worker_env(options))
-    lease.refuse_held(folder, options, config.storage.lease_s)
-    storage.probe(folder, options)
     held = lease.acquire(folder, options, config.storage.lease_s)
     try:
+        storage.probe(folder, options)
         sweep(folder, options)
         write_config(config, folder, options)
         # After the settings were compared: those of another run must not delete this one's checkpoints.
@@ -185,9 +200,18 @@ def claim(config: AnyRun, folder: str, options: StorageOptions) -> Lease:
 def sweep(folder: str, options: StorageOptions) -> None:
     """Remove what attempts that were cut off left behind, and say so."""
     history.settle(folder, options)
-    for swept in (storage.sweep(folder, options), storage.sweep_scratch()):
-        if swept.names:
-            print(f"removed what earlier attempts left behind: {swept}", flush=True)
+    _tell(storage.sweep(folder, options))
+    sweep_machine()
+
+
+def sweep_machine() -> None:
+    """Remove the temporary copies that killed processes left on this machine, and say so. Every worker does; the driver sees one."""
+    _tell(storage.sweep_scratch())
+
+
+def _tell(swept: storage.Swept) -> None:
+    if swept.names:
+        print(f"removed what earlier attempts left behind: {swept}", flush=True)
 
 
 def begun(folder: str, options: StorageOptions) -> bool:
@@ -204,12 +228,24 @@ def write_config(config: AnyRun, folder: str, options: StorageOptions) -> None:
     """`config.json`, unless the run has begun: then its settings must be these."""
     written, bound = storage.join(folder, "config.json"), begun(folder, options)
     if bound and storage.exists(written, options):
-        refuse_other_run(from_dict(type(config), json.loads(storage.read_bytes(written, options))), config, folder)
+        refuse_other_run(from_dict(type(config), _settings(written, options)), config, folder)
         return
     if not bound:  # a start that failed may have left them, made with other settings
         storage.delete_dir(storage.join(folder, "assets"), options)
         storage.delete(storage.join(folder, "plan.json"), options)
     storage.write_bytes(written, json.dumps(to_dict(config), indent=1).encode(), options=options)
+
+
+def _settings(written: str, options: StorageOptions) -> dict[str, Any]:
+    """What a run's `config.json` says. Raises `ConfigError` where it is cut off or damaged."""
+    text = storage.read_bytes(written, options)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        remedy = "Put the config.json of the run's newest checkpoint in its place, or start under another --name."
+        raise ConfigError(
+            written, f"{error}, in {len(text)} bytes", "the settings that the run began with", remedy
+        ) from error
 
 
 def refuse_other_run(old: object, new: object, folder: str) -> None:
@@ -236,8 +272,7 @@ def claim_plan(config: RunConfig, plans: Plans) -> bool:
     Raises `ConfigError` where the manifest has changed, or how a mixture's rows are ordered: the rest of an epoch would hold other rows,
     and the run's exactness would be lost.
     """
-    options, plan = storage_options(config), plans.train.plan
-    written = storage.join(run_folder(config), "plan.json")
+    plan = plans.train.plan
     now: dict[str, Any] = {
         "rows": plan.steps.rows,
         "manifest_rows": len(plan.catalogue),
@@ -245,36 +280,50 @@ def claim_plan(config: RunConfig, plans: Plans) -> bool:
     }
     if plan.counts is not None:
         now["copies"] = "apart"  # they were not, once
-    if storage.exists(written, options):
-        was = json.loads(storage.read_bytes(written, options))
-        if was != now:
-            remedy = "The manifest has changed since the run began. Bring it back, or start under another --name."
-            if was | {"copies": "apart"} == now:
-                remedy = (
-                    "That version ordered a mixture's rows otherwise: go on with it, or start under another --name."
-                )
-            raise ConfigError("data.manifest", now, f"the rows that the run began with, {was}", remedy)
-        return False
-    storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
-    return True
+
+    def remedy(was: dict[str, Any]) -> str:
+        if was | {"copies": "apart"} == now:
+            return "That version ordered a mixture's rows otherwise: go on with it, or start under another --name."
+        return "The manifest has changed since the run began. Bring it back, or start under another --name."
+
+    return _claim_rows(config, now, "data.manifest", "rows", remedy)
 
 
 def claim_chunks(config: TokenizerRunConfig, rows: dict[Split, ManifestRows]) -> None:
     """`claim_plan` of a tokenizer's run. Raises `ConfigError` where the manifests' labelled rows have changed since it began."""
-    options, folder = storage_options(config), run_folder(config)
-    written = storage.join(folder, "plan.json")
+    folder = run_folder(config)
     now = {split: {"rows": len(chosen), "digest": chosen.digest()} for split, chosen in rows.items()}
+
+    def remedy(was: dict[str, Any]) -> str:
+        return "A manifest has changed since the run began. Bring it back, or start under another --name."
+
+    def refuse_begun() -> None:
+        # Nor does it say how many workers shared a step: batches were each worker's.
+        if begun(folder, storage_options(config)):
+            remedy = "A version that did not write it down has begun the run: go on with that one, or start under another --name."
+            raise ConfigError("plan.json", folder, "a run folder that says which chunks it learns", remedy)
+
+    _claim_rows(config, now, "manifests", "labelled rows", remedy, refuse_begun)
+
+
+def _claim_rows(
+    config: AnyRun,
+    now: dict[str, Any],
+    field: str,
+    rows: str,
+    remedy: Callable[[dict[str, Any]], str],
+    first: Callable[[], None] = lambda: None,
+) -> bool:
+    """Whether `plan.json` is written now, after `first`. One that says otherwise is refused, by the setting `field`."""
+    options, written = storage_options(config), storage.join(run_folder(config), "plan.json")
     if storage.exists(written, options):
         was = json.loads(storage.read_bytes(written, options))
         if was != now:
-            remedy = "A manifest has changed since the run began. Bring it back, or start under another --name."
-            raise ConfigError("manifests", now, f"the labelled rows that the run began with, {was}", remedy)
-    elif begun(folder, options):
-        # Nor does it say how many workers shared a step: batches were each worker's.
-        remedy = "A version that did not write it down has begun the run: go on with that one, or start under another --name."
-        raise ConfigError("plan.json", folder, "a run folder that says which chunks it learns", remedy)
-    else:
-        storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
+            raise ConfigError(field, now, f"the {rows} that the run began with, {was}", remedy(was))
+        return False
+    first()
+    storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
+    return True
 
 
 def plans(config: RunConfig, assets: str) -> Plans:

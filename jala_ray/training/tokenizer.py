@@ -24,7 +24,7 @@ from jala_ray.tokenizer.quality import check_collapse, measure_quality
 from jala_ray.tokenizer.statistics import FeatureStats
 from jala_ray.tokenizer.training import TokenizerLearner, batches, build_optimizer, held_out_losses, train_step
 from jala_ray.training import history, transfer, watch
-from jala_ray.training.lease import Lease
+from jala_ray.training.lease import Lease, guard
 from jala_ray.training.log import RunLog
 from jala_ray.training.watch import waiting_for
 from jala_ray.types import UserError
@@ -90,8 +90,7 @@ def train_tokenizer(run: TokenizerRun) -> dict[str, Any]:
             load_state(found, learner, optimizer, run)
     if run.rank > 0:
         return run_steps(run, learner, optimizer, start, None)
-    check_lease(run)
-    with RunLog(run.config, run.folder, start, settings.steps, run.options) as log:
+    with RunLog(run.config, run.folder, start, settings.steps, run.options, guard(run.lease)) as log:
         return run_steps(run, learner, optimizer, start, log)
 
 
@@ -118,7 +117,6 @@ def run_steps(
             since, logged = time.perf_counter(), done
             if evaluate:
                 row |= held_out_losses(learner.export(), validation)
-            check_lease(run)
             log.write(row, [])
         if final or done % config.checkpoint_every == 0:
             address = history.address(run.folder, done)
@@ -135,11 +133,6 @@ def run_steps(
         return finish(learner.export().eval(), run)
 
 
-def check_lease(run: TokenizerRun) -> None:
-    if run.lease is not None:
-        run.lease.check()
-
-
 def finish(tokenizer: MotionTokenizer, run: TokenizerRun) -> dict[str, Any]:
     """Measure, fail on collapse, and commit the result."""
     measured = run.held_out if len(run.held_out) else run.train
@@ -147,7 +140,7 @@ def finish(tokenizer: MotionTokenizer, run: TokenizerRun) -> dict[str, Any]:
     features, side, beta = chunks
     quality = measure_quality(tokenizer, features, side, beta=beta)
     quality["held_out"] = len(run.held_out) > 0
-    check_lease(run)
+    guard(run.lease)()
     storage.write_bytes(
         storage.join(run.folder, "quality.json"), json.dumps(quality, indent=1).encode(), options=run.options
     )
@@ -174,7 +167,7 @@ def save_state(address: str, learner: nn.Module, optimizer: torch.optim.Optimize
 
 
 def load_state(address: str, learner: nn.Module, optimizer: torch.optim.Optimizer, run: TokenizerRun) -> None:
-    with storage.scratch("resume") as scratch:
+    with storage.scratch("resume", transfer.room(address, run.options)) as scratch:
         folder = transfer.own_copy(address, scratch, run.options)
         state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
     learner.load_state_dict(state["learner"])

@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from jala_ray.config import RunConfig, TokenizerRunConfig
+from jala_ray.config import AnyRun
 from jala_ray.parsing import flatten
 
-AnyRun = RunConfig | TokenizerRunConfig
 Row = dict[str, Any]
 
 WAITING = 10_000
@@ -86,18 +85,24 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """The run `run` of an experiment, or a new one, whose id `begun` is told."""
+    """The run of an experiment that a `Memory` knows, or a new one; `keep` is told its id, and that its parameters are there."""
 
-    def __init__(self, experiment: str, config: AnyRun, run: str | None, begun: Callable[[str], None]) -> None:
+    def __init__(self, experiment: str, config: AnyRun, known: dict[str, Any], keep: Callable[..., None]) -> None:
         import mlflow  # pyright: ignore[reportMissingImports]  # an extra
 
-        self.mlflow = mlflow
+        self.mlflow, run = mlflow, known["run"]
         mlflow.set_experiment(experiment)
-        if run is not None:
-            mlflow.start_run(run_id=run)  # its parameters stay those that it began with: MLflow lets none change
-            return
-        begun(mlflow.start_run(run_name=config.name).info.run_id)
-        mlflow.log_params({k: str(v)[:500] for k, v in flatten(config).items()})
+        started = mlflow.start_run(run_id=run) if run is not None else mlflow.start_run(run_name=config.name)
+        try:
+            if run is None:
+                keep(run=started.info.run_id, parameters=False)
+            # Once: they stay those that it began with, for MLflow lets none change. Older memories say nothing of them.
+            if run is None or not known.get("parameters", True):
+                mlflow.log_params({k: str(v)[:500] for k, v in flatten(config).items()})
+                keep(parameters=True)
+        except Exception:
+            mlflow.end_run()  # one that is active can't be started by the next try
+            raise
 
     def log(self, row: Row) -> None:
         when = int(1000 * row["time_s"]) if "time_s" in row else None
@@ -114,7 +119,8 @@ def numbers(row: Row) -> dict[str, float]:
 
 
 class Memory:
-    """`trackers.json` of a run folder: which run a place has for it (`run`), and the last step that was sent there (`sent`)."""
+    """`trackers.json` of a run folder: which run a place has for it (`run`), the last step that was sent there (`sent`), and
+    whether the run's parameters were (`parameters`; of MLflow)."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
@@ -257,7 +263,7 @@ def mlflow(experiment: str, config: AnyRun, memory: Memory, rows: Iterable[Row])
     place = f"mlflow {experiment}"
 
     def connect() -> MLflow:
-        return MLflow(experiment, config, memory.of(place)["run"], lambda run: memory.keep(place, run=run))
+        return MLflow(experiment, config, memory.of(place), functools.partial(memory.keep, place))
 
     return _continued("mlflow", place, connect, memory, rows)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
-from jala_ray.training.lease import Lease
-from jala_ray.types import CheckpointError, DamagedCheckpoint, StorageError
+from jala_ray.training.lease import Lease, guard
+from jala_ray.types import CheckpointError, DamagedCheckpoint, DamagedFiles, StorageError
 
 SAVES = 3
 """Times that a checkpoint is tried to be saved before that is a failure of the run."""
@@ -21,8 +21,9 @@ def save(folder: Path, address: str, options: StorageOptions, lease: Lease | Non
     """Commit a checkpoint's files under `address`, trying again what went wrong; nobody else may write there, as `lease` makes sure."""
     for attempt in range(1, SAVES + 1):
         try:
-            guard = lease.check if lease is not None else None
-            storage.upload_dir(folder, address, options, replace_unfinished=True, replace_committed=True, guard=guard)
+            storage.upload_dir(
+                folder, address, options, replace_unfinished=True, replace_committed=True, guard=guard(lease)
+            )
             return
         except StorageError as error:
             if attempt == SAVES:
@@ -44,14 +45,27 @@ def local_copy(uri: str, scratch: str | Path, options: StorageOptions | None = N
     return local
 
 
-def own_copy(uri: str, scratch: str | Path, options: StorageOptions | None = None) -> Path:
-    """`local_copy` of a checkpoint to continue from. What is damaged is set aside, for whoever asks for the newest one next.
+def room(uri: str | None, options: StorageOptions | None = None) -> int:
+    """Bytes that a local copy of a checkpoint takes; 0 where none is made, or there is none to make, as `local_copy` will say."""
+    if uri is None or not storage.is_s3(uri):
+        return 0
+    try:
+        return sum(entry.size for entry in storage.read_commit(uri, options).files.values())
+    except (storage.MissingFile, DamagedFiles):
+        return 0
 
-    Raises `DamagedCheckpoint`.
+
+def own_copy(uri: str, scratch: str | Path, options: StorageOptions | None = None) -> Path:
+    """`local_copy` of a checkpoint to continue from. One that is proven damaged is set aside, for whoever asks for the newest one next.
+
+    Raises `DamagedCheckpoint` for it, and where it is gone by now; `StorageError` for what says nothing of the checkpoint.
     """
     try:
         return local_copy(uri, scratch, options)
     except (StorageError, CheckpointError) as error:
-        history.set_aside(uri, str(error), options)
+        if isinstance(error, DamagedFiles):
+            history.set_aside(uri, str(error), options)
+        elif storage.is_committed(uri, options):
+            raise
         remedy = "It was set aside: started again, the run goes on from the one before."
         raise DamagedCheckpoint("checkpoint", uri, f"the files that were written ({error})", remedy) from error

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import jala_ray
+from jala_ray.commands.evaluate import labelled
 from jala_ray.config import GenerationConfig, RunConfig
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.evaluation import record_files
@@ -25,7 +26,6 @@ from jala_ray.storage import StorageOptions
 from jala_ray.training import setup
 from jala_ray.training.local import run_local
 from jala_ray.types import CHUNK_FRAMES, ConfigError, Hand, UserError
-from jobs.evaluate import labelled
 from jobs.evaluate import main as evaluate
 from tests.end_to_end.conftest import World
 from tests.end_to_end.test_ray import settings

@@ -19,7 +19,7 @@ from jala_ray.config import RunConfig
 from jala_ray.data.sampling.plan import Steps, rows_digest
 from jala_ray.parsing import override, to_dict
 from jala_ray.storage import StorageOptions
-from jala_ray.training import history, setup
+from jala_ray.training import history, lease, setup
 from tests.faults.conftest import Bucket
 from tests.faults.kills import killed_config, steps_of
 from tests.faults.processes import Command
@@ -63,6 +63,17 @@ def stopped_at(command: Command, step: int) -> None:
     raise AssertionError(command.output)
 
 
+def move_elsewhere(folder: str, options: StorageOptions) -> None:
+    """Let the holder's last sign of life be that of a process of another machine, of which nobody here knows whether it lives."""
+    time.sleep(LEASE_S / 4)  # one that was on its way to the store has arrived
+    held = lease.newest_lease(folder, options)
+    assert held is not None
+    address = storage.join(folder, lease.FOLDER, held.owner + lease.BEAT)
+    beat = json.loads(storage.read_bytes(address, options))
+    beat["process"]["machine"] = "elsewhere"
+    storage.write_bytes(address, json.dumps(beat).encode(), options)
+
+
 def content(folder: str, options: StorageOptions) -> dict[str, str]:
     """SHA-256 of all that lies in the run folder, but for signs of life."""
     names = [name for name in storage.list_files(folder, options) if not name.endswith(".beat")]
@@ -70,12 +81,12 @@ def content(folder: str, options: StorageOptions) -> dict[str, str]:
 
 
 def test_a_second_process_is_refused_before_it_writes(held: tuple[RunConfig, StorageOptions], tmp_path: Path) -> None:
-    """By the name of the one that holds the folder."""
+    """By the name of the one that holds the folder, which lives, though it has been silent for longer than its lease."""
     config, options = held
-    config = override(config, {"storage.lease_s": 600.0})  # it is held still, and not to be taken for dead
     folder = setup.run_folder(config)
     with started(config, tmp_path, "first") as first:
         stopped_at(first, 5)
+        time.sleep(1.5 * LEASE_S)
         before = content(folder, options)
         with started(config, tmp_path, "second") as second:
             assert second.wait() == 1
@@ -88,12 +99,12 @@ def test_a_second_process_is_refused_before_it_writes(held: tuple[RunConfig, Sto
 
 
 def test_an_orphan_that_wakes_up_commits_nothing(held: tuple[RunConfig, StorageOptions], tmp_path: Path) -> None:
-    """Held still for longer than its lease, it finds another in its place; the history that stays has each row once."""
+    """Silent for longer than its lease, as on another machine, it finds another in its place; the history that stays has each row once."""
     config, options = held
     folder = setup.run_folder(config)
     with started(config, tmp_path, "orphan") as orphan:
         stopped_at(orphan, 5)
-        time.sleep(1.5 * LEASE_S)
+        move_elsewhere(folder, options)
         with started(config, tmp_path, "heir") as heir:
             stopped_at(heir, 7)
             orphan.signal(signal.SIGCONT)

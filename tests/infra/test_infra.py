@@ -25,7 +25,7 @@ def cluster() -> dict[str, Any]:
 
 def test_the_job_carries_code_and_nothing_heavy(runtime_env: dict[str, Any]) -> None:
     assert runtime_env["working_dir"] == "."
-    assert {".git", ".venv", "runs"} <= set(runtime_env["excludes"])
+    assert {".git/*", ".venv", "runs"} <= set(runtime_env["excludes"])
     assert not {"jala_ray", "jobs", "infra"} & set(runtime_env["excludes"])
     assert runtime_env["env_vars"]["PYTHONPATH"] == "."
     assert all(isinstance(value, str) for value in runtime_env["env_vars"].values())

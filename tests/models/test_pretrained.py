@@ -90,6 +90,16 @@ def cut(name: str, keep: int) -> Edit:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:keep])
 
 
+def dangling(name: str) -> Edit:
+    """A link to nothing, as the hub's cache is left with when its blobs are removed."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to("../blobs/gone")
+
+    return change
+
+
 def fewer_layers(*path: str) -> Edit:
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -136,6 +146,12 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
         ("dinov3", cut("model.safetensors", 20), r"model\.safetensors is damaged"),
         ("dinov3", cut("model.safetensors", 0), r"model\.safetensors is damaged"),
         ("dinov3", lambda d: (d / "model.safetensors").write_bytes(POINTER), "git lfs pull"),
+        ("dinov3", dangling("model.safetensors"), r"model\.safetensors is damaged \(a link to a file that is gone\)"),
+        (
+            "sharded",
+            dangling("model-00003-of-00011.safetensors"),
+            r"model-00003-of-00011\.safetensors is damaged .*gone",
+        ),
         ("vjepa2", without("encoder.layer.0.attention"), r"absent: encoder\.layer\.0\.attention"),
     ],
 )

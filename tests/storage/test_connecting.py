@@ -16,6 +16,7 @@ from pathlib import Path
 import boto3
 import obstore
 import pytest
+from botocore.exceptions import ClientError
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from jala_ray import storage
 from jala_ray.storage import StorageOptions, clients, resolving
+from jala_ray.storage.patience import patiently
 from jala_ray.types import JalaError, StoreUnavailable
 
 BUCKET = "clips"
@@ -170,7 +172,7 @@ def asked(monkeypatch) -> Iterator[list[str]]:
             hosts.append(self.path.removesuffix(":443"))
             self.send_error(403)
 
-        def log_message(self, *words: object) -> None:
+        def log_message(self, format: str, *words: object) -> None:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
@@ -215,7 +217,7 @@ def test_dotted_bucket_and_style_at_an_endpoint(store, s3_endpoint, monkeypatch,
     configure(monkeypatch, tmp_path, "[default]\ns3 =\n  addressing_style = virtual\n")
     known = StorageOptions(s3_endpoint.replace("127.0.0.1", "localhost")).resolved()
     assert known.addressing == "virtual" and clients.is_virtual(known, BUCKET)
-    url = clients.range_store(known, BUCKET, os.getpid()).config["endpoint"]
+    url = clients.range_store(known, BUCKET, os.getpid()).config.get("endpoint", "")
     assert url.startswith(f"http://{BUCKET}.localhost:")
 
 
@@ -229,6 +231,70 @@ def test_the_bucket_s_own_region_is_found(store, s3_endpoint, monkeypatch) -> No
     assert clients.at_bucket(aws, "absent", -1).region == "us-west-2"
     elsewhere = StorageOptions("http://own:1", region="us-west-2")
     assert clients.at_bucket(elsewhere, "elsewhere", -1) == elsewhere
+
+
+def refused(status: int, code: str = "", region: str = "") -> ClientError:
+    """As S3 says it: to a HEAD without a word, so that botocore takes the status for the code."""
+    metadata = {"HTTPStatusCode": status, "HTTPHeaders": {"x-amz-bucket-region": region} if region else {}}
+    return ClientError({"Error": {"Code": code or str(status)}, "ResponseMetadata": metadata}, "Operation")
+
+
+class Bucket:
+    """Answers with these errors, one each, then says where it is."""
+
+    def __init__(self, *errors: ClientError | None) -> None:
+        self.errors, self.asked = list(errors), []
+
+    def _answer(self, how: str) -> dict:
+        self.asked.append(how)
+        if self.errors and (error := self.errors.pop(0)):
+            raise error
+        return {"ResponseMetadata": {"HTTPHeaders": {"x-amz-bucket-region": "eu-west-1"}}, "BucketRegion": "eu-west-1"}
+
+    def head_bucket(self, Bucket: str) -> dict:
+        return self._answer("head")
+
+    def list_objects_v2(self, Bucket: str, MaxKeys: int) -> dict:
+        return self._answer("list")
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [(refused(503),), (refused(400), refused(400, "ExpiredToken")), (refused(400), refused(500, "InternalError"))],
+)
+def test_a_failure_that_passes_says_nothing_of_a_region(store, slept, monkeypatch, errors) -> None:
+    """It is asked for again, and the answer is kept."""
+    bucket, aws = Bucket(*errors), StorageOptions(region="us-west-2")
+    monkeypatch.setattr(clients, "s3_client", lambda options, pid: bucket)
+    found = patiently(lambda: clients.at_bucket(aws, "there", -1), "AWS", 10.0)
+    asked = len(bucket.asked)
+    assert found.region == clients.at_bucket(aws, "there", -1).region == "eu-west-1"
+    assert len(bucket.asked) == asked and len(slept.pauses) == 1
+
+
+def test_a_refusal_says_where_the_bucket_is(store, monkeypatch) -> None:
+    aws = StorageOptions(region="us-west-2")
+    for number, (errors, region) in enumerate(
+        [
+            ((refused(403, region="eu-west-9"),), "eu-west-9"),
+            ((refused(400), refused(403, "AccessDenied", "eu-west-9")), "eu-west-9"),
+            ((refused(403), refused(403, "AccessDenied")), "us-west-2"),
+        ]
+    ):
+        bucket = Bucket(*errors)
+        monkeypatch.setattr(clients, "s3_client", lambda options, pid, bucket=bucket: bucket)
+        assert clients.at_bucket(aws, f"refusing-{number}", -1).region == region
+
+
+def test_new_clients_ask_for_the_region_anew(store, monkeypatch) -> None:
+    aws, region = StorageOptions(region="us-west-2"), "us-west-2"
+    for errors in ((refused(403), refused(403, "AccessDenied")), ()):
+        bucket = Bucket(*errors)
+        with monkeypatch.context() as patch:
+            patch.setattr(clients, "s3_client", lambda options, pid, bucket=bucket: bucket)
+            region = clients.at_bucket(aws, "there", -1).region
+        clients.forget_clients()
+    assert region == "eu-west-1"
 
 
 def test_keys_that_obstore_has_no_words_for(store, s3_endpoint) -> None:
@@ -283,7 +349,7 @@ class Upstream(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = go
 
-    def log_message(self, *words: object) -> None:
+    def log_message(self, format: str, *words: object) -> None:
         pass
 
 

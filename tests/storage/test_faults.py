@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import IO
 
 import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError
 
 from jala_ray import storage
 from jala_ray.storage import multipart, stores
@@ -145,6 +147,33 @@ def test_the_end_of_a_multipart_upload_may_be_lost(s3, proxy, let_fail, tmp_path
     assert storage.read_bytes(storage.join(s3, "large.bin")) == BODY and uploads_left() == []
 
 
+def test_an_upload_that_is_gone_before_its_end_is_named(s3, tmp_path, monkeypatch):
+    """Another ended it: there is no object then, neither this one nor the one that was looked for."""
+    (tmp_path / "large.bin").write_bytes(BODY)
+    store, path = stores.store_for(storage.join(s3, "large.bin"))
+    assert isinstance(store, s3_store.S3Store)
+
+    def complete(**asked: object) -> None:
+        storage.sweep(s3)
+        raise ClientError({"Error": {"Code": "NoSuchUpload"}, "ResponseMetadata": {"HTTPStatusCode": 404}}, "Operation")
+
+    monkeypatch.setattr(store.client, "complete_multipart_upload", complete)
+    with pytest.raises(StorageError, match="NoSuchUpload") as caught, stores.explained("upload to", s3):
+        store.upload(tmp_path / "large.bin", path)
+    assert not isinstance(caught.value, storage.MissingFile)
+
+
+def test_a_sweep_whose_answer_is_lost_tells_what_it_ended(s3, proxy, let_fail):
+    store, path = stores.store_for(storage.join(s3, "large.bin"))
+    assert isinstance(store, s3_store.S3Store)
+    with store.writer(path) as file:
+        file.write(bytes(multipart.STREAM_PART_BYTES + 1))
+        let_fail("lost", "DELETE .*uploadId")
+        assert storage.sweep(s3) == storage.Swept(("large.bin",), multipart.STREAM_PART_BYTES)
+        file.discard(RuntimeError())
+    assert proxy.plan.counts["lost"] == 1 and uploads_left() == []
+
+
 def test_an_upload_that_fails_leaves_no_parts(s3, proxy, tmp_path, monkeypatch):
     (tmp_path / "large.bin").write_bytes(BODY)
     store, path = stores.store_for(storage.join(s3, "large.bin"))
@@ -182,6 +211,11 @@ def test_an_outage_is_outlasted(s3, proxy):
     assert storage.read_bytes(uri) == b"123" and storage.read_range(uri, 1, 2) == b"2"
 
 
+def written(file: IO[bytes], data: bytes) -> None:
+    with file:
+        file.write(data)
+
+
 def test_a_store_that_is_gone_is_named(s3, proxy, folder, tmp_path):
     """By whatever way it is asked: the store, the first cause, and how long it was waited for. It is no property of a file."""
     uri = storage.join(s3, "t.parquet")
@@ -199,6 +233,8 @@ def test_a_store_that_is_gone_is_named(s3, proxy, folder, tmp_path):
         lambda: storage.exists(uri, options),
         lambda: storage.write_bytes(uri, b"1", options, only_new=True),
         lambda: storage.open_file(uri, "rb", options),
+        lambda: written(storage.open_file(uri, "wb", options), b"1"),
+        lambda: written(storage.open_file(uri, "wb", options), bytes(multipart.STREAM_PART_BYTES + 1)),
         lambda: storage.probe(s3, options),
         lambda: storage.upload_dir(folder, storage.join(s3, "new"), options),
         lambda: storage.download_dir(storage.join(s3, "folder"), tmp_path / "down", options),
@@ -206,6 +242,7 @@ def test_a_store_that_is_gone_is_named(s3, proxy, folder, tmp_path):
         lambda: storage.delete_dir(s3, options),
         lambda: pq.read_table(path, filesystem=fs),
         lambda: fs.get_file_info(path),
+        lambda: pq.write_table(pa.table({"x": [1]}), path, filesystem=fs),
     ):
         with pytest.raises(StoreUnavailable, match=rf"bucket 'clips', endpoint {proxy.endpoint}.*answer within 0.3 s"):
             ask()
@@ -216,6 +253,7 @@ def test_a_server_that_serves_no_ranges_is_named(s3, proxy, let_fail, monkeypatc
     uri = storage.join(s3, "large.bin")
     storage.write_bytes(uri, BODY)
     store, path = stores.store_for(uri)
+    assert isinstance(store, s3_store.S3Store)
     real = store.client.get_object
     monkeypatch.setattr(store.client, "get_object", lambda Range="", **asked: real(**asked))
     let_fail("truncate", "GET .*large.bin")

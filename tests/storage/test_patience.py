@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from jala_ray import storage
-from jala_ray.storage import patience
+from jala_ray.storage import patience, stores
 from jala_ray.storage.patience import GaveUp, Patience, parallel, patiently
 from jala_ray.types import StorageError, StoreUnavailable
 
@@ -57,7 +59,7 @@ def test_a_store_that_never_answers_has_one_budget(slept):
     def work() -> None:
         raise next(causes, TimeoutError("a later one"))
 
-    begun = slept.now
+    begun, tries = slept.now, 0
     for number in range(5):
         with pytest.raises(GaveUp) as caught:
             patiently(work, "store", BUDGET_S)
@@ -222,6 +224,112 @@ def test_a_network_mount_is_waited_for(tmp_path, slept, monkeypatch):
     with pytest.raises(StoreUnavailable, match=rf"read {tmp_path}/a.*Stale.*180 s"):
         storage.read_bytes(tmp_path / "a")
     assert slept.now - 1000 < 200
+
+
+class Slow:
+    """A file of which every read and write takes a minute; `fails` is called before each."""
+
+    def __init__(self, file, slept, fails=lambda file: None) -> None:
+        self.file, self.slept, self.fails = file, slept, fails
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *words: object) -> None:
+        self.file.close()
+
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)
+
+    def read(self, *size: int) -> bytes:
+        self.slept.now += 60
+        self.fails(self.file)
+        return self.file.read(*size)
+
+    def write(self, data: bytes) -> int:
+        self.slept.now += 60
+        self.fails(self.file)
+        return self.file.write(data)
+
+
+STALE = OSError(errno.ESTALE, "Stale file handle")
+
+
+def test_a_long_read_of_a_network_mount_outlasts_a_failure_at_its_end(tmp_path, slept, monkeypatch):
+    data, left, real = os.urandom(6 * stores.STREAM_CHUNK), [2], open
+    storage.write_bytes(tmp_path / "a", data)
+
+    def fails(file) -> None:
+        if left[0] and file.tell() == 5 * stores.STREAM_CHUNK:
+            left[0] -= 1
+            raise STALE
+
+    monkeypatch.setattr("builtins.open", lambda *args, **kwargs: Slow(real(*args, **kwargs), slept, fails))
+    assert b"".join(stores.LocalStore(BUDGET_S).stream(str(tmp_path / "a"))) == data and left == [0]
+    left[0] = 10**9
+    with pytest.raises(GaveUp):
+        list(stores.LocalStore(BUDGET_S).stream(str(tmp_path / "a")))
+
+
+@pytest.mark.parametrize("failures", [1, 10**9])
+def test_a_long_write_to_a_network_mount_outlasts_a_failure_at_its_end(tmp_path, slept, monkeypatch, failures):
+    """What could not be made to last is written anew; one that never can be ends."""
+    data, left, real_open, real_sync = os.urandom(6 * stores.STREAM_CHUNK), [failures], open, os.fsync
+    (tmp_path / "a").write_bytes(data)
+    monkeypatch.setattr("builtins.open", lambda *args, **kwargs: Slow(real_open(*args, **kwargs), slept))
+
+    def sync(handle: int) -> None:
+        if left[0] and os.readlink(f"/proc/self/fd/{handle}").endswith(".part"):
+            left[0] -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        real_sync(handle)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    store = stores.LocalStore(BUDGET_S)
+    if failures == 1:
+        store.upload(tmp_path / "a", str(tmp_path / "b"))
+        monkeypatch.undo()
+        assert (tmp_path / "b").read_bytes() == data
+    else:
+        with pytest.raises(GaveUp):
+            store.upload(tmp_path / "a", str(tmp_path / "b"))
+        assert failures - left[0] < 5
+        assert os.listdir(tmp_path) == ["a"]
+
+
+def once(real, error: OSError, *, carried_out: bool):
+    """`real`, the first call of which fails, carried out all the same or not."""
+    left = [1]
+
+    def call(*args, **kwargs):
+        if not left[0]:
+            return real(*args, **kwargs)
+        left[0] -= 1
+        if carried_out:
+            real(*args, **kwargs)
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize("only_new", [True, False])
+@pytest.mark.parametrize(("module", "name"), [(os, "link"), (os, "replace"), (Path, "unlink"), (stores, "sync_folder")])
+@pytest.mark.parametrize("carried_out", [True, False])
+def test_a_local_write_knows_its_own_file(tmp_path, slept, monkeypatch, module, name, only_new, carried_out):
+    """Carried out on a network mount, but its answer is lost: the next try finds the name taken, by itself."""
+    monkeypatch.setattr(module, name, once(getattr(module, name), STALE, carried_out=carried_out))
+    storage.write_bytes(tmp_path / "lease", b"ours", only_new=only_new)
+    assert storage.read_bytes(tmp_path / "lease") == b"ours" and os.listdir(tmp_path) == ["lease"]
+
+
+@pytest.mark.parametrize("data", [b"another's", b"ours"])
+def test_a_local_write_after_a_failure_knows_another_file(tmp_path, slept, monkeypatch, data):
+    """Even one of the same bytes."""
+    storage.write_bytes(tmp_path / "lease", data)
+    monkeypatch.setattr(os, "link", once(os.link, STALE, carried_out=False))
+    with pytest.raises(StorageError, match="File exists"):
+        storage.write_bytes(tmp_path / "lease", b"ours", only_new=True)
+    assert storage.read_bytes(tmp_path / "lease") == data and os.listdir(tmp_path) == ["lease"]
 
 
 def test_a_full_disk_is_named(tmp_path, slept, monkeypatch):

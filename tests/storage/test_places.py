@@ -53,6 +53,18 @@ def test_all_forms_are_one_place(home) -> None:
     assert not list(Path.cwd().iterdir())
 
 
+def test_folders_to_upload_and_to_download_to(home) -> None:
+    for number, address in enumerate(forms(home / "made", home)):
+        storage.write_bytes(home / "made" / "x", b"1")
+        commit = storage.upload_dir(address, home / f"up-{number}")
+        down = forms(home / f"down-{number}", home)[number]
+        assert storage.download_dir(home / f"up-{number}", down) == commit
+        assert storage.verify_dir(home / f"down-{number}") == commit
+    assert not list(Path.cwd().iterdir())
+    with pytest.raises(StorageError, match="a local path"):
+        storage.download_dir(home / "up-0", "s3://bucket/down")
+
+
 def test_file_urls_are_decoded_and_other_names_are_not(home) -> None:
     assert storage.absolute(f"file://{home}/two%20words%23%C3%BC") == f"{home}/two words#ü"
     assert storage.absolute(f"{home}/100%25") == f"{home}/100%25"

@@ -81,6 +81,22 @@ def test_a_committed_folder_that_appears_meanwhile_is_kept(s3, folder, other, mo
     assert storage.verify_dir(s3) == commit
 
 
+def test_a_refusal_is_not_sent_again(root, folder, monkeypatch):
+    """A full disk or a right that is missing stays so; what did not arrive is another matter."""
+    sent = []
+
+    def upload(self, source, path):
+        sent.append(source)
+        raise StorageError("upload", "AccessDenied", "it to succeed")
+
+    (folder / "config.json").unlink()
+    for store in (stores.LocalStore, s3.S3Store):
+        monkeypatch.setattr(store, "upload", upload)
+    with pytest.raises(StorageError, match="AccessDenied"):
+        storage.upload_dir(folder, root)
+    assert len(sent) == 1
+
+
 @pytest.mark.parametrize(("losses", "arrives"), [(folders.SENDS - 1, True), (folders.SENDS, False)])
 @pytest.mark.parametrize("lost", ["absent", "damaged"])
 def test_a_file_that_does_not_arrive_is_sent_again(root, folder, monkeypatch, losses, arrives, lost):

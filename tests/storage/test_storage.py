@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -61,13 +62,51 @@ def test_files_round_trip(root):
 
 def test_open_file_reads_writes_seeks(root):
     uri = storage.join(root, "notes.txt")
-    with storage.open_file(uri, "w") as file:
-        file.write("one\ntwo\n")
-    with storage.open_file(uri, "r") as file:
-        assert file.read() == "one\ntwo\n"
+    with storage.open_file(uri, "wb") as file:
+        file.write(b"one\ntwo\n")
     with storage.open_file(uri, "rb") as file:
         file.seek(-4, 2)
         assert file.read() == b"two\n"
+    for mode in ("r", "w", "a"):  # Text of a file whose writer fails would appear, half of it.
+        with pytest.raises(StorageError, match=r"mode.*rb or wb"):
+            storage.open_file(uri, mode)
+
+
+@pytest.fixture
+def pages(monkeypatch) -> list[dict]:
+    """Pages of lists that were asked for, of two entries each."""
+    asked, real = [], s3_store.S3Store._pages
+
+    def short(self, operation, tokens, **words):
+        for page in real(self, operation, tokens, **({"MaxKeys": 2} | words)):
+            asked.append(page)
+            yield page
+
+    monkeypatch.setattr(s3_store.S3Store, "_pages", short)
+    return asked
+
+
+def test_a_folder_is_looked_at_without_listing_all_below_it(s3, pages):
+    for name in ("a/1", "a/2", "a/3", "a/b/1", "a/b/2", "a/b/3", "a/b/4", "z"):
+        storage.write_bytes(storage.join(s3, name), name.encode())
+    fs, path = storage.filesystem(s3)
+    for name, kind in {"a": pafs.FileType.Directory, "a/1": pafs.FileType.File, "b": pafs.FileType.NotFound}.items():
+        pages.clear()
+        assert fs.get_file_info(f"{path}/{name}").type == kind
+        assert len(pages) <= 1
+    assert fs.get_file_info(BUCKET).type == pafs.FileType.Directory
+
+    def found(recursive: bool) -> dict[str, int | None]:
+        infos = fs.get_file_info(pafs.FileSelector(f"{path}/a", recursive=recursive))
+        return {info.path.removeprefix(f"{path}/a/"): info.size for info in infos}
+
+    pages.clear()
+    assert found(False) == {"1": 3, "2": 3, "3": 3, "b": None} and len(pages) == 2
+    assert found(True) == {"1": 3, "2": 3, "3": 3, "b": None, "b/1": 5, "b/2": 5, "b/3": 5, "b/4": 5}
+    for recursive in (True, False):
+        with pytest.raises(FileNotFoundError):
+            fs.get_file_info(pafs.FileSelector(f"{path}/none", recursive=recursive))
+        assert fs.get_file_info(pafs.FileSelector(f"{path}/none", True, recursive)) == []
 
 
 def test_filesystem_serves_parquet(root):

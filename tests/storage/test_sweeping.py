@@ -14,7 +14,7 @@ import boto3
 import pytest
 
 from jala_ray import storage
-from jala_ray.storage import sweeping
+from jala_ray.storage import stores, sweeping
 from jala_ray.storage.processes import began
 from jala_ray.types import StorageError
 
@@ -43,6 +43,32 @@ def test_partial_files_and_folders_are_swept(tmp_path):
     assert storage.list_files(root) == kept and not half.exists()
     assert str(storage.sweep(root)) == "nothing"
     assert storage.sweep(tmp_path / "absent") == storage.Swept()
+
+
+def test_a_sweep_bears_live_writers(tmp_path, monkeypatch):
+    """A part gets its name after it was listed, another goes with its folder, and a folder gets a file while it is removed."""
+    root, real_walk, real_rmdir = tmp_path / "run", stores.LocalStore.walk, os.rmdir
+    renamed, dead = root / ".config.json.01234567.part", root / ".old.89abcdef.part"
+    growing = root / ".probe.0a1b2c3d.part"
+    growing.mkdir(parents=True)
+    for part in (renamed, dead):
+        part.write_bytes(b"123")
+
+    def walk(self, path, *rest):
+        if path == str(renamed):
+            renamed.rename(root / "config.json")
+        return real_walk(self, path, *rest)
+
+    def rmdir(path, *rest, **kwargs):
+        (growing / "small").write_bytes(b"12345")
+        real_rmdir(path, *rest, **kwargs)
+
+    monkeypatch.setattr(stores.LocalStore, "walk", walk)
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    assert storage.sweep(root) == storage.Swept((dead.name,), 3), "only what is gone is told"
+    monkeypatch.undo()
+    assert storage.list_files(root) == {f"{growing.name}/small": 5, "config.json": 3}
+    assert storage.sweep(root) == storage.Swept((growing.name,), 5)
 
 
 def test_unfinished_multipart_uploads_are_aborted(s3):
@@ -85,7 +111,7 @@ def test_scratch_of_a_killed_process_is_swept(temporary):
 
 def test_scratch_of_a_number_that_is_in_use_again_is_swept(temporary):
     host, pid = sweeping.socket.gethostname(), os.getpid()
-    left = temporary / f"jala_ray-x-{host}-{pid}-{began(pid) - 1}-01234567"
+    left = temporary / f"jala_ray-x-{host}-{pid}-{(began(pid) or 0) - 1}-01234567"
     left.mkdir()
     assert storage.sweep_scratch().names == (left.name,)
 
@@ -115,3 +141,21 @@ def test_a_disk_that_fills_up_is_named(temporary, monkeypatch):
     with pytest.raises(StorageError, match="4096 bytes free"), storage.scratch("checkpoint"):
         raise RuntimeError("file write failed")  # As PyTorch says it.
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("where", ["looked at", "removed", "listed"])
+def test_scratch_that_cannot_be_removed_is_left(temporary, monkeypatch, where):
+    """It ends no start: another sweep is at work, or its files are still open on a network mount."""
+    left = temporary / f"jala_ray-x-{sweeping.socket.gethostname()}-999999999-1-01234567"
+    left.mkdir()
+    (left / "weights").write_bytes(b"x")
+
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    owner, name = {"looked at": (os, "open"), "removed": (os, "unlink"), "listed": (Path, "iterdir")}[where]
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, refuse)
+        assert storage.sweep_scratch() == storage.Swept()
+    assert left.exists()
+    assert storage.sweep_scratch().names == (left.name,)

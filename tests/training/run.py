@@ -73,7 +73,7 @@ def make_run(
         steps_per_epoch=training.plan.steps_per_epoch,
         shares=lambda first: shares(training, first, config.train.steps or 0),
         validation={d: (lambda b=b: shares(b, 0, b.plan.steps_per_epoch)) for d, b in held_out.items()},
-        resume_from=history.newest(setup.run_folder(config)),
+        resume_from=history.newest(setup.run_folder(config), setup.storage_options(config)),
         rank=rank,
         world=world,
         wrap=(lambda m: distributed(m, torch.device("cpu"))) if world > 1 else None,

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
+from threading import enumerate as enumerate_threads
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.storage.processes import began
 from jala_ray.training import lease
 from jala_ray.training.lease import Beat, LeaseLost, Process, acquire, newest_lease, refuse_held, successor
-from jala_ray.types import ConfigError
+from jala_ray.types import ConfigError, StorageError
 
 OPTIONS = StorageOptions()
 
@@ -56,9 +58,42 @@ def test_numbers_go_on_and_a_released_folder_is_free(folder: str) -> None:
 def test_a_live_process_keeps_its_folder(folder: str, other: Process) -> None:
     held_by(folder, other)
     before = storage.list_files(folder)
-    with pytest.raises(ConfigError, match=f"process {newest_lease(folder, OPTIONS).process.pid} .*alive"):
+    with pytest.raises(ConfigError, match=f"process {other.pid} .*alive"):
         acquire(folder, OPTIONS)
     assert storage.list_files(folder) == before, "nothing was written"
+
+
+def test_a_live_process_of_this_machine_may_be_silent(folder: str, other: Process) -> None:
+    """Its store was away, or it was suspended: it goes on, and a second one must not be let in meanwhile."""
+    held_by(folder, other, age=3600)
+    with pytest.raises(ConfigError, match=f"process {other.pid} .*alive, its last sign of life 3600 s ago"):
+        acquire(folder, OPTIONS, 1.0)
+
+
+def test_where_processes_have_no_beginning_silence_decides(
+    folder: str, other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "began", lambda pid: 0)
+    held_by(folder, replace(other, began=0))
+    with pytest.raises(ConfigError, match=f"process {other.pid} .*alive"):
+        acquire(folder, OPTIONS, 60)
+    held_by(folder, replace(other, began=0), age=61)
+    assert acquire(folder, OPTIONS, 60).held.attempt == 2
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["its last sign of life", "no sign of life of it"])
+def test_workers_that_outlive_their_driver_hold_nothing(folder: str, other: Process, seen: bool) -> None:
+    """Their lease is the newest, and they live; what counts is whose run it is."""
+    driver = acquire(folder, OPTIONS)
+    driver._stop.set()
+    worker = successor(folder, driver.held.owner, OPTIONS, 60).held
+    orphan = replace(worker, process=other, time=time.time() - 61)
+    storage.write_bytes(f"{folder}/leases/{worker.name}", json.dumps(asdict(orphan)).encode())
+    if seen:
+        held_by(folder, replace(other, began=other.began + 1))
+    else:
+        storage.delete(f"{folder}/leases/{worker.owner}.beat")
+    assert acquire(folder, OPTIONS, 60).held.attempt == worker.attempt + 1
 
 
 def test_a_process_that_ended_holds_nothing(folder: str, other: Process) -> None:
@@ -66,10 +101,10 @@ def test_a_process_that_ended_holds_nothing(folder: str, other: Process) -> None
     assert acquire(folder, OPTIONS).held.attempt == 2
 
 
-def test_a_process_that_hangs_loses_its_folder_and_is_fenced(folder: str, other: Process) -> None:
+def test_a_silent_process_of_another_machine_loses_its_folder_and_is_fenced(folder: str, other: Process) -> None:
     first = acquire(folder, OPTIONS)
     first._stop.set()
-    held_by(folder, other, age=61)
+    held_by(folder, replace(other, machine="elsewhere"), age=61 + lease.SKEW_S)
     acquire(folder, OPTIONS, 60)
     with pytest.raises(LeaseLost, match="held by attempt 3"):
         first.check()
@@ -123,7 +158,8 @@ def test_a_worker_succeeds_its_owner_and_fences_the_one_before(folder: str, tmp_
         again.check()
         with pytest.raises(LeaseLost):
             worker.check()
-        assert refuse_held(folder, OPTIONS, 60).owner == driver.held.owner
+        last = refuse_held(folder, OPTIONS, 60)
+        assert last is not None and last.owner == driver.held.owner
     with acquire(folder, OPTIONS):
         with pytest.raises(LeaseLost):
             again.check()
@@ -147,3 +183,104 @@ def test_old_leases_go(tmp_path: Path) -> None:
     names = storage.list_dir(f"{tmp_path}/leases")
     assert len([name for name in names if name.endswith(".json")]) == lease.KEPT
     assert len([name for name in names if name.endswith(".beat")]) == 1
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, suffix: str, error: Exception) -> None:
+    """Let no file of this kind be written."""
+    write = storage.write_bytes
+
+    def refuse(uri: str, *args: Any, **kwargs: Any) -> None:
+        if uri.endswith(suffix):
+            raise error
+        write(uri, *args, **kwargs)
+
+    monkeypatch.setattr(storage, "write_bytes", refuse)
+
+
+def test_a_lease_that_cannot_be_written_says_why(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = acquire(folder, OPTIONS)
+    full = StorageError("write", "0 bytes free", "it to succeed")
+    refusing(monkeypatch, ".json", full)
+    for taking in (
+        lambda: acquire(folder, OPTIONS),
+        lambda: successor(folder, driver.held.owner, OPTIONS, 60),
+    ):
+        with pytest.raises(StorageError) as raised:
+            taking()
+        assert raised.value is full
+    driver.release()
+
+
+def test_who_lost_a_race_is_told_by_whom_and_how(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one takes the number between the look and the write."""
+    look = lease.refuse_held
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        last = look(*args, **kwargs)
+        monkeypatch.setattr(lease, "refuse_held", look)
+        acquire(folder, OPTIONS).release()
+        return last
+
+    monkeypatch.setattr(lease, "refuse_held", late)
+    with pytest.raises(ConfigError, match=r"held by attempt 2 .*just begun") as raised:
+        acquire(folder, OPTIONS)
+    assert isinstance(raised.value.__cause__, StorageError)
+
+
+def test_a_write_whose_answer_was_lost_holds_the_folder(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused by its own lease when it is tried again."""
+    write = storage.write_bytes
+
+    def twice(uri: str, *args: Any, **kwargs: Any) -> None:
+        write(uri, *args, **kwargs)
+        if uri.endswith(".json"):
+            write(uri, *args, **kwargs)
+
+    monkeypatch.setattr(storage, "write_bytes", twice)
+    with acquire(folder, OPTIONS) as held:
+        held.check()
+
+
+def test_a_number_is_not_given_out_twice(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was held up between its look and its write finds its number free again, and later ones taken."""
+    look = lease.refuse_held
+
+    def held_up(*args: Any, **kwargs: Any) -> Any:
+        last = look(*args, **kwargs)
+        monkeypatch.setattr(lease, "refuse_held", look)
+        for _ in range(lease.KEPT + 1):
+            acquire(folder, OPTIONS).release()
+        return last
+
+    monkeypatch.setattr(lease, "refuse_held", held_up)
+    with pytest.raises(ConfigError, match=f"held by attempt {lease.KEPT + 2} "):
+        acquire(folder, OPTIONS)
+
+
+def test_a_start_that_fails_gives_no_signs_of_life(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(uri: str, options: StorageOptions | None = None) -> None:
+        raise StorageError("delete", uri, "it to succeed")
+
+    monkeypatch.setattr(storage, "delete", fails)
+    before = set(enumerate_threads())
+    with pytest.raises(StorageError, match="delete"):
+        acquire(folder, OPTIONS)
+    assert set(enumerate_threads()) <= before
+
+
+def test_signs_of_life_outlast_any_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    beat, failed = lease.Lease.beat, Event()
+
+    def stumbling(self: lease.Lease, *args: Any, **kwargs: Any) -> None:
+        if self._count and not failed.is_set():
+            failed.set()
+            raise RuntimeError("a client's own mistake")
+        beat(self, *args, **kwargs)
+
+    monkeypatch.setattr(lease.Lease, "beat", stumbling)
+    with acquire(str(tmp_path), OPTIONS, 0.1) as held:
+        until = time.monotonic() + 30
+        while held._count < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert failed.is_set() and held._count >= 3
+    assert "a client's own mistake" in capsys.readouterr().out

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.json
 import pytest
 
+from jala_ray import storage
+from jala_ray.config import RunConfig
+from jala_ray.parsing import from_dict, override
 from jala_ray.reports.run.folder import read_run
 from jala_ray.reports.run.page import badges
 from jala_ray.rows import dump_row, load_row
-from jala_ray.training import log
+from jala_ray.training import provenance
 from jala_ray.training.log import RunLog, environment
+from jala_ray.types import StorageError
 from tests.training.run import run_config
 
 
@@ -49,6 +56,45 @@ def test_a_diverged_run_leaves_json_that_the_report_reads(tmp_path: Path) -> Non
     assert strict(cut)["loss"] is None
 
 
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Files may be opened, and not a byte be written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_settings_that_were_there(tmp_path: Path) -> None:
+    config, names = run_config(tmp_path), ("config.json", "environment.json")
+
+    def attempt(keep: int) -> list[str]:
+        RunLog(override(config, {"train.keep": keep}), str(tmp_path / "run"), 0, 4, None).close()
+        return [(tmp_path / "run" / name).read_text() for name in names]
+
+    before = attempt(3)
+    with pytest.raises(StorageError, match=r"config\.json"), full_disk():
+        attempt(7)
+    assert [(tmp_path / "run" / name).read_text() for name in names] == before
+    settings, facts = attempt(7)
+    assert from_dict(RunConfig, strict(settings)).train.keep == 7 and strict(facts)["attempt"] == 1
+
+
+def test_a_log_that_cannot_be_brought_away_leaves_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "exists", lambda *_: False)
+    written = RunLog(run_config(tmp_path), "s3://runs/a", 0, 4, None)
+
+    def fails(self: RunLog) -> None:
+        raise StorageError("write", "metrics.jsonl", "to succeed")
+
+    monkeypatch.setattr(RunLog, "sync", fails)
+    with pytest.raises(StorageError, match=r"metrics\.jsonl"):
+        written.close()
+    assert not written.folder.parent.exists()
+
+
 GITS = {
     "none": None,
     "not executable": "x",
@@ -67,7 +113,7 @@ def test_a_run_needs_no_git(git: str | None, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv(
         "PATH", str(tmp_path) if git is None else f"{tmp_path}:/bin:/usr/bin" if git != "x" else str(tmp_path)
     )
-    monkeypatch.setattr(log, "GIT_S", 0.5)
-    monkeypatch.setattr(log, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "GIT_S", 0.5)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     (tmp_path / ".git").mkdir()
     assert environment()["git_commit"] == "unknown"

@@ -1,24 +1,32 @@
 """The loop: resume, ranks, errors, what a run folder holds (METHOD 4, 6; habits 11 and 13)."""
 
+import errno
 import itertools
 import json
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
 
 from jala_ray import storage
+from jala_ray.config import RunConfig
 from jala_ray.data.sampling.plan import rows_digest
+from jala_ray.parsing import override
 from jala_ray.training import checkpoint, history, setup, transfer
 from jala_ray.training.lease import LeaseLost, acquire
 from jala_ray.training.log import RunLog
 from jala_ray.training.loop import train
 from jala_ray.training.optim import lr_factor
+from jala_ray.training.setup import storage_options as options_of
 from jala_ray.types import CheckpointError, DamagedCheckpoint, StorageError, UserError
 from tests.support import A, Kind, L, U
 from tests.training.run import make_run, one_of_two, run_config
@@ -29,6 +37,10 @@ TIMES = {"time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "toke
 def rows(folder: str) -> list[dict]:
     lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+HEIRS = b'{"step": 1}\n'
+"""What another attempt has logged."""
 
 
 class Killed(Exception):
@@ -161,6 +173,74 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert rows(again.folder) == rows(straight.folder)
 
 
+@pytest.fixture
+def stored(tmp_path: Path, s3_endpoint: str) -> RunConfig:
+    """The configuration of a run with two checkpoints, on S3."""
+    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket="runs")
+    config = override(run_config(tmp_path), {"storage.root": "s3://runs", "storage.endpoint_url": s3_endpoint})
+    train(make_run(config))
+    return config
+
+
+def steps_kept(config: RunConfig) -> list[int]:
+    return [history.step_of(uri) for uri in history.committed_steps(setup.run_folder(config), options_of(config))]
+
+
+def test_a_full_temporary_folder_costs_no_checkpoint(
+    stored: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does whatever else is no proof of damage."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    real = storage.download_dir
+
+    def full(uri: str, local: Path, *args: Any) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", no_space)
+            real(uri, local, *args)
+
+    def no_space(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "download_dir", full)
+        with pytest.raises(StorageError, match="No space left"):
+            train(make_run(stored))
+    assert steps_kept(stored) == [2, 4]
+    assert train(make_run(stored)) == {}
+
+
+def test_room_for_a_checkpoint_is_asked_for_before(stored: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = storage.read_commit(history.address(setup.run_folder(stored), 4), options_of(stored))
+    needed = sum(entry.size for entry in commit.files.values())
+    free = shutil.disk_usage(tempfile.gettempdir())._replace(free=needed - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(StorageError, match=f"{needed - 1} bytes free.*{needed} bytes for resume.*TMPDIR"):
+        train(make_run(stored))
+    assert steps_kept(stored) == [2, 4]
+
+
+def test_a_checkpoint_that_may_not_be_looked_at_is_kept(stored: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, options = setup.run_folder(stored), options_of(stored)
+
+    def closed(uri: str, *args: Any, **kwargs: Any) -> None:
+        raise StorageError(f"look at {uri}", "AccessDenied", "it to succeed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "verify_dir", closed)
+        with pytest.raises(StorageError, match="AccessDenied"):
+            history.settle(folder, options)
+    assert steps_kept(stored) == [2, 4]
+
+
+def test_a_checkpoint_that_is_gone_by_now_is_passed_over(stored: RunConfig) -> None:
+    """Another rank has set it aside, or it was pruned: the next turn finds an older one."""
+    run = make_run(stored)
+    storage.delete(f"{run.resume_from}/COMMIT.json", options_of(stored))
+    with pytest.raises(DamagedCheckpoint):
+        train(run)
+    assert steps_kept(stored) == [2]
+
+
 def test_a_save_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     real, failed = storage.upload_dir, []
 
@@ -189,9 +269,15 @@ def test_a_log_that_cannot_be_closed_does_not_hide_the_cause(tmp_path: Path, mon
     assert "could not be closed either" in raised.value.__notes__[0]
 
 
-def test_who_lost_the_folder_writes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["disk", "store"])
+def test_who_lost_the_folder_writes_nothing(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """An attempt that another one took over from logs and saves nothing, and does not touch what is there."""
     config = run_config(tmp_path, train__steps=8)
+    if place == "store":
+        endpoint = request.getfixturevalue("s3_endpoint")
+        boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="runs")
+        values = {"storage.root": "s3://runs", "storage.endpoint_url": endpoint, "log.tensorboard": True}
+        config = override(config, values)
     folder, options = setup.run_folder(config), setup.storage_options(config)
     with setup.claim(config, folder, options) as first:
         run = make_run(config)
@@ -201,18 +287,20 @@ def test_who_lost_the_folder_writes_nothing(tmp_path: Path) -> None:
             for i, share in enumerate(shares(begin)):
                 if i == 3:
                     acquire(folder, options)
-                    left.update(storage.list_files(folder))
+                    storage.write_bytes(f"{folder}/metrics.jsonl", HEIRS, options)
+                    left.update(storage.list_files(folder, options))
                 yield share
 
         left: dict[str, int] = {}
         run.shares = taken_over
         with pytest.raises(LeaseLost, match="attempt 2"):
             train(run)
-    after = storage.list_files(folder)
+    after = storage.list_files(folder, options)
     assert {k: v for k, v in after.items() if "leases/" not in k} == {
         k: v for k, v in left.items() if "leases/" not in k
     }
-    assert [history.step_of(uri) for uri in history.committed_steps(folder)] == [2]
+    assert storage.read_bytes(f"{folder}/metrics.jsonl", options) == HEIRS
+    assert [history.step_of(uri) for uri in history.committed_steps(folder, options)] == [2]
 
 
 def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ray.util import placement_group, remove_placement_group
 from infra.local_head import local_head
 from jala_ray.config import ClusterConfig
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.resolving import ENDPOINT
 from jala_ray.training.launch import ensure_ray, fit
 from tests.ray_start import SETTINGS
 
@@ -45,6 +46,9 @@ class Trial:
 
     def addresses(self) -> tuple[str | None, str | None]:
         return os.environ.get("RAY_ADDRESS"), os.environ.get("RAY_API_SERVER_ADDRESS")
+
+    def variable(self, name: str) -> str | None:
+        return os.environ.get(name)
 
     def of_child(self) -> tuple[str | None, str | None]:
         """What a detached actor sees that an actor with an environment of its own has made; Train's cleaner is one."""
@@ -88,8 +92,10 @@ def test_a_joined_cluster_is_asked_and_says_what_waits(
 ) -> None:
     """Where `RAY_ADDRESS` names the cluster, as in a submitted job; and what is said of a group that has no place there."""
     environment.setenv("RAY_ADDRESS", other)
+    environment.setenv(ENDPOINT, "http://127.0.0.1:9")  # of this process; the head was started without
     ensure_ray(StorageOptions(), waiting_s=1.2)
     trial = Trial.remote()
+    assert ray.get(trial.variable.remote(ENDPOINT)) == "http://127.0.0.1:9"
     assert ray.get([trial.addresses.remote(), trial.of_child.remote()]) == [(other, None)] * 2
     large, said = placement_group([{"CPU": 3.0}]), ""
 

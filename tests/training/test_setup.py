@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.parsing import override
+from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training import history, setup
-from jala_ray.types import CheckpointError, ConfigError, StoreUnavailable
+from jala_ray.training.build import build_assets
+from jala_ray.training.lease import Process, newest_lease
+from jala_ray.training.loop import train
+from jala_ray.types import CheckpointError, ConfigError, StorageError, StoreUnavailable
 from tests.support import MOTION
-from tests.training.run import run_config
+from tests.training.run import make_run, run_config
+from tests.training.test_lease import held_by
+from tests.training.tokenizer_ranks import make_run as make_tokenizer_run
 
 
 @pytest.fixture
@@ -93,3 +104,107 @@ def test_a_start_keeps_as_many_checkpoints_as_it_shall(tmp_path: Path) -> None:
     assert len(history.committed_steps(folder)) == 3
     with setup.claim(config, folder, options):
         assert [history.step_of(uri) for uri in history.committed_steps(folder)] == [4, 6]
+
+
+def test_a_dead_machine_is_waited_for_once(tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"storage.lease_s": 0.2}
+    config = override(replace(run_config(tmp_path), motion_tokenizer=tokenizer), values)
+    begin(config)
+    held_by(setup.run_folder(config), replace(Process.this(), machine="elsewhere"))
+    assert begin(config) == 2
+    assert capsys.readouterr().out.count("waiting up to") == 1
+
+
+def test_the_store_is_tried_by_who_holds_the_folder(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that is refused writes nothing, and what the holder sweeps is nobody's trial. One that fails gives the folder back."""
+    config, held = replace(run_config(tmp_path), motion_tokenizer=tokenizer), []
+
+    def probe(folder: str, options: StorageOptions) -> None:
+        held.append(newest_lease(folder, options))
+        raise StorageError("write", "no right to", "it to succeed")
+
+    monkeypatch.setattr(storage, "probe", probe)
+    with pytest.raises(StorageError, match="no right to"):
+        begin(config)
+    assert [lease and lease.attempt for lease in held] == [1]
+    (beat,) = Path(setup.run_folder(config), "leases").glob("*.beat")
+    assert json.loads(beat.read_text())["released"]
+
+
+@pytest.fixture
+def undeletable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of checkpoints whose folder cannot be removed, as where another process has a file of it open on NFS."""
+    names, remove = list[str](), shutil.rmtree
+
+    def refuse(path: str, *args: Any, **kwargs: Any) -> None:
+        if Path(path).name in names:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
+        remove(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    return names
+
+
+def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(
+    tmp_path: Path, undeletable: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next start deletes it."""
+    config = run_config(tmp_path, train__checkpoint_every=1, train__keep=2)
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    undeletable.append(history.checkpoint_name(1))
+    train(make_run(config))
+    steps = [history.step_of(uri) for uri in history.folders(folder)]
+    assert steps == [4, 3, 1] and [history.step_of(uri) for uri in history.committed_steps(folder)] == [3, 4]
+    warning = f"WARNING checkpoint {history.address(folder, 1)} could not be deleted"
+    assert capsys.readouterr().out.count(warning) == 1
+    with setup.claim(config, folder, options):
+        assert warning in capsys.readouterr().out
+    undeletable.clear()
+    with setup.claim(config, folder, options):
+        assert [history.step_of(uri) for uri in history.folders(folder)] == [4, 3]
+
+
+@pytest.mark.parametrize("text", ["", '{"name": "run", "se'])
+def test_settings_that_are_cut_off_are_named(tmp_path: Path, tokenizer: str, text: str) -> None:
+    config = replace(run_config(tmp_path), motion_tokenizer=tokenizer)
+    begin(config)
+    storage.write_bytes(f"{setup.run_folder(config)}/metrics.jsonl", b"{}\n")
+    Path(setup.run_folder(config), "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"run/config\.json: .*checkpoint"):
+        begin(config)
+
+
+def test_a_run_leaves_the_environment_as_it_was(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run of the process, without an endpoint, must not go to this one's."""
+    monkeypatch.setenv("AWS_REGION", "eu-1")
+    values = {"storage.endpoint_url": "http://127.0.0.1:9", "storage.region": "eu-2"}
+    pretraining = replace(run_config(tmp_path), motion_tokenizer=tokenizer)
+    learning = replace(make_tokenizer_run(tmp_path).config, manifests=("m.parquet",))
+    names, seen = ("AWS_ENDPOINT_URL_S3", "AWS_REGION"), []
+
+    def claim(*_: object) -> None:
+        seen.append([os.environ.get(name) for name in names])
+        raise StorageError("claim", "this", "no more")
+
+    monkeypatch.setattr(setup, "claim", claim)
+    monkeypatch.setattr(setup, "check", lambda config: None)
+    for prepared in (
+        setup.prepared(override(pretraining, values)),
+        setup.prepared_tokenizer(override(learning, values)),
+    ):
+        with pytest.raises(StorageError, match="claim"), prepared:
+            raise AssertionError("not reached")
+        assert [os.environ.get(name) for name in names] == [None, "eu-1"]
+    assert seen == [["http://127.0.0.1:9", "eu-2"]] * 2
+
+
+def test_a_motion_tokenizer_is_reached_as_the_settings_say(tmp_path: Path, tokenizer: str, s3_endpoint: str) -> None:
+    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket="lab")
+    values = {"motion_tokenizer": "s3://lab/run", "storage.endpoint_url": s3_endpoint}
+    config = override(run_config(tmp_path), values)
+    storage.upload_dir(tokenizer, "s3://lab/run/tokenizer", setup.storage_options(config))
+    assert build_assets(config, tmp_path / "scratch").motion.codes == MOTION.codes

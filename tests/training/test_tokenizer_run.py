@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 import torch
@@ -108,6 +109,28 @@ def test_an_attempt_that_lost_its_folder_commits_nothing(tmp_path: Path) -> None
     assert history.newest(run.folder) is None
     for held in (old, new):
         held.release()
+
+
+def test_a_checkpoint_between_two_rows_asks_who_holds_the_folder(tmp_path: Path, s3_endpoint: str) -> None:
+    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket="runs")
+    run, options = make_run(tmp_path), StorageOptions(endpoint_url=s3_endpoint)
+    config = override(run.config, {"storage.root": "s3://runs", "train.log_every": 4, "train.eval_every": 4})
+    run = replace(run, config=config, folder=setup.run_folder(config), options=options)
+    run.lease = first = lease.acquire(run.folder, options, 60.0)
+
+    class TakenOver(lease.Lease):
+        """Another attempt comes after the beginning was allowed."""
+
+        def check(self) -> None:
+            super().check()
+            if not hasattr(self, "later"):
+                self.later = lease.successor(run.folder, self.held.owner, options, 60.0)
+
+    run.lease = TakenOver(first.folder, first.held, options, 60.0)
+    with pytest.raises(lease.LeaseLost):
+        train_tokenizer(run)
+    assert [name for name in storage.list_files(run.folder, options) if not name.startswith("leases/")] == []
+    first.release()
 
 
 def test_a_diverged_run_says_what_to_do(tmp_path: Path) -> None:

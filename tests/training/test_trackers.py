@@ -175,17 +175,26 @@ def init(**k):
     return Run()
 """
 MLFLOW = """
-calls, made = [], []
+import threading
+calls, made, refusals = [], [], []
+_here = threading.local()  # MLflow has one active run a thread
 class _Run:
     def __init__(self, run_id): self.info = type("Info", (), {"run_id": run_id})
 def set_experiment(name): pass
 def start_run(run_id=None, run_name=None):
+    if active := getattr(_here, "run", None):
+        raise RuntimeError(f"Run with UUID {active} is already active. To start a new run, first end the current run")
     calls.append(("init", run_id))
     if run_id is None: made.append(run_name)
-    return _Run(run_id or f"run-{len(made)}")
-def log_params(p): calls.append(("params", len(p) > 20))
+    _here.run = run_id or f"run-{len(made)}"
+    return _Run(_here.run)
+def log_params(p):
+    if refusals: raise ConnectionError(refusals.pop())
+    calls.append(("params", len(p) > 20))
 def log_metrics(row, step, timestamp): calls.append(("log", (step, timestamp, sorted(row))))
-def end_run(): calls.append(("finish", None))
+def end_run():
+    _here.run = None
+    calls.append(("finish", None))
 """
 
 
@@ -239,6 +248,32 @@ def test_a_continued_run_goes_on_in_its_trackers_run(tmp_path: Path) -> None:
     attempt(config, str(tmp_path / "b"), 0, 1).close()  # the same name in another folder
     assert names("wandb")[2] != first and names("mlflow")[2] is None
     killed.close()
+
+
+@pytest.mark.usefixtures("places")
+def test_parameters_that_were_refused_are_sent_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the run that has begun, and rows after them."""
+    import mlflow  # pyright: ignore[reportMissingImports]  # the test's own
+
+    mlflow.refusals.append("503")
+    attempt(run_config(tmp_path, log__mlflow="p"), str(tmp_path / "a"), 0, 2).close()
+    assert names("mlflow") == [None, "run-1"] and steps("mlflow") == [1, 2]
+    assert [what for call, what in calls("mlflow") if call == "params"] == [True]
+    assert "503" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("places")
+def test_parameters_that_an_attempt_could_not_send_are_sent_by_the_next(tmp_path: Path) -> None:
+    import mlflow  # pyright: ignore[reportMissingImports]
+
+    config = run_config(tmp_path, log__mlflow="p")
+    mlflow.refusals.extend(["503"] * (trackers.LAST_TRIES + 50))
+    attempt(config, str(tmp_path / "a"), 0, 2).close()
+    assert steps("mlflow") == []
+    mlflow.refusals.clear()
+    attempt(config, str(tmp_path / "a"), 2, 3).close()
+    assert set(names("mlflow")) == {None, "run-1"} and steps("mlflow") == [1, 2, 3]
+    assert [what for call, what in calls("mlflow") if call == "params"] == [True]
 
 
 @pytest.mark.usefixtures("places")

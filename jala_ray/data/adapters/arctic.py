@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from jala_ray import storage
 from jala_ray.data.adapters.base import ADAPTERS, each_of, parsing, pieces, split_of, unreachable
@@ -20,11 +19,12 @@ from jala_ray.data.adapters.listing import list_folder
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.camera import transform_points
-from jala_ray.hands.fitting import FitResult, fit_mano
 from jala_ray.hands.joints import convert_joints
-from jala_ray.hands.mano import ManoHand, load_pair
-from jala_ray.hands.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from jala_ray.types import HAND_NAMES, Clip, Domain, Hand, HandState, HandTrack, UserError
+
+if TYPE_CHECKING:
+    from jala_ray.hands.fitting import FitResult
+    from jala_ray.hands.mano import ManoHand
 
 FPS = 30.0
 """The files carry no rate; ARCTIC was recorded at 30 frames a second and its sequences keep their lengths."""
@@ -54,6 +54,8 @@ class Arctic:
     domain: ClassVar[Domain] = "lab"
 
     def clips(self) -> Iterator[Clip | Rejection]:
+        from jala_ray.hands.mano import load_pair
+
         split_of("", self.val_fraction)  # A wrong option is told before the first sequence.
         models, listing = load_pair(self.mano_folder), list_folder(self.folder)
         files = [file for file in listing.sizes if file.endswith(".npz")]
@@ -70,6 +72,8 @@ class Arctic:
     def _sequence(
         self, file: str, instruction: str, joints: np.ndarray, models: tuple[ManoHand, ManoHand]
     ) -> Iterator[Clip]:
+        from jala_ray.hands.fitting import fit_mano
+
         fits = [fit_mano(joints[side], None, side, hand=models[side], iterations=self.iterations) for side in Hand]
         axes = person_axes(joints[:, :, 0])
         for start_s, end_s in pieces(0.0, joints.shape[1] / FPS, 1.0):
@@ -95,6 +99,10 @@ class Arctic:
             )
 
     def _track(self, fit: FitResult, frames: slice, to_camera: np.ndarray) -> HandTrack:
+        import torch
+
+        from jala_ray.hands.rotations import axis_angle_to_matrix, matrix_to_axis_angle
+
         valid = fit.residual_m[frames] <= self.max_residual_m  # NaN, a frame without joints, compares False
         if not valid.any():
             return HandTrack(HandState.UNTRACKED)

@@ -18,6 +18,7 @@ import numpy as np
 from jala_ray.data.adapters.listing import Listing
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
+from jala_ray.progress import each
 from jala_ray.registry import Registry
 from jala_ray.types import (
     CHUNK_SECONDS,
@@ -85,7 +86,7 @@ def each_of(
     """`read(name)` of every file (or folder of files) of a source. One over which it raises UserError is set aside whole, as not being
     what was `expected`.
     """
-    for name in names:
+    for name in each(tuple(names), "files"):
         try:
             found = list(read(name))
         except UserError as error:

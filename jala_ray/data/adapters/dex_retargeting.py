@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from jala_ray.data.adapters.base import ADAPTERS, pieces, split_of
 from jala_ray.data.adapters.video_folder import video_clip, whole
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
-from jala_ray.hands.fitting import FitResult, fit_mano
 from jala_ray.hands.joints import convert_joints
 from jala_ray.hands.unpickle import RestrictedUnpickler
 from jala_ray.types import (
@@ -40,6 +39,9 @@ from jala_ray.types import (
     VideoError,
 )
 from jala_ray.video.decode import probe
+
+if TYPE_CHECKING:
+    from jala_ray.hands.fitting import FitResult
 
 VIDEO, JOINTS = "human_hand_video.mp4", "human_joint_right.pkl"
 FINGERS_SOURCE = "dex-retargeting-fingers"
@@ -60,6 +62,7 @@ class DexRetargeting:
     folder: str
     """Folder that holds human_hand_video.mp4 and human_joint_right.pkl."""
     instruction: str = "Make a series of hand gestures in front of the camera."
+    """Text of all clips."""
     val_fraction: float = 0.0
     """Share of videos held out for validation: 0 or 1 here."""
     fingers: bool = False
@@ -90,6 +93,8 @@ class DexRetargeting:
             yield video_clip(uri, VIDEO, self.name, info, start, end, [self.instruction], split=split)
 
     def _finger_clips(self) -> Iterator[Clip | Rejection]:
+        from jala_ray.hands.fitting import fit_mano
+
         uri = storage.join(self.folder, JOINTS)
         try:
             joints = read_joints(uri)

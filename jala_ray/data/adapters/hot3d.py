@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from jala_ray import storage
 from jala_ray.data.adapters import hot3d_files as files_of
@@ -26,10 +25,6 @@ from jala_ray.data.adapters.listing import Listing, list_folder
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.camera import compose_rigid, first_camera_from_extrinsics, invert_rigid, pose_to_first_camera
-from jala_ray.hands.convert import convert_mano
-from jala_ray.hands.fitting import fit_mano
-from jala_ray.hands.mano import ManoHand, load_asset
-from jala_ray.hands.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from jala_ray.types import HAND_NAMES, Camera, Clip, Domain, Hand, HandState, HandTrack, UserError
 from jala_ray.video.decode import VideoInfo, probe
 
@@ -160,6 +155,11 @@ class Hot3d:
 
     def _fitted(self, place: str, files: Sequence[str], time_ns: np.ndarray, usable: np.ndarray) -> list[Motion | None]:
         """Both hands by fitting MANO to UmeTrack's joints."""
+        import torch
+
+        from jala_ray.hands.fitting import fit_mano
+        from jala_ray.hands.rotations import axis_angle_to_matrix
+
         remedy = "Download it, or pass --mano with your MANO files; without either there are no finger rotations."
         _require(place, files, files_of.PROFILE, "the person's UmeTrack skeleton", remedy)
         _require(place, files, files_of.UMETRACK, "UmeTrack's hand poses")
@@ -221,6 +221,9 @@ def load_mano(folder: str) -> tuple[Arrays, Arrays]:
 
 
 def _load_side(folder: Path, side: Hand) -> Arrays:
+    from jala_ray.hands.convert import convert_mano
+    from jala_ray.hands.mano import load_asset
+
     pickled = folder / f"MANO_{HAND_NAMES[side].upper()}.pkl"
     return convert_mano(pickled, side) if pickled.is_file() else load_asset(folder, side)
 
@@ -229,6 +232,10 @@ def _expanded(
     place: str, files: Sequence[str], time_ns: np.ndarray, usable: np.ndarray, models: tuple[Arrays, Arrays]
 ) -> list[Motion | None]:
     """Both hands from HOT3D's MANO coefficients: absolute fingers, and the wrist joint transl + J0(beta)."""
+    import torch
+
+    from jala_ray.hands.mano import ManoHand
+
     _require(place, files, files_of.MANO, "MANO hand poses")
     poses = files_of.read_hands(storage.join(place, files_of.MANO), "pose", PCA, time_ns)
     motions: list[Motion | None] = []
@@ -254,6 +261,10 @@ def _frames(time_s: np.ndarray, start_s: float, end_s: float, fps: float) -> np.
 
 def _track(motion: Motion | None, frames: np.ndarray, world_to_camera: np.ndarray) -> HandTrack:
     """The hand of one piece, in the camera of its first frame."""
+    import torch
+
+    from jala_ray.hands.rotations import matrix_to_axis_angle
+
     if motion is None or not motion.valid[frames].any():
         return HandTrack(HandState.UNTRACKED)
     first, valid = world_to_camera[frames][0], motion.valid[frames]

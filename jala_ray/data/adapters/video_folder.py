@@ -16,6 +16,7 @@ from jala_ray.data.adapters.captions import Caption, by_file, read_captions
 from jala_ray.data.adapters.listing import address_in, legible, list_folder
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
+from jala_ray.progress import each
 from jala_ray.storage import StorageOptions
 from jala_ray.types import WILD_TIME_SCALE, Clip, Domain, Split, StorageError, UserError, VideoError
 from jala_ray.video.decode import VideoInfo, VideoReader
@@ -65,7 +66,7 @@ class VideoFolder:
 
     def clips(self) -> Iterator[Clip | Rejection]:
         notes: list[str] = []
-        for video in self.videos():
+        for video in each(self.videos(), "videos"):
             if video.fault:
                 yield self.rejected(video.name, video.fault)
                 continue

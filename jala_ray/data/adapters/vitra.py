@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from jala_ray.data.adapters.base import ADAPTERS, each_of, split_of, unreachable
 from jala_ray.data.adapters.listing import Listing, list_folder
@@ -24,7 +23,6 @@ from jala_ray.hands.camera import (
     pose_to_first_camera,
     scale_camera,
 )
-from jala_ray.hands.rotations import matrix_to_axis_angle
 from jala_ray.types import WILD_TIME_SCALE, Clip, Domain, Hand, HandState, HandTrack, UserError
 from jala_ray.video.decode import VideoReader
 
@@ -136,4 +134,8 @@ def _track(hand: HandPoses, span: slice, first_to_camera: np.ndarray) -> HandTra
 
 
 def _axis_angle(matrices: np.ndarray) -> np.ndarray:
+    import torch
+
+    from jala_ray.hands.rotations import matrix_to_axis_angle
+
     return matrix_to_axis_angle(torch.from_numpy(np.ascontiguousarray(matrices))).numpy()

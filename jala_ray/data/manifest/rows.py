@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from jala_ray.data.manifest.places import resolve_uri
 from jala_ray.data.manifest.validation import DURATION_SLACK, STATES
-from jala_ray.hands.resample import labelled_chunks
+from jala_ray.hands.validity import labelled_chunks
 from jala_ray.types import (
     DOMAINS,
     HAND_NAMES,

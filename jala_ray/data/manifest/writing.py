@@ -55,6 +55,10 @@ class WriteReport:
     replaced: bool
     """Whether a manifest was there before."""
 
+    def told(self) -> str:
+        """One line for a person."""
+        return f"{self.path}: {self.rows} rows" + (", in place of the manifest that was there" if self.replaced else "")
+
 
 def write_manifest(
     clips: Iterable[Clip | Rejection],

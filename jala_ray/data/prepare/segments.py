@@ -11,14 +11,12 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
-import torch
 
 from jala_ray.data.adapters.base import pieces
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.validation import DURATION_SLACK
 from jala_ray.hands.camera import compose_rigid, invert_rigid, pose_to_first_camera
-from jala_ray.hands.resample import MAX_GAP_S, SNAP_S, labelled_chunks
-from jala_ray.hands.rotations import axis_angle_to_matrix, matrix_to_axis_angle, slerp
+from jala_ray.hands.validity import MAX_GAP_S, SNAP_S, labelled_chunks
 from jala_ray.types import CHUNK_SECONDS, MODEL_FPS, Clip, Hand, HandState, HandTrack, TaskType, UserError
 
 Span = tuple[float, float]
@@ -183,6 +181,10 @@ def _camera_at(clip: Clip, at: float) -> np.ndarray:
     right = int(np.searchsorted(time, at).clip(1, len(time) - 1)) if len(time) > 1 else 0
     left = max(0, right - 1)
     share = np.clip((at - time[left]) / (time[right] - time[left]), 0, 1) if right else 0.0
+    import torch
+
+    from jala_ray.hands.rotations import slerp
+
     pose = torch.from_numpy(invert_rigid(to_camera[[left, right]]))  # The camera itself: it is what moves steadily.
     rotation = slerp(pose[0, :, :3], pose[1, :, :3], float(share))
     position = (1 - share) * pose[0, :, 3] + share * pose[1, :, 3]
@@ -195,6 +197,10 @@ def _cut_track(track: HandTrack, keep: slice, first_to_new: np.ndarray | None) -
         return track
     rot, wrist, valid = track.rot[keep], track.wrist[keep], np.asarray(track.valid[keep], bool)
     if first_to_new is not None and len(rot):
+        import torch
+
+        from jala_ray.hands.rotations import axis_angle_to_matrix, matrix_to_axis_angle
+
         turned = axis_angle_to_matrix(torch.from_numpy(np.asarray(rot, np.float64))).numpy()
         turned, moved = pose_to_first_camera(invert_rigid(first_to_new)[None], turned, np.asarray(wrist, np.float64))
         angles = matrix_to_axis_angle(torch.from_numpy(np.ascontiguousarray(turned))).numpy()

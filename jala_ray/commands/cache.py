@@ -1,0 +1,78 @@
+"""Compute once what training reads of a manifest: motion codes, features, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from tyro.conf import AvoidSubcommands, FlagConversionOff, Positional, arg
+
+from jala_ray import progress
+from jala_ray.commands.presetting import known, with_preset
+from jala_ray.config import RunConfig
+from jala_ray.presets import BASE, PRESETS
+from jala_ray.types import ConfigError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compute once what training reads of --data.manifest with --motion-tokenizer and the preset's encoder.
+
+    The same command again makes only what is missing.
+    """
+
+    preset: Positional[Annotated[str, arg(metavar="PRESET", help=known(PRESETS))]]
+    out: Positional[Annotated[str, arg(metavar="OUT")]]
+    """Folder of the cache, local or s3://."""
+    store: Literal["codes", "features", "all"] = "features"
+    """Motion codes; the frozen encoder's features too; or all, the first pictures too: no video is needed then."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Of the features."""
+    part_rows: int = 256
+    """Rows per task."""
+    gpus_per_task: float = 0.0
+    """GPUs that Ray keeps for each task, e.g. 0.25: four tasks share a GPU."""
+    local: bool = False
+    """In this process, without Ray."""
+    retry: bool = False
+    """Make parts with rows that could not be read again."""
+    config: Annotated[AvoidSubcommands[FlagConversionOff[RunConfig]], arg(name="")] = field(default=BASE)
+
+
+def parse(words: Sequence[str], prog: str) -> Arguments:
+    return with_preset(Arguments, words, prog, PRESETS, "jala", RunConfig)
+
+
+def run(arguments: Arguments) -> int:
+    config = arguments.config
+    for name, address in (("data.manifest", config.data.manifest), ("motion_tokenizer", config.motion_tokenizer)):
+        if not address:
+            raise ConfigError(name, address, "an address", f"Pass --{name.replace('_', '-')} PATH.")
+    import os
+
+    from jala_ray import storage
+    from jala_ray.data.cache.making import begin
+    from jala_ray.data.manifest.table import Manifest
+    from jala_ray.training import setup
+    from jala_ray.training.build import build_assets
+    from jala_ray.training.parts import do_parts
+
+    config = setup.absolute(config)
+    options = setup.storage_options(config)
+    os.environ.update(storage.worker_env(options))  # videos are reached as the manifest is
+    with storage.scratch("assets") as scratch:
+        assets, manifest = build_assets(config, str(scratch)), Manifest(config.data.manifest, options)
+        how: dict[str, Any] = {name: getattr(arguments, name) for name in ("store", "dtype", "part_rows")}
+        how["gpu"] = arguments.local or arguments.gpus_per_task > 0
+        making = begin(arguments.out, manifest, assets, config.model.encoder, options, **how)
+    if arguments.retry:
+        making.drop_errors()
+    missing = making.missing()
+    parts = do_parts(missing, making.job, options, local=arguments.local, num_gpus=arguments.gpus_per_task)
+    meter = progress.Meter(len(missing), "parts")
+    for _ in progress.follow(parts, meter, lambda p: meter.advance(rows=p["rows"], left_out=p["errors"])):
+        pass
+    cache, errors = making.finish(config.data.max_error_share)
+    print(f"{cache.path}: {cache.rows} rows, {len(errors)} left out" + (" (reasons: errors.jsonl)" if errors else ""))
+    return 0

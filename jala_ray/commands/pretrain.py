@@ -1,0 +1,73 @@
+"""Pretrain a model, or go on where it was stopped; through Ray, or with --local."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import AvoidSubcommands, FlagConversionOff, Positional, arg
+
+from jala_ray import storage
+from jala_ray.checks import check
+from jala_ray.commands.presetting import known, with_preset
+from jala_ray.config import RunConfig
+from jala_ray.presets import BASE, PRESETS
+
+SHOWN = "jala"
+"""The preset whose settings `--help` shows where none is named."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Pretrain a vision-language-action model. A run folder that holds checkpoints is continued.
+
+    Without `ray job submit`, it joins the Ray of RAY_ADDRESS or starts one on this machine.
+    """
+
+    preset: Positional[Annotated[str, arg(metavar="PRESET", help=known(PRESETS))]]
+    local: bool = False
+    """In this process, on its GPU where there is one, without Ray."""
+    dry_run: bool = False
+    """Tell memory per GPU, samples, storage, hours and cost, all computed, and start nothing."""
+    like: str | None = None
+    """For --dry-run: run folder whose measured seconds per step the estimate takes."""
+    tflops: float | None = None
+    """For --dry-run: sustained TFLOP/s per GPU that the estimate assumes where no run is named."""
+    gpu_memory_gb: float = 80.0
+    """For --dry-run: memory of one GPU, GB."""
+    gpu_hour_price: float | None = None
+    """For --dry-run: price of a GPU-hour, in any currency."""
+    config: Annotated[AvoidSubcommands[FlagConversionOff[RunConfig]], arg(name="")] = field(default=BASE)
+
+
+def parse(words: Sequence[str], prog: str) -> Arguments:
+    return with_preset(Arguments, words, prog, PRESETS, SHOWN, RunConfig)
+
+
+def run(arguments: Arguments) -> int:
+    config = arguments.config
+    check(config)
+    if arguments.dry_run:
+        from jala_ray.training.estimate import report
+        from jala_ray.training.setup import storage_options
+
+        how = {"like": arguments.like, "tflops": arguments.tflops, "price": arguments.gpu_hour_price}
+        print(report(config, storage_options(config), gpu_gb=arguments.gpu_memory_gb, **how))
+        return 0
+    if arguments.local:
+        from jala_ray.training.local import run_local
+
+        run_local(config)
+    else:
+        from jala_ray.training.launch import launch
+
+        launch(config)
+    from jala_ray.reports.run.publish import publish_pretrain_report
+    from jala_ray.training import setup
+
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    os.environ.update(storage.worker_env(options))  # the manifest is reached as the run was
+    print(f"report: {publish_pretrain_report(folder, config.data.manifest or None, options)}")
+    return 0
