@@ -20,6 +20,7 @@ PACKAGES = {
 
 MODULES = {
     "benchmarks.study": "jala_ray.studies.alignment",
+    "jala_ray.checks": "jala_ray.config.checking",
     "jala_ray.data.__main__": "jala_ray.commands.manifests",
     "jala_ray.data.adapters.dexretargeting": "jala_ray.data.adapters.dex_retargeting",
     "jala_ray.data.assets": "jala_ray.data.samples.assets",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jala_ray.checks import check
 from jala_ray.config import BackboneConfig, RunConfig, TextConfig, TokenizerRunConfig
+from jala_ray.config.checking import check
 from jala_ray.parsing import diff, from_dict, override, parse, to_dict
 from jala_ray.presets import BASE, PRESETS, TINY, TOKENIZER_PRESETS, configuration
 from jala_ray.types import ConfigError

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from jala_ray import registry
+from jala_ray.config import OBJECTIVES, LayoutSpec, ObjectiveConfig, RunConfig
 from jala_ray.data.adapters import ADAPTERS
 from jala_ray.hands.metrics import METRICS, Metric
-from jala_ray.parsing import override
-from jala_ray.presets import TINY
+from jala_ray.objectives.base import Objective
+from jala_ray.parsing import from_dict, override, to_dict
+from jala_ray.presets import TINY, VARIANTS
 from jala_ray.registry import Registry
+from jala_ray.sweeps.metrics import METRICS as OF_SWEEPS
+from jala_ray.sweeps.metrics import choose
+from jala_ray.sweeps.spaces import SPACES, bind, load
 from jala_ray.types import DOMAINS, ConfigError
+from tests.support import small
 
 KIND = """
 from {package}.base import KINDS
@@ -87,8 +96,9 @@ def test_an_entry_point_does_not_replace_ours(monkeypatch: pytest.MonkeyPatch) -
 def test_declarations_are_light() -> None:
     """Reading every declaration of ours loads no torch, Ray or transformers."""
     code = (
-        "import sys\nfrom jala_ray.config.encoders import ENCODERS\nfrom jala_ray.hands.metrics import METRICS\n"
-        "assert dict(METRICS) and dict(ENCODERS)\n"
+        "import sys\nfrom jala_ray.config import OBJECTIVES\nfrom jala_ray.config.encoders import ENCODERS\n"
+        "from jala_ray.data.adapters import ADAPTERS\nfrom jala_ray.hands.metrics import METRICS\n"
+        "assert all(map(dict, (METRICS, ENCODERS, OBJECTIVES, ADAPTERS)))\n"
         "print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
@@ -118,3 +128,41 @@ def test_adapters_are_complete() -> None:
     assert list(ADAPTERS)[:5] == ["video-folder", "vitra", "arctic", "hot3d", "dex-retargeting"]
     for name, adapter in ADAPTERS.items():
         assert adapter.name == name and adapter.domain in DOMAINS and dataclasses.is_dataclass(adapter)
+
+
+def test_an_unknown_objective_is_named() -> None:
+    stored = to_dict(TINY)
+    stored["objective"]["kind"] = "jalla"
+    with pytest.raises(ConfigError, match=r"objective\.kind: got 'jalla'.*Did you mean jala"):
+        from_dict(RunConfig, stored)
+
+
+def test_objectives_are_complete() -> None:
+    assert list(OBJECTIVES)[:4] == ["jala", "next_token", "lapa_actions", "lapa_codes"]
+    for kind, objective in OBJECTIVES.items():
+        config = objective()
+        assert config.kind == kind and config.layout and kind == next(iter(to_dict(config).values()))
+        module, _, name = config.implementation.partition(":")
+        assert issubclass(getattr(importlib.import_module(module), name), Objective)
+        assert objective.variants.items() <= VARIANTS.items() and objective.spaces.items() <= SPACES.items()
+        assert all(variant.__doc__ for variant in objective.variants.values())
+        if config.aligned_layer is not None:
+            assert config.perceivers is not None, "z is made by a perceiver"
+
+
+def test_an_objective_without_a_perceiver_is_checked_and_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Plain(ObjectiveConfig):
+        kind: Literal["plain"] = "plain"  # type: ignore[assignment]
+
+        @property
+        def layout(self) -> LayoutSpec:
+            return LayoutSpec(False, None, "none", False)
+
+    monkeypatch.setitem(OBJECTIVES._found, "plain", Plain)
+    config = dataclasses.replace(small(), objective=Plain())
+    config.check()
+    assert from_dict(RunConfig, to_dict(config)) == config
+    assert Plain.variants == {} and Plain.variants is not ObjectiveConfig.variants
+    assert choose([], config, ["optim.lr"]) == (OF_SWEEPS["mpjpe"],)
+    assert sorted(bind(load(["optimisation"]), config)) == ["optim.lr", "optim.warmup", "optim.weight_decay"]

@@ -83,6 +83,10 @@ class EncoderConfig:
     """Side of a square frame, px."""
     sizes: VisionSizes = field(default_factory=lambda: VisionSizes(patch=16))
 
+    def check(self) -> None:
+        """Raises `ConfigError` for a kind that is not known, or sizes that it can't have."""
+        ENCODERS.find(self.kind, "model.encoder.kind")().check(self)
+
 
 @dataclass(frozen=True)
 class TextConfig:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
-from jala_ray.config import JalaConfig, RunConfig, TokenizerRunConfig
+from jala_ray.config import RunConfig, TokenizerRunConfig
 from jala_ray.hands.metrics import METRICS as OF_MOTION
 from jala_ray.parsing import suggest
 from jala_ray.sweeps.spaces import Base
@@ -70,7 +70,7 @@ def _tokenizer(name: str, keys: tuple[str, ...], label: str, final: bool) -> Met
     return Metric(name, keys, "min", label, final, tokenizer=True)
 
 
-GENERATION, PROBE = "mpjpe", "probe_h"
+GENERATION, PROBE, MASKED_LOSS = "mpjpe", "probe_h", "masked_loss"
 _ALL = (
     *(_masked(f"_{name}" if name else "", domains) for name, domains in MASKED.items()),
     *chain.from_iterable(
@@ -103,7 +103,7 @@ def _default(base: RunConfig, searched: Sequence[str]) -> str:
 
 def _masked_codes(base: Base) -> bool:
     """Its validation has the masked-token loss."""
-    return isinstance(base, RunConfig) and isinstance(base.objective, JalaConfig) and base.objective.mcp
+    return isinstance(base, RunConfig) and MASKED_LOSS in base.objective.measures
 
 
 def _one(name: str, base: Base, searched: Sequence[str]) -> Metric:
@@ -135,7 +135,7 @@ def _one(name: str, base: Base, searched: Sequence[str]) -> Metric:
 def _measured(name: str, base: RunConfig) -> bool:
     if motion_metric(name) is not None:
         return base.objective.generates
-    return isinstance(base.objective, JalaConfig) and (name.startswith(PROBE) or base.objective.mcp)
+    return name.startswith(base.objective.measures)
 
 
 def motion_metric(name: str) -> str | None:

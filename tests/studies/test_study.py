@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from jala_ray.checks import check
 from jala_ray.config import EncoderConfig
+from jala_ray.config.checking import check
 from jala_ray.data.synthetic import plan_world
 from jala_ray.evaluation.latent_space.probes import Labels
 from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jala_ray.config import GenerationConfig, JalaConfig, RunConfig
+from jala_ray.config import GenerationConfig, RunConfig
 from jala_ray.evaluation.job import EvaluationJob, begin
 from jala_ray.evaluation.latent_space import latents
 from jala_ray.evaluation.records import Evaluation
@@ -36,7 +36,7 @@ def evaluate(study: Study, job: Job, runs: Sequence[RunConfig]) -> dict[str, Any
     if config.objective.generates:
         for ensemble in ENSEMBLES:
             found["motion"][str(ensemble)] = _motion(study, job, config, ensemble)
-    if isinstance(config.objective, JalaConfig):
+    if config.objective.aligned_layer is not None:
         found["latents"] = _latents(study, config)
     cost = {Path(run.name).name: training_cost(run) for run in runs}
     return found | {"cost": cost | {"evaluation_s": round(time.monotonic() - began, 1)}}
