@@ -61,6 +61,12 @@ class Registry(Mapping[str, T], Generic[T]):
 
         return keep
 
+    def forget(self, name: str) -> None:
+        """Take back a kind that this process has registered, and that no file or entry point declares."""
+        if name not in self._modules:
+            self._found.pop(name, None)
+            self._places.pop(name, None)
+
     @cached_property
     def _modules(self) -> dict[str, str]:
         """Name -> module that registers it."""
