@@ -8,12 +8,25 @@ from jala_ray import moved
 
 if TYPE_CHECKING:
     from jala_ray.generation import Generator, generate
+    from jala_ray.reports.kit.drawn import draw_motion
+    from jala_ray.reports.run.export import export, push_to_hub
+    from jala_ray.training.checkpoint import load
 
     __version__: str
 
 moved.install()
 
-__all__ = ["Generator", "__version__", "generate"]
+__all__ = ["Generator", "__version__", "draw_motion", "export", "generate", "load", "push_to_hub"]
+
+HOMES = {
+    "Generator": "jala_ray.generation",
+    "draw_motion": "jala_ray.reports.kit.drawn",
+    "export": "jala_ray.reports.run.export",
+    "generate": "jala_ray.generation",
+    "load": "jala_ray.training.checkpoint",
+    "push_to_hub": "jala_ray.reports.run.export",
+}
+"""The module of everything that is loaded when it is asked for."""
 
 
 def __getattr__(name: str) -> Any:
@@ -22,8 +35,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("jala-ray")
-    if name in __all__:
-        from jala_ray import generation
+    if name in HOMES:
+        from importlib import import_module
 
-        return getattr(generation, name)
+        return getattr(import_module(HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import shlex
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ FIRST = (
 """In the order in which a newcomer reads them; the others follow by name."""
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "infra/README.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+VARIABLE = re.compile(r"[A-Z_]+=.*")
+"""Set for one command."""
 SUBMITTED = ["ray", "job", "submit"]
 SCRIPTS = {
     "jobs/pretrain.py": "pretrain",
@@ -40,17 +43,19 @@ NOT_RUN = {
     "docker": "needs docker and a registry",
     "kubectl": "needs a cluster",
     "ray job submit": "needs a cluster and a bucket",
-    "python jobs/pretrain.py jala": "downloads pretrained weights",
-    "python jobs/pretrain.py lapa_actions": "downloads pretrained weights",
-    "python jobs/pretrain.py lapa_codes": "downloads pretrained weights",
-    "python jobs/pretrain.py no_align": "downloads pretrained weights",
-    "python jobs/pretrain.py tiny --name probe_run": "needs another host's bucket",
-    "python jobs/cache.py jala": "downloads pretrained weights",
-    "python jobs/evaluate.py comparison": "needs a GPU",
-    "python tune/sweep.py jala": "needs a GPU, and downloads pretrained weights",
-    "python -m jala_ray.storage check s3://bucket/runs": "needs another host's bucket",
-    "python -m jala_ray.data convert vitra": "needs VITRA's data",
-    "python -m jala_ray.data join my_manifest vitra.parquet": "needs VITRA's data",
+    "RAY_AUTH_MODE=token": "starts a cluster that stays, and needs it",
+    "jala pretrain jala": "downloads pretrained weights",
+    "jala pretrain lapa_actions": "downloads pretrained weights",
+    "jala pretrain lapa_codes": "downloads pretrained weights",
+    "jala pretrain no_align": "downloads pretrained weights",
+    "jala pretrain tiny --name probe_run": "needs another host's bucket",
+    "jala cache jala": "downloads pretrained weights",
+    "jala evaluate comparison": "needs a GPU",
+    "jala export runs/my_run my_half_model": "uploads to the hub",
+    "jala sweep jala": "needs a GPU, and downloads pretrained weights",
+    "jala storage check s3://bucket/runs": "needs another host's bucket",
+    "jala convert vitra": "needs VITRA's data",
+    "jala join my_manifest vitra.parquet": "needs VITRA's data",
     "python -m tests.video.hard_table --write": "writes a document anew",
 }
 """Beginning of a command -> why it is not run. Its arguments are read by its own parser all the same."""
@@ -92,10 +97,11 @@ def read(words: Sequence[str]) -> None:
     """Read the arguments of a command with the parser that it has. Raises what that raises, SystemExit too, and KeyError for a command
     that is not known here.
     """
+    words = list(itertools.dropwhile(lambda word: VARIABLE.fullmatch(word), words))
     if list(words[:3]) == SUBMITTED:
         assert (ROOT / words[words.index("--runtime-env") + 1]).is_file()
         return read(words[words.index("--") + 1 :])
-    if words[0] in NOT_RUN:
+    if words[0] in NOT_RUN or list(words[:2]) == ["ray", "start"]:
         return
     command, rest = command_of(words)
     if command == "tests.video.hard_table":

@@ -1,4 +1,4 @@
-"""Render hand videos, train a motion tokenizer and a tiny model on them, on this machine, in minutes."""
+"""Render hand videos, train a tokenizer and a tiny model on them, and generate a hand, in minutes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Arguments:
     """
 
     runs: str = "runs"
-    """Local folder for the demo's own: demo/world, demo/tokenizer and demo/pretrain are in it."""
+    """Local folder for the demo's own: demo/world, demo/tokenizer, demo/pretrain and demo/generated.mp4 are in it."""
 
 
 def run(arguments: Arguments) -> int:
@@ -48,6 +48,7 @@ def run(arguments: Arguments) -> int:
         submit(head, "tokenizer", "demo", "--manifests", str(manifest), *storage)
         tokenizer = str(runs / "demo" / "tokenizer")
         submit(head, "pretrain", "demo", "--data.manifest", str(manifest), "--motion-tokenizer", tokenizer, *storage)
+    generate_one(runs / "demo", manifest)
     print(f"done in {time.monotonic() - began:.0f} s. Look at {runs / 'demo' / 'pretrain' / 'report.html'}")
     return 0
 
@@ -60,7 +61,7 @@ def render(folder: Path) -> Path:
     from jala_ray.data.synthetic import WorldConfig, generate
 
     world = WorldConfig(lab_train=56, wild_train=40, lab_val=8, wild_val=8, width=160, height=120)
-    meter = progress.Meter(world.lab_train + world.wild_train + world.lab_val + world.wild_val, "clips rendered")
+    meter = progress.Meter(world.lab_train + world.wild_train + world.lab_val + world.wild_val, "clips")
     with progress.told(meter) as tell:
 
         def rendered(done: int, total: int) -> None:
@@ -68,6 +69,14 @@ def render(folder: Path) -> Path:
             tell()
 
         return Path(generate(folder, world, workers=2, progress=rendered))
+
+
+def generate_one(folder: Path, manifest: Path) -> None:
+    """Motion for the first held-out clip with the newest checkpoint, in generated.npz and generated.mp4."""
+    from jala_ray.commands import generate
+
+    out = str(folder / "generated")
+    generate.run(generate.Arguments(str(folder / "pretrain"), manifest=str(manifest), out=out))
 
 
 def submit(head: Head, command: str, *arguments: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,9 @@ def run(arguments: Arguments) -> int:
         from jala_ray.training.local import run_local
 
         run_local(config)
+        if importlib.util.find_spec("plotly") is None:  # a machine that only trains
+            print("no report: plotly is not installed here; `jala report RUN` writes it elsewhere")
+            return 0
     else:
         from jala_ray.training.launch import launch
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 
 from jala_ray import commands
 from jala_ray.parsing import arguments, suggest
+from jala_ray.training.interrupts import ended_whole
 from jala_ray.types import ConfigError, JalaError
 
 ABOUT = "Pretrains vision-language-action models on human video."
@@ -83,7 +84,8 @@ def guarded(run: Callable[[], int]) -> int:
     """The exit status of `run`; an error that explains itself, and Ctrl-C, are one line each."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return run()
+        with ended_whole():
+            return run()
     except JalaError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -39,6 +39,7 @@ from jala_ray.generation import Generator
 from jala_ray.parsing import from_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
+from jala_ray.training.history import resolve as resolve
 from jala_ray.types import ConfigError, Split
 
 PART_ROWS = 32
@@ -146,16 +147,6 @@ def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
         raise ConfigError("out", job.out, "an empty folder, or this same evaluation's", remedy)
     chunks = [rows[i : i + PART_ROWS] for i in range(0, len(rows), PART_ROWS)]
     return Work(job, [Part(number, tuple(map(int, chunk))) for number, chunk in enumerate(chunks)])
-
-
-def resolve(address: str, options: StorageOptions) -> str:
-    """A checkpoint's address: itself, or the newest one of the run folder that it names. Raises `ConfigError` for neither."""
-    if storage.is_committed(address, options):
-        return address
-    newest = history.newest(address, options)
-    if newest is None:
-        raise ConfigError("checkpoint", address, "a checkpoint folder, or a run folder with one under checkpoints/")
-    return newest
 
 
 def manifest_of(checkpoint: str, options: StorageOptions) -> str:

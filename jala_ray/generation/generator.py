@@ -6,12 +6,15 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
+import av
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from jala_ray import storage
 from jala_ray.config import GenerationConfig
 from jala_ray.data.samples.collate import collate
 from jala_ray.data.samples.source import Visuals
@@ -23,10 +26,12 @@ from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training import checkpoint
 from jala_ray.training.loop import autocast, to_device
-from jala_ray.types import CHUNK_FRAMES, CHUNK_SECONDS, FEATURE_DIM, HAND_NAMES, Hand, UserError
+from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, HAND_NAMES, MODEL_FPS, Hand, UserError
+from jala_ray.video.decode import VideoReader
+from jala_ray.video.picture import Picture as Shown
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
-"""A file, a PIL image, or (H, W, 3) uint8 RGB."""
+"""A picture's or video's file, a PIL image, or (H, W, 3) uint8 RGB."""
 
 
 class Generator:
@@ -45,6 +50,8 @@ class Generator:
         self.config, self.assets = loaded.config, loaded.assets
         self.learner = loaded.learner.eval().to(self.device)
         self.motion = loaded.assets.motion
+        self.options: StorageOptions | None = None
+        """How s3:// addresses of videos are reached."""
         self.passes = 0
         """Forward passes of the backbone so far."""
 
@@ -56,8 +63,10 @@ class Generator:
         device: torch.device | None = None,
         options: StorageOptions | None = None,
     ) -> Generator:
-        """Load a checkpoint folder, local or s3://. Raises `CheckpointError` as `checkpoint.load` does."""
-        return cls(checkpoint.load(uri, options), settings, device)
+        """Load a checkpoint folder, a run folder's newest, or an export; local or s3://. Raises `CheckpointError` as `checkpoint.load`."""
+        made = cls(checkpoint.load(uri, options), settings, device)
+        made.options = options
+        return made
 
     def generate(
         self,
@@ -65,27 +74,43 @@ class Generator:
         instruction: str,
         seconds: float,
         hands: str | Sequence[Hand] = "right",
+        start_s: float = 0.0,
     ) -> Motion:
-        """Motion that follows an instruction from a picture.
+        """Motion that follows an instruction from a picture, or from a video's frame at `start_s` (presentation time, seconds).
 
-        `seconds` of model time, whole ones (a rest is dropped); `hands`: "left", "right", "both" or `Hand`s. The picture is squashed to
-        the model's square as in training. Raises `UserError` for less than a second, a blank instruction, or no hand.
+        `seconds` of model time: the model generates whole ones, what goes beyond is cut. `hands`: "left", "right", "both" or `Hand`s.
+        The picture is squashed to the model's square as in training. No camera is asked for: the motion is in metres in the camera frame
+        of the picture, and a camera is needed only to draw it (`jala_ray.draw_motion`).
+
+        Raises `UserError` for no time, a blank instruction, or no hand; `VideoError` for a file that is neither picture nor video.
         """
-        chosen = _hands(hands)
-        chunks = int(np.floor(seconds / CHUNK_SECONDS + 1e-6))
-        if chunks < 1:
-            raise UserError("seconds", seconds, f"at least {CHUNK_SECONDS:g}, one chunk")
-        rgb = _rgb(image)
-        key = hashlib.blake2b(rgb.tobytes() + instruction.encode(), digest_size=8).hexdigest()
+        frames, chunks = length(seconds)
+        chosen = chosen_hands(hands)
         text = words(instruction, chunks, chosen)
-        return self.batch([Prompt(key, text, chosen, chunks, self.see(rgb))])[0]
+        visuals, pixels = self.look(image, start_s)
+        key = hashlib.blake2b(pixels + instruction.encode(), digest_size=8).hexdigest()
+        return self.batch([Prompt(key, text, chosen, chunks, visuals)])[0].first(frames)
+
+    def look(self, image: Picture, start_s: float = 0.0) -> tuple[Visuals, bytes]:
+        """What the model sees of a picture, or of a video's frame at `start_s`; and bytes that stand for the picture."""
+        if (rgb := read_picture(image)) is not None:
+            return self.see(rgb), rgb.tobytes()
+        with VideoReader(os.fspath(cast(str, image)), options=self.options) as reader:
+            visuals = reader.each([start_s], self._visuals)[0]
+        return visuals, visuals.image.tobytes()
 
     def see(self, rgb: np.ndarray) -> Visuals:
         """What the model sees of a picture (H, W, 3) uint8."""
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
+        return self._visuals(Shown(frame, 1.0, indexed_turns=0))
+
+    def _visuals(self, picture: Shown) -> Visuals:
+        """By the same scaler as training's frames."""
         spec = self.assets.spec
-        image = _squashed(rgb, spec.image_size)
-        frames = _squashed(rgb, spec.frame_size)[None] if self.config.objective.layout.frames else None
-        return Visuals(image, frames=frames)
+        image, frame = (
+            picture.rgb((side, side)).transpose(2, 0, 1).copy() for side in (spec.image_size, spec.frame_size)
+        )
+        return Visuals(image, frames=frame[None] if self.config.objective.layout.frames else None)
 
     @torch.no_grad()
     def batch(self, prompts: Sequence[Prompt], watch: Watch | None = None) -> list[Motion]:
@@ -172,7 +197,16 @@ def _places(batch: dict[str, Tensor], mot_open: int, counts: list[int]) -> tuple
     return torch.where(index < starts[:, :1], index, -1), starts
 
 
-def _hands(hands: str | Sequence[Hand]) -> tuple[Hand, ...]:
+def length(seconds: float) -> tuple[int, int]:
+    """(frames, chunks) of `seconds` of model time, both rounded up."""
+    if not 0 < seconds < np.inf:
+        raise UserError("seconds", seconds, "a time above 0")
+    frames = int(np.ceil(seconds * MODEL_FPS - 1e-6))
+    return frames, -(-frames // CHUNK_FRAMES)
+
+
+def chosen_hands(hands: str | Sequence[Hand]) -> tuple[Hand, ...]:
+    """`left`, `right`, `both` or `Hand`s, in order. Raises `UserError`."""
     if not isinstance(hands, str):
         return tuple(sorted(Hand(h) for h in hands))
     if hands == "both":
@@ -182,28 +216,22 @@ def _hands(hands: str | Sequence[Hand]) -> tuple[Hand, ...]:
     return (Hand(HAND_NAMES.index(hands)),)
 
 
-def _rgb(image: Picture) -> np.ndarray:
-    """(H, W, 3) uint8, upright."""
+def read_picture(image: Picture) -> np.ndarray | None:
+    """(H, W, 3) uint8, upright; None for a file that is no picture, and may be a video."""
     if isinstance(image, (str, os.PathLike)):
+        if storage.is_s3(image):
+            return None
+        if not Path(storage.local_path(image)).is_file():
+            raise UserError("image", str(image), "the file of a picture or video")
         try:
-            image = Image.open(Path(image))
-        except OSError as error:
-            raise UserError("image", str(image), f"a picture file ({error})") from error
+            image = Image.open(storage.local_path(image))
+        except OSError:
+            return None
     if isinstance(image, Image.Image):
         image = np.asarray((ImageOps.exif_transpose(image) or image).convert("RGB"))
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError("image", (str(image.dtype), image.shape), "uint8 (H, W, 3) RGB")
     return image
-
-
-def _squashed(rgb: np.ndarray, side: int) -> np.ndarray:
-    """(3, side, side) uint8, by the same scaler as training's frames."""
-    import av
-
-    from jala_ray.video.picture import Picture as Shown
-
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
-    return Shown(frame, 1.0, indexed_turns=0).rgb((side, side)).transpose(2, 0, 1).copy()
 
 
 def generate(
@@ -213,9 +241,11 @@ def generate(
     seconds: float,
     hands: str | Sequence[Hand] = "right",
     settings: GenerationConfig | None = None,
+    start_s: float = 0.0,
 ) -> Motion:
-    """Motion from a checkpoint folder (local or s3://), a picture and an instruction; see `Generator.generate`.
+    """Motion from a checkpoint, a picture or a video's frame at `start_s`, and an instruction; see `Generator.generate`.
 
-    Loads the checkpoint anew: for several calls keep a `Generator`.
+    `checkpoint_uri`: a checkpoint folder, a run folder (its newest) or an export; local or s3://. Loads it anew: for several calls keep
+    a `Generator`.
     """
-    return Generator.open(checkpoint_uri, settings).generate(image, instruction, seconds, hands)
+    return Generator.open(checkpoint_uri, settings).generate(image, instruction, seconds, hands, start_s)

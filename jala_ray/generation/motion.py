@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,7 +32,10 @@ def _mean_rotation(six: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Motion:
-    """Motion of one clip, T = 15 N frames at 15 fps of model time, in the camera frame of the picture it began with."""
+    """Motion of one clip, T frames at 15 fps of model time, in the camera frame of the picture it began with.
+
+    T = 15 N, less where a time was asked for that is no whole number of seconds.
+    """
 
     hands: tuple[Hand, ...]
     features: np.ndarray
@@ -40,6 +43,10 @@ class Motion:
     ids: np.ndarray
     """(2, N, K) motion ids."""
     fps: float = float(MODEL_FPS)
+
+    def first(self, frames: int) -> Motion:
+        """The first `frames` frames; `ids` stay whole."""
+        return replace(self, features=self.features[:, :frames])
 
     def pose(self, hand: Hand) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """MANO pose: theta (T, 15, 3, 3) and rot (T, 3, 3) rotation matrices, position (T, 3) of the wrist joint in metres."""

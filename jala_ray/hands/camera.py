@@ -32,6 +32,28 @@ def scale_camera(camera: Camera, width: int, height: int) -> Camera:
     return Camera(camera.fx * sx, camera.fy * sy, camera.cx * sx, camera.cy * sy, width, height)
 
 
+ASSUMED_FOV_DEG = 60.0
+"""Field of view of the longer side of a picture whose camera nobody knows: between a phone's main lens and a laptop's."""
+
+
+def camera_of_view(width: int, height: int, fov_deg: float = ASSUMED_FOV_DEG) -> Camera:
+    """A camera whose longer side sees `fov_deg` degrees, with square pixels and its axis through the middle.
+
+    Raises UserError for an angle outside 0..180 and for a size that is not positive.
+    """
+    if not 0 < fov_deg < 180:
+        raise UserError("fov", fov_deg, "degrees between 0 and 180")
+    if width <= 0 or height <= 0:
+        raise UserError("camera size", (width, height), "positive width and height in px")
+    focal = max(width, height) / 2 / float(np.tan(np.radians(fov_deg) / 2))
+    return Camera(focal, focal, width / 2, height / 2, width, height)
+
+
+def intrinsic_matrix(camera: Camera) -> np.ndarray:
+    """K (3, 3) float64, px."""
+    return np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1.0]])
+
+
 def camera_from_matrix(matrix: np.ndarray, width: int, height: int) -> Camera:
     """Intrinsic matrix K (3, 3) of a width x height image -> Camera. Raises UserError on another form."""
     k = np.asarray(matrix, float)

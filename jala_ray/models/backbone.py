@@ -25,6 +25,13 @@ from jala_ray.types import ConfigError, UserError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FIELD = "backbone.pretrained"
+HUB_NAMES = {
+    "vision": "vision_tower",
+    "projector": "multi_modal_projector",
+    "language": "language_model.model",
+    "output": "language_model.lm_head",
+}
+"""Parts of `Backbone` -> how their tensors begin in InternVL's files on the hub."""
 MAX_POSITIONS = 32_768
 """Positions the random language model's configuration declares; rotary positions need no table."""
 
@@ -346,6 +353,18 @@ def prepared(config: InternVLConfig) -> InternVLConfig:
     vision.attention_dropout = vision.hidden_dropout_prob = vision.projection_dropout = 0.0
     config.dtype = torch.float32
     return config
+
+
+def hub_name(name: str) -> str:
+    """A tensor's name in `Backbone.state_dict()` -> its name in InternVL's files on the hub."""
+    part, _, rest = name.partition(".")
+    return f"{HUB_NAMES[part]}.{rest}"
+
+
+def own_name(name: str) -> str:
+    """The inverse of `hub_name`."""
+    part, prefix = next((p, prefix) for p, prefix in HUB_NAMES.items() if name.startswith(f"{prefix}."))
+    return part + name[len(prefix) :]
 
 
 @dataclass(frozen=True)

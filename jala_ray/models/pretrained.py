@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from jala_ray.models.tensor_files import INDEX, WEIGHTS, TensorFiles
 from jala_ray.types import ConfigError
 
 LFS = b"version https://git-lfs"
@@ -77,14 +78,34 @@ class Pretrained:
         return made
 
     def _read(self, model: type[PreTrainedModel], options: dict[str, Any], *, ignore_mismatched_sizes: bool) -> Any:
-        return model.from_pretrained(
-            self.name,
-            revision=self.revision or "main",
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
-            **options,
-        )
+        revision = self.revision or "main"
+        how: dict[str, Any] = {
+            "dtype": torch.float32,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": ignore_mismatched_sizes,
+        }
+        if (files := self._weight_files()) is None:
+            return model.from_pretrained(self.name, revision=revision, **how, **options)
+        # The library maps files into memory, where their pages stay until all is read: the weights once more.
+        kind: Any = model.config_class
+        config = options.get("config") or kind.from_pretrained(self.name, revision=revision, **options)
+        loaded: Any = model.from_pretrained(None, config=config, state_dict=TensorFiles(files).lazy(), **how)
+        made, told = loaded
+        made.config.name_or_path = made.name_or_path = self.name
+        return made, told
+
+    def _weight_files(self) -> list[Path] | None:
+        """The safetensors files, fetched where they are on the hub; None where there are none."""
+        for name in (WEIGHTS, INDEX):
+            try:
+                found = cached_file(self.name, name, revision=self.revision or "main")
+            except OSError:  # weights of the older kind, or no access: the library tells
+                continue
+            if name == WEIGHTS:
+                return [Path(str(found))]
+            shards, _ = get_checkpoint_shard_files(self.name, found, revision=self.revision or "main")
+            return [Path(shard) for shard in shards]
+        return None
 
     def _refuse_shapes(self, model: type[PreTrainedModel], options: dict[str, Any], cause: Exception) -> None:
         """Name tensors of other shapes, which transformers only logs; nothing where `cause` is another."""

@@ -32,7 +32,7 @@ from jala_ray.storage.folders import (
 )
 from jala_ray.storage.proving import ProbeReport, probe
 from jala_ray.storage.stores import MissingFile, StorageOptions, absolute, is_relative, is_s3, join, local_path
-from jala_ray.storage.surroundings import filesystem, worker_env
+from jala_ray.storage.surroundings import filesystem, in_environment, worker_env
 from jala_ray.storage.sweeping import Swept, scratch, sweep, sweep_scratch
 from jala_ray.types import DamagedFiles
 
@@ -53,6 +53,7 @@ __all__ = [
     "download_dir",
     "exists",
     "filesystem",
+    "in_environment",
     "is_committed",
     "is_relative",
     "is_s3",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jala_ray.storage.files import Uri
@@ -32,6 +36,8 @@ def worker_env(options: StorageOptions | None = None) -> dict[str, str]:
     AWS_ENDPOINT_URL credentials would be asked of it too. Of profiles only one that a setting names goes along, as the files that
     hold it may be of this machine.
     """
+    if importlib.util.find_spec("botocore") is None:  # no client of S3 on this machine, so nothing is reached by one
+        return {CHECKSUM_VARIABLE: "when_required"}
     # botocore comes with it, which reading this module alone does without
     from jala_ray.storage.resolving import ANONYMOUS, CA_BUNDLE, ENDPOINT, PROFILE, REGIONS, VIRTUAL
 
@@ -51,3 +57,21 @@ def worker_env(options: StorageOptions | None = None) -> dict[str, str]:
     if known.addressing != "auto":
         env[VIRTUAL] = "true" if known.addressing == "virtual" else "false"
     return env
+
+
+@contextlib.contextmanager
+def in_environment(options: StorageOptions | None = None) -> Iterator[None]:
+    """Put `worker_env` into this process's environment for a while: what is not told `options` reaches the store with them all the same,
+    and so do processes that are started meanwhile.
+    """
+    wanted = worker_env(options)
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -8,6 +8,8 @@ step-00000040/
   COMMIT.json                                     written last: names, sizes and SHA-256 of all files
 ```
 
+An export (`export.py`) is read alike: its backbone's weights lie in `backbone/`, in transformers' form.
+
 Order of the cases at a run's start: (1) a committed checkpoint in the run's folder: everything continues from the newest one;
 (2) `config.init`: its weights, step 0, new optimizer; (3) neither: pretrained or random weights, step 0.
 
@@ -19,27 +21,30 @@ them, since perceivers that begin apart would not be a pair.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets, tokenizer_key
+from jala_ray.models.backbone import own_name
 from jala_ray.models.frame_encoder import encoder_key
+from jala_ray.models.tensor_files import Shape, TensorFiles, fill
 from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
-from jala_ray.training import transfer
+from jala_ray.training import history, transfer
 from jala_ray.training.build import architecture, build_learner
 from jala_ray.training.learner import Learner
 from jala_ray.types import CheckpointError
 
 FORMAT = "jala_ray.checkpoint/1"
+BACKBONE_FOLDER, BACKBONE_PREFIX = "backbone", "vla.backbone."
+"""Where an export keeps the backbone's weights, and what their names begin with in a learner."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,15 @@ def write(
 
 
 def load(uri: str, options: StorageOptions | None = None) -> Loaded:
-    """Load a checkpoint by itself: nothing but its folder is needed. Weights are on the CPU, the learner in eval mode.
+    """Load a checkpoint, the newest one of a run folder, or an export: nothing but its folder is needed.
+
+    `uri` is local or s3://. Weights are on the CPU in float32, the learner is in eval mode; tensors are read one by one, so that the
+    weights are in memory once.
 
     Raises `CheckpointError` when the folder is not a checkpoint, is unfinished or damaged, and `StorageError` when it can't be read.
     """
+    if not storage.is_committed(uri, options):
+        uri = history.newest(uri, options) or uri
     with storage.scratch("checkpoint") as scratch:
         folder = transfer.local_copy(uri, scratch, options)
         config = load_json(RunConfig, folder / "config.json")
@@ -107,17 +117,29 @@ def read_position(folder: Path) -> Position:
 
 
 def load_weights(learner: Learner, folder: Path) -> None:
-    """Fill `learner` from a checkpoint folder; every name and shape must fit."""
-    stored = safetensors.torch.load_file(folder / "model.safetensors")
-    refuse_misfit(stored, learner.state_dict(), folder, "Use the preset the checkpoint was made with.")
-    learner.load_state_dict(stored)
+    """Fill `learner` from a checkpoint folder, tensor by tensor; every name and shape must fit."""
+    stored, own = stored_weights(folder), learner.state_dict()
+    refuse_misfit(stored.shapes(), _shapes(own), folder, "Use the preset the checkpoint was made with.")
+    fill(own, stored, own)
 
 
-def refuse_misfit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor], folder: Path, remedy: str) -> None:
+def stored_weights(folder: Path) -> TensorFiles:
+    """All weights of a checkpoint or export under their names in a learner. Raises `CheckpointError`."""
+    stored = TensorFiles.of_folder(folder)
+    if (folder / BACKBONE_FOLDER).is_dir():
+        stored += TensorFiles.of_folder(folder / BACKBONE_FOLDER, lambda name: BACKBONE_PREFIX + own_name(name))
+    return stored
+
+
+def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def refuse_misfit(stored: Mapping[str, Shape], own: Mapping[str, Shape], folder: Path, remedy: str) -> None:
     """Raises `CheckpointError` unless names and shapes are the same."""
-    wrong = sorted(own.keys() ^ stored.keys()) or [n for n in own if own[n].shape != stored[n].shape]
+    wrong = sorted(own.keys() ^ stored.keys()) or [n for n in own if own[n] != stored[n]]
     if wrong:
-        shapes = [tuple(t[wrong[0]].shape) if wrong[0] in t else "absent" for t in (stored, own)]
+        shapes = [t.get(wrong[0], "absent") for t in (stored, own)]
         expected = (
             f"weights of this configuration ({len(wrong)} differ; {wrong[0]}: stored {shapes[0]}, wanted {shapes[1]})"
         )
@@ -145,8 +167,8 @@ def take_over(learner: Learner, folder: Path, config: RunConfig, assets: Assets)
     Raises `CheckpointError` where the tokenizers differ from those the VLA learned with, a part that is wanted is absent or has other
     shapes, or inherited modules learned on the features of another encoder.
     """
-    stored = safetensors.torch.load_file(folder / "model.safetensors")
-    theirs, own = load_json(RunConfig, folder / "config.json"), learner.state_dict()
+    files, weights = stored_weights(folder), learner.state_dict()
+    theirs, stored, own = load_json(RunConfig, folder / "config.json"), files.shapes(), _shapes(weights)
     if _names(own, "objective") == _names(stored, "objective"):
         check_tokenizers(folder, assets)
         load_weights(learner, folder)
@@ -164,19 +186,19 @@ def take_over(learner: Learner, folder: Path, config: RunConfig, assets: Assets)
         remedy = "Inherited modules read the features they learned on: set model.encoder as in that run."
         raise CheckpointError("init", str(folder), f"a checkpoint made with the encoder {config.model.encoder}", remedy)
     names = {name for part in wanted for name in _names(own, part) | _names(stored, part)}
-    taken = {name: tensor for name, tensor in stored.items() if name in names}
+    taken = {name: shape for name, shape in stored.items() if name in names}
     remedy = f"A run of {config.objective.kind} takes {', '.join(wanted)} from it: use the settings and stage they were made with."
-    refuse_misfit(taken, {name: tensor for name, tensor in own.items() if name in names}, folder, remedy)
-    learner.load_state_dict(taken, strict=False)
-    new, left = (tuple(p for p in _parts(weights) if p not in wanted) for weights in (own, stored))
+    refuse_misfit(taken, {name: shape for name, shape in own.items() if name in names}, folder, remedy)
+    fill(weights, files, taken)
+    new, left = (tuple(p for p in _parts(there) if p not in wanted) for there in (own, stored))
     return TakenOver(wanted, new, left)
 
 
-def _names(weights: Mapping[str, Tensor], part: str) -> set[str]:
+def _names(weights: Collection[str], part: str) -> set[str]:
     return {name for name in weights if name.startswith(f"{part}.")}
 
 
-def _parts(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _parts(weights: Collection[str]) -> tuple[str, ...]:
     """`encoder`, `vla`, then the objective's modules."""
     paths = (name.split(".") for name in weights)
     parts = {".".join(path[: 2 if path[0] == "objective" else 1]) for path in paths}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
-from jala_ray.types import DamagedFiles, StorageError
+from jala_ray.types import ConfigError, DamagedFiles, StorageError
 
 PREFIX = "step-"
 DAMAGED_FILE = "DAMAGED.json"
@@ -52,6 +52,16 @@ def committed_steps(run: str, options: StorageOptions | None = None) -> list[str
 def newest(run: str, options: StorageOptions | None = None) -> str | None:
     """Address of the newest committed checkpoint of a run folder, or None."""
     return next(_committed(run, options), None)
+
+
+def resolve(address: str, options: StorageOptions | None = None) -> str:
+    """A checkpoint's address: itself, or the newest one of the run folder that it names. Raises `ConfigError` for neither."""
+    if storage.is_committed(address, options):
+        return address
+    found = newest(address, options)
+    if found is None:
+        raise ConfigError("checkpoint", address, "a checkpoint folder, or a run folder with one under checkpoints/")
+    return found
 
 
 def step_of(uri: str) -> int:

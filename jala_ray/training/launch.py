@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
@@ -33,6 +35,8 @@ from jala_ray.training.worker_setup import know_own_cluster
 from jala_ray.types import ConfigError, DamagedCheckpoint
 
 TRAIN = "train"
+REPORTS = str(Path(ray.train.__file__).parent / "v2/_internal/execution/context.py")
+"""The logger of Ray Train 2.60 that bears its module's file as its name."""
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of checkpoints in a run folder."""
 
@@ -195,6 +199,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     from jala_ray.training.loop import Run, train
 
     setup.sweep_machine()
+    quiet_reports()
     config = from_dict(RunConfig, payload["config"])
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
@@ -235,6 +240,11 @@ def train_worker(payload: dict[str, Any]) -> None:
     )
 
 
+def quiet_reports() -> None:
+    """Ray Train writes every checkpoint's metrics into the job's log, a line of thousands of characters per rank; ours has them."""
+    logging.getLogger(REPORTS).setLevel(logging.WARNING)
+
+
 def tokenizer_worker(payload: dict[str, Any]) -> None:
     """One rank of a tokenizer run."""
     import numpy as np
@@ -244,6 +254,7 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
     from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
 
     setup.sweep_machine()
+    quiet_reports()
     config = from_dict(TokenizerRunConfig, payload["config"])
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()

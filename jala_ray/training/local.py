@@ -21,6 +21,7 @@ from jala_ray.data.samples.steps import StepBuilder, StepShare
 from jala_ray.presets import configuration
 from jala_ray.training import history, setup
 from jala_ray.training.build import build_learner, make_deterministic
+from jala_ray.training.interrupts import ended_whole
 from jala_ray.training.loop import Run, train
 from jala_ray.types import DamagedCheckpoint, JalaError
 
@@ -62,9 +63,19 @@ def run_local(config: RunConfig, device: torch.device | None = None) -> dict[str
     with setup.prepared(config) as ready:
         while True:
             try:
-                return train(make_run(config, ready, device))
+                run = make_run(config, ready, device)
+                print(begins(run), flush=True)
+                return train(run)
             except DamagedCheckpoint as error:
                 print(error, flush=True)  # set aside by now: the next turn finds an older one
+
+
+def begins(run: Run) -> str:
+    """One line, before the first step: that may take minutes to come."""
+    size = sum(p.numel() for p in run.learner.parameters()) / 1e6
+    start = 0 if run.resume_from is None else history.step_of(run.resume_from)
+    how = f"{run.total_steps} steps from step {start}, {size:.1f} M parameters on {run.device}"
+    return f"{run.folder}: {how}; a line every {run.config.train.log_every} steps"
 
 
 def make_run(config: RunConfig, ready: setup.Prepared, device: torch.device) -> Run:
@@ -93,6 +104,10 @@ def make_run(config: RunConfig, ready: setup.Prepared, device: torch.device) -> 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        run_local(configuration(sys.argv[1:]))
+        with ended_whole():
+            run_local(configuration(sys.argv[1:]))
     except JalaError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,9 +54,8 @@ def command(words: list[str]) -> str:
 def code(root: Path) -> str:
     """The commit of the checkout that the package lies in; of an installed one, "wheel VERSION"."""
     if not (root / ".git").exists():
-        from jala_ray import __version__
-
-        return f"wheel {__version__}" if root.name in ("site-packages", "dist-packages") else f"a copy of {__version__}"
+        version = metadata.version("jala-ray")
+        return f"wheel {version}" if root.name in ("site-packages", "dist-packages") else f"a copy of {version}"
     # Read by hand, as a submitted job's copy has no more of .git than what names the commit.
     return _named(root / ".git") or _asked(root)
 

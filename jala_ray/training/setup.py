@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -115,7 +114,7 @@ def prepared(config: RunConfig) -> Iterator[Prepared]:
     """
     config.check()
     folder, options = run_folder(config), storage_options(config)
-    with reached(options), claim(config, folder, options) as lease:
+    with storage.in_environment(options), claim(config, folder, options) as lease:
         assets = prepare_assets(config, folder, options)
         ready = plans(config, assets)
         if claim_plan(config, ready) and (said := foresee(ready.train)):
@@ -154,28 +153,12 @@ def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[PreparedTokenizer
         expected = f"at least one chunk a worker, >= cluster.workers = {config.cluster.workers}"
         raise ConfigError("train.batch", config.train.batch, expected, "It counts chunks over all workers.")
     options = storage_options(config)
-    with reached(options), claim(config, run_folder(config), options) as lease:
+    with storage.in_environment(options), claim(config, run_folder(config), options) as lease:
         rows: dict[Split, ManifestRows] = {
             split: rows_with_labels(config.manifests, split, config.max_chunks, config.seed) for split in SPLITS
         }
         claim_chunks(config, rows)
         yield PreparedTokenizer(lease, rows)
-
-
-@contextlib.contextmanager
-def reached(options: StorageOptions) -> Iterator[None]:
-    """For as long as a run lasts, other libraries and processes that it starts reach the store as it does."""
-    wanted = storage.worker_env(options)
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def claim(config: AnyRun, folder: str, options: StorageOptions) -> Lease:

@@ -1,7 +1,7 @@
 """Every command that the documents print, run as printed in a folder that holds small stand-ins for what they name.
 
-In a newcomer's order, so that one command's output is the next one's input. Steps and trials are cut short by what is appended to a
-command. What cannot be run is listed in `tests/documents.py`.
+In a newcomer's order, so that one command's output is the next one's input; a test that runs alone runs what comes before it. Steps and
+trials are cut short by what is appended to a command. What cannot be run is listed in `tests/documents.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import runpy
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from jala_ray.data.manifest.table import Manifest, validate, write_manifest
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.training.history import newest
 from jala_ray.video.write import write_mp4
-from tests.documents import ROOT, Printed, blocks, printed
+from tests.documents import ROOT, Printed, blocks, command_of, printed
 from tests.end_to_end.conftest import World
 from tests.faults.processes import Command
 from tests.ray_start import local_ray
@@ -34,18 +34,17 @@ SHORT_STEPS = "--train.batch 4 --train.micro-batch 2 --train.log-every 1 --train
 SHORT_RUN = f"{SHORT_STEPS} --train.steps 2 --train.checkpoint-every 2 --train.validate-every 2 --train.monitor-every 2"
 ONE_WORKER = "--cluster.workers 1 --cluster.cpus-per-worker 0.4"
 SHORT = {
-    "jobs/pretrain.py": f"{SHORT_RUN} {ONE_WORKER}",
-    "jala_ray.training.local": SHORT_RUN,
-    "jobs/train_tokenizer.py": f"{ONE_WORKER} --train.steps 2 --train.batch 8 --allow-collapse True --log.tensorboard False",
-    "jobs/prepare.py": "--short-side 48 --preset ultrafast --local",
-    "jobs/evaluate.py": "--samples 1 --passes 1 --ensemble 1 --no-latents --videos 1",
-    "jobs/cache.py": "",
-    "tune/sweep.py": f"{SHORT_STEPS} {ONE_WORKER} --train.steps 4 --trials 1 --report-every 2 --no-cache",
-    "jala_ray.data": "",
+    "pretrain": f"{SHORT_RUN} {ONE_WORKER}",
+    "tokenizer": f"{ONE_WORKER} --train.steps 2 --train.batch 8 --allow-collapse True --log.tensorboard False",
+    "prepare": "--short-side 48 --preset ultrafast --local",
+    "generate": "--passes 1 --ensemble 1",
+    "evaluate": "--samples 1 --passes 1 --ensemble 1 --no-latents --videos 1",
+    "sweep": f"{SHORT_STEPS} {ONE_WORKER} --train.steps 4 --trials 1 --report-every 2 --no-cache",
 }
-"""Script -> what is appended to it."""
+"""Command -> what is appended to it."""
+COMMANDS = [command for command in printed() if command.why_not is None]
 THROUGH_RAY = "my_run"
-"""One run goes through Ray. The others of `jobs/pretrain.py` take the same words through the same loop without it."""
+"""One run goes through Ray. The others of `jala pretrain` take the same words through the same loop without it."""
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +78,9 @@ def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_manifest((replace(clip, video_uri=None, packets=None) for clip in labelled), here / "arctic.parquet")
     Image.new("RGB", (64, 48), "grey").save(here / "kitchen.jpg")
     words = ["--name", "demo/pretrain", "--data.manifest", "lab_manifest", "--motion-tokenizer", world.tokenizer]
-    demo = Command.start(
-        ["-m", "jala_ray.training.local", "tiny", *words, *SHORT_RUN.split()], {}, here / "demo.log", folder=here
-    )
-    assert demo.wait() == 0, demo.output
+    demo = ["-m", "jala_ray.training.local", "tiny", *words, *SHORT_RUN.split()]
+    with Command.start(demo, {}, here / "demo.log", folder=here) as done:
+        assert done.wait() == 0, done.output
     as_if(here, "demo/pretrain", 180)
     return here
 
@@ -96,24 +94,50 @@ def as_if(folder: Path, run: str, step: int) -> None:
 
 def in_short(command: Printed, folder: Path) -> list[str]:
     """What follows `python`."""
-    words = [word.replace("$PWD", str(folder)) for word in command.words[1:]]
-    if words[0] == "jobs/pretrain.py" and THROUGH_RAY not in words:
-        words = ["-m", "jala_ray.training.local", *words[1:]]
-    script = words[1] if words[0] == "-m" else words[0]
-    return [*words, *SHORT[script].split()]
+    words = [word.replace("$PWD", str(folder)) for word in command.words]
+    name, _ = command_of(words)
+    asked = ["-m", "jala_ray", *words[1:]] if words[0] == "jala" else words[1:]
+    alone = name == "pretrain" and not {THROUGH_RAY, "--local", "--dry-run", "jala_ray.training.local"} & {*words}
+    return [*asked, *SHORT.get(name, "").split(), *(["--local"] if alone else [])]
 
 
-@pytest.mark.parametrize("command", [command for command in printed() if command.why_not is None], ids=str)
-def test_a_printed_command_works(command: Printed, folder: Path, cluster: str, tmp_path: Path) -> None:
-    done = Command.start(in_short(command, folder), {"RAY_ADDRESS": cluster}, tmp_path / "log", folder=folder)
-    assert done.wait(600) == 0, done.output
+@dataclass
+class Newcomer:
+    """Runs the printed commands in `folder`, in their order and each once."""
+
+    folder: Path
+    cluster: str
+    logs: Path
+    done: dict[Printed, Command] = field(default_factory=dict)
+
+    def until(self, last: Printed) -> Command:
+        """Run a command and all before it that have not been run; returns it, ended."""
+        for command in COMMANDS[: COMMANDS.index(last) + 1]:
+            if command not in self.done:
+                words, log = in_short(command, self.folder), self.logs / f"{len(self.done)}.log"
+                with Command.start(words, {"RAY_ADDRESS": self.cluster}, log, folder=self.folder) as running:
+                    self.done[command] = running
+                    running.wait(600)
+        return self.done[last]
+
+
+@pytest.fixture(scope="module")
+def newcomer(folder: Path, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
+    return Newcomer(folder, cluster, tmp_path_factory.mktemp("commands"))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_printed_command_works(command: Printed, newcomer: Newcomer) -> None:
+    done = newcomer.until(command)
+    assert done.rc == 0, done.output
     assert not re.search(r"^Traceback", done.output, re.MULTILINE), (
         done.output
     )  # Ray's own processes put their names before it
 
 
-def test_what_they_leave_can_be_used(folder: Path) -> None:
-    """After all of them: manifests whose videos open, reports, and the code that reads what they made."""
+def test_what_they_leave_can_be_used(newcomer: Newcomer, folder: Path) -> None:
+    """After all of them: manifests whose videos open, and reports."""
+    newcomer.until(COMMANDS[-1])
     for name in ("my_manifest", "all_manifest", "my_set", "lab_set"):
         assert validate(folder / name, videos="all") == [] and len(Manifest(folder / name)), name
     for page in (
@@ -125,7 +149,10 @@ def test_what_they_leave_can_be_used(folder: Path) -> None:
         assert (folder / page).is_file(), page
 
 
-def test_the_printed_code_reads_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_printed_code_reads_a_run(
+    newcomer: Newcomer, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    newcomer.until(next(command for command in COMMANDS if THROUGH_RAY in command.words))
     as_if(folder, "my_run", 300)
     monkeypatch.chdir(folder)
     made = {}

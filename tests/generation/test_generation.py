@@ -207,12 +207,15 @@ def test_the_mean_of_motions_is_a_motion() -> None:
 def test_for_people() -> None:
     model = generator()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
-    motion = model.generate(picture, "Push the cup.", 2.7, "both")
+    motion = model.generate(picture, "Push the cup.", 2.0, "both")
     assert motion.hands == (L, R) and motion.features.shape == (2, 30, 99)
     np.testing.assert_array_equal(model.generate(np.asarray(picture), "Push the cup.", 2.0, "both").ids, motion.ids)
+    longer, asked = (model.generate(picture, "Push the cup.", seconds, "both") for seconds in (3.0, 2.5))
+    assert asked.features.shape == (2, 38, 99) and asked.joints(R).shape == (38, 21, 3), "2.5 s are 38 frames"
+    np.testing.assert_array_equal(asked.features, longer.features[:, :38])
     assert (model.generate(picture, "Lift the lid.", 2.0, "both").ids != motion.ids).any()
     for bad, field in (
-        ({"seconds": 0.5}, "seconds"),
+        ({"seconds": 0.0}, "seconds"),
         ({"hands": "middle"}, "hands"),
         ({"instruction": " "}, "instruction"),
         ({"image": "nowhere.png"}, "image"),

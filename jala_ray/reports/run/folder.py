@@ -168,12 +168,18 @@ def _step(row: Row) -> int:
 
 
 def _read_jsonl(path: Path) -> tuple[list[Row], list[str]]:
-    """(objects, "file:line" of every line that is none): a killed writer leaves half a line."""
+    """(objects, "file:line" of every line that is none)."""
     if not path.is_file():
         return [], []
+    rows, torn = parsed(path.read_text("utf-8", errors="replace"))
+    return rows, [f"{path.name}:{number}" for number in torn]
+
+
+def parsed(text: str) -> tuple[list[Row], list[int]]:
+    """(objects, numbers of the lines that are none) of JSON lines: a killed writer leaves half a line."""
     rows: list[Row] = []
-    torn: list[str] = []
-    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+    torn: list[int] = []
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -183,5 +189,5 @@ def _read_jsonl(path: Path) -> tuple[list[Row], list[str]]:
         if isinstance(row, dict):
             rows.append(row)
         else:
-            torn.append(f"{path.name}:{number}")
+            torn.append(number)
     return rows, torn

@@ -13,21 +13,26 @@ SMALL_FILES = (".json", ".jsonl")
 
 
 def publish_pretrain_report(folder: str, manifest: str | None, options: StorageOptions | None = None) -> str:
-    """Write `report.html` of a pretraining run, without sample frames where no manifest is given; returns its address."""
-    if not storage.is_s3(folder):
-        return str(write_pretrain_report(folder, manifest, Path(folder) / "assets" / "motion_tokenizer"))
-    with storage.scratch("report") as scratch:
-        local = _small_files(folder, scratch, options)
-        page = write_pretrain_report(local, manifest, local / "assets" / "motion_tokenizer")
-        return _publish(page, folder, options)
+    """Write `report.html` of a pretraining run, without sample frames where no manifest is given; returns its address.
+
+    The manifest and its videos are reached as the run folder is.
+    """
+    with storage.in_environment(options):
+        if not storage.is_s3(folder):
+            return str(write_pretrain_report(folder, manifest, Path(folder) / "assets" / "motion_tokenizer"))
+        with storage.scratch("report") as scratch:
+            local = _small_files(folder, scratch, options)
+            page = write_pretrain_report(local, manifest, local / "assets" / "motion_tokenizer")
+            return _publish(page, folder, options)
 
 
 def publish_tokenizer_report(folder: str, manifest: str, options: StorageOptions | None = None) -> str:
     """Write `report.html` of a tokenizer run; returns its address."""
-    if not storage.is_s3(folder):
-        return str(write_tokenizer_report(folder, manifest))
-    with storage.scratch("report") as scratch:
-        return _publish(write_tokenizer_report(_small_files(folder, scratch, options), manifest), folder, options)
+    with storage.in_environment(options):
+        if not storage.is_s3(folder):
+            return str(write_tokenizer_report(folder, manifest))
+        with storage.scratch("report") as scratch:
+            return _publish(write_tokenizer_report(_small_files(folder, scratch, options), manifest), folder, options)
 
 
 def _small_files(folder: str, scratch: Path, options: StorageOptions | None) -> Path:
