@@ -35,7 +35,7 @@ from jala_ray.generation import Generator, Prompt
 from jala_ray.generation.prompt import words
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
-from jala_ray.presets import TINY, next_token
+from jala_ray.presets import TINY, VARIANTS
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training.build import build_learner
 from jala_ray.training.checkpoint import Loaded, Position
@@ -81,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sides = {"masked": generator(TINY, device), "next_token": generator(next_token(TINY), device)}
+    sides = {"masked": generator(TINY, device), "next_token": generator(VARIANTS["next_token"](TINY), device)}
     asked = {name: prompts(model, options.batch, options.chunks) for name, model in sides.items()}
 
     def run(name: str) -> None:

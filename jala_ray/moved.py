@@ -20,7 +20,9 @@ PACKAGES = {
 
 MODULES = {
     "benchmarks.study": "jala_ray.studies.alignment",
+    "jala_ray.checks": "jala_ray.config.checking",
     "jala_ray.data.__main__": "jala_ray.commands.manifests",
+    "jala_ray.data.adapters.dexretargeting": "jala_ray.data.adapters.dex_retargeting",
     "jala_ray.data.assets": "jala_ray.data.samples.assets",
     "jala_ray.data.cache_making": "jala_ray.data.cache.making",
     "jala_ray.data.cache_part": "jala_ray.data.cache.part",

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
@@ -15,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from jala_ray.registry import suggest
 from jala_ray.types import ConfigError
 
 T = TypeVar("T")
@@ -41,17 +41,14 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     return cls(**parsed)
 
 
-def suggest(key: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(close)}?" if close else f"Known keys: {', '.join(sorted(known))}."
-
-
 def _value(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(where, value, "an object")
-        return from_dict(cast(type, hint), value, f"{where}.")
+        kinds = getattr(hint, "of_kind", None)  # an open union: the value says which class it is of
+        kind = hint if kinds is None else kinds(value.get("kind"), f"{where}.kind")
+        return from_dict(cast(type, kind), value, f"{where}.")
     if origin in (typing.Union, types.UnionType):
         return _union(args, value, where)
     if origin is Literal:
@@ -75,14 +72,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 def _union(args: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in args:
         return None
-    classes = [a for a in args if dataclasses.is_dataclass(a)]
-    if not classes:
-        return _value(next(a for a in args if a is not type(None)), value, where)
-    by_kind = {typing.get_args(typing.get_type_hints(c)["kind"])[0]: c for c in classes}
-    kind = value.get("kind") if isinstance(value, Mapping) else None
-    if kind not in by_kind:
-        raise ConfigError(f"{where}.kind", kind, f"one of {', '.join(by_kind)}", suggest(str(kind), by_kind))
-    return from_dict(cast(type, by_kind[kind]), cast(Mapping[str, Any], value), f"{where}.")
+    return _value(next(a for a in args if a is not type(None)), value, where)
 
 
 def load_json(cls: type[T], path: str | Path) -> T:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jala_ray import storage
 from jala_ray.config import (
+    OBJECTIVES,
     BackboneConfig,
     ClusterConfig,
     DataConfig,
     EncoderConfig,
     JalaConfig,
     LanguageSizes,
-    LapaActionsConfig,
-    LapaCodesConfig,
     ModelConfig,
-    NextTokenConfig,
     OptimConfig,
-    PerceiverConfig,
     RunConfig,
     TextConfig,
     TokenizerConfig,
     TokenizerRunConfig,
     TokenizerTrainConfig,
     TrainConfig,
+    Variant,
     VisionSizes,
 )
 from jala_ray.parsing import from_dict, override, parse, suggest
@@ -77,103 +75,10 @@ TINY = RunConfig(
 """The same code at a size for two CPU cores; alpha^300 <= 0.01 (METHOD 5)."""
 
 
-def vjepa(base: RunConfig) -> RunConfig:
-    """V-JEPA 2 features of frame pairs instead of DINOv3 features of frames."""
-    pretrained = "facebook/vjepa2-vitl-fpc64-256" if base.model.encoder.pretrained else None
-    size = 256 if pretrained else base.model.encoder.image_size
-    return override(
-        base,
-        {
-            "model.encoder.kind": "vjepa2",
-            "model.encoder.pretrained": pretrained,
-            "model.encoder.image_size": size,
-        },
-    )
-
-
-def no_align(base: RunConfig) -> RunConfig:
-    """Masked chunk prediction alone: lambda = 0, no LAP, LSP queries get the gradient."""
-    return override(base, {"objective.lap": False, "objective.updates": "gradient", "objective.align.weight": 0.0})
-
-
-def no_decoupling(base: RunConfig) -> RunConfig:
-    """Both perceivers learn by their own gradients, no EMA."""
-    return override(base, {"objective.updates": "gradient"})
-
-
-def ema_teacher(base: RunConfig) -> RunConfig:
-    """LAP is LSP's moving average and nothing else: alignment has no way to make z easy to predict."""
-    return override(base, {"objective.updates": "teacher"})
-
-
-def change(base: RunConfig) -> RunConfig:
-    """h is aligned with what moving adds to z, in direction."""
-    return override(base, {"objective.align.target": "change", "objective.align.distance": "cosine"})
-
-
-def change_fixed(base: RunConfig) -> RunConfig:
-    """The same with a LAP that never learns: the change of the frozen features, projected at random."""
-    return override(change(base), {"objective.updates": "fixed"})
-
-
-def change_head(base: RunConfig) -> RunConfig:
-    """`change_fixed`, but what is compared is a projection of h."""
-    return override(change_fixed(base), {"objective.align.head": "mlp"})
-
-
-def no_lsp(base: RunConfig) -> RunConfig:
-    """Plain [MASK]; LAP's backbone stays at its start, its queries learn."""
-    return override(base, {"objective.state": "none"})
-
-
-def align_only(base: RunConfig) -> RunConfig:
-    """No masked chunk prediction: the same masks, aligned alone. Judged by probes, it can't generate."""
-    return override(base, {"objective.mcp": False})
-
-
-def labelled_only(base: RunConfig) -> RunConfig:
-    """Lab and labelled wild clips, alignment on."""
-    return override(base, {"data.labels": "labelled_only"})
-
-
-def next_token(base: RunConfig) -> RunConfig:
-    """Being-H0: next-token prediction of motion tokens on labelled data."""
-    perceiver: PerceiverConfig = base.objective.perceiver
-    return override(replace(base, objective=NextTokenConfig(perceiver=perceiver)), {"data.labels": "labelled_only"})
-
-
-def next_token_dino(base: RunConfig) -> RunConfig:
-    """Next token with LSP latents of the first frame as a prefix."""
-    return override(next_token(base), {"objective.state": "prefix"})
-
-
-def lapa_actions(base: RunConfig) -> RunConfig:
-    """LAPA-dagger, first stage: the latent-action model. It trains no VLA, so the smallest one stands in for it."""
-    model = replace(base.model, backbone=BackboneConfig(), text=TextConfig())
-    return replace(base, model=model, objective=LapaActionsConfig(perceiver=base.objective.perceiver))
-
-
-def lapa_codes(base: RunConfig) -> RunConfig:
-    """LAPA-dagger, second stage: the VLA predicts latent-action codes; `init` names the first. Real tokens come after it, by `init` too."""
-    return replace(base, objective=LapaCodesConfig(perceiver=base.objective.perceiver))
-
-
-VARIANTS: dict[str, Callable[[RunConfig], RunConfig]] = {
-    "vjepa": vjepa,
-    "no_align": no_align,
-    "no_decoupling": no_decoupling,
-    "ema_teacher": ema_teacher,
-    "change": change,
-    "change_fixed": change_fixed,
-    "change_head": change_head,
-    "no_lsp": no_lsp,
-    "align_only": align_only,
-    "labelled_only": labelled_only,
-    "next_token": next_token,
-    "next_token_dino": next_token_dino,
-    "lapa_actions": lapa_actions,
-    "lapa_codes": lapa_codes,
+VARIANTS: dict[str, Variant] = {
+    name: variant for objective in OBJECTIVES.values() for name, variant in objective.variants.items()
 }
+"""By name, objective by objective: `config/objectives/` declares them."""
 
 DEMO = override(
     replace(TINY, name="demo/pretrain"),
@@ -204,6 +109,13 @@ def about_tokenizer(name: str) -> str:
     model = TOKENIZER_PRESETS[name].model
     tokens, ids = 2 * model.tokens_per_part, 2 * model.levels * model.codes
     return f"{tokens} tokens per chunk, {ids} ids."
+
+
+def __getattr__(name: str) -> Any:
+    """A variant by its name, as it was a function of this module."""
+    if name in VARIANTS:
+        return VARIANTS[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def preset(name: str) -> RunConfig:

@@ -19,7 +19,7 @@ from jala_ray.data.sampling.plan import Plan, PlanRow
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
 from jala_ray.parsing import override
-from jala_ray.presets import PRESETS, TINY
+from jala_ray.presets import PRESETS, TINY, VARIANTS
 from jala_ray.tokenizer.model import MotionTokenizer, TokenizerConfig
 from jala_ray.training.build import build_learner
 from jala_ray.training.checkpoint import Loaded, Position
@@ -42,11 +42,9 @@ def small(config: RunConfig = TINY, **values: object) -> RunConfig:
         config.model.encoder, image_size=32, sizes=VisionSizes(hidden=16, layers=1, heads=2, mlp=16, patch=16)
     )
     config = replace(config, model=replace(config.model, backbone=model, encoder=encoder))
-    sizes: dict[str, object] = {
-        "objective.perceiver.width": 16,
-        "objective.perceiver.heads": 2,
-        "model.text.vocab_size": 300,
-    }
+    sizes: dict[str, object] = {"model.text.vocab_size": 300}
+    if config.objective.perceivers is not None:
+        sizes |= {"objective.perceiver.width": 16, "objective.perceiver.heads": 2}
     config = override(config, sizes | {"data.pad_multiple": 8, "data.manifest": "none", "motion_tokenizer": "none"})
     return override(config, {k.replace("__", "."): v for k, v in values.items()})
 
@@ -85,15 +83,9 @@ class Kind:
 
 
 ABLATIONS = [
-    "tiny_no_decoupling",
-    "tiny_ema_teacher",
-    "tiny_change",
-    "tiny_change_fixed",
-    "tiny_change_head",
-    "tiny_no_lsp",
-    "tiny_align_only",
-    "tiny_lapa_actions",
-    "tiny_lapa_codes",
+    f"tiny_{name}"
+    for name in VARIANTS
+    if name not in ("vjepa", "no_align", "labelled_only", "next_token", "next_token_dino")
 ]
 """Presets of the ablations, and of the latent-action stages."""
 

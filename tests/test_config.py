@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from jala_ray.checks import check
 from jala_ray.config import BackboneConfig, RunConfig, TextConfig, TokenizerRunConfig
+from jala_ray.config.checking import check
 from jala_ray.parsing import diff, from_dict, override, parse, to_dict
 from jala_ray.presets import BASE, PRESETS, TINY, TOKENIZER_PRESETS, configuration
 from jala_ray.types import ConfigError
@@ -16,6 +19,13 @@ READY = override(TINY, {"data.manifest": "m.parquet", "motion_tokenizer": "t"})
 @pytest.mark.parametrize("name", PRESETS)
 def test_json_round_trip(name: str) -> None:
     assert from_dict(RunConfig, to_dict(PRESETS[name])) == PRESETS[name]
+
+
+def test_presets_are_as_they_were() -> None:
+    """Equal to those that runs and papers' figures were made with; more may have come."""
+    was = json.loads((Path(__file__).parent / "fixtures/presets.json").read_text())
+    assert {name: to_dict(PRESETS[name]) for name in was} == was
+    assert list(PRESETS)[:3] == list(was)[:3] and [name for name in PRESETS if name in was] == list(was)
 
 
 @pytest.mark.parametrize("name", TOKENIZER_PRESETS)

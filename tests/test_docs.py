@@ -12,6 +12,7 @@ import pytest
 
 from infra.site_pages import OUTSIDE, relinked
 from jala_ray import moved
+from jala_ray.data.adapters import ADAPTERS
 from jala_ray.data.manifest.table import Manifest, validate
 from jala_ray.parsing import flatten
 from jala_ray.presets import PRESETS, TOKENIZER_PRESETS
@@ -128,6 +129,7 @@ def test_the_guide_s_adapter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "studio.py").write_text(adapter)
     space = runpy.run_path("studio.py")
+    ADAPTERS.forget("studio")
     assert (space["report"].rows, space["report"].quarantined) == (1, 1)
     assert validate("studio_manifest", videos="none") == []
     (clip,) = (Manifest("studio_manifest").clip(i) for i in range(1))

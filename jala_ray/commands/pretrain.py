@@ -11,7 +11,6 @@ from typing import Annotated
 from tyro.conf import AvoidSubcommands, FlagConversionOff, Positional, arg
 
 from jala_ray import storage
-from jala_ray.checks import check
 from jala_ray.commands.presetting import known, with_preset
 from jala_ray.config import RunConfig
 from jala_ray.presets import BASE, PRESETS
@@ -49,7 +48,7 @@ def parse(words: Sequence[str], prog: str) -> Arguments:
 
 def run(arguments: Arguments) -> int:
     config = arguments.config
-    check(config)
+    config.check()
     if arguments.dry_run:
         from jala_ray.training.estimate import report
         from jala_ray.training.setup import storage_options

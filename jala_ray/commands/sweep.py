@@ -13,10 +13,15 @@ from jala_ray.commands.presetting import known, with_preset
 from jala_ray.config import RunConfig, TokenizerRunConfig
 from jala_ray.parsing import options
 from jala_ray.presets import BASE, PRESETS, TOKENIZER_PRESETS
+from jala_ray.sweeps.metrics import METRICS
 from jala_ray.sweeps.spaces import DEFAULT, SPACES, Method, verify
 
 SEARCHED = (
     f"What is searched, joined: {', '.join(SPACES)}, or JSON files of your own. tokenizer takes a tokenizer's PRESET."
+)
+MEASURED = (
+    "What trials are compared by; of several their Pareto front is looked for, without halving. Empty: the space's own. "
+    f"{', '.join(METRICS)}."
 )
 
 
@@ -37,8 +42,7 @@ class Arguments:
     """Of the search; --seed is the runs' own, the same in every trial."""
     grid_points: int = 3
     """Values per range, for --search grid."""
-    metric: tuple[str, ...] = ()
-    """What trials are compared by; of several their Pareto front is looked for, without halving. Empty: the space's own."""
+    metric: Annotated[tuple[str, ...], arg(help=MEASURED)] = ()
     scheduler: Literal["asha", "none"] = "asha"
     """asha: trials that lag are stopped early; none: every trial runs to its end."""
     factor: int = 3

@@ -3,6 +3,7 @@
 from jala_ray.config.generation import GenerationConfig
 from jala_ray.config.model import BackboneConfig, EncoderConfig, LanguageSizes, ModelConfig, TextConfig, VisionSizes
 from jala_ray.config.objectives import (
+    OBJECTIVES,
     AlignConfig,
     EmaConfig,
     JalaConfig,
@@ -15,6 +16,7 @@ from jala_ray.config.objectives import (
     ObjectiveConfig,
     ObjectiveTraits,
     PerceiverConfig,
+    Variant,
 )
 from jala_ray.config.run import ClusterConfig, DataConfig, LogConfig, OptimConfig, RunConfig, StorageConfig, TrainConfig
 from jala_ray.config.tokenizer import (
@@ -26,6 +28,7 @@ from jala_ray.config.tokenizer import (
 )
 
 __all__ = [
+    "OBJECTIVES",
     "TOKENIZER_FRAMES",
     "AlignConfig",
     "AnyRun",
@@ -56,5 +59,6 @@ __all__ = [
     "TokenizerRunConfig",
     "TokenizerTrainConfig",
     "TrainConfig",
+    "Variant",
     "VisionSizes",
 ]

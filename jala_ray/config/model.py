@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from jala_ray.config.encoders import ENCODERS
+
+if TYPE_CHECKING:
+    EncoderName = str
+else:
+    EncoderName = Literal[ENCODERS.names()]  # what tyro and `from_dict` take: the files of models/encoders/
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,8 @@ class BackboneConfig:
 class EncoderConfig:
     """The frozen self-supervised encoder whose features the perceivers read."""
 
-    kind: Literal["dinov3", "vjepa2"] = "dinov3"
-    """dinov3: features of single frames; vjepa2: of frame pairs."""
+    kind: EncoderName = "dinov3"
+    """Features of single frames (dinov3) or of frame pairs (vjepa2); a file of models/encoders/ is a kind."""
     pretrained: str | None = None
     """Hub name or folder; None builds a random one from the sizes below."""
     revision: str | None = None
@@ -75,6 +82,10 @@ class EncoderConfig:
     image_size: int = 64
     """Side of a square frame, px."""
     sizes: VisionSizes = field(default_factory=lambda: VisionSizes(patch=16))
+
+    def check(self) -> None:
+        """Raises `ConfigError` for a kind that is not known, or sizes that it can't have."""
+        ENCODERS.find(self.kind, "model.encoder.kind")().check(self)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jala_ray.config.checking import at_least
 from jala_ray.config.model import ModelConfig
 from jala_ray.config.objectives import JalaConfig, ObjectiveConfig
+from jala_ray.types import ConfigError
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,18 @@ class DataConfig:
     workers: int = 2
     """Processes of the torch DataLoader on the path without Ray; 0 reads in the trainer's process."""
 
+    def check(self) -> None:
+        """Raises `ConfigError`."""
+        if not self.manifest and not self.cache:
+            raise ConfigError("data.manifest", self.manifest, "a manifest", "Pass --data.manifest PATH.")
+        counts = ("pad_multiple", "min_rows_for_share", "steps_per_block", "window")
+        shares = ("max_error_share", "workers", "wild_fraction")
+        at_least("data.", self, dict.fromkeys(counts, 1) | dict.fromkeys(shares, 0) | {"max_tokens": 64})
+        if self.epoch_rows is not None and self.epoch_rows < 1:
+            raise ConfigError("data.epoch_rows", self.epoch_rows, "an integer >= 1, or None for the manifest's rows")
+        if self.wild_fraction > 1:
+            raise ConfigError("data.wild_fraction", self.wild_fraction, "a share from 0 to 1")
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -59,6 +73,12 @@ class OptimConfig:
     """Share of the steps."""
     clip: float = 1.0
     """Largest gradient norm."""
+
+    def check(self) -> None:
+        """Raises `ConfigError`."""
+        at_least("optim.", self, {"lr": 0, "weight_decay": 0})
+        if not 0 <= self.warmup <= 1 or self.clip <= 0 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError("optim", self, "warmup in [0, 1], clip > 0 and betas in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -87,6 +107,14 @@ class TrainConfig:
     """Steps between two measurements of what is aligned."""
     deterministic: bool = False
     """Only deterministic kernels: slower, and the same bits again."""
+
+    def check(self) -> None:
+        """Raises `ConfigError`."""
+        every = ("log_every", "checkpoint_every", "validate_every", "monitor_every")
+        counts = ("epochs", "batch", "micro_batch", *every, "keep")
+        at_least("train.", self, dict.fromkeys(counts, 1) | {"val_samples": 0})
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError("train.steps", self.steps, "an integer >= 1, or None for train.epochs")
 
 
 @dataclass(frozen=True)
@@ -160,3 +188,20 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything starts; every part checks itself. Raises `ConfigError`."""
+        self.data.check()
+        if not self.motion_tokenizer:
+            remedy = "Train one with jobs/train_tokenizer.py and pass --motion-tokenizer PATH."
+            raise ConfigError("motion_tokenizer", self.motion_tokenizer, "a trained motion tokenizer", remedy)
+        if not self.name or ".." in self.name.split("/") or self.name.startswith("/"):
+            raise ConfigError("name", self.name, "a folder name inside storage.root")
+        self.train.check()
+        self.optim.check()
+        at_least("storage.", self.storage, {"patience_s": 0, "lease_s": 1})
+        at_least("log.", self.log, {"waiting_s": 1})
+        at_least("cluster.", self.cluster, {"workers": 1, "max_failures": -1})
+        at_least("", self, {"seed": 0})
+        self.model.encoder.check()
+        self.objective.check(self)

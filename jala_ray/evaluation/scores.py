@@ -1,7 +1,8 @@
 """From clips with true and predicted motion to tables: scores a clip, means with bootstrap intervals, curves, paired differences.
 
 A clip is one observation however long it is, for its frames are not independent: means are over clips, and intervals come from
-resampling clips. Records of one clip (its other task types) are drawn together. All values are in cm.
+resampling clips. Records of one clip (its other task types) are drawn together. Values are in their
+metric's unit.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from jala_ray.evaluation.records import ClipRecord, HandRecord
 from jala_ray.hands.metrics import METRICS, frame_errors, hand_metrics
 from jala_ray.types import CHUNK_FRAMES, DOMAINS, HAND_NAMES, TASK_TYPES, Domain, Hand, TaskType, UserError
 
-LABELS = {"mpjpe": "MPJPE", "pa_mpjpe": "PA-MPJPE", "mwte": "MWTE", "mde": "MDE"}
+LABELS = {key: metric.label for key, metric in METRICS.items()}
+PAPER_METRICS = ("mpjpe", "pa_mpjpe", "mwte", "mde")
 SIDES = (*HAND_NAMES, "both")
 BOTH = 2
 """Index of both hands together on an axis of `SIDES`."""
 PELA_TABLE_1: dict[str, dict[Domain, dict[str, float]]] = {
-    model: {"lab": dict(zip(METRICS, lab, strict=True)), "wild": dict(zip(METRICS, wild, strict=True))}
+    model: {"lab": dict(zip(PAPER_METRICS, lab, strict=True)), "wild": dict(zip(PAPER_METRICS, wild, strict=True))}
     for model, lab, wild in (
         ("Being-H0-2B (next token)", (7.61, 1.34, 6.03, 7.16), (16.91, 3.81, 14.54, 18.33)),
         ("Being-H0-2B + dino", (7.54, 0.90, 5.85, 6.95), (15.14, 2.78, 13.65, 17.17)),
@@ -69,8 +71,8 @@ class Scores:
     frames: np.ndarray
     """(C, 3) int, axis of `SIDES`: valid frames."""
     values: np.ndarray
-    """(R, C, 3, M) cm, axes of `SIDES` and `METRICS`. Both hands: the mean over all valid frames of either hand (hands weighted by their
-    valid frames); MDE, one number a hand, is the plain mean of the hands."""
+    """(R, C, 3, M), axes of `SIDES` and `METRICS`, each in its metric's unit. Both hands: the mean over all valid frames of either hand
+    (hands weighted by their valid frames); of a metric that is one number per hand (MDE) the plain mean of the hands."""
     second_frames: np.ndarray
     """(C, S) int: valid frames of both hands in each second of model time (chunk)."""
     seconds: np.ndarray
@@ -82,7 +84,7 @@ class Scores:
         return np.array([i for i, clip in enumerate(self.clips) if group.holds(clip) and frames[i]], int)
 
     def column(self, row: str, metric: str, group: Group = ALL) -> np.ndarray:
-        """(n,) scores of the clips that `select` gives, cm. Raises UserError for an unknown row or metric."""
+        """(n,) scores of the clips that `select` gives, in the metric's unit. Raises UserError for an unknown row or metric."""
         r, m = _index("row", row, self.rows), _index("metric", metric, tuple(METRICS))
         return self.values[r, self.select(group), _side(group), m]
 
@@ -116,7 +118,9 @@ def score_clips(clips: Sequence[ClipRecord], rows: Sequence[str]) -> Scores:
             for r, row in enumerate(rows):
                 values[r, c, hand.hand], errors = _score(clip, hand, row)
                 error_sums[r, c, : clip.chunks] += errors
-    weights = np.where([name == "mde" for name in METRICS], 1, frames[..., None]) * np.isfinite(values)
+    weights = np.where(
+        [metric.reduction == "hands" for metric in METRICS.values()], 1, frames[..., None]
+    ) * np.isfinite(values)
     both = _ratio((np.nan_to_num(values) * weights).sum(2), weights.sum(2))
     return Scores(
         rows=tuple(rows),
@@ -148,7 +152,7 @@ def paired(
 
 @dataclass(frozen=True)
 class GroupTable:
-    """A group's means: row -> metric -> estimate, cm."""
+    """A group's means: row -> metric -> estimate, in the metric's unit."""
 
     group: Group
     clips: int
@@ -173,7 +177,7 @@ class Summary:
     def to_json(self) -> dict[str, object]:
         """Plain values for a JSON file, NaN as null.
 
-        {"unit": "cm", "level", "resamples", "seed", "rows": [name], "metrics": [key],
+        {"unit": "cm" (of the horizon), "units": {key: unit}, "level", "resamples", "seed", "rows": [name], "metrics": [key],
          "groups": [{"domain", "hand", "source", "task_type" (null: not restricted), "clips", "frames", "rows": {row: {metric: ESTIMATE}}}],
          "horizon": {domain: {row: [ESTIMATE of second 1, 2, ...]}},
          "pairs": [a group as above, with "row_a", "row_b", its one row the difference a - b],
@@ -190,6 +194,7 @@ class Summary:
         }
         return {
             "unit": "cm",
+            "units": {key: metric.unit for key, metric in METRICS.items()},
             "level": LEVEL,
             "resamples": self.resamples,
             "seed": self.seed,
@@ -259,12 +264,12 @@ def horizon(
 def extremes(
     scores: Scores, row: str, metric: str, group: Group = ALL, *, count: int = 1
 ) -> dict[str, list[tuple[ClipRecord, float]]]:
-    """The `count` best clips of a row (best first), those about the median, and the worst (worst first), each with its score in cm.
+    """The `count` best clips of a row (best first), those about the median, and the worst (worst first), each with its score.
 
     No clip comes twice: with fewer than 3 * count clips, fewer of each; one clip is the best. Ties are in the order of the clips.
     """
     values, index = scores.column(row, metric, group), scores.select(group)
-    order = np.argsort(values, kind="stable")[: int(np.isfinite(values).sum())]  # NaN sorts last
+    order = np.argsort(METRICS[metric].sign * values, kind="stable")[: int(np.isfinite(values).sum())]  # NaN sorts last
     count = min(count, max(1, len(order) // 3))
     best, rest = order[:count], order[count:]
     worst, middle = rest[max(0, len(rest) - count) :][::-1], rest[: max(0, len(rest) - count)]
@@ -280,17 +285,23 @@ def markdown(tables: Sequence[GroupTable], paper: bool = True) -> str:
 
 def _markdown_lines(table: GroupTable, paper: bool) -> Iterator[str]:
     counts = f"clips: {table.clips:,}, hand frames: {table.frames:,}"
-    yield f"**{_cell(table.group.name)}** ({counts}): mean over clips in cm, {100 * LEVEL:g} % interval"
+    yield f"**{_cell(table.group.name)}** ({counts}): mean over clips {units()}, {100 * LEVEL:g} % interval"
     yield ""
-    yield "| | " + " | ".join(LABELS[metric] for metric in METRICS) + " |"
+    yield "| | " + " | ".join(metric.heading for metric in METRICS.values()) + " |"
     yield "|---|" + "---|" * len(METRICS)
     for row, means in table.rows.items():
         yield f"| {_cell(row)} | " + " | ".join(_shown(means[metric], table.clips) for metric in METRICS) + " |"
     domain = table.group.domain
     if paper and domain is not None and table.group == Group(domain):
         for model, values in PELA_TABLE_1.items():
-            yield f"| *PELA: {model}* | " + " | ".join(f"{values[domain][metric]:.2f}" for metric in METRICS) + " |"
+            printed = (f"{values[domain][key]:.2f}" if key in values[domain] else "" for key in METRICS)
+            yield f"| *PELA: {model}* | " + " | ".join(printed) + " |"
     yield ""
+
+
+def units() -> str:
+    """Of the tables' numbers, in words."""
+    return "in cm" if all(metric.unit == "cm" for metric in METRICS.values()) else "in cm unless a unit is named"
 
 
 def _shown(estimate: Estimate, clips: int) -> str:

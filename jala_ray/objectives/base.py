@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from jala_ray.models.perceiver import Perceiver
 from jala_ray.models.vla import VLA, Out
 
 
@@ -52,6 +53,10 @@ class Objective(nn.Module):
 
     def loss(self, vla: VLA, batch: dict[str, Tensor], features: Features | None, out: Out) -> Losses:
         raise NotImplementedError(f"{type(self).__name__} must implement loss")
+
+    def latent_actions(self) -> Perceiver | None:
+        """The perceiver that gives z, the latent action of a pair of frames; None where there is none."""
+        return None
 
     def before_step(self, progress: float) -> None:
         """Called before each optimizer step with the share of the run's steps that are done, 0 to below 1 (schedules)."""

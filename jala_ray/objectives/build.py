@@ -1,22 +1,15 @@
-"""From an objective's configuration to the objective; the one place where kinds are listed."""
+"""From an objective's configuration to the objective."""
 
 from __future__ import annotations
 
-from jala_ray.config import JalaConfig, LapaActionsConfig, LapaCodesConfig, NextTokenConfig, ObjectiveConfig
+import importlib
+
+from jala_ray.config import ObjectiveConfig
 from jala_ray.models.vla import VLA
 from jala_ray.objectives.base import Objective
-from jala_ray.objectives.jala import Jala
-from jala_ray.objectives.lapa import LapaActions, LapaCodes
-from jala_ray.objectives.next_token import NextToken
-
-OBJECTIVES: dict[type, type] = {
-    JalaConfig: Jala,
-    NextTokenConfig: NextToken,
-    LapaActionsConfig: LapaActions,
-    LapaCodesConfig: LapaCodes,
-}
 
 
 def build_objective(config: ObjectiveConfig, vla: VLA, feature_dim: int, grid: tuple[int, int]) -> Objective:
     """`feature_dim` and `grid` (rows, columns) describe the frozen encoder's patch features."""
-    return OBJECTIVES[type(config)](config, vla, feature_dim, grid)
+    module, _, name = config.implementation.partition(":")
+    return getattr(importlib.import_module(module), name)(config, vla, feature_dim, grid)

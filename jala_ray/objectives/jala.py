@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jala_ray.checks import check_layer
 from jala_ray.config import AlignConfig, JalaConfig
+from jala_ray.config.checking import check_layer
 from jala_ray.models.perceiver import Perceiver, decoupled_ema, teacher_ema
 from jala_ray.models.vla import VLA, Out
 from jala_ray.objectives.base import Features, Losses, Objective, code_loss, sample_mean, text_loss
@@ -108,6 +108,9 @@ class Jala(Objective):
             return z
         assert features.still is not None
         return z - self.lap(features.still)
+
+    def latent_actions(self) -> Perceiver | None:
+        return self.lap
 
     def before_step(self, progress: float) -> None:
         self.weight = scheduled(self.config.align, progress)

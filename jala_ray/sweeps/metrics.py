@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
-from jala_ray.config import JalaConfig, RunConfig, TokenizerRunConfig
+from jala_ray.config import RunConfig, TokenizerRunConfig
+from jala_ray.hands.metrics import METRICS as OF_MOTION
 from jala_ray.parsing import suggest
 from jala_ray.sweeps.spaces import Base
 from jala_ray.types import DOMAINS, ConfigError
@@ -68,10 +70,13 @@ def _tokenizer(name: str, keys: tuple[str, ...], label: str, final: bool) -> Met
     return Metric(name, keys, "min", label, final, tokenizer=True)
 
 
-GENERATION, PROBE = "mpjpe", "probe_h"
+GENERATION, PROBE, MASKED_LOSS = "mpjpe", "probe_h", "masked_loss"
 _ALL = (
     *(_masked(f"_{name}" if name else "", domains) for name, domains in MASKED.items()),
-    *_final(GENERATION, "min", "MPJPE of generated motion, cm"),
+    *chain.from_iterable(
+        _final(key, "min" if found.better == "lower" else "max", f"{found.label} of generated motion, {found.unit}")
+        for key, found in OF_MOTION.items()
+    ),
     *_final(PROBE, "max", "R2 of the wrist's motion from h"),
     _tokenizer("reconstruction", ("val_rec_wrist", "val_rec_finger"), "held-out reconstruction loss", False),
     _tokenizer("tokenizer_mpjpe", ("tokenizer_mpjpe",), "MPJPE of reconstruction, cm", True),
@@ -98,7 +103,7 @@ def _default(base: RunConfig, searched: Sequence[str]) -> str:
 
 def _masked_codes(base: Base) -> bool:
     """Its validation has the masked-token loss."""
-    return isinstance(base, RunConfig) and isinstance(base.objective, JalaConfig) and base.objective.mcp
+    return isinstance(base, RunConfig) and MASKED_LOSS in base.objective.measures
 
 
 def _one(name: str, base: Base, searched: Sequence[str]) -> Metric:
@@ -128,9 +133,14 @@ def _one(name: str, base: Base, searched: Sequence[str]) -> Metric:
 
 
 def _measured(name: str, base: RunConfig) -> bool:
-    if name.startswith(GENERATION):
+    if motion_metric(name) is not None:
         return base.objective.generates
-    return isinstance(base.objective, JalaConfig) and (name.startswith(PROBE) or base.objective.mcp)
+    return name.startswith(base.objective.measures)
+
+
+def motion_metric(name: str) -> str | None:
+    """The metric of generated motion that a sweep's metric is, over both domains or one; None for the others."""
+    return next((key for key in OF_MOTION if name in (key, *(f"{key}_{domain}" for domain in DOMAINS))), None)
 
 
 def halving_metric(metrics: Sequence[Metric], base: Base, searched: Iterable[str]) -> Metric | None:

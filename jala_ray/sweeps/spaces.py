@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from jala_ray import storage
-from jala_ray.checks import check
-from jala_ray.config import JalaConfig, RunConfig, TokenizerRunConfig
+from jala_ray.config import OBJECTIVES, RunConfig, TokenizerRunConfig
 from jala_ray.parsing import flatten, override, suggest
 from jala_ray.sweeps.domains import Domain, read
 from jala_ray.types import ConfigError
@@ -22,33 +21,21 @@ Method = Literal["tpe", "random", "grid"]
 METHODS: tuple[Method, ...] = ("tpe", "random", "grid")
 """How values are looked for in a space (`search.py`)."""
 
-SPACES: dict[str, dict[str, dict[str, Any]]] = {
-    "lambda_alpha_layer": {
-        "objective.align.weight": {"log_around": 10},
-        "objective.ema.alpha": {"one_minus_log_around": 10},
-        "objective.align.layer": {"layer": True},
-    },
+COMMON: dict[str, dict[str, dict[str, Any]]] = {
     "optimisation": {
         "optim.lr": {"log_around": 10},
         "optim.warmup": {"uniform": [0.0, 0.2]},
         "optim.weight_decay": {"log_around": 10},
     },
-    "masking": {
-        "objective.masking.after": {"uniform": [0.0, 0.5]},
-        "objective.masking.ratios": {"choice": [[1.0], [0.5, 1.0], [0.25, 0.5, 0.75, 1.0], [0.05, 0.15, 0.5, 1.0]]},
-    },
     "wild_fraction": {"data.wild_fraction": {"choice": [0.0, 0.25, 0.5, 1.0]}},
-    "schedule": {
-        "objective.align.schedule": {"choice": ["constant", "warmup", "decay"]},
-        "objective.align.schedule_share": {"uniform": [0.05, 0.5]},
-    },
     "tokenizer": {
         "model.codes": {"choice": [64, 128, 256, 512, 1024]},
         "model.levels": {"choice": [1, 2, 4, 8]},
     },
 }
+SPACES: dict[str, Space] = {name: space for one in OBJECTIVES.values() for name, space in one.spaces.items()} | COMMON
+"""Those of the objectives, then those that any run has."""
 DEFAULT = "lambda_alpha_layer"
-NEEDS_ALIGNMENT = ("objective.align.", "objective.ema.")
 SET_BY_SWEEPS = {
     **dict.fromkeys(
         ("train.checkpoint_every", "train.validate_every", "checkpoint_every", "train.eval_every"), "--report-every"
@@ -128,18 +115,13 @@ def bind(space: Space, base: Base, given: Sequence[str] = ()) -> dict[str, Domai
 def verify(config: Base) -> None:
     """Raises `ConfigError` for a configuration that cannot run. A tokenizer's checks itself as it is made."""
     if isinstance(config, RunConfig):
-        check(config)
+        config.check()
 
 
 def _refuse_idle(key: str, base: Base) -> None:
-    objective = base.objective if isinstance(base, RunConfig) else None
-    if not isinstance(objective, JalaConfig):
-        return
-    if key.startswith(NEEDS_ALIGNMENT) and not objective.lap:
-        raise ConfigError(key, None, "a base that aligns", "This preset has no LAP, so the setting changes nothing.")
-    if key.startswith("objective.ema.") and objective.updates not in ("decoupled", "teacher"):
-        why = f"objective.updates is {objective.updates}, so alpha changes nothing."
-        raise ConfigError(key, None, "a base with EMA", why)
+    idle = base.objective.idle(key) if isinstance(base, RunConfig) else None
+    if idle is not None:
+        raise ConfigError(key, None, *idle)
 
 
 def layers_of(base: Base) -> int:

@@ -6,8 +6,10 @@ A run folder tells what was done: a trial that was cut off goes on from its newe
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, cast
 
 from jala_ray import storage
@@ -16,7 +18,7 @@ from jala_ray.parsing import from_dict, override, to_dict
 from jala_ray.rows import load_row
 from jala_ray.storage import StorageOptions
 from jala_ray.sweeps.driver import FINAL, Report, kept
-from jala_ray.sweeps.metrics import GENERATION, PROBE, Metric
+from jala_ray.sweeps.metrics import PROBE, Metric, motion_metric
 from jala_ray.sweeps.spaces import Base
 from jala_ray.training import history
 from jala_ray.training.setup import run_folder, storage_options
@@ -147,7 +149,8 @@ def _on_a_worker(config: RunConfig, names: list[str], samples: int | None) -> di
 
 
 def measure(stored: dict[str, Any], names: list[str], samples: int | None) -> dict[str, float]:
-    """`mpjpe_lab`, `mpjpe_wild` (cm, E = 1) and `probe_h_lab`, `probe_h_wild` of a finished run, as far as they are asked for."""
+    """`mpjpe_lab`, `mpjpe_wild` (cm, E = 1; of other metrics likewise) and `probe_h_lab`, `probe_h_wild` of a finished run, as far as
+    they are asked for."""
     import torch
 
     from jala_ray.evaluation.job import EvaluationJob, begin
@@ -160,7 +163,8 @@ def measure(stored: dict[str, Any], names: list[str], samples: int | None) -> di
     folder, options = run_folder(config), storage_options(config)
     address, found = history.newest(folder, options), dict[str, float]()
     assert address is not None
-    if any(name.startswith(GENERATION) for name in names):
+    of_motion = {key for key in map(motion_metric, names) if key is not None}
+    if of_motion:
         place, settings = storage.join(folder, "evaluation"), GenerationConfig(ensemble=1)
         job = EvaluationJob(place, config.data.manifest, (("model", address),), settings, options=options)
         work = begin(job, "val", samples)
@@ -168,11 +172,12 @@ def measure(stored: dict[str, Any], names: list[str], samples: int | None) -> di
             job(part)
         evaluation = work.finish()
         scores = score_clips(evaluation.clips, evaluation.rows)
-        errors = scores.values[scores.rows.index("model"), :, BOTH, list(METRICS).index(GENERATION)]
-        for domain in DOMAINS:
-            own = [float(e) for e, clip in zip(errors, scores.clips, strict=True) if clip.domain == domain]
+        both = scores.values[scores.rows.index("model"), :, BOTH]
+        for key, domain in product(sorted(of_motion), DOMAINS):
+            of_clips = zip(both[:, list(METRICS).index(key)], scores.clips, strict=True)
+            own = [float(e) for e, clip in of_clips if clip.domain == domain and math.isfinite(e)]
             if own:
-                found[f"{GENERATION}_{domain}"] = sum(own) / len(own)
+                found[f"{key}_{domain}"] = sum(own) / len(own)
     if any(name.startswith(PROBE) for name in names):
         loaded = checkpoint.load(address, options)
         loaded.learner.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,7 +13,7 @@ from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets, SequenceSpec
 from jala_ray.data.samples.instructions import all_templates
 from jala_ray.models.backbone import Backbone, backbone_facts
-from jala_ray.models.encoders import FrameEncoder
+from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vla import VLA
 from jala_ray.models.vocab import Vocab

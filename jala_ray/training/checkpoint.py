@@ -33,7 +33,7 @@ from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets, tokenizer_key
 from jala_ray.models.backbone import own_name
-from jala_ray.models.encoders import encoder_key
+from jala_ray.models.frame_encoder import encoder_key
 from jala_ray.models.tensor_files import Shape, TensorFiles, fill
 from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions

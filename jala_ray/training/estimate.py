@@ -91,7 +91,7 @@ def on_meta(config: RunConfig) -> Learner:
     import torch
 
     from jala_ray.models.backbone import Backbone
-    from jala_ray.models.encoders import FrameEncoder
+    from jala_ray.models.frame_encoder import FrameEncoder
     from jala_ray.models.published import unweighted
     from jala_ray.models.vla import VLA
     from jala_ray.models.vocab import Vocab

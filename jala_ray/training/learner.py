@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jala_ray.models.encoders import FrameEncoder
+from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.models.vla import VLA, Out
 from jala_ray.objectives.base import Features, Losses, Objective
 from jala_ray.types import UserError

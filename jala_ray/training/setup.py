@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from jala_ray import storage
-from jala_ray.checks import check
 from jala_ray.config import AnyRun, DataConfig, ModelConfig, RunConfig, TokenizerRunConfig
 from jala_ray.data.manifest.places import Catalogue
 from jala_ray.data.samples.foresight import foresee
@@ -113,7 +112,7 @@ def prepared(config: RunConfig) -> Iterator[Prepared]:
     Raises `ConfigError` when another process holds the folder or it belongs to a run with other settings, `StorageError` when it can't
     be written. What fails before the first step leaves the name free: settings bind a run that has something to lose.
     """
-    check(config)
+    config.check()
     folder, options = run_folder(config), storage_options(config)
     with storage.in_environment(options), claim(config, folder, options) as lease:
         assets = prepare_assets(config, folder, options)
@@ -353,7 +352,7 @@ def cache_plans(config: RunConfig, assets: str) -> Plans:
     from jala_ray.data.cache.folder import Cache, CacheIndex
     from jala_ray.data.cache.source import OpenCache
     from jala_ray.data.samples.assets import Assets, tokenizer_key
-    from jala_ray.models.encoders import encoder_key
+    from jala_ray.models.frame_encoder import encoder_key
 
     options, features = storage_options(config), config.objective.layout.frames
     cache = Cache.open(config.data.cache, options)

@@ -7,7 +7,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from jala_ray.data.adapters import DexRetargeting
-from jala_ray.data.adapters.dexretargeting import FINGERS_SOURCE, JOINTS, WRIST_M, read_joints
+from jala_ray.data.adapters.dex_retargeting import FINGERS_SOURCE, JOINTS, WRIST_M, read_joints
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.manifest.writing import Rejection, write_manifest
 from jala_ray.hands.joints import MANO_ORDER, convert_joints

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from jala_ray.data.adapters import Adapter
+from jala_ray.data.adapters import ADAPTERS, Adapter
 from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.joints import convert_joints
 from jala_ray.hands.mano import ManoHand
@@ -26,7 +27,7 @@ def guide_code(language: str) -> str:
 
 
 @pytest.fixture
-def studio(tmp_path, monkeypatch) -> type[Adapter]:
+def studio(tmp_path, monkeypatch) -> Iterator[type[Adapter]]:
     """The guide's adapter, run in a folder with one take of 12 s, and a damaged one."""
     (tmp_path / "takes").mkdir()
     frames = 12 * 30
@@ -44,7 +45,8 @@ def studio(tmp_path, monkeypatch) -> type[Adapter]:
     monkeypatch.chdir(tmp_path)
     code = guide_code("python").split("\n\nfrom itertools")[0]  # without the part on joining manifests
     (tmp_path / "studio.py").write_text(code)
-    return runpy.run_path("studio.py")["Studio"]
+    yield runpy.run_path("studio.py")["Studio"]
+    ADAPTERS.forget("studio")
 
 
 def test_the_guide_s_adapter_keeps_the_contract(studio, tmp_path):

@@ -29,7 +29,7 @@ from jala_ray.data.samples.steps import ShareBuilder, StepShare
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import Plan, PlanRow, plan_rows
 from jala_ray.hands.resample import chunk_features
-from jala_ray.models.encoders import encoder_key
+from jala_ray.models.frame_encoder import encoder_key
 from jala_ray.presets import PRESETS
 from jala_ray.storage import StorageOptions
 from jala_ray.training.learner import Learner

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jala_ray.data.adapters.arctic import Arctic
-from jala_ray.data.adapters.dexretargeting import DexRetargeting
+from jala_ray.data.adapters.dex_retargeting import DexRetargeting
 from jala_ray.data.adapters.vitra import Vitra
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.training import setup

@@ -9,11 +9,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jala_ray.config import EncoderConfig, VisionSizes
+from jala_ray.config.encoders import ENCODERS
 from jala_ray.models.backbone import normalise_pixels
-from jala_ray.models.encoders import CLASSES, FrameEncoder, encoder_key, random_config
+from jala_ray.models.encoders import random_config
+from jala_ray.models.encoders._transformers import TransformersKind
+from jala_ray.models.frame_encoder import FrameEncoder, encoder_key
 from jala_ray.types import ConfigError, UserError
 
 DINO, VJEPA = EncoderConfig(kind="dinov3"), EncoderConfig(kind="vjepa2")
+EVERY = [EncoderConfig(kind=kind) for kind in ENCODERS]
+
+
+def classes_of(config: EncoderConfig) -> tuple[type, type]:
+    kind = ENCODERS.find(config.kind)()
+    assert isinstance(kind, TransformersKind)
+    return kind.classes()
 
 
 def moving_blob(n: int) -> tuple[Tensor, Tensor]:
@@ -32,7 +42,7 @@ def read(encoder: FrameEncoder, frames: Tensor) -> Tensor:
     return encoder(torch.stack([frames, frames], dim=1) if encoder.pairs else frames)
 
 
-@pytest.mark.parametrize("config", [DINO, VJEPA], ids=lambda c: c.kind)
+@pytest.mark.parametrize("config", EVERY, ids=lambda c: c.kind)
 def test_shapes_and_frozen_state(config):
     encoder = FrameEncoder.build(config)
     frames, _ = moving_blob(3)
@@ -46,7 +56,7 @@ def test_shapes_and_frozen_state(config):
     torch.testing.assert_close(read(encoder, frames[1:2]), features[1:2], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("config", [DINO, VJEPA], ids=lambda c: c.kind)
+@pytest.mark.parametrize("config", EVERY, ids=lambda c: c.kind)
 def test_same_features_everywhere(config):
     """Random weights don't depend on the caller's seed and leave it alone."""
     frames, _ = moving_blob(2)
@@ -61,7 +71,7 @@ def test_same_features_everywhere(config):
     assert first.key == second.key
 
 
-@pytest.mark.parametrize("config", [DINO, VJEPA], ids=lambda c: c.kind)
+@pytest.mark.parametrize("config", EVERY, ids=lambda c: c.kind)
 def test_random_features_are_informative(config):
     """At the library's initial deviation the residual path keeps each patch's pixels: places are decodable.
 
@@ -78,7 +88,7 @@ def test_random_features_are_informative(config):
     assert error < 0.05
 
 
-@pytest.mark.parametrize("config", [DINO, VJEPA], ids=lambda c: c.kind)
+@pytest.mark.parametrize("config", EVERY, ids=lambda c: c.kind)
 def test_patches_are_row_major_and_special_tokens_dropped(config):
     encoder = FrameEncoder.build(config)
     grey = torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)
@@ -98,7 +108,7 @@ def test_pair_order_matters():
 @pytest.mark.parametrize("config", [DINO, VJEPA], ids=lambda c: c.kind)
 def test_pretrained_folder_and_checkpoint_round_trip(config, tmp_path):
     torch.manual_seed(3)
-    model = CLASSES[config.kind][1](random_config(config)).eval()
+    model = classes_of(config)[1](random_config(config)).eval()
     model.save_pretrained(tmp_path)
     frames, _ = moving_blob(2)
     encoder = FrameEncoder.build(replace(config, pretrained=str(tmp_path)))
@@ -120,7 +130,7 @@ def test_pretrained_folder_and_checkpoint_round_trip(config, tmp_path):
 
 def test_vjepa_positions_follow_the_image_size(tmp_path):
     """Patches of a larger image get a larger grid's positions: the weights' own size must not leak in."""
-    model = CLASSES["vjepa2"][1](random_config(VJEPA))
+    model = classes_of(VJEPA)[1](random_config(VJEPA))
     model.save_pretrained(tmp_path)
     encoder = FrameEncoder.build(replace(VJEPA, pretrained=str(tmp_path), image_size=96))
     assert encoder.grid == (6, 6)

@@ -16,7 +16,7 @@ from jala_ray import storage
 from jala_ray.config import BackboneConfig, EncoderConfig, LanguageSizes, VisionSizes
 from jala_ray.models import encoders
 from jala_ray.models.backbone import Backbone, prepared, random_config
-from jala_ray.models.encoders import FrameEncoder
+from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.training import checkpoint
 from jala_ray.training.build import build_learner
 from jala_ray.training.checkpoint import Position

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from jala_ray.checks import check
 from jala_ray.config import RunConfig
+from jala_ray.config.checking import check
 from jala_ray.data.samples.assets import Assets
 from jala_ray.parsing import override
 from jala_ray.presets import PRESETS

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from jala_ray.presets import PRESETS
-from tests.support import ABLATIONS, MIXED, lay_out, make_assets, make_batch, make_learner, small
+from jala_ray.presets import PRESETS, VARIANTS
+from tests.support import MIXED, lay_out, make_assets, make_batch, make_learner, small
 
 PER_SAMPLE = 1e-5
 
 
-NAMES = ["tiny", "tiny_no_align", "tiny_next_token", "tiny_next_token_dino", "tiny_vjepa", *ABLATIONS]
+NAMES = ["tiny", *(f"tiny_{name}" for name in VARIANTS)]
 
 
 @pytest.mark.parametrize("name", NAMES)

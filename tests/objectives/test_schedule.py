@@ -8,8 +8,8 @@ from typing import Literal
 import pytest
 import torch
 
-from jala_ray.checks import check
 from jala_ray.config import AlignConfig
+from jala_ray.config.checking import check
 from jala_ray.objectives.jala import Jala, scheduled
 from jala_ray.training import history
 from jala_ray.training.loop import train

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from jala_ray.checks import check
 from jala_ray.config import EncoderConfig
+from jala_ray.config.checking import check
 from jala_ray.data.synthetic import plan_world
 from jala_ray.evaluation.latent_space.probes import Labels
 from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION
 from jala_ray.hands.metrics import METRICS
-from jala_ray.models.encoders import FrameEncoder, encoder_key
+from jala_ray.models.frame_encoder import FrameEncoder, encoder_key
 from jala_ray.parsing import override
 from jala_ray.studies.alignment import asked, gates, report, results, runs
 from jala_ray.studies.alignment import encoder as encoding

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from jala_ray import storage
-from jala_ray.data.adapters.base import each_of, parsing, pieces, split_of, unreachable
+from jala_ray.data.adapters.base import ADAPTERS, each_of, parsing, pieces, split_of, unreachable
 from jala_ray.data.adapters.listing import list_folder
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
@@ -34,6 +34,7 @@ _COMPOUND = ("espresso machine", "capsule machine", "waffle iron")
 _SPACED = {thing.replace(" ", ""): thing for thing in _COMPOUND}
 
 
+@ADAPTERS.register("arctic", place=3)
 @dataclass(frozen=True)
 class Arctic:
     """Lab clips of motion alone, 10 s at most, both hands labelled."""

@@ -19,6 +19,7 @@ from jala_ray.data.adapters.listing import Listing
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
 from jala_ray.progress import each
+from jala_ray.registry import Registry
 from jala_ray.types import (
     CHUNK_SECONDS,
     MAX_CLIP_SECONDS,
@@ -48,6 +49,13 @@ class Adapter(Protocol):
     def clips(self) -> Iterator[Clip | Rejection]:
         """All clips of the source, one at a time."""
         ...
+
+
+HELPERS = ("captions", "listing", "hot3d_files", "hot3d_umetrack", "vitra_files")
+ADAPTERS: Registry[type[Adapter]] = Registry(
+    "adapter", "jala_ray.data.adapters", "jala_ray.adapters", helpers=HELPERS, dash=True
+)
+"""By the name on the command line: a file `my_source.py` registers `my-source`."""
 
 
 _UNREADABLE = (

@@ -19,7 +19,7 @@ import numpy as np
 
 from jala_ray import storage
 from jala_ray.data.adapters import hot3d_files as files_of
-from jala_ray.data.adapters.base import each_of, parsing, pieces, split_of, unreachable
+from jala_ray.data.adapters.base import ADAPTERS, each_of, parsing, pieces, split_of, unreachable
 from jala_ray.data.adapters.hot3d_umetrack import ANGLES, Skeleton
 from jala_ray.data.adapters.listing import Listing, list_folder
 from jala_ray.data.manifest.rows import clip_id
@@ -56,6 +56,7 @@ class Motion:
     confidence: float
 
 
+@ADAPTERS.register("hot3d", place=4)
 @dataclass(frozen=True)
 class Hot3d:
     """Lab clips of 10 s at most, both hands, in the frame of an upright headset camera."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from jala_ray import storage
-from jala_ray.data.adapters.base import pieces, split_of, untracked_hands
+from jala_ray.data.adapters.base import ADAPTERS, pieces, split_of, untracked_hands
 from jala_ray.data.adapters.captions import Caption, by_file, read_captions
 from jala_ray.data.adapters.listing import address_in, legible, list_folder
 from jala_ray.data.manifest.rows import clip_id
@@ -46,6 +46,7 @@ class FolderVideo:
     """Why it cannot be had: what was expected."""
 
 
+@ADAPTERS.register("video-folder", place=1)
 @dataclass(frozen=True)
 class VideoFolder:
     """Wild `pure_video` clips: both hands untracked, no poses needed."""

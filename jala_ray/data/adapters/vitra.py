@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jala_ray.data.adapters.base import each_of, split_of, unreachable
+from jala_ray.data.adapters.base import ADAPTERS, each_of, split_of, unreachable
 from jala_ray.data.adapters.listing import Listing, list_folder
 from jala_ray.data.adapters.vitra_files import Episode, HandPoses, Range, instructed_ranges, read_episode
 from jala_ray.data.manifest.rows import clip_id
@@ -30,6 +30,7 @@ from jala_ray.video.decode import VideoInfo, VideoReader
 __all__ = ["Vitra", "instructed_ranges", "read_episode"]
 
 
+@ADAPTERS.register("vitra", place=2)
 @dataclass(frozen=True)
 class Vitra:
     """Wild labelled clips, one for each instructed frame range of each episode."""

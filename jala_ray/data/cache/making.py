@@ -17,6 +17,7 @@ import torch
 
 from jala_ray import storage
 from jala_ray.config import EncoderConfig
+from jala_ray.config.encoders import ENCODERS
 from jala_ray.data.cache.folder import Cache, CacheFacts, CacheIndex, DType, Store, digest
 from jala_ray.data.cache.part import PartWriter, read_rows
 from jala_ray.data.manifest.places import PLACE
@@ -25,7 +26,7 @@ from jala_ray.data.manifest.writing import absolute
 from jala_ray.data.samples.assets import Assets, tokenizer_key
 from jala_ray.data.samples.source import ManifestSource
 from jala_ray.data.sampling.plan import PlanRow, plan_rows
-from jala_ray.models.encoders import FrameEncoder, encoder_key
+from jala_ray.models.frame_encoder import FrameEncoder, encoder_key
 from jala_ray.storage import StorageOptions
 from jala_ray.types import ManifestError, StorageError
 
@@ -179,7 +180,7 @@ def begin(
         raise ManifestError("part_rows", part_rows, "an integer >= 1")
     facts = CacheFacts(manifest_key(manifest), tokenizer_key(assets), store, part_rows)
     if store != "codes":
-        facts = replace(facts, encoder=encoder_key(encoder), pairs=encoder.kind == "vjepa2", dtype=dtype)
+        facts = replace(facts, encoder=encoder_key(encoder), pairs=ENCODERS.find(encoder.kind).pairs, dtype=dtype)
     if store == "all":
         facts = replace(facts, image_size=assets.spec.image_size)
     cache = Cache(absolute(path), facts, manifest.base)

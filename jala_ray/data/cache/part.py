@@ -19,7 +19,7 @@ from jala_ray.data.manifest.places import clip_hashes, stored_uri
 from jala_ray.data.manifest.table import batched
 from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource, Visuals
 from jala_ray.data.sampling.plan import PlanRow
-from jala_ray.models.encoders import FrameEncoder
+from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.types import DOMAINS, SPLITS, UserError
 
 GROUP = 16

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from jala_ray.config import DataConfig, JalaConfig
+from jala_ray.config import DataConfig, PerceiverConfig
 from jala_ray.data.manifest.table import Manifest, batched
 from jala_ray.data.samples.layout import Sequence as Tokens
 from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource, Visuals
@@ -38,7 +38,6 @@ from jala_ray.evaluation.latent_space.probes import (
 from jala_ray.hands.resample import chunk_features
 from jala_ray.models.perceiver import Perceiver
 from jala_ray.objectives.base import Features, Objective
-from jala_ray.objectives.jala import Jala
 from jala_ray.storage import StorageOptions
 from jala_ray.training.checkpoint import Loaded
 from jala_ray.training.learner import Learner
@@ -115,12 +114,12 @@ def held_out_rows(manifest: Manifest) -> list[int]:
 
 
 def untrained_lap(loaded: Loaded) -> Perceiver:
-    """A perceiver of the checkpoint's configuration with random weights, the same every time."""
+    """A perceiver of the checkpoint's configuration (where it has none, of the default one) with random weights, the same every time."""
     learner = loaded.learner
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(UNTRAINED_SEED)
         lap = Perceiver(
-            loaded.config.objective.perceiver,
+            loaded.config.objective.perceivers or PerceiverConfig(),
             learner.vla.vocab.chunk_tokens,
             learner.encoder.dim,
             learner.encoder.grid,
@@ -156,12 +155,13 @@ class _Collector:
         learner, objective = loaded.learner, loaded.learner.objective
         self.loaded, self.device = loaded, device_of(learner)
         self.aligned, self.layers = None, tuple[int, ...]()
-        if isinstance(loaded.config.objective, JalaConfig):
-            self.aligned = loaded.config.objective.align.layer
+        if (aligned := loaded.config.objective.aligned_layer) is not None:
+            self.aligned = aligned
             chosen = default_layers(learner.vla.backbone.n_layers, self.aligned) if layers is None else layers
             self.layers = tuple(sorted({self.aligned, *chosen}))
         self.sight = Learner(learner.vla, learner.encoder, _Sight())
-        self.laps = {"z": objective.lap} if isinstance(objective, Jala) and objective.lap is not None else {}
+        lap = objective.latent_actions()
+        self.laps = {} if lap is None else {"z": lap}
         self.laps["z_untrained"] = untrained_lap(loaded)
         self.columns: dict[str, list[np.ndarray]] = defaultdict(list)
         self.h: dict[int, list[np.ndarray]] = {layer: [] for layer in self.layers}

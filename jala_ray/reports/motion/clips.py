@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from jala_ray.evaluation.records import ClipRecord, Evaluation
-from jala_ray.evaluation.scores import LABELS
 from jala_ray.reports.kit.clip_videos import GAP, TRUE_COLOR, ClipVideo, by_clip
 from jala_ray.reports.kit.html import Html, el, join
 from jala_ray.reports.kit.overlay import HAND_COLORS
 from jala_ray.reports.kit.widgets import about, absent, badge
-from jala_ray.reports.motion.tables import DOMAIN_NAMES, PageScores, Pick
+from jala_ray.reports.motion.tables import DOMAIN_NAMES, PageScores, Pick, label_of, unit_of
 from jala_ray.types import CHUNK_SECONDS, HAND_NAMES, MODEL_FPS
 
 KINDS = {"best": "good", "worst": "bad"}
@@ -67,9 +66,14 @@ def _clip(record: ClipRecord | None, video: ClipVideo | None, picks: Sequence[Pi
 
 
 def _scores(scores: Mapping[str, float | None]) -> Html:
-    """Errors of one clip in a line."""
+    """Scores of one clip in a line."""
     shown = [
-        join(" · " if place else None, LABELS.get(metric, metric), " ", "n/a" if value is None else f"{value:.2f} cm")
+        join(
+            " · " if place else None,
+            label_of(metric),
+            " ",
+            "n/a" if value is None else f"{value:.2f} {unit_of(metric)}",
+        )
         for place, (metric, value) in enumerate(scores.items())
     ]
     return join(shown)

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from jala_ray.evaluation.records import Evaluation
-from jala_ray.evaluation.scores import LABELS
 from jala_ray.reports.kit.clip_videos import ClipVideo
 from jala_ray.reports.kit.figures import Charts
 from jala_ray.reports.kit.html import Html, el, join, page
@@ -24,6 +23,7 @@ from jala_ray.reports.motion.tables import (
     domains,
     headline,
     horizon,
+    label_of,
     look_up,
     references,
 )
@@ -83,7 +83,7 @@ def _tiles(evaluation: Evaluation, scores: PageScores) -> list[Html]:
 
 def _tile(scores: PageScores, domain: str, metric: str) -> Html:
     """The best model in one number, against the best trivial baseline."""
-    title = f"{LABELS[metric]}, {DOMAIN_NAMES.get(domain, domain)}"
+    title = f"{label_of(metric)}, {DOMAIN_NAMES.get(domain, domain)}"
     best = _lowest(scores, scores["models"], domain, metric)
     if best is None:
         return tile(title, "n/a", "no model was scored")

@@ -1,6 +1,6 @@
 """The numbers of a motion evaluation on a page: tables by row and domain, breakdowns, error over the horizon.
 
-`PageScores` is what the page is given: plain data, all lengths in cm, None where a number is not defined.
+`PageScores` is what the page is given: plain data, each metric in its unit, None where a number is not defined.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict, cast
 
-from jala_ray.evaluation.scores import LABELS, PELA_TABLE_1
+from jala_ray.evaluation.scores import PELA_TABLE_1, units
+from jala_ray.hands.metrics import METRICS
 from jala_ray.reports.kit.figures import Charts, bars
 from jala_ray.reports.kit.html import Html, el, join
 from jala_ray.reports.kit.widgets import about, absent
@@ -17,7 +18,7 @@ from jala_ray.types import DOMAINS, UserError
 
 
 class Cell(TypedDict):
-    """Mean over clips with its 95 % interval, cm."""
+    """Mean over clips with its 95 % interval, in the metric's unit."""
 
     mean: float | None
     low: float | None
@@ -119,19 +120,38 @@ def clips(count: int) -> str:
     return f"{count:,} clip{'' if count == 1 else 's'}"
 
 
+def label_of(metric: str) -> str:
+    """Of a metric that an older version may have known under a key that is gone."""
+    return METRICS[metric].label if metric in METRICS else metric
+
+
+def heading_of(metric: str) -> str:
+    """The label, with the unit where it is not cm."""
+    return METRICS[metric].heading if metric in METRICS else metric
+
+
+def sign_of(metric: str) -> int:
+    """1 where lower is better, else -1."""
+    return METRICS[metric].sign if metric in METRICS else 1
+
+
+def unit_of(metric: str) -> str:
+    return METRICS[metric].unit if metric in METRICS else "cm"
+
+
 def scored(scores: PageScores, domain: str) -> int:
     """Clips of a domain behind the numbers of the table."""
     cells = (c for lines in scores["table"].values() for c in lines.get(domain, {}).values())
     return max((c["clips"] for c in cells), default=0)
 
 
-def cell(found: Cell | None, best: bool = False) -> Html:
+def cell(found: Cell | None, best: bool = False, unit: str = "cm") -> Html:
     """A mean with its interval below it."""
     if found is None or found["mean"] is None:
         return el("td", "n/a", class_="number none")
     low, high = found["low"], found["high"]
     between = el("span", f"{low:.2f} – {high:.2f}", class_="interval") if low is not None and high is not None else None
-    title = f"{found['mean']!r} cm, {clips(found['clips'])}"
+    title = f"{found['mean']!r} {unit}, {clips(found['clips'])}"
     return el(
         "td", el("span", f"{found['mean']:,.2f}", title=title), between, class_="number best" if best else "number"
     )
@@ -156,7 +176,7 @@ def headline(scores: PageScores) -> Html:
     leaders = leading({c: {m: look_up(scores["table"], m, *c) for m in scores["models"]} for c in columns})
 
     def line(row: str) -> Html:
-        cells = [cell(look_up(scores["table"], row, *c), leaders.get(c) == row) for c in columns]
+        cells = [cell(look_up(scores["table"], row, *c), leaders.get(c) == row, unit_of(c[1])) for c in columns]
         return el("tr", named(row, _note(row)), cells)
 
     printed = []
@@ -171,11 +191,15 @@ def headline(scores: PageScores) -> Html:
         (REFERENCES_TITLE, [line(row) for row in references(scores)], None),
         (PAPER_TITLE, printed, "elsewhere"),
     ]
-    text = (
-        "Means over clips in cm, lower is better; below each its 95 % interval from resampled clips. MPJPE: 21 joints over the whole "
-        "sequence. PA-MPJPE: after similarity Procrustes in each frame. MWTE: wrist position. MDE: final displacement of the wrist."
+    text = f"Means over clips {units()}, {_better()}; below each its 95 % interval from resampled clips. " + " ".join(
+        f"{metric.label}: {metric.text}." for metric in METRICS.values()
     )
-    return join(about(text), sheet(over, [LABELS.get(m, m) for m in metrics], parts))
+    return join(about(text), sheet(over, [heading_of(m) for m in metrics], parts))
+
+
+def _better() -> str:
+    higher = [metric.label for metric in METRICS.values() if metric.better == "higher"]
+    return "lower is better" + (f", of {' and '.join(higher)} higher" if higher else "")
 
 
 def sheet(over: Sequence[str], heads: Sequence[str], parts: Sequence[Part]) -> Html:
@@ -193,12 +217,12 @@ def sheet(over: Sequence[str], heads: Sequence[str], parts: Sequence[Part]) -> H
 
 
 def leading(columns: Mapping[tuple[str, str], Mapping[str, Cell | None]]) -> dict[tuple[str, str], str]:
-    """Column -> the model with the lowest mean, where there are two to compare."""
+    """Column (.., metric) -> the model with the best mean, where there are two to compare."""
     found = {}
     for column, cells in columns.items():
         means = {row: c["mean"] for row, c in cells.items() if c is not None and c["mean"] is not None}
         if len(means) > 1:
-            found[column] = min(means, key=lambda row: means[row])
+            found[column] = min(means, key=lambda row: sign_of(column[1]) * means[row])
     return found
 
 
@@ -230,7 +254,7 @@ def breakdown(scores: PageScores, charts: Charts) -> Html:
         drawn = el("div", charts.place("MPJPE by source", "cm, models", bars(means, "source")), class_="charts")
     return join(
         about(
-            "Means over clips in cm with their 95 % intervals. Where there are several models, the lowest mean is bold."
+            f"Means over clips {units()} with their 95 % intervals. Where there are several models, the best mean is bold."
         ),
         drawn,
         [join(el("h3", title, class_="above"), _groups(scores, found)) for title, found in groups if found],
@@ -242,13 +266,17 @@ def _groups(scores: PageScores, found: Mapping[str, Mapping[str, Line]]) -> Html
     for name in found:
         leaders = leading({(name, m): {row: look_up(found, name, row, m) for row in scores["models"]} for m in metrics})
         rows = [
-            el("tr", named(row), [cell(look_up(found, name, row, m), leaders.get((name, m)) == row) for m in metrics])
+            el(
+                "tr",
+                named(row),
+                [cell(look_up(found, name, row, m), leaders.get((name, m)) == row, unit_of(m)) for m in metrics],
+            )
             for row in scores["rows"]
             if row in found[name]
         ]
         most = max((c["clips"] for line in found[name].values() for c in line.values()), default=0)
         parts.append((join(name, el("span", clips(most), class_="count")), rows, None))
-    return sheet((), [LABELS.get(metric, metric) for metric in metrics], parts)
+    return sheet((), [heading_of(metric) for metric in metrics], parts)
 
 
 def horizon(scores: PageScores, charts: Charts) -> Html:

@@ -1,4 +1,4 @@
-"""What is measured of a finished job: the four metrics of every validation clip at E = 1 and E = 4, the latent space, the cost."""
+"""What is measured of a finished job: the metrics of every validation clip at E = 1 and E = 4, the latent space, the cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jala_ray.config import GenerationConfig, JalaConfig, RunConfig
+from jala_ray.config import GenerationConfig, RunConfig
 from jala_ray.evaluation.job import EvaluationJob, begin
 from jala_ray.evaluation.latent_space import latents
 from jala_ray.evaluation.records import Evaluation
@@ -36,7 +36,7 @@ def evaluate(study: Study, job: Job, runs: Sequence[RunConfig]) -> dict[str, Any
     if config.objective.generates:
         for ensemble in ENSEMBLES:
             found["motion"][str(ensemble)] = _motion(study, job, config, ensemble)
-    if isinstance(config.objective, JalaConfig):
+    if config.objective.aligned_layer is not None:
         found["latents"] = _latents(study, config)
     cost = {Path(run.name).name: training_cost(run) for run in runs}
     return found | {"cost": cost | {"evaluation_s": round(time.monotonic() - began, 1)}}
@@ -60,7 +60,7 @@ def _motion(study: Study, job: Job, config: RunConfig, ensemble: int) -> dict[st
 
 
 def clip_scores(evaluation: Evaluation) -> dict[str, Any]:
-    """`clips`, `domain`, `source` of every scored clip, and `values` {row: {metric: [cm of both hands, null where there is none]}}.
+    """`clips`, `domain`, `source` of every scored clip, and `values` {row: {metric: [score of both hands, null where there is none]}}.
 
     Raises `UserError` for a clip that failed: runs are compared over the same clips.
     """

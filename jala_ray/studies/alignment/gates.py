@@ -13,7 +13,7 @@ from typing import Any
 
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.evaluation.predict import HOLD_FIRST, MEAN_MOTION, rows_to_evaluate
-from jala_ray.models.encoders import FrameEncoder
+from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.parsing import to_dict
 from jala_ray.studies.alignment.evaluate import MODEL
 from jala_ray.studies.alignment.probing import probe, read_pairs

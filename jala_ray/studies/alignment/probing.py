@@ -12,7 +12,7 @@ from jala_ray.data.manifest.table import Manifest
 from jala_ray.evaluation.latent_space.latents import cell_means, motion_targets
 from jala_ray.evaluation.latent_space.probes import FOLDS, Labels, clip_folds, explained, held_out
 from jala_ray.hands.resample import chunk_features
-from jala_ray.models.encoders import FrameEncoder
+from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.video.frames import clip_frames
 
 ENCODED = 256

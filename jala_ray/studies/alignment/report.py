@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from markdown_it import MarkdownIt
 
 from jala_ray.evaluation.predict import HOLD_FIRST
-from jala_ray.evaluation.scores import LABELS
+from jala_ray.hands.metrics import METRICS
 from jala_ray.parsing import to_dict
 from jala_ray.studies.alignment.results import OTHER_ROWS, REFERENCES, analyse, gap_closed, load, verdict
 from jala_ray.studies.alignment.stages import Study, plain, result_of, write_json
@@ -95,8 +95,9 @@ def markdown(results: Mapping[str, Any]) -> Iterator[str]:
 def _means(part: str, table: Mapping[str, Any]) -> Iterator[str]:
     yield f"**{part}** ({table['clips']} clips)"
     yield ""
-    rows = [(name, *(_interval(means[m]) for m in LABELS)) for name, means in table["means"].items()]
-    yield from _table(("", *LABELS.values()), rows)
+    metrics = [key for key in METRICS if all(key in means for means in table["means"].values())]
+    rows = [(name, *(_interval(means[m]) for m in metrics)) for name, means in table["means"].items()]
+    yield from _table(("", *(METRICS[m].heading for m in metrics)), rows)
 
 
 def _differences(parts: Mapping[str, Any]) -> Iterator[str]:

@@ -41,6 +41,13 @@ class Found:
         """Variants with generated motion."""
         return [variant for variant in self.jobs if self._motions(variant)]
 
+    def metrics(self) -> list[str]:
+        """Those that every job has: one that was added since is in none of the older ones."""
+        values = [
+            row for variant in self.jobs for motion in self._motions(variant) for row in motion["values"].values()
+        ]
+        return [key for key in METRICS if all(key in row for row in values)]
+
     def seeds(self, *variants: str) -> list[int]:
         """Seeds that all of the variants have."""
         return sorted(set.intersection(*(set(self.jobs.get(variant, ())) for variant in variants)))
@@ -48,7 +55,7 @@ class Found:
     def matrix(
         self, variant: str, part: str, metric: str, ensemble: int, row: str = MODEL, seeds: Sequence[int] | None = None
     ) -> np.ndarray:
-        """(seeds, clips of the part) cm; NaN where there is nothing to score. Raises `UserError` where there is no such run."""
+        """(seeds, clips of the part) in the metric's unit; NaN where there is nothing to score. Raises `UserError` without such a run."""
         chosen = self.seeds(variant) if seeds is None else seeds
         if not len(chosen):
             raise UserError("runs", variant, "at least one that is done")
@@ -100,17 +107,18 @@ def _part(found: Found, names: Sequence[str], part: str, ensemble: int, resample
     def values(variant: str, metric: str, row: str = MODEL, seeds: Sequence[int] | None = None) -> np.ndarray:
         return found.matrix(variant, part, metric, ensemble, row, seeds)
 
-    means = {v: {metric: interval(values(v, metric)) for metric in METRICS} for v in names}
+    metrics = found.metrics()
+    means = {v: {metric: interval(values(v, metric)) for metric in metrics} for v in names}
     one = names[0]
     first = found.seeds(one)[:1]  # the floor and the trivial rows have no seeds
-    means |= {row: {m: interval(values(one, m, row, first)) for m in METRICS} for row in OTHER_ROWS}
+    means |= {row: {m: interval(values(one, m, row, first)) for m in metrics} for row in OTHER_ROWS}
     differences: dict[str, dict[str, Any]] = {}
     for reference in (r for r in REFERENCES if r in names):
         differences[reference] = {}
         for variant in (v for v in names if v != reference):
             seeds = found.seeds(variant, reference)
             if seeds:
-                pairs = {m: [values(v, m, MODEL, seeds) for v in (variant, reference)] for m in METRICS}
+                pairs = {m: [values(v, m, MODEL, seeds) for v in (variant, reference)] for m in metrics}
                 differences[reference][variant] = {m: interval(a - b) for m, (a, b) in pairs.items()}
     clips = values(one, "mpjpe", MODEL, first).shape[1]
     by_seed = {v: dict(zip(map(str, found.seeds(v)), _seed_means(values(v, "mpjpe")), strict=True)) for v in names}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from jala_ray import presets
 from jala_ray.config import RunConfig
 from jala_ray.parsing import diff, override
+from jala_ray.presets import VARIANTS
 from jala_ray.studies.alignment.stages import Study
 from jala_ray.training import history, setup
 from jala_ray.types import ConfigError
@@ -52,7 +52,7 @@ def _halved(change: Change) -> Change:
 def _latent_actions(base: RunConfig) -> RunConfig:
     # The stand-in for the VLA must take the first pictures as they are cached.
     size = {"model.backbone.image_size": base.model.backbone.image_size}
-    return override(presets.lapa_actions(base), size)
+    return override(VARIANTS["lapa_actions"](base), size)
 
 
 def variants(base: RunConfig) -> list[Variant]:
@@ -61,29 +61,29 @@ def variants(base: RunConfig) -> list[Variant]:
     Left out: `vjepa`, since no V-JEPA 2 can be had offline and a random one would say nothing of it. In tier 3, lambda = 0 is `no_align`
     (METHOD 9); lambda = 0.5, wild fraction 1 and the base's aligned layer are `jala`.
     """
-    depth, aligned = base.model.backbone.language.layers, base.objective.align.layer  # type: ignore[union-attr]
+    depth, aligned = base.model.backbone.language.layers, base.objective.aligned_layer
     places = {"early": 1, "middle": (depth + 1) // 2, "late": depth}
-    stages = (("actions", _latent_actions), ("codes", _halved(presets.lapa_codes)))
+    stages = (("actions", _latent_actions), ("codes", _halved(VARIANTS["lapa_codes"])))
     return [
         Variant("jala", 1),
-        Variant("no_align", 1, presets.no_align),
-        Variant("labelled_only", 1, presets.labelled_only),
+        Variant("no_align", 1, VARIANTS["no_align"]),
+        Variant("labelled_only", 1, VARIANTS["labelled_only"]),
         Variant("all_labelled", 1, twin=True),
-        Variant("next_token", 2, presets.next_token),
-        Variant("next_token_dino", 2, presets.next_token_dino),
-        Variant("no_decoupling", 2, presets.no_decoupling),
-        Variant("no_lsp", 2, presets.no_lsp),
-        Variant("align_only", 2, presets.align_only),
-        Variant("lapa", 2, _halved(lambda b: presets.labelled_only(presets.no_align(b))), before=stages),
+        Variant("next_token", 2, VARIANTS["next_token"]),
+        Variant("next_token_dino", 2, VARIANTS["next_token_dino"]),
+        Variant("no_decoupling", 2, VARIANTS["no_decoupling"]),
+        Variant("no_lsp", 2, VARIANTS["no_lsp"]),
+        Variant("align_only", 2, VARIANTS["align_only"]),
+        Variant("lapa", 2, _halved(lambda b: VARIANTS["labelled_only"](VARIANTS["no_align"](b))), before=stages),
         # Remedies for a z that does not tell of motion; none is in the papers.
-        Variant("ema_teacher", 2, presets.ema_teacher),
-        Variant("change", 2, presets.change),
-        Variant("change_fixed", 2, presets.change_fixed),
-        Variant("change_head", 2, presets.change_head),
+        Variant("ema_teacher", 2, VARIANTS["ema_teacher"]),
+        Variant("change", 2, VARIANTS["change"]),
+        Variant("change_fixed", 2, VARIANTS["change_fixed"]),
+        Variant("change_head", 2, VARIANTS["change_head"]),
         # With no_align, labelled_only and jala the four corners of loss and data; every one of its samples has labels.
-        Variant("no_align_labelled_only", 2, lambda b: presets.labelled_only(presets.no_align(b))),
+        Variant("no_align_labelled_only", 2, lambda b: VARIANTS["labelled_only"](VARIANTS["no_align"](b))),
         # With all_labelled, no_align and jala those of labels and alignment.
-        Variant("all_labelled_no_align", 2, presets.no_align, twin=True),
+        Variant("all_labelled_no_align", 2, VARIANTS["no_align"], twin=True),
         *(setting(f"lambda_{weight:g}", 3, objective__align__weight=weight) for weight in (0.1, 1.0)),
         *(setting(f"wild_{share:g}", 3, data__wild_fraction=share) for share in (0.0, 0.25, 0.5)),
         *(setting(f"layer_{name}", 3, objective__align__layer=at) for name, at in places.items() if at != aligned),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from jala_ray import storage
-from jala_ray.data.adapters.base import pieces, split_of
+from jala_ray.data.adapters.base import ADAPTERS, pieces, split_of
 from jala_ray.data.adapters.video_folder import video_clip, whole
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
@@ -54,6 +54,7 @@ DETECTION_CONFIDENCE = 0.8
 """The least that the project's script asks of MediaPipe."""
 
 
+@ADAPTERS.register("dex-retargeting", place=5)
 @dataclass(frozen=True)
 class DexRetargeting:
     """Wild `pure_video` clips of one 20.7 s video; with `fingers` also motion alone, with made-up wrists."""

@@ -1,0 +1,36 @@
+"""What a model learns by, a file per objective. A file that is added is an objective that is added; `base.ObjectiveConfig` says what it
+declares. Its implementation lies in `jala_ray/objectives/`, and is loaded when a model is built."""
+
+from jala_ray.config.objectives._latent_actions import LatentActionConfig
+from jala_ray.config.objectives.base import (
+    OBJECTIVES,
+    LayoutSpec,
+    MaskingConfig,
+    ObjectiveConfig,
+    PerceiverConfig,
+    Variant,
+)
+from jala_ray.config.objectives.jala import AlignConfig, EmaConfig, JalaConfig
+from jala_ray.config.objectives.lapa_actions import LapaActionsConfig
+from jala_ray.config.objectives.lapa_codes import LapaCodesConfig
+from jala_ray.config.objectives.next_token import NextTokenConfig
+
+ObjectiveTraits = ObjectiveConfig
+"""Its name when each kind was listed."""
+
+__all__ = [
+    "OBJECTIVES",
+    "AlignConfig",
+    "EmaConfig",
+    "JalaConfig",
+    "LapaActionsConfig",
+    "LapaCodesConfig",
+    "LatentActionConfig",
+    "LayoutSpec",
+    "MaskingConfig",
+    "NextTokenConfig",
+    "ObjectiveConfig",
+    "ObjectiveTraits",
+    "PerceiverConfig",
+    "Variant",
+]

@@ -1,0 +1,42 @@
+"""Discrete latent actions, which both stages of LAPA-dagger have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jala_ray.config.checking import at_least
+from jala_ray.config.encoders import ENCODERS
+from jala_ray.types import ConfigError
+
+if TYPE_CHECKING:
+    from jala_ray.config.run import RunConfig
+
+
+@dataclass(frozen=True)
+class LatentActionConfig:
+    """Discrete latent actions of a pair of frames; by default as many as LAPA's, 8^4."""
+
+    tokens: int = 4
+    """Codes a pair; each has a codebook of its own."""
+    codes: int = 8
+    """Vectors a codebook."""
+    width: int = 32
+    """Of a code's vector."""
+    commitment: float = 0.25
+    """Weight of the commitment loss."""
+    decay: float = 0.99
+    """EMA decay of the codebooks, an optimizer step."""
+
+    def check(self, run: RunConfig) -> None:
+        """Raises `ConfigError`, also for an encoder that gives no features of single frames."""
+        at_least("objective.actions.", self, {"tokens": 1, "codes": 2, "width": 2, "commitment": 0, "decay": 0})
+        if self.width % 2:
+            raise ConfigError("objective.actions.width", self.width, "an even number")
+        if self.decay >= 1:
+            raise ConfigError("objective.actions.decay", self.decay, "0 <= decay < 1", "At 1 no codebook would learn.")
+        kind = run.model.encoder.kind
+        if ENCODERS.find(kind).pairs:
+            of_frames = " or ".join(name for name, encoder in ENCODERS.items() if not encoder.pairs)
+            remedy = f"The forward model needs features of each frame alone; {kind} gives those of pairs."
+            raise ConfigError("model.encoder.kind", kind, of_frames, remedy)

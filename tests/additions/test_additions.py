@@ -1,0 +1,124 @@
+"""An objective without a perceiver, a metric, an adapter and a frozen encoder, each stored as a patch of new files alone.
+
+A copy of the tracked files gets them; none of its own files changes, and they go through manifest, training, evaluation and report, and
+appear in help, tables and pages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PATCHES = sorted(Path(__file__).parent.glob("*.patch"))
+
+
+def git(tree: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=tree, check=True, capture_output=True, text=True).stdout
+
+
+def python(tree: Path, *words: str) -> str:
+    """Standard output of Python in the tree."""
+    surroundings = {**os.environ, "PYTHONPATH": str(tree), "COLUMNS": "200", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, *words], cwd=tree, capture_output=True, text=True, env=surroundings)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of its own with the files that are tracked here, as they are now."""
+    tree = tmp_path_factory.mktemp("tree")
+    names = [name for name in git(ROOT, "ls-files", "-z").split("\0") if name and (ROOT / name).is_file()]
+    for name in names:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes((ROOT / name).read_bytes())
+    git(tree, "init", "-q")
+    git(tree, "add", "-A")
+    git(tree, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "as it is")
+    return tree
+
+
+@pytest.fixture(scope="module")
+def tree(clean: Path) -> Path:
+    """The copy with all four."""
+    for patch in PATCHES:
+        git(clean, "apply", "--check", str(patch))
+        before = git(clean, "status", "--porcelain", "-uall").splitlines()
+        git(clean, "apply", str(patch))
+        added = set(git(clean, "status", "--porcelain", "-uall").splitlines()) - set(before)
+        assert added and all(line.startswith("?? jala_ray/") for line in added), "it adds files and changes none"
+    assert git(clean, "diff", "--stat") == ""
+    return clean
+
+
+@pytest.fixture(scope="module")
+def made(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the chain left behind."""
+    folder = tmp_path_factory.mktemp("made")
+    python(tree, "-m", "tests.additions.chain", str(folder))
+    return folder
+
+
+def test_there_are_four() -> None:
+    assert [patch.stem for patch in PATCHES] == ["adapter", "encoder", "metric", "objective"]
+
+
+def test_they_go_from_manifest_to_report(made: Path) -> None:
+    for name, kind, encoder in (("cloning", "motion_cloning", "dinov3"), ("raw", "jala", "raw_patches")):
+        run = made / "runs" / name
+        config = json.loads((run / "checkpoints/step-00000002/config.json").read_text())
+        assert (config["objective"]["kind"], config["model"]["encoder"]["kind"]) == (kind, encoder)
+        steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert all(step["loss_mcp"] > 0 for step in steps if "loss_mcp" in step) and len(steps) >= 2
+        assert kind in (run / "report.html").read_text()
+    figures = json.loads((made / "evaluation/evaluation.json").read_text())
+    assert figures["scores"]["units"]["jerk"] == "m/s^3" and figures["scores"]["metrics"][-1] == "jerk"
+    whole = next(g for g in figures["scores"]["groups"] if g["hand"] is g["source"] is g["task_type"] is None)
+    means = {row: cells["jerk"]["mean"] for row, cells in whole["rows"].items()}
+    assert means["hold_first"] == pytest.approx(0, abs=1e-6) and means["cloning"] > 0 and means["raw"] > 0
+    assert "Jerk, m/s^3" in (made / "evaluation/table.md").read_text()
+    page = (made / "evaluation/report.html").read_text()
+    assert "Jerk, m/s^3" in page and "third derivative" in page and "hand-tracks" in page
+    assert "hand-tracks" in next(made.glob("*inspect.html")).read_text()
+
+
+def test_help_names_them(tree: Path) -> None:
+    code = (
+        "import sys\nfrom jala_ray.commands.shell import main\n"
+        "for words in (['pretrain'], ['convert'], ['convert', 'hand-tracks'], ['sweep'], ['evaluate']):\n"
+        "    try:\n        main([*words, '--help'])\n    except SystemExit:\n        pass\n"
+        "main(['presets'])\n"
+        "assert not {'torch', 'ray', 'transformers'} & sys.modules.keys()\n"
+    )
+    said = python(tree, "-c", code)
+    for word in ("motion_cloning", "tiny_motion_cloning", "raw_patches", "hand-tracks", "cloning_text", "jerk"):
+        assert word in said, word
+
+
+def test_tables_have_them(tree: Path) -> None:
+    python(tree, "-m", "tests.tables")
+    text = "".join(
+        (tree / name).read_text() for name in ("README.md", "docs/guides/evaluate.md", "docs/guides/own_data.md")
+    )
+    for row in (
+        "| `motion_cloning` | `tiny_motion_cloning` |",
+        "| `raw_patches` |",
+        "| Jerk | m/s^3 |",
+        "| `hand-tracks` |",
+    ):
+        assert row in text, row
+
+
+def test_lists_of_tests_have_them(tree: Path) -> None:
+    """They are tested as ours are, without a line about them."""
+    asked = ("tests/models/test_encoders.py", "tests/objectives/test_mixed_batches.py", "tests/test_registry.py")
+    chosen = "raw_patches or motion_cloning or complete"
+    said = python(tree, "-m", "pytest", "-q", "-p", "no:xdist", "-rA", "-k", chosen, *asked)
+    for word in ("raw_patches", "tiny_motion_cloning", "test_metrics_are_complete", "test_adapters_are_complete"):
+        assert word in said, word
