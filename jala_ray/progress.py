@@ -45,7 +45,9 @@ class Meter:
         parts = [f"{self.done:.0f}/{self.total:.0f} {self.unit}"]
         parts += [", ".join(f"{count:.0f} {name.replace('_', ' ')}" for name, count in self.counts.items())]
         rated, amount = next(iter(self.counts.items()), (self.unit, self.done))
-        parts += [f"{amount / max(self.elapsed(), 1e-3):.2g} {rated.replace('_', ' ')}/s", f"ETA {self.left()}"]
+        rate = amount / max(self.elapsed(), 1e-3)
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        parts += [f"{shown} {rated.replace('_', ' ')}/s", f"ETA {self.left()}"]
         return " | ".join(part for part in parts if part)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from jala_ray.config import LanguageSizes, RunConfig, VisionSizes
-from jala_ray.data.manifest.places import by_number
+from jala_ray.data.manifest.places import PLACE, Catalogue
 from jala_ray.data.samples.assets import Assets, SequenceSpec
 from jala_ray.data.samples.collate import Batch, Laid, collate
 from jala_ray.data.samples.source import BadRow, Example, Look, Visuals
@@ -164,6 +164,13 @@ class OpenMemory:
 
     def __call__(self):
         return self.source, self.source.assets
+
+
+def by_number(rows: np.ndarray) -> Catalogue:
+    """A catalogue of rows that are reached by their number, as those in memory are."""
+    place = np.zeros(len(rows), PLACE)
+    place["row"] = rows
+    return Catalogue(place, np.zeros(len(rows), np.uint16), np.ones(len(rows), bool))
 
 
 def make_builder(config: RunConfig, source: MemorySource, n_rows: int) -> StepBuilder:

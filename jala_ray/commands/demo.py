@@ -61,7 +61,7 @@ def render(folder: Path) -> Path:
     from jala_ray.data.synthetic import WorldConfig, generate
 
     world = WorldConfig(lab_train=56, wild_train=40, lab_val=8, wild_val=8, width=160, height=120)
-    meter = progress.Meter(world.lab_train + world.wild_train + world.lab_val + world.wild_val, "clips rendered")
+    meter = progress.Meter(world.lab_train + world.wild_train + world.lab_val + world.wild_val, "clips")
     with progress.told(meter) as tell:
 
         def rendered(done: int, total: int) -> None:

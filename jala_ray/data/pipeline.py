@@ -189,7 +189,7 @@ def explained(stream: Iterable[T]) -> Iterator[T]:
         yield from stream
     except Exception as error:
         cause = cause_of(error)
-        if cause is None:
+        if cause is None or cause is error:
             raise
         raise cause from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 from jala_ray.storage.files import Uri
@@ -32,6 +33,8 @@ def worker_env(options: StorageOptions | None = None) -> dict[str, str]:
     AWS_ENDPOINT_URL credentials would be asked of it too. Of profiles only one that a setting names goes along, as the files that
     hold it may be of this machine.
     """
+    if importlib.util.find_spec("botocore") is None:  # no client of S3 on this machine, so nothing is reached by one
+        return {CHECKSUM_VARIABLE: "when_required"}
     # botocore comes with it, which reading this module alone does without
     from jala_ray.storage.resolving import ANONYMOUS, CA_BUNDLE, ENDPOINT, PROFILE, REGIONS, VIRTUAL
 

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -177,7 +176,7 @@ class Plan:
         from jala_ray.training.parts import do_parts
 
         place, gpus = storage.join(self.folder, "cache"), base.cluster.gpus_per_worker
-        with tempfile.TemporaryDirectory() as scratch:
+        with storage.scratch("assets") as scratch:
             assets, manifest = build_assets(base, scratch), Manifest(base.data.manifest, self.options)
             how: dict[str, Any] = {"store": "all", "dtype": "float16", "gpu": gpus > 0}
             making = begin(place, manifest, assets, base.model.encoder, self.options, **how)

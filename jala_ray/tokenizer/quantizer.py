@@ -114,6 +114,8 @@ class EmaQuantizer(nn.Module):
         ranks.same_draws(z.device)
         whole, mine = ranks.gathered(z)
         quantised, codes, commitment = self.vq(whole)
+        if self.training:
+            ranks.take_first([buffer.data for buffer in self.vq.buffers()])
         # The library's estimator adds one identity per level, so its gradient is L times too large; this one
         # is exact.
         return z + (quantised[mine] - z).detach(), ranks.shared(commitment.mean()), codes[:, mine].transpose(0, 1)

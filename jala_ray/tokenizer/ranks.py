@@ -1,10 +1,14 @@
 """One batch over several ranks: the numbers are those of one rank that holds all of it.
 
 The codebooks learn from whole batches (k-means, moving averages, vectors that replace dead codes), which sums of the ranks' parts would
-not give: what is drawn would depend on who draws. Latent vectors are small, so every rank gets them all and does the same.
+not give: what is drawn would depend on who draws. Latent vectors are small, so every rank gets them all and does the same. Sums on GPUs
+are not the same every time, so the ranks then take over what the first one learned.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,8 +58,31 @@ def shared(x: Tensor) -> Tensor:
 
 def _with_value(x: Tensor, value: Tensor) -> Tensor:
     """`value`, with as many times the gradient of x as there are ranks: DDP averages, where a whole batch sums."""
-    scaled = x * count()
-    return scaled + (value - scaled).detach()
+    return _WithValue.apply(x, value)
+
+
+class _WithValue(torch.autograd.Function):
+    """Not `scaled + (value - scaled).detach()`: that differs from rank to rank in the last bit."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad * count(), None
+
+
+def take_first(tensors: Sequence[Tensor]) -> None:
+    """All ranks go on with rank 0's values of some tensors, in place."""
+    if count() == 1:
+        return
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        same = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.flatten() for tensor in same])
+        dist.broadcast(flat, 0)
+        for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def same_draws(device: torch.device) -> None:
@@ -64,9 +91,9 @@ def same_draws(device: torch.device) -> None:
         return
     cuda = device.type == "cuda"
     state = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
-    shared = state.to(device)
-    dist.broadcast(shared, 0)
+    state = state.to(device)
+    dist.broadcast(state, 0)
     if cuda:
-        torch.cuda.set_rng_state(shared.cpu(), device)
+        torch.cuda.set_rng_state(state.cpu(), device)
     else:
-        torch.set_rng_state(shared)
+        torch.set_rng_state(state)

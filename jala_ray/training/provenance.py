@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,8 +54,8 @@ def command(words: list[str]) -> str:
 def code(root: Path) -> str:
     """The commit of the checkout that the package lies in; of an installed one, "wheel VERSION"."""
     if not (root / ".git").exists():
-        number = version("jala-ray")
-        return f"wheel {number}" if root.name in ("site-packages", "dist-packages") else f"a copy of {number}"
+        version = metadata.version("jala-ray")
+        return f"wheel {version}" if root.name in ("site-packages", "dist-packages") else f"a copy of {version}"
     # Read by hand, as a submitted job's copy has no more of .git than what names the commit.
     return _named(root / ".git") or _asked(root)
 

@@ -91,6 +91,8 @@ class Watch:
     waits: dict[int, Waiting] = field(default_factory=dict)
     """The innermost wait of each thread."""
     thread: threading.Thread | None = None
+    changed: threading.Event = field(default_factory=threading.Event)
+    """Ends a pause of the thread that began under another patience."""
     _starting: threading.Lock = field(default_factory=threading.Lock)
 
     def waiting_for(self, what: str) -> Waiting:
@@ -105,7 +107,8 @@ class Watch:
     def _look(self) -> None:
         reminders, seen = Reminders(self.patience_s), dict[Hashable, Waiting]()
         while True:
-            time.sleep(pause(self.patience_s))
+            self.changed.wait(pause(self.patience_s))
+            self.changed.clear()
             reminders.patience_s, now, lasting = self.patience_s, time.monotonic(), dict[Hashable, float]()
             for wait in list(self.waits.values()):
                 first = wait.chain()[0]
@@ -134,6 +137,7 @@ _watch = Watch()
 def configure(*, rank: int = 0, world: int = 1, patience_s: float = PATIENCE_S) -> None:
     """Who this process is, and how long it waits without a word."""
     _watch.rank, _watch.world, _watch.patience_s = rank, world, patience_s
+    _watch.changed.set()
 
 
 def waiting_for(what: str) -> Waiting:
@@ -143,7 +147,7 @@ def waiting_for(what: str) -> Waiting:
 
 def _forked() -> None:
     # Threads do not survive a fork, and the parent's waits are not the child's.
-    _watch.thread = None
+    _watch.thread, _watch.changed = None, threading.Event()
     _watch.waits.clear()
 
 

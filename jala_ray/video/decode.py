@@ -23,9 +23,10 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from jala_ray.storage import MissingFile, StorageOptions, is_s3, local_path, open_file
+from jala_ray.storage import MissingFile, RangeFile, StorageOptions, is_s3, local_path, open_file
 from jala_ray.types import StorageError, VideoError
 from jala_ray.video.finder import FrameFinder
+from jala_ray.video.local_file import LocalVideo
 from jala_ray.video.picture import MAX_PIXELS, Picture
 
 T = TypeVar("T")
@@ -86,12 +87,19 @@ def main_stream(container: InputContainer) -> VideoStream | None:
     return cast("VideoStream", stream)
 
 
+def open_video(uri: str | os.PathLike[str], options: StorageOptions | None = None) -> LocalVideo | RangeFile:
+    """The bytes of a video, as a demuxer wants them. Raises MissingFile, OSError, StorageError and `StoreUnavailable`."""
+    if is_s3(uri):
+        return cast("RangeFile", open_file(uri, "rb", options))
+    return LocalVideo(local_path(uri), options)
+
+
 class VideoReader:
     """An open video, local or s3://, for one ask or several; use it in a `with` block or close it.
 
     A remote video is read by ranges as the demuxer asks for them, never as a whole. `threads` is the
     decoder's; one suits many readers side by side, as in a data pipeline. Raises VideoError for what is wrong
-    with the video, StorageError for a store that cannot be reached.
+    with the video, StorageError and `StoreUnavailable` for a store, or a mount, that cannot be reached.
     """
 
     def __init__(self, uri: str | os.PathLike[str], *, options: StorageOptions | None = None, threads: int = 1) -> None:
@@ -114,20 +122,13 @@ class VideoReader:
             self._resources = opened.pop_all()
 
     def _source(self, opened: contextlib.ExitStack, options: StorageOptions | None):
-        if not is_s3(self.uri):
-            path = local_path(self.uri)
-            if not os.path.isfile(path):
-                raise self._error("no such file", "an existing video")
-            if os.path.getsize(path) == 0:
-                raise self._error("an empty file", "a video")
-            return f"file:{path}"  # The prefix keeps odd names from being read as protocols.
+        kind = "object" if is_s3(self.uri) else "file"
         try:
-            file = opened.enter_context(open_file(self.uri, "rb", options))
+            file = opened.enter_context(open_video(self.uri, options))
         except MissingFile as error:
-            raise self._error("no such object", "an existing video") from error
-        if file.seek(0, os.SEEK_END) == 0:
-            raise self._error("an empty object", "a video")
-        file.seek(0)
+            raise self._error(f"no such {kind}", "an existing video") from error
+        if file.size == 0:
+            raise self._error(f"an empty {kind}", "a video")
         return file
 
     def __enter__(self) -> VideoReader:

@@ -74,7 +74,7 @@ class FrameFinder:
         self._restart()
 
     def at(self, time_s: float, end_s: float = math.inf) -> av.VideoFrame:
-        """The frame shown at `time_s`; where the video goes on at `end_s`, none that begins there or later.
+        """The frame shown at `time_s`: the last one that begins by then; where later ones follow, the last that begins before `end_s`.
 
         Raises VideoError, and av's own errors for what cannot be read.
         """

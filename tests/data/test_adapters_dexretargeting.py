@@ -73,5 +73,5 @@ def test_dex_retargeting_s_joints_may_be_missing_or_damaged(shared_data, tmp_pat
     given = read_joints(str(shared_data / "dexretargeting_hand" / JOINTS))[:60]
     in_order = list(convert_joints(given, source="mano", target="mediapipe"))
     (tmp_path / JOINTS).write_bytes(pickle.dumps([*in_order[:20], None, *in_order[21:]]))
-    _, clip = DexRetargeting(str(tmp_path), fingers=True, iterations=1).clips()
+    _, clip = DexRetargeting(tmp_path.as_uri(), fingers=True, iterations=1).clips()
     assert np.flatnonzero(~clip.hands[1].valid).tolist() == [20] and not clip.hands[1].wrist[20].any()

@@ -72,7 +72,11 @@ def test_names_that_are_no_text_are_set_aside(oddly_named, tmp_path, capsys):
     arguments = ["--folder", str(oddly_named), "--captions", str(tmp_path / "c.jsonl"), str(out)]
     assert main(["convert", "video-folder", *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "3 rows" in printed and rf"  {oddly_named}/caf\xe9.mp4: a file name in UTF-8" in printed
+    assert (
+        "3 rows" in printed
+        and "  2 rows: a file name in UTF-8" in printed
+        and rf"(e.g. {oddly_named}/caf\xe9.mp4)" in printed
+    )
     assert sorted(Path(str(clip.video_uri)).name for clip in Manifest(out)) == [
         "a.mp4",
         r"back\slash.mp4",
@@ -105,6 +109,32 @@ def test_other_sources_set_them_aside_too(tmp_path):
 def test_a_folder_whose_own_name_is_no_text_is_refused(tmp_path, film):
     with pytest.raises(UserError, match=r"folder: got .*Rename it"):
         list(VideoFolder(str(put(tmp_path / LATIN, film, "a.mp4"))).clips())
+
+
+def test_names_with_escapes_under_a_file_url_are_taken_as_they_are(tmp_path, film):
+    """A listing's names are no part of the URL: `a%20b.mp4` is not `a b.mp4`."""
+    folder = put(tmp_path / "50% of it", film, "a%20b.mp4", "sub%41/c.mp4")
+    (clip, other) = VideoFolder(folder.as_uri()).clips()
+    assert (clip.video_uri, other.video_uri) == (f"{folder}/a%20b.mp4", f"{folder}/sub%41/c.mp4")
+    write_manifest([clip, other], tmp_path / "m")
+    assert [one.video_uri for one in Manifest(tmp_path / "m")] == [clip.video_uri, other.video_uri]
+    work = Preparation(VideoFolder(folder.as_uri()), str(tmp_path / "out"), PrepareConfig(preset="ultrafast"))
+    assert [work.do(piece)["clips"] for piece in work.begin(work.pieces())] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "names"),
+    [
+        (Vitra, ["x%20y.npy"]),
+        (Arctic, ["x%20y/s01_box_use_01.npz"]),
+        (Hot3d, ["x%20y/metadata.json", "x%20y/headset_trajectory.csv"]),
+    ],
+)
+def test_so_are_those_of_other_sources(adapter, names, tmp_path):
+    folder = put(tmp_path / "50% of it", b"damaged", *names)
+    (item,) = adapter(folder.as_uri()).clips()
+    assert item.video_uri in (f"{folder}/{names[0]}", f"{folder}/x%20y")
+    assert str(folder / names[0]) in item.reason and "no such file" not in item.reason
 
 
 def test_escapes_show_the_bytes():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jala_ray.data.adapters import vitra
 from jala_ray.data.adapters.vitra import Vitra, read_episode
 from jala_ray.data.manifest.writing import Rejection, write_manifest
 from jala_ray.types import Clip, Hand, HandState
@@ -168,3 +169,13 @@ def test_one_bad_range_costs_no_other(converted):
     items = converted(lambda e: e.update(text={"left": [], "right": spans}))
     assert [isinstance(item, Rejection) for item in items] == [False, False, True]
     assert "frames 20 to 30" in items[2].reason and len({item.clip_id for item in items}) == 3
+
+
+def test_a_video_is_read_once_for_all_its_episodes(converted, tmp_path, monkeypatch):
+    converted()
+    for copy in "fgh":
+        shutil.copy(tmp_path / "e.npy", tmp_path / f"{copy}.npy")
+    opened, real = [], vitra.VideoReader
+    monkeypatch.setattr(vitra, "VideoReader", lambda uri: opened.append(uri) or real(uri))
+    clips = list(Vitra(str(tmp_path)).clips())
+    assert len(opened) == 1 and len({clip.clip_id for clip in clips}) == 4 == len(clips)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from jala_ray.data.adapters.base import with_packets
 from jala_ray.data.adapters.video_folder import VideoFolder
 from jala_ray.data.manifest import examine as examining
 from jala_ray.data.manifest.examine import LONG_TEXT, SOME_VIDEOS, examine
+from jala_ray.data.manifest.set_aside import reasons
 from jala_ray.data.manifest.table import INDEX_COLUMNS, Manifest, validate, write_manifest
+from jala_ray.data.manifest.writing import Rejection
 from jala_ray.storage import StorageOptions
 from jala_ray.types import StoreUnavailable
 from jala_ray.video.write import write_mp4
@@ -141,6 +145,38 @@ def test_some_videos_are_a_keyed_sample_of_the_distinct_ones(
     assert examine(Manifest("m"), "all").opened == SOME_VIDEOS + 50
 
 
+def test_few_videos_at_once_wait_to_be_opened(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of millions. Each is still opened once, whichever files its rows lie in."""
+    waiting, most, addresses = [0], [0], []
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, *work: Any, **named: Any) -> Future:
+            future = super().submit(*work, **named)
+            waiting[0] += 1
+            most[0] = max(most[0], waiting[0])
+            future.add_done_callback(lambda _: waiting.__setitem__(0, waiting[0] - 1))
+            return future
+
+    def slow(address: str, uses: Any, options: Any) -> list:
+        time.sleep(0.005)
+        addresses.append((address, [use.row for use in uses], [use.clip_id for use in uses]))
+        return []
+
+    monkeypatch.setattr(examining, "ThreadPoolExecutor", Counting)
+    monkeypatch.setattr(examining, "_video_problems", slow)
+    monkeypatch.setattr(examining, "AT_ONCE", 8, raising=False)
+    clip = make_clip("", 1.0)
+    clips = (
+        dataclasses.replace(clip, clip_id=f"c{i}", video_uri=f"{i % 40}.mp4" if i % 7 else None) for i in range(90)
+    )
+    write_manifest(clips, "m", rows_per_file=20)
+    found = examine(Manifest("m"), "all")
+    assert (found.videos, found.opened) == (40, 40) and most[0] <= 8
+    claims = sorted((Path(address).name, rows, ids) for address, rows, ids in addresses)
+    expected = {f"{i}.mp4": [row for row in (i, i + 40, i + 80) if row < 90 and row % 7] for i in range(40)}
+    assert claims == sorted((name, rows, [f"c{row}" for row in rows]) for name, rows in expected.items())
+
+
 def test_a_store_that_does_not_answer_is_no_row_s_problem(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A port on which nobody listens; the manifest itself lies on disk."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -253,3 +289,15 @@ def test_a_failed_conversion_leaves_nothing_and_says_why(
     converted()
     assert not (here / "my_manifest/inspect.html").exists()
     assert "in place of the manifest that was there" in capsys.readouterr().out
+
+
+def test_reasons_are_told_once_with_their_numbers(tmp_path: Path) -> None:
+    """Seven clips of two videos that don't open, and one of another kind: two lines, not eight."""
+    bad = [Rejection(f"a{i}", "t", f"/v/{i}.mp4", f"a video that opens: video /v/{i}.mp4: no stream") for i in range(7)]
+    odd = Rejection("b", "t", "/v/b.mp4", "an instruction")
+    report = write_manifest([make_clip("good", 1.0), odd, *bad], tmp_path / "m", on_error="quarantine")
+    assert report.errors_path is not None
+    lines = reasons(report.errors_path)
+    assert lines[0].startswith("7 rows: a video that opens: no stream") and "(e.g. /v/0.mp4)" in lines[0]
+    assert lines[1].startswith("/v/b.mp4: an instruction") and len(lines) == 2
+    assert reasons(report.errors_path, most=1)[1] == "and 1 more rows, for other reasons"

@@ -13,6 +13,7 @@ import pytest
 
 from jala_ray import storage
 from jala_ray.data.manifest.places import resolve_uri, stored_uri
+from jala_ray.data.manifest.set_aside import reasons
 from jala_ray.data.manifest.table import (
     INDEX_COLUMNS,
     SCHEMA,
@@ -26,6 +27,7 @@ from jala_ray.data.manifest.table import (
     write_manifest,
 )
 from jala_ray.data.manifest.validation import validate_table
+from jala_ray.data.manifest.writing import merge_manifests
 from jala_ray.types import Camera, Clip, HandState, HandTrack, ManifestError, StorageError
 
 
@@ -312,6 +314,30 @@ def test_rejections_are_kept_and_a_rewrite_clears_them(tmp_path):
         write_manifest([bad], tmp_path / "other.parquet")
     again = write_manifest([make_clip()], tmp_path / "m.parquet", on_error="quarantine")
     assert again.errors_path is None and not (tmp_path / "errors/m.parquet").exists()
+
+
+def test_many_rejections_share_row_groups(tmp_path):
+    """A row group of so many columns costs 100 kB of memory."""
+    lost = [Rejection(f"lost{i}", "test", f"/videos/{i}.mp4", "a video that opens") for i in range(1030)]
+    short = make_clip("short", 0.2)
+    items = [make_clip("a"), *lost[:600], short, make_clip("b"), *lost[600:]]
+    report = write_manifest(items, tmp_path / "m.parquet", on_error="quarantine")
+    assert (report.rows, report.quarantined) == (2, 1031)
+    table = pq.ParquetFile(report.errors_path)
+    assert table.num_row_groups == 2
+    names = table.read(columns=["clip_id", "right_theta"])
+    assert names["clip_id"].to_pylist() == [item.clip_id for item in items if item.clip_id not in ("a", "b")]
+    assert len(names["right_theta"][600].as_py()) == 7 * 45
+    shown = reasons(report.errors_path)
+    assert shown[0] == "1030 rows: a video that opens (e.g. /videos/0.mp4)"
+    assert len(shown) == 2 and shown[1].startswith("videos/a.mp4: end_s is ")
+
+    for part in range(3):
+        write_manifest(lost[part : part + 1], tmp_path / f"_parts/{part}.parquet", on_error="quarantine")
+    merge_manifests([str(tmp_path / f"_parts/{part}.parquet") for part in range(3)], str(tmp_path / "set"))
+    joined = pq.ParquetFile(tmp_path / "set/errors/rows.parquet")
+    assert (joined.num_row_groups, joined.metadata.num_rows) == (1, 3)
+    assert len(reasons(str(tmp_path / "set/errors/rows.parquet"))) == 3
 
 
 def test_a_failing_source_leaves_nothing(tmp_path):

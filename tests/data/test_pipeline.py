@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import safetensors.torch
 import torch
 
-from jala_ray.data.pipeline import cells, column
+from jala_ray.data.pipeline import cells, column, explained
 from jala_ray.data.samples.steps import ALIGNED, StepShare
+from jala_ray.types import StoreUnavailable
 from tests.support import packed
 
 
@@ -64,3 +67,20 @@ def test_a_column_holds_every_share_aligned_and_empty_cells_at_the_end() -> None
     begin = [np.frombuffer(cell, np.uint8).__array_interface__["data"][0] for cell in (first, second)]
     assert begin[1] - begin[0] == len(first) and len(first) % ALIGNED == 0  # views of one buffer, in its order
     assert [bytes(cell) for cell in cells(pa.chunked_array([column([], 2)]))] == [b"", b""]
+
+
+def test_an_error_that_explains_itself_is_no_cause_of_its_own() -> None:
+    error = StoreUnavailable("store", "nothing", "an answer")
+
+    def stream(raised: Exception) -> Iterator[int]:
+        yield 1
+        raise raised
+
+    with pytest.raises(StoreUnavailable) as caught:
+        list(explained(stream(error)))
+    assert caught.value is error and error.__cause__ is None
+    wrapped = RuntimeError("a task failed")
+    wrapped.__cause__ = error
+    with pytest.raises(StoreUnavailable) as caught:
+        list(explained(stream(wrapped)))
+    assert caught.value is error and error.__cause__ is wrapped

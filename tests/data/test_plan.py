@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jala_ray.config import DataConfig
-from jala_ray.data.manifest.places import PLACE, Catalogue, by_number, clip_hashes, thinned
+from jala_ray.data.manifest.places import PLACE, Catalogue, clip_hashes, thinned
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.pipeline import unit
 from jala_ray.data.sampling.catalogue import catalogue
@@ -21,6 +21,7 @@ from jala_ray.data.sampling.mixture import apportion, cell_shares
 from jala_ray.data.sampling.plan import Plan, Span, Steps
 from jala_ray.types import ConfigError, ManifestError
 from tests.data.test_manifest import PLAIN, make_clip
+from tests.support import by_number
 
 PLAIN_ORDER = DataConfig(window=1)
 

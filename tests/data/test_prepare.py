@@ -194,6 +194,8 @@ def test_a_crash_between_video_and_part_is_repaired(folder: Path, done: Path, tm
     whole = files_of(out)
     (out / f"_parts/{pieces[0].name}.parquet").unlink()
     (out / f"_parts/{pieces[0].name}.rows").write_bytes(b"half")
+    for left in (f"_parts/.{pieces[0].name}.parquet.0123abcd.part", "_parts/errors/.gone.parquet.89abcdef.part"):
+        (out / left).write_bytes(b"half")
     (out / "summary.json").unlink()  # work had begun
     (out / "part-00000.parquet").unlink()
     assert work.begin(pieces) == [pieces[0]]

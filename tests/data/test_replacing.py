@@ -19,6 +19,7 @@ from jala_ray import storage
 from jala_ray.data.manifest import files as parts
 from jala_ray.data.manifest.table import Manifest, Rejection, validate, write_manifest
 from jala_ray.data.manifest.writing import merge_manifests
+from jala_ray.storage.s3 import S3Store
 from jala_ray.types import Clip, ManifestError
 from tests.data.test_manifest import make_clip
 
@@ -172,6 +173,61 @@ def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
     assert ids(tmp_path / "m") == OLD
 
 
+@pytest.mark.parametrize("name", PATHS)
+def test_the_new_manifest_is_on_the_disk_before_the_old_one_goes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut loses what was not synced: bytes of files, and names in folders since they were last synced."""
+    (tmp_path / "at").mkdir()
+    write(tmp_path / "at" / name, OLD)
+    synced: set[tuple[int, int]] = set()
+    named: dict[Path, set[str]] = {}
+    sync, remove = os.fsync, parts.Replacement._remove
+
+    def noted(handle: int) -> None:
+        sync(handle)
+        status, path = os.fstat(handle), Path(os.readlink(f"/proc/self/fd/{handle}"))
+        synced.add((status.st_ino, status.st_size))
+        if path.is_dir():
+            named[path] = set(os.listdir(path))
+
+    def removed(replacement: parts.Replacement, gone: list[str]) -> None:
+        if not checked:
+            checked.append(ids(tmp_path / "at" / name))
+            made = Manifest(tmp_path / "at" / name)
+            for file in [Path(file) for file in (*made.row_files, *made._files)]:
+                assert (file.stat().st_ino, file.stat().st_size) in synced, file
+                assert file.name in named[file.parent], file
+            (errors,) = (tmp_path / "at").rglob("errors/*.parquet")
+            assert errors.name in named[errors.parent]
+        remove(replacement, gone)
+
+    checked: list[list[str]] = []
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(parts.Replacement, "_remove", removed)
+    write(tmp_path / "at" / name, NEW)
+    assert checked == [NEW] and ids(tmp_path / "at" / name) == NEW
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("before", [[], ["older"]])
+def test_a_writer_that_begins_after_another_has_ended_leaves_its_manifest(
+    name: str, before: list[str], tmp_path: Path
+) -> None:
+    """A writer begins with its first rows, which may come long after it has looked at what is there."""
+    if before:
+        write(tmp_path / name, before)
+
+    def late() -> Iterator[Clip | Rejection]:
+        write(tmp_path / name, OLD)
+        yield from clips(NEW)
+        raise RuntimeError("the disk is gone")
+
+    with pytest.raises((ManifestError, RuntimeError)):
+        write_manifest(late(), tmp_path / name, on_error="quarantine", rows_per_file=1)
+    assert ids(tmp_path / name) == OLD and set_aside(tmp_path) == ["bad old0"]
+
+
 def test_joined_parts_may_have_been_replaced(tmp_path: Path) -> None:
     """The rows of a single file lie in another file after it was replaced."""
     for names in (OLD, NEW):
@@ -198,3 +254,39 @@ def test_on_a_bucket(name: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatc
     assert ids(at) == NEW and validate(at, videos="none") == []
     left = [found["Key"] for found in client.list_objects_v2(Bucket="sets")["Contents"]]
     assert len([key for key in left if not key.endswith("/")]) == (7 if name == "m" else 3), left
+
+
+def test_a_new_single_file_costs_the_same_beside_many_others(
+    tmp_path: Path, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pieces of a prepared set are, thousands in one folder."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="sets")
+    for home in (str(tmp_path / "_parts"), "s3://sets/set/_parts"):
+        for other in range(12):
+            storage.write_bytes(f"{home}/{other}.rows", b"")
+            storage.write_bytes(f"{home}/errors/{other}.parquet", b"")
+        listed = listed_names(monkeypatch)
+        write(f"{home}/new.parquet", NEW)
+        assert len(listed) <= 4, (home, listed)
+        assert ids(f"{home}/new.parquet") == NEW
+
+
+def listed_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What listings give from here on."""
+    found: list[str] = []
+    listed, pages = parts._listed, S3Store._pages
+
+    def on_disk(*arguments) -> list[str]:
+        found.extend(names := listed(*arguments))
+        return names
+
+    def on_s3(*arguments, **asked):
+        for page in pages(*arguments, **asked):
+            found.extend(entry["Key"] for entry in page.get("Contents", ()))
+            found.extend(entry["Prefix"] for entry in page.get("CommonPrefixes", ()))
+            yield page
+
+    monkeypatch.setattr(parts, "_listed", on_disk)
+    monkeypatch.setattr(S3Store, "_pages", on_s3)
+    return found

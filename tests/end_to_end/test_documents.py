@@ -1,7 +1,7 @@
 """Every command that the documents print, run as printed in a folder that holds small stand-ins for what they name.
 
-In a newcomer's order, so that one command's output is the next one's input. Steps and trials are cut short by what is appended to a
-command. What cannot be run is listed in `tests/documents.py`.
+In a newcomer's order, so that one command's output is the next one's input; a test that runs alone runs what comes before it. Steps and
+trials are cut short by what is appended to a command. What cannot be run is listed in `tests/documents.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import runpy
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ SHORT = {
     "sweep": f"{SHORT_STEPS} {ONE_WORKER} --train.steps 4 --trials 1 --report-every 2 --no-cache",
 }
 """Command -> what is appended to it."""
+COMMANDS = [command for command in printed() if command.why_not is None]
 THROUGH_RAY = "my_run"
 """One run goes through Ray. The others of `jala pretrain` take the same words through the same loop without it."""
 
@@ -77,10 +78,9 @@ def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_manifest((replace(clip, video_uri=None, packets=None) for clip in labelled), here / "arctic.parquet")
     Image.new("RGB", (64, 48), "grey").save(here / "kitchen.jpg")
     words = ["--name", "demo/pretrain", "--data.manifest", "lab_manifest", "--motion-tokenizer", world.tokenizer]
-    demo = Command.start(
-        ["-m", "jala_ray.training.local", "tiny", *words, *SHORT_RUN.split()], {}, here / "demo.log", folder=here
-    )
-    assert demo.wait() == 0, demo.output
+    demo = ["-m", "jala_ray.training.local", "tiny", *words, *SHORT_RUN.split()]
+    with Command.start(demo, {}, here / "demo.log", folder=here) as done:
+        assert done.wait() == 0, done.output
     as_if(here, "demo/pretrain", 180)
     return here
 
@@ -101,17 +101,43 @@ def in_short(command: Printed, folder: Path) -> list[str]:
     return [*asked, *SHORT.get(name, "").split(), *(["--local"] if alone else [])]
 
 
-@pytest.mark.parametrize("command", [command for command in printed() if command.why_not is None], ids=str)
-def test_a_printed_command_works(command: Printed, folder: Path, cluster: str, tmp_path: Path) -> None:
-    done = Command.start(in_short(command, folder), {"RAY_ADDRESS": cluster}, tmp_path / "log", folder=folder)
-    assert done.wait(600) == 0, done.output
+@dataclass
+class Newcomer:
+    """Runs the printed commands in `folder`, in their order and each once."""
+
+    folder: Path
+    cluster: str
+    logs: Path
+    done: dict[Printed, Command] = field(default_factory=dict)
+
+    def until(self, last: Printed) -> Command:
+        """Run a command and all before it that have not been run; returns it, ended."""
+        for command in COMMANDS[: COMMANDS.index(last) + 1]:
+            if command not in self.done:
+                words, log = in_short(command, self.folder), self.logs / f"{len(self.done)}.log"
+                with Command.start(words, {"RAY_ADDRESS": self.cluster}, log, folder=self.folder) as running:
+                    self.done[command] = running
+                    running.wait(600)
+        return self.done[last]
+
+
+@pytest.fixture(scope="module")
+def newcomer(folder: Path, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
+    return Newcomer(folder, cluster, tmp_path_factory.mktemp("commands"))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_printed_command_works(command: Printed, newcomer: Newcomer) -> None:
+    done = newcomer.until(command)
+    assert done.rc == 0, done.output
     assert not re.search(r"^Traceback", done.output, re.MULTILINE), (
         done.output
     )  # Ray's own processes put their names before it
 
 
-def test_what_they_leave_can_be_used(folder: Path) -> None:
-    """After all of them: manifests whose videos open, reports, and the code that reads what they made."""
+def test_what_they_leave_can_be_used(newcomer: Newcomer, folder: Path) -> None:
+    """After all of them: manifests whose videos open, and reports."""
+    newcomer.until(COMMANDS[-1])
     for name in ("my_manifest", "all_manifest", "my_set", "lab_set"):
         assert validate(folder / name, videos="all") == [] and len(Manifest(folder / name)), name
     for page in (
@@ -123,7 +149,10 @@ def test_what_they_leave_can_be_used(folder: Path) -> None:
         assert (folder / page).is_file(), page
 
 
-def test_the_printed_code_reads_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_printed_code_reads_a_run(
+    newcomer: Newcomer, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    newcomer.until(next(command for command in COMMANDS if THROUGH_RAY in command.words))
     as_if(folder, "my_run", 300)
     monkeypatch.chdir(folder)
     made = {}

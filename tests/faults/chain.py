@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from jala_ray import storage
 from jala_ray.config import RunConfig, TokenizerConfig, TokenizerRunConfig, TokenizerTrainConfig
@@ -152,13 +155,13 @@ class Chain:
         self, step: str, words: Sequence[str], *, kill_when: Callable[[str], bool] | None = None, rc: int = 0
     ) -> str:
         """Run a command to its end, or kill it; returns what it printed. Raises StepFailed."""
-        command = Command.start(words, self.environment, self.logs / f"{step}.log", fork=not self.ray)
         killed = False
-        for line in command.lines(STEP_SECONDS):
-            if kill_when is not None and not killed and kill_when(line):
-                command.signal(signal.SIGKILL)
-                killed = True
-        found = command.wait()
+        with Command.start(words, self.environment, self.logs / f"{step}.log", fork=not self.ray) as command:
+            for line in command.lines(STEP_SECONDS):
+                if kill_when is not None and not killed and kill_when(line):
+                    command.signal(signal.SIGKILL)
+                    killed = True
+            found = command.wait()
         if found != (-signal.SIGKILL if kill_when is not None else rc):
             raise StepFailed(f"{step}: rc {found}:\n{command.output[-4000:]}")
         return command.output
@@ -175,7 +178,8 @@ class Chain:
         for address in history.committed_steps(self.folder, options):
             storage.verify_dir(address, options)
         prepared = storage.list_files(f"{self.root}/prepared", options)
-        errors = [name for name in prepared if name.startswith("errors/")]
+        tables = [f"{self.root}/prepared/{name}" for name in prepared if name.startswith("errors/")]
+        errors = sum(pq.read_metadata(io.BytesIO(storage.read_bytes(table, options))).num_rows for table in tables)
         quarantined = f"{self.folder}/errors.jsonl"
         lines = storage.read_bytes(quarantined, options).splitlines() if storage.exists(quarantined, options) else []
         return Outcome(
@@ -191,7 +195,7 @@ class Chain:
             metrics=self.metrics(options),
             weights=self.weights(options),
             scores=self.scores(options),
-            errors=len(errors) + len(lines),
+            errors=errors + len(lines),
         )
 
     def metrics(self, options: StorageOptions) -> list[dict[str, Any]]:

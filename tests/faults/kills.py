@@ -1,4 +1,4 @@
-"""A run that is killed again and again, at moments drawn from a seed: what it leaves each time, and where it ends."""
+"""A run that is killed again and again, at moments that are chosen or drawn from a seed: what it leaves each time, and where it ends."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
@@ -18,7 +18,7 @@ from jala_ray.parsing import to_dict
 from jala_ray.storage import StorageOptions, is_s3
 from jala_ray.training import history, setup
 from tests.faults.chain import NUMBERS
-from tests.faults.processes import KILL_AT, KILL_UNDER, Command
+from tests.faults.processes import KILL_AFTER, KILL_AT, KILL_OF, KILL_UNDER, Command
 from tests.faults.proxy import FaultProxy
 from tests.support import small
 
@@ -32,6 +32,39 @@ class Broken(Exception):
     """A promise that a kill broke: what, after which kill."""
 
 
+Part = Literal["start", "save", "step", "end"]
+"""Of an attempt: until its first step is logged; from a step after which a checkpoint is due until that is committed and older ones are
+gone; all other steps; after the last checkpoint.
+"""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When an attempt is killed."""
+
+    seen: int = 0
+    """As soon as this step is seen to be logged, be it in what comes next."""
+    logged: int = 0
+    """When this step is logged, before what comes next."""
+    number: int = NEVER
+    """At this file operation or request, counted from 0,"""
+    of: str = ""
+    """of those in whose path or address this regular expression is found."""
+
+    def named(self, what: str) -> str:
+        """`after step N`, or `WHAT N` of operations or requests."""
+        if step := self.seen or self.logged:
+            return f"after step {step}"
+        return f"{what} {self.number}" + (f" of {self.of}" if self.of else "")
+
+
+def drawn(rng: random.Random, newest: int, steps: int, horizon: int) -> Moment:
+    """Of an attempt that goes on from step `newest`; a run makes about `horizon` operations or requests."""
+    if rng.random() < BETWEEN_SHARE and newest < steps:
+        return Moment(seen=rng.randint(newest + 1, steps))
+    return Moment(number=rng.randrange(horizon))
+
+
 @dataclass(frozen=True)
 class Kill:
     """One kill and what it left."""
@@ -40,6 +73,7 @@ class Kill:
     run: str
     moment: str
     """`operation N`, `request N` of the attempt, or `after step N`."""
+    within: Part
     logged: int
     """The last step that the attempt printed, 0 before its first."""
     newest: int
@@ -50,7 +84,7 @@ class Kill:
 
 @dataclass
 class Campaign:
-    """Kills runs of one configuration until `kills` have been made; each run is then let to its end. Raises `Broken`.
+    """Kills runs of one configuration; each run is then let to its end. Raises `Broken`.
 
     `proxy` stands before the store of an s3:// root; a local root needs none.
     """
@@ -58,7 +92,6 @@ class Campaign:
     config: RunConfig
     scratch: Path
     """An empty folder for logs and for the runs' TMPDIR."""
-    seed: int = 0
     proxy: FaultProxy | None = None
     client: Any = None
     """boto3's, directly to the store."""
@@ -67,15 +100,21 @@ class Campaign:
     repeated: int = 0
     """Steps trained twice."""
 
-    def run(self, kills: int) -> None:
-        """Make so many kills, over as many runs as it takes."""
-        self.tmp.mkdir(exist_ok=True)
-        rng = random.Random(self.seed)
-        self.reference, horizon = self._unbroken()
-        number = 0
+    def run(self, kills: int, seed: int) -> None:
+        """Make so many kills at moments drawn from the seed, over as many runs as it takes."""
+        horizon, rng, number = self._unbroken(), random.Random(seed), 0
+        steps = self.config.train.steps or 1
         while len(self.kills) < kills:
             config, number = replace(self.config, name=f"{self.config.name}{number}"), number + 1
-            Life(self, config, rng, horizon).live(kills)
+            Life(self, config, lambda newest: drawn(rng, newest, steps, horizon)).live(kills)
+
+    def run_chosen(self, moments: Sequence[Moment]) -> None:
+        """Kill one run at these moments, an attempt each."""
+        self._unbroken()
+        chosen = iter(moments)
+        Life(self, replace(self.config, name=f"{self.config.name}0"), lambda _: next(chosen)).live(len(moments))
+        if len(self.kills) < len(moments):
+            raise Broken(f"the run ended before {moments[len(self.kills)]}")
 
     @property
     def tmp(self) -> Path:
@@ -91,18 +130,20 @@ class Campaign:
         words = ["-m", "jala_ray.training.local", str(path)]
         return Command.start(words, self.environment(**more), self.scratch / f"{config.name}.log")
 
-    def _unbroken(self) -> tuple[Ended, int]:
-        """What the run is without a kill, and how many operations or requests it makes."""
+    def _unbroken(self) -> int:
+        """Take down what the run is without a kill; returns how many operations or requests it makes."""
+        self.tmp.mkdir(exist_ok=True)
         config = replace(self.config, name="unbroken")
         before = self.proxy.plan.requests if self.proxy is not None else 0
-        command = self.start(config, **{KILL_AT: str(NEVER), KILL_UNDER: self.under(config)})
-        if command.wait() != 0:
-            raise Broken(f"the unbroken run: {command.output[-3000:]}")
+        with self.start(config, **{KILL_AT: str(NEVER), KILL_UNDER: self.under(config)}) as command:
+            if command.wait() != 0:
+                raise Broken(f"the unbroken run: {command.output[-3000:]}")
         operations = int(command.output.split()[-3])
         horizon = operations if self.proxy is None else self.proxy.plan.requests - before
         if left := self.left(config):
             raise Broken(f"the unbroken run leaves {left}")
-        return self.ended(config), horizon
+        self.reference = self.ended(config)
+        return horizon
 
     def under(self, config: RunConfig) -> str:
         return f"{setup.run_folder(config)}:{self.tmp}"
@@ -152,15 +193,15 @@ class Life:
 
     campaign: Campaign
     config: RunConfig
-    rng: random.Random
-    horizon: int
+    moment: Callable[[int], Moment]
+    """Of the next kill, by the step of the newest checkpoint."""
     newest: int = 0
     pending: set[str] = field(default_factory=set)
     """What kills left behind since the last start that came to a step."""
 
     def live(self, kills: int) -> None:
         campaign = self.campaign
-        while len(campaign.kills) < kills and self._attempt(self.rng):
+        while len(campaign.kills) < kills and self._attempt(self.moment(self.newest)):
             self._check_checkpoints()
         if len(campaign.kills) >= kills:
             self._attempt(None)
@@ -171,31 +212,23 @@ class Life:
             raise Broken(f"{self._after()} the finished run leaves {sorted(left)}")
         shutil.rmtree(self.campaign.scratch / "runs" / self.config.name, ignore_errors=True)
 
-    def _attempt(self, rng: random.Random | None) -> bool:
-        """Start it, and kill it at a moment of `rng`; whether it was killed. Without `rng`, and often with it, it gets to its end."""
-        campaign, proxy = self.campaign, self.campaign.proxy
-        moment, more, kill_after, at = "", {}, 0, NEVER
-        if rng is not None:
-            steps = self.config.train.steps or 1
-            if rng.random() < BETWEEN_SHARE and self.newest < steps:
-                kill_after = rng.randint(self.newest + 1, steps)
-                moment = f"after step {kill_after}"
-            else:
-                at = rng.randrange(self.horizon)
-                moment = f"{'request' if proxy else 'operation'} {at}"
-                if proxy is None:
-                    more = {KILL_AT: str(at), KILL_UNDER: campaign.under(self.config)}
-        command = campaign.start(self.config, **more)
-        if proxy is not None:
-            proxy.plan.call_at(at, lambda: command.signal(signal.SIGKILL))
+    def _attempt(self, moment: Moment | None) -> bool:
+        """Start it, and kill it at this moment; whether it was killed. Without one, and often with one, it gets to its end."""
+        campaign, proxy, moment = self.campaign, self.campaign.proxy, moment or Moment()
+        more = {KILL_AFTER: f"step {moment.logged}/"} if moment.logged else {}
+        if proxy is None:
+            more |= {KILL_AT: str(moment.number), KILL_UNDER: campaign.under(self.config), KILL_OF: moment.of}
         logged = 0
-        for step in steps_of(command):
-            if logged == 0:
-                self._check_start(step)
-            logged = step
-            if step == kill_after:
-                command.signal(signal.SIGKILL)
-        rc = command.wait()
+        with campaign.start(self.config, **more) as command:
+            if proxy is not None:
+                proxy.plan.call_at(moment.number, lambda: command.signal(signal.SIGKILL), moment.of)
+            for step in steps_of(command):
+                if logged == 0:
+                    self._check_start(step)
+                logged = step
+                if step == moment.seen:
+                    command.signal(signal.SIGKILL)
+            rc = command.wait()
         if rc == 0:
             return False
         if rc != -signal.SIGKILL:
@@ -208,8 +241,21 @@ class Life:
         campaign.repeated += max(0, logged - step)
         left = campaign.left(self.config)
         self.pending |= left
-        campaign.kills.append(Kill(len(campaign.kills), self.config.name, moment, logged, step, tuple(sorted(left))))
+        name = moment.named("request" if proxy else "operation")
+        facts = (name, self._within(logged, left), logged, step, tuple(sorted(left)))
+        campaign.kills.append(Kill(len(campaign.kills), self.config.name, *facts))
         return True
+
+    def _within(self, logged: int, left: set[str]) -> Part:
+        """What a kill fell into, by the last step that the attempt printed and by what is there."""
+        if logged == 0:
+            return "start"
+        settings, last = self.config.train, logged == self.config.train.steps
+        kept = history.committed_steps(setup.run_folder(self.config), self.campaign.direct)
+        unfinished = len(kept) > settings.keep or any("checkpoints/" in name for name in left)
+        if (logged % settings.checkpoint_every == 0 or last) and (self.newest < logged or unfinished):
+            return "save"
+        return "end" if last else "step"
 
     def _check_start(self, step: int) -> None:
         """At an attempt's first step: it goes on from the newest checkpoint, and nothing is left of the attempts before."""
@@ -279,6 +325,7 @@ def summary(campaign: Campaign) -> dict[str, Any]:
     return {
         "kills": len(made),
         "runs": len({kill.run for kill in made}),
+        "within": {part: sum(kill.within == part for kill in made) for part in get_args(Part)},
         "that left something": sum(bool(kill.left) for kill in made),
         "steps repeated": campaign.repeated,
         "moments": [asdict(kill) | {"left": len(kill.left)} for kill in made],

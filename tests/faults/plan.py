@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 KINDS = ("error", "reset", "stall", "truncate", "lost")
 """error: 500, 503 or SlowDown in S3's XML. reset: RST before an answer. stall: no bytes for a while, then the end of the connection.
@@ -26,6 +27,21 @@ class Outage:
 
     after: int
     seconds: float
+
+
+@dataclass
+class Call:
+    """Is made at request number `left` from now, of those in whose address `of` is found."""
+
+    left: int
+    of: str
+    call: Callable[[], None]
+
+    def meet(self, target: str) -> None:
+        if re.search(self.of, unquote(target)):
+            if self.left == 0:
+                self.call()
+            self.left -= 1
 
 
 @dataclass
@@ -47,7 +63,7 @@ class FaultPlan:
     _times: Counter[str] = field(default_factory=Counter)
     _gone_until: float = 0.0
     _due: list[Outage] = field(default_factory=list)
-    _calls: dict[int, Callable[[], None]] = field(default_factory=dict)
+    _call: Call | None = None
 
     def __post_init__(self) -> None:
         self.configure(rate=self.rate, kinds=self.kinds, only=self.only, outages=self.outages)
@@ -70,9 +86,11 @@ class FaultPlan:
         """From now on; 0 ends one."""
         self._gone_until = time.monotonic() + seconds
 
-    def call_at(self, count: int, call: Callable[[], None]) -> None:
-        """Call something when request number `count` from now (0 is the next) has come and is not yet carried out; one call at a time."""
-        self._calls = {self.requests + count: call}
+    def call_at(self, count: int, call: Callable[[], None], of: str = "") -> None:
+        """Call something when request number `count` from now (0 is the next), of those in whose address the regular expression `of` is
+        found, has come and is not yet carried out; one call at a time.
+        """
+        self._call = Call(count, of, call)
 
     @property
     def gone(self) -> bool:
@@ -84,8 +102,8 @@ class FaultPlan:
         number, times = self.requests, self._times[request]
         self.requests += 1
         self._times[request] += 1
-        if call := self._calls.pop(number, None):
-            call()
+        if self._call is not None:
+            self._call.meet(target)
         for outage in [due for due in self._due if due.after <= number]:
             self._due.remove(outage)
             self.begin_outage(outage.seconds)

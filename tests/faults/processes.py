@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -22,24 +23,42 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-KILL_AT, KILL_UNDER = "FAULTS_KILL_AT", "FAULTS_KILL_UNDER"
-"""In a forked command's environment: SIGKILL itself at file operation number KILL_AT below one of the folders KILL_UNDER (`:` between)."""
+KILL_AT, KILL_UNDER, KILL_OF = "FAULTS_KILL_AT", "FAULTS_KILL_UNDER", "FAULTS_KILL_OF"
+"""In a forked command's environment: SIGKILL itself at file operation number KILL_AT below one of the folders KILL_UNDER (`:` between), of
+those in whose path the regular expression KILL_OF is found.
+"""
+KILL_AFTER = "FAULTS_KILL_AFTER"
+"""The same: when it has printed a line that begins so, before it does anything else."""
 FILE_EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}
 PRELOAD = ["tests.faults.preload"]
 
 
-def file_operations(folders: Sequence[str], kill_at: int) -> Iterator[int]:
-    """Count this process's file operations below `folders`, from now on; at number `kill_at` it dies."""
+def file_operations(folders: Sequence[str], kill_at: int, of: str) -> Iterator[int]:
+    """Count this process's file operations below `folders` in whose path `of` is found, from now on; at number `kill_at` it dies."""
     numbers = itertools.count()
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         path = arguments[0] if event in FILE_EVENTS else None
-        below = isinstance(path, str | os.PathLike) and os.fspath(path).startswith(tuple(folders))
-        if below and next(numbers) == kill_at:
+        name = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+        if name.startswith(tuple(folders)) and re.search(of, name) and next(numbers) == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
     return numbers
+
+
+def die_after(beginning: str) -> None:
+    """Let this process die when it has printed a line that begins so."""
+    write = sys.stdout.write
+
+    def watched(text: str, /) -> int:
+        if text.startswith(beginning):
+            write(text.rstrip("\n") + "\n")
+            sys.stdout.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(text)
+
+    sys.stdout.write = watched
 
 
 def _forked(words: Sequence[str], environment: Mapping[str, str], log: str, folder: str) -> None:
@@ -56,7 +75,9 @@ def _forked(words: Sequence[str], environment: Mapping[str, str], log: str, fold
     torch.set_num_threads(1)
     counted = None
     if kill_at := environment.get(KILL_AT):
-        counted = file_operations(environment[KILL_UNDER].split(":"), int(kill_at))
+        counted = file_operations(environment[KILL_UNDER].split(":"), int(kill_at), environment.get(KILL_OF, ""))
+    if beginning := environment.get(KILL_AFTER):
+        die_after(beginning)
     try:
         if words[0] == "-m":
             sys.argv = [words[1], *words[2:]]
@@ -71,7 +92,7 @@ def _forked(words: Sequence[str], environment: Mapping[str, str], log: str, fold
 
 @dataclass
 class Command:
-    """A running command. Its output goes to the end of `log`."""
+    """A running command. Its output goes to the end of `log`. As a context it ends with it: what still runs is killed."""
 
     process: BaseProcess | subprocess.Popen[bytes]
     log: Path
@@ -98,6 +119,13 @@ class Command:
         process.start()
         return cls(process, log, begin)
 
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.signal(signal.SIGKILL)
+        self.wait()
+
     @property
     def pid(self) -> int:
         assert self.process.pid is not None
@@ -109,8 +137,9 @@ class Command:
         return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
 
     def signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+        if self.rc is None:  # else the pid may be another's by now
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def wait(self, seconds: float = 600.0) -> int:
         """Its exit code. Raises TimeoutError, after killing it."""

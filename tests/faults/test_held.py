@@ -6,8 +6,6 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,16 +40,10 @@ def held(
     return override(replace(config, name="held"), values), options
 
 
-@contextmanager
-def started(config: RunConfig, logs: Path, name: str) -> Iterator[Command]:
+def started(config: RunConfig, logs: Path, name: str) -> Command:
     path = logs / f"{name}.json"
     path.write_text(json.dumps(to_dict(config)))
-    command = Command.start(["-m", "jala_ray.training.local", str(path)], {}, logs / f"{name}.log")
-    try:
-        yield command
-    finally:
-        command.signal(signal.SIGKILL)
-        command.wait()
+    return Command.start(["-m", "jala_ray.training.local", str(path)], {}, logs / f"{name}.log")
 
 
 def stopped_at(command: Command, step: int) -> None:

@@ -11,7 +11,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from jala_ray import storage
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
 from tests.faults.chain import Chain, Outcome, StepFailed, put_raw_world
-from tests.faults.kills import Broken, Campaign, killed_config, summary
+from tests.faults.kills import Broken, Campaign, Moment, killed_config, summary
 from tests.faults.plan import KINDS, Outage
 from tests.faults.proxy import FaultProxy
 
@@ -125,12 +125,12 @@ class Trials:
         with self.beside("outages") as (chain, proxy):
             began = time.monotonic()
             proxy.plan.configure(outages=[Outage(after=0, seconds=seconds)])
-            command = chain.begin()
-            for line in command.lines():
-                if "step 5/" in line:
-                    proxy.plan.begin_outage(seconds)
-            if command.wait() != 0:
-                raise StepFailed(command.output[-4000:])
+            with chain.begin() as command:
+                for line in command.lines():
+                    if "step 5/" in line:
+                        proxy.plan.begin_outage(seconds)
+                if command.wait() != 0:
+                    raise StepFailed(command.output[-4000:])
             refused = proxy.plan.counts["outage"]
             if time.monotonic() - began < 2 * seconds or refused < 4:
                 raise Broken(f"the outages did not meet the run: {refused} requests refused")
@@ -140,12 +140,15 @@ class Trials:
     def gone(self, patience_s: float, within_s: float) -> dict[str, Any]:
         """The store goes away for good: the run ends when its patience does, says why in a line, and can be started again."""
         with self.beside("gone", patience_s=patience_s) as (chain, proxy):
-            command, began = chain.begin(), 0.0
-            for line in command.lines():
-                if "step 6/" in line and not began:
-                    proxy.plan.begin_outage(3600)
-                    began = time.monotonic()
-            rc, seconds = command.wait(), time.monotonic() - began
+            began = 0.0
+            with chain.begin() as command:
+                for line in command.lines():
+                    if "step 6/" in line and not began:
+                        proxy.plan.begin_outage(3600)
+                        began = time.monotonic()
+                rc, seconds = command.wait(), time.monotonic() - began
+            if not began:
+                raise StepFailed(f"it ended with {rc} before its sixth step:\n{command.output[-4000:]}")
             *_, last = command.output.strip().splitlines()
             same("exit code", rc, 1)
             if seconds > within_s:
@@ -173,23 +176,24 @@ class Trials:
             environment = {"AWS_ENDPOINT_URL": self.gateway.endpoint}
             first = replace(chain, environment=environment | through(lost), name="orphaned")
             second = replace(first, environment=environment | through(other))
-            command, orphans = first.begin(), list[psutil.Process]()
-            for line in command.lines():
-                if "step 5/" in line and not orphans:
-                    orphans = workers_of(lost)
-                    for process in orphans:
-                        process.suspend()
-                    gcs_of(lost).kill()
-                    command.signal(signal.SIGKILL)
-            if not orphans:
-                raise StepFailed(command.output[-4000:])
-            heir, woken = second.begin(), False
-            for line in heir.lines():
-                if "step 6/" in line and not woken:
-                    woken = True
-                    for process in orphans:
-                        process.resume()
-            rc = heir.wait()
+            orphans, woken = list[psutil.Process](), False
+            with first.begin() as command:
+                for line in command.lines():
+                    if "step 5/" in line and not orphans:
+                        orphans = workers_of(lost)
+                        for process in orphans:
+                            process.suspend()
+                        gcs_of(lost).kill()
+                        command.signal(signal.SIGKILL)
+                if not orphans:
+                    raise StepFailed(command.output[-4000:])
+            with second.begin() as heir:
+                for line in heir.lines():
+                    if "step 6/" in line and not woken:
+                        woken = True
+                        for process in orphans:
+                            process.resume()
+                rc = heir.wait()
             refused = refusals(lost, ORPHANS_S)
         same("exit code of the second", rc, 0)
         same("orphans that were refused", bool(refused), True)
@@ -198,19 +202,27 @@ class Trials:
 
     def kills(self, kills: int, seed: int, tokenizer: str, *, on_store: bool) -> dict[str, Any]:
         """SIGKILL at seeded moments of starts, saves and steps."""
+        with self._campaign(tokenizer, on_store=on_store) as campaign:
+            campaign.run(kills, seed)
+        return summary(campaign)
+
+    def chosen_kills(self, moments: Sequence[Moment], tokenizer: str, *, on_store: bool) -> dict[str, Any]:
+        """SIGKILL at these moments of one run."""
+        with self._campaign(tokenizer, on_store=on_store) as campaign:
+            campaign.run_chosen(moments)
+        return summary(campaign)
+
+    @contextmanager
+    def _campaign(self, tokenizer: str, *, on_store: bool) -> Iterator[Campaign]:
         folder = self.logs / f"{next(self._numbers)}-kills"
         folder.mkdir(parents=True)
         root = f"{self.bucket()}/runs" if on_store else str(folder / "runs")
         config = killed_config(str(self.raw_world / "manifest.parquet"), tokenizer, root)
         if not on_store:
-            campaign = Campaign(config, folder, seed=seed)
-            campaign.run(kills)
+            yield Campaign(config, folder)
         else:
             with FaultProxy(self.gateway.endpoint) as proxy:
-                client = self.gateway.client()
-                campaign = Campaign(config, folder, seed=seed, proxy=proxy, client=client, direct=self.direct)
-                campaign.run(kills)
-        return summary(campaign)
+                yield Campaign(config, folder, proxy=proxy, client=self.gateway.client(), direct=self.direct)
 
 
 def refusals(head: Head, seconds: float) -> list[str]:

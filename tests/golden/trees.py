@@ -82,6 +82,7 @@ def both(commit: str, folder: Path) -> Iterator[tuple[Tree, Tree]]:
     """(the commit's tree, this checkout with what is not committed), for as long as the context lasts."""
     name, place, driver = full_name(commit), folder / "base_tree", folder / "driver"
     shutil.copytree(HERE, driver / "golden", ignore=shutil.ignore_patterns("__pycache__"))
+    git("worktree", "prune")  # of one that was killed, whose folder is gone
     git("worktree", "add", "--detach", str(place), name)
     try:
         yield (

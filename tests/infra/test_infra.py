@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +80,12 @@ def test_image_installs_the_lock_by_hash_and_names_no_host() -> None:
         assert not re.search(r"https?://|--index-url|--extra-index-url|--find-links", written)
     ignored = (ROOT / "infra/Dockerfile.dockerignore").read_text().split()
     assert ignored == ["*", "!requirements.lock"]
+
+
+def test_the_demo_tells_an_error_in_a_line() -> None:
+    """Its folders lie on this machine's disks."""
+    command = [sys.executable, "jobs/demo.py", "--runs", "s3://bucket/runs"]
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert ended.returncode == 1 and ended.stderr.startswith("error: ") and len(ended.stderr.splitlines()) == 1

@@ -17,6 +17,7 @@ from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.manifest.writing import write_manifest
 from jala_ray.evaluation.records import ClipRecord, Evaluation, HandRecord
 from jala_ray.hands.camera import project, scale_camera, transform_points
+from jala_ray.reports.kit import clip_videos
 from jala_ray.reports.kit.clip_videos import GAP, ClipVideo, cameras_at, clip_video, picked_videos
 from jala_ray.types import CHUNK_FRAMES, Camera, Clip, Hand, HandState, HandTrack, UserError
 from jala_ray.video.write import write_mp4
@@ -246,3 +247,10 @@ def test_videos_of_picks_are_made_once_each(video, tmp_path):
     assert (made.clip_id, made.row, made.frames, made.problem) == ("a", ROW, 6, None)
     with pytest.raises(UserError, match="was evaluated"):
         picked_videos(manifest, evaluation, [{"row": ROW, "clip_id": "b"}])
+
+
+def test_what_is_encoded_lies_in_a_folder_that_is_swept_after_a_kill(monkeypatch):
+    written = []
+    monkeypatch.setattr(clip_videos, "write_mp4", lambda path, *_, **__: (written.append(path), path.write_bytes(b"1")))
+    assert clip_videos._encode([Image.new("RGB", (8, 8))]) == b"1"
+    assert written[0].parent.name.startswith("jala_ray-clip-") and not written[0].parent.exists()

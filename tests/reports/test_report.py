@@ -12,6 +12,7 @@ from jala_ray.reports.kit import html
 from jala_ray.reports.kit.figures import MAX_POINTS, Chart, Line, smoothed, thin
 from jala_ray.reports.run import quality
 from jala_ray.reports.run.page import main, write_pretrain_report, write_tokenizer_report
+from jala_ray.storage import patience
 from jala_ray.types import UserError
 
 SECTIONS = (
@@ -331,6 +332,19 @@ def test_long_series_are_thinned_but_keep_their_spikes():
     assert len(kept) <= MAX_POINTS + 2 and {0, 31_234, 59_999} <= set(kept) and kept == sorted(kept)
     figure = Chart("t", [Line("n", list(enumerate(values)), smooth=True)]).figure()
     assert len(json.dumps(figure)) < 80_000
+
+
+def test_a_store_that_does_not_answer_is_told_in_a_line(run_dir, capsys, monkeypatch):
+    """Nobody listens there; what it waits is the storage's own matter."""
+    monkeypatch.setattr(patience.Patience, "again", lambda patience, error: raised(patience, error))
+    for name, value in (("ENDPOINT_URL", "http://127.0.0.1:9"), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    assert main([str(run_dir), "--manifest", "s3://bucket/set"]) == 2
+    assert "s3://bucket/set" in capsys.readouterr().err
+
+
+def raised(patience_: patience.Patience, error: Exception) -> bool:
+    raise patience.GaveUp(error, 1, 0.0)
 
 
 def test_command_line(run_dir, capsys):

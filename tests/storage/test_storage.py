@@ -117,6 +117,27 @@ def test_filesystem_serves_parquet(root):
     assert storage.worker_env()["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
 
 
+def listed_by_arrow(root: str, recursive: bool) -> list[tuple[str, bool, int | None]]:
+    fs, path = storage.filesystem(root)
+    found = fs.get_file_info(pafs.FileSelector(path, recursive=recursive))
+    return sorted((info.path[len(path) + 1 :], info.is_file, info.size if info.is_file else None) for info in found)
+
+
+def test_filesystem_lists_a_folder_or_all_below_it(root):
+    for name in ("m.parquet", "m.rows", "videos/ab/1.mp4", "_parts/2.parquet"):
+        storage.write_bytes(storage.join(root, name), name.encode())
+    direct = [("_parts", False, None), ("m.parquet", True, 9), ("m.rows", True, 6), ("videos", False, None)]
+    assert listed_by_arrow(root, recursive=False) == direct
+    below = [("_parts/2.parquet", True, 16), ("videos/ab", False, None), ("videos/ab/1.mp4", True, 15)]
+    assert listed_by_arrow(root, recursive=True) == sorted([*direct, *below])
+    fs, path = storage.filesystem(root)
+    kinds = [info.type for info in fs.get_file_info([f"{path}/{name}" for name in ("videos", "m.rows", "none")])]
+    assert kinds == [pafs.FileType.Directory, pafs.FileType.File, pafs.FileType.NotFound]
+    assert not fs.get_file_info(pafs.FileSelector(f"{path}/none", allow_not_found=True))
+    with pytest.raises(FileNotFoundError):
+        fs.get_file_info(pafs.FileSelector(f"{path}/none"))
+
+
 def test_range_file_fetches_only_the_blocks_touched():
     data = bytes(i % 251 for i in range(10_000))
     asked: list[tuple[int, int]] = []

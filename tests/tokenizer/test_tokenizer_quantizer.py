@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from vector_quantize_pytorch import VectorQuantize
 
+from jala_ray.tokenizer import ranks
 from jala_ray.tokenizer.quantizer import EmaQuantizer, ResidualCodebooks
 
 SIZES = {"width": 32, "groups": 2, "levels": 4, "codes": 64}
@@ -119,3 +125,48 @@ def test_without_a_threshold_no_code_is_replaced() -> None:
     layer.embed_avg[:, :4] = 1e3 * layer.cluster_size[:, :4, None]
     quantizer(torch.randn(128, 4, 32))
     assert (quantizer.codebooks()[0, 0, :4] > 900).all()
+
+
+def batch() -> torch.Tensor:
+    return torch.randn(128, 4, 32, generator=torch.Generator().manual_seed(1))
+
+
+def one_of_two(rank: int, root: str) -> None:
+    """Entry of a spawned process. What the second rank has learned has drifted, as sums on another GPU make it."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    store = dist.FileStore(f"{root}/store", 2)
+    quantizer = learned()
+    state = torch.get_rng_state()
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=600))
+    layer = first_codebook(quantizer)
+    if rank:
+        layer.embed += 0.01
+        layer.embed_avg += 0.01
+        layer.cluster_size[:, :8] = 0.0
+    torch.set_rng_state(state)
+    quantizer(batch().chunk(2)[rank])
+    torch.save(quantizer.state_dict(), f"{root}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_codebooks_that_drifted_apart_are_those_of_the_first_rank_again(tmp_path: Path) -> None:
+    mp.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    alone = learned()
+    alone(batch())
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    for name, value in alone.state_dict().items():
+        assert torch.equal(first[name], second[name]), name
+        assert torch.equal(first[name], value), name
+
+
+def test_ranks_log_the_same_value_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each has its own part's gradient, times as many as there are ranks."""
+    monkeypatch.setattr(ranks, "count", lambda: 3)
+    value = torch.rand(1000, dtype=torch.float32)
+    x = torch.rand(1000, requires_grad=True)
+    taken = ranks._with_value(x, value)
+    assert torch.equal(taken, value)
+    taken.sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, torch.full((1000,), 3.0))

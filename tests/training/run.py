@@ -12,13 +12,12 @@ import torch
 import torch.distributed as dist
 
 from jala_ray.config import RunConfig
-from jala_ray.data.manifest.places import by_number
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
 from jala_ray.data.sampling.plan import Plan
 from jala_ray.training import history, setup
 from jala_ray.training.ddp import distributed
 from jala_ray.training.loop import Run, train
-from tests.support import MIXED, Kind, MemorySource, OpenMemory, make_assets, make_learner, small
+from tests.support import MIXED, Kind, MemorySource, OpenMemory, by_number, make_assets, make_learner, small
 
 HELD_OUT = {"lab": 6, "wild": 3}
 

@@ -43,6 +43,12 @@ HEIRS = b'{"step": 1}\n'
 """What another attempt has logged."""
 
 
+def newest(config: RunConfig) -> str:
+    found = history.newest(setup.run_folder(config))
+    assert found is not None
+    return found
+
+
 class Killed(Exception):
     pass
 
@@ -87,7 +93,7 @@ def test_run_folder_and_checkpoint(tmp_path: Path) -> None:
             assert f"val/{domain}/{key}" in last
     # 20 rows, batches of 6: the fourth step holds the two that are left.
     assert last["samples"] == 20 and last["epoch"] == 1
-    loaded = checkpoint.load(history.newest(run.folder))
+    loaded = checkpoint.load(newest(run.config))
     assert loaded.config == run.config and loaded.position.step == 4 and loaded.position.samples == 20
     for name, value in run.learner.state_dict().items():
         assert torch.equal(value, loaded.learner.state_dict()[name]), name
@@ -160,8 +166,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     train(straight)
     config = run_config(tmp_path / "b")
     train(make_run(config))
-    newest = Path(history.newest(setup.run_folder(config)))
-    weights = newest / "model.safetensors"
+    weights = Path(newest(config)) / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1  # of the same size
     weights.write_bytes(content)
@@ -306,18 +311,18 @@ def test_who_lost_the_folder_writes_nothing(place: str, tmp_path: Path, request:
 def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:
     run = make_run(run_config(tmp_path))
     train(run)
-    newest = Path(history.newest(run.folder))
+    folder = Path(newest(run.config))
     with pytest.raises(CheckpointError, match="COMMIT"):
         checkpoint.load(str(tmp_path))
     other = make_run(run_config(tmp_path, name="other", objective__perceiver__width=32))
     with pytest.raises(CheckpointError, match="stored"):
-        checkpoint.load_weights(other.learner, newest)
-    weights = newest / "model.safetensors"
+        checkpoint.load_weights(other.learner, folder)
+    weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        checkpoint.load(str(newest))
-    (newest / "COMMIT.json").unlink()
-    assert history.step_of(history.newest(run.folder)) == 2, "an unfinished checkpoint is passed over"
+        checkpoint.load(str(folder))
+    (folder / "COMMIT.json").unlink()
+    assert history.step_of(newest(run.config)) == 2, "an unfinished checkpoint is passed over"
 
 
 def test_old_checkpoints_are_deleted(tmp_path: Path) -> None:

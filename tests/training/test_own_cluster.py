@@ -52,8 +52,8 @@ class Trial:
 
     def of_child(self) -> tuple[str | None, str | None]:
         """What a detached actor sees that an actor with an environment of its own has made; Train's cleaner is one."""
-        child = Trial.options(lifetime="detached", runtime_env={"env_vars": {"MORE": "1"}}).remote()
-        found = ray.get(child.addresses.remote())
+        child: Any = Trial.options(lifetime="detached", runtime_env={"env_vars": {"MORE": "1"}}).remote()
+        found: Any = ray.get(child.addresses.remote())
         ray.kill(child)
         return found
 
@@ -78,7 +78,7 @@ def test_a_stopped_run_gives_back_what_it_held(other: str, environment: pytest.M
     ensure_ray(StorageOptions())
     address, cpus = ray.get_runtime_context().gcs_address, ray.cluster_resources()["CPU"]
     assert address != other
-    trial = Trial.remote()
+    trial: Any = Trial.remote()
     assert ray.get([trial.addresses.remote(), trial.of_child.remote()]) == [(address, None)] * 2
     trial.run.remote(str(tmp_path / "run"))
     until((tmp_path / "there").exists, "the worker")
@@ -94,7 +94,7 @@ def test_a_joined_cluster_is_asked_and_says_what_waits(
     environment.setenv("RAY_ADDRESS", other)
     environment.setenv(ENDPOINT, "http://127.0.0.1:9")  # of this process; the head was started without
     ensure_ray(StorageOptions(), waiting_s=1.2)
-    trial = Trial.remote()
+    trial: Any = Trial.remote()
     assert ray.get(trial.variable.remote(ENDPOINT)) == "http://127.0.0.1:9"
     assert ray.get([trial.addresses.remote(), trial.of_child.remote()]) == [(other, None)] * 2
     large, said = placement_group([{"CPU": 3.0}]), ""

@@ -32,7 +32,7 @@ class Place:
     """A tracker of the test's own: what arrives, and what fails (`open`, `close`, or a step)."""
 
     def __init__(self, *fails: str | int) -> None:
-        self.fails, self.steps, self.closed = set(fails), list[int](), False
+        self.fails, self.steps, self.closed = set[str | int](fails), list[int](), False
 
     def open(self) -> Place:
         self.fail("open")
@@ -93,7 +93,7 @@ def test_rows_wait_for_a_tracker_that_comes_back(capsys: pytest.CaptureFixture[s
     courier = Courier("here", place.open)
     courier.log(row(1))
     until(lambda: courier.failures > 2)
-    place.fails = {2}
+    place.fails = set[str | int]({2})
     courier.log(row(2))
     courier.log(row(3))
     until(lambda: place.steps == [1] and courier.failures > 2)
@@ -280,13 +280,14 @@ def test_parameters_that_an_attempt_could_not_send_are_sent_by_the_next(tmp_path
 def test_what_an_outage_kept_back_is_sent_by_the_next_attempt(tmp_path: Path) -> None:
     config = run_config(tmp_path, log__wandb="p")
     log = RunLog(config, str(tmp_path / "a"), 0, 10, None)
-    until(lambda: names("wandb"))
-    sys.modules["wandb"].down = True
+    until(lambda: bool(names("wandb")))
+    wandb: Any = sys.modules["wandb"]
+    wandb.down = True
     for step in (1, 2, 3):
         log.write(row(step), [])
     log.close()
     assert steps("wandb") == []
-    sys.modules["wandb"].down = False
+    wandb.down = False
     attempt(config, str(tmp_path / "a"), 2, 4).close()
     assert steps("wandb") == [1, 2, 3, 4]
 

@@ -97,7 +97,7 @@ watch.configure(rank=3, world=8, patience_s={PATIENCE})
 with watch.waiting_for("the parent's"):
     if os.fork() == 0:
         with watch.waiting_for("the data of step 7"):
-            time.sleep({4 * PATIENCE})
+            time.sleep({10 * PATIENCE})
         os._exit(0)
     os.wait()
 assert "ray" not in sys.modules and "torch" not in sys.modules

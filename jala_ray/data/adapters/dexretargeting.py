@@ -80,7 +80,7 @@ class DexRetargeting:
             yield from self._finger_clips()
 
     def _video_clips(self) -> Iterator[Clip | Rejection]:
-        uri = storage.join(self.folder, VIDEO)
+        uri = storage.join(storage.absolute(self.folder), VIDEO)
         try:
             info = probe(uri)
         except (VideoError, StorageError) as error:
@@ -94,7 +94,7 @@ class DexRetargeting:
     def _finger_clips(self) -> Iterator[Clip | Rejection]:
         from jala_ray.hands.fitting import fit_mano
 
-        uri = storage.join(self.folder, JOINTS)
+        uri = storage.join(storage.absolute(self.folder), JOINTS)
         try:
             joints = read_joints(uri)
             fit = fit_mano(joints, None, Hand.RIGHT, iterations=self.iterations)

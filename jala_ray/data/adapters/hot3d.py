@@ -96,7 +96,7 @@ class Hot3d:
         models = None if self.mano is None else load_mano(self.mano)
 
         def read(sequence: str) -> Iterator[Clip]:
-            place = listing.address(sequence) if sequence else self.folder
+            place = listing.address(sequence) if sequence else listing.folder
             return self._sequence(place, sequences[sequence], models)
 
         yield from each_of(self.name, listing, sequences, "a whole HOT3D sequence", read)

@@ -17,6 +17,7 @@ class Listing:
     """A folder's files, subfolders and linked folders included."""
 
     folder: str
+    """Its absolute address: names are appended to it as they are, so it is no URL whose escapes would be decoded."""
     sizes: dict[str, int]
     """Bytes by name, relative to the folder, sorted by name. Every name is text that a manifest can hold."""
     faults: dict[str, str] = field(default_factory=dict)
@@ -29,6 +30,7 @@ class Listing:
 
 def list_folder(folder: str, options: StorageOptions | None = None) -> Listing:
     """List a local folder or an s3:// prefix. Raises UserError for a folder whose own name is no text, StorageError."""
+    folder = storage.absolute(folder)
     if legible(folder) != folder:
         raise UserError("folder", folder, "a path in UTF-8", RENAME)
     faults: dict[str, str] = {}
@@ -45,7 +47,7 @@ def list_folder(folder: str, options: StorageOptions | None = None) -> Listing:
 
 
 def address_in(folder: str, name: str) -> str:
-    """Of a file exactly as the listing names it: an object's key may hold empty segments or begin with a slash."""
+    """Of a file exactly as the listing names it: an object's key may hold empty segments or begin with a slash. `folder` is absolute."""
     return f"{folder.rstrip('/')}/{name}"
 
 

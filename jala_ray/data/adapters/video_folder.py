@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from jala_ray import storage
 from jala_ray.data.adapters.base import pieces, split_of, untracked_hands
 from jala_ray.data.adapters.captions import Caption, by_file, read_captions
 from jala_ray.data.adapters.listing import address_in, legible, list_folder
@@ -64,6 +65,9 @@ class VideoFolder:
     domain: ClassVar[Domain] = "wild"
 
     def clips(self) -> Iterator[Clip | Rejection]:
+        """As `Adapter.clips`. A video that the store refuses (StorageError) is set aside like one that does not open: a conversion is made
+        anew as a whole. Preparing fails that video's piece instead, and only that is done again (`Preparation.do`).
+        """
         notes: list[str] = []
         for video in each(self.videos(), "videos"):
             if video.fault:
@@ -107,7 +111,7 @@ class VideoFolder:
 
     def address(self, name: str) -> str:
         """Of a video of the folder."""
-        return address_in(self.folder, name)
+        return address_in(storage.absolute(self.folder), name)
 
     def spans(
         self, video: FolderVideo, reader: VideoReader, notes: list[str] | None = None

@@ -6,7 +6,8 @@ docs/manifest.md says what the fields turned out to mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,7 +25,7 @@ from jala_ray.hands.camera import (
     scale_camera,
 )
 from jala_ray.types import WILD_TIME_SCALE, Clip, Domain, Hand, HandState, HandTrack, UserError
-from jala_ray.video.decode import VideoReader
+from jala_ray.video.decode import VideoInfo, VideoReader
 
 __all__ = ["Vitra", "instructed_ranges", "read_episode"]
 
@@ -52,15 +53,17 @@ class Vitra:
         faults = list(unreachable(self.name, listing, ".npy"))
         if not files and not faults:
             raise UserError("folder", self.folder, "a folder with VITRA episodes (.npy)", "Check the path.")
-        yield from each_of(self.name, listing, files, "an episode", lambda file: self._episode(listing, file))
+        shown = functools.lru_cache(maxsize=2)(_shown)  # Episodes of one video mostly lie next to each other.
+        yield from each_of(self.name, listing, files, "an episode", lambda file: self._episode(listing, file, shown))
         yield from faults
 
-    def _episode(self, listing: Listing, file: str) -> Iterator[Clip | Rejection]:
+    def _episode(
+        self, listing: Listing, file: str, shown: Callable[[str], tuple[VideoInfo, np.ndarray]]
+    ) -> Iterator[Clip | Rejection]:
         episode = Episode.read(listing.address(file))
         video = f"{episode.video}.mp4"
         uri = listing.address(video)
-        with VideoReader(uri) as reader:
-            info, times = reader.info, reader.frame_times()
+        info, times = shown(uri)
         camera = camera_from_matrix(episode.intrinsics, self.intrinsics_width, self.intrinsics_height)
         camera = scale_camera(camera, info.width, info.height)
         for frames, texts in episode.ranges.items():
@@ -90,6 +93,12 @@ class Vitra:
                 hands=hands,
                 extrinsics=extrinsics,
             )
+
+
+def _shown(uri: str) -> tuple[VideoInfo, np.ndarray]:
+    """A video's facts and `VideoReader.frame_times`; reads all of the video."""
+    with VideoReader(uri) as reader:
+        return reader.info, reader.frame_times()
 
 
 def _motion(

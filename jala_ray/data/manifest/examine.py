@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise, repeat
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -27,6 +29,10 @@ Videos = Literal["all", "some", "none"]
 SOME_VIDEOS = 100
 """Distinct videos that are opened where some are."""
 THREADS = 8
+AT_ONCE = 1024
+"""Videos that are given to them at once."""
+NO_VIDEO, UNKNOWN = -1, -1
+"""In place of the number of a row's video, and of a video's size."""
 COMPARED_FILES, COMPARED_ROWS = 4, 8
 """Files whose rows a run compares with what their Parquet file says, and rows of each."""
 PLACE_COLUMNS = ("row_offset", "row_size", "row_crc")
@@ -70,9 +76,10 @@ def examine(manifest: Manifest, videos: Videos = "some", seed: int = 0) -> Exami
     Raises StorageError, StoreUnavailable (a store that does not answer is no row's problem), ManifestError.
     """
     index = manifest.index
-    known, chosen = _chosen(index["video_uri"], videos, seed)
-    found = Examined(len(manifest), known)
-    uses: dict[str, list[_Use]] = {}
+    distinct, numbers = _numbered(index["video_uri"])
+    chosen = _chosen(distinct, videos, seed)
+    found = Examined(len(manifest), len(distinct))
+    claims = _Claims()
     seen: dict[int, int] = {}
     texts = _Texts()
     for batch in manifest.batches():
@@ -91,14 +98,17 @@ def examine(manifest: Manifest, videos: Videos = "some", seed: int = 0) -> Exami
         found.problems += [*broken, *_contradictions(rows, claimed, table)]
         texts.count(table)
         unfit = {problem.row for problem in broken}
-        for address, use in _uses(rows, table, chosen, manifest.base, found.problems):
-            if use.row not in unfit:
-                uses.setdefault(address, []).append(use)
+        if chosen.any():
+            videos_of = np.where(chosen[numbers[rows]], numbers[rows], NO_VIDEO)
+            found.problems += claims.add(rows, videos_of, claimed, table, unfit, manifest.base)
     found.notes += texts.notes()
-    found.opened = len(uses)
+    uses = claims.by_video(index["clip_id"])
     with ThreadPoolExecutor(THREADS) as pool:
-        for problems in pool.map(_video_problems, uses, uses.values(), [manifest.options] * len(uses)):
-            found.problems += problems
+        while some := list(islice(uses, AT_ONCE)):
+            addresses = [video_address({"video_uri": distinct[number].as_py()}, manifest.base) for number, _ in some]
+            found.opened += len(some)
+            for problems in pool.map(_video_problems, addresses, [use for _, use in some], repeat(manifest.options)):
+                found.problems += problems
     found.problems.sort(key=lambda problem: problem.row)
     return found
 
@@ -127,16 +137,26 @@ def refuse_contradictions(manifest: Manifest, seed: int = 0) -> None:
                 raise problem.error()
 
 
-def _chosen(uris: pa.ChunkedArray, videos: Videos, seed: int) -> tuple[int, set[str]]:
-    """How many distinct videos there are, and those that are opened: the same ones whatever else the manifest holds."""
-    distinct = [uri for uri in uris.unique().to_pylist() if uri is not None]
-    if videos == "none":
-        return len(distinct), set()
+def _numbered(uris: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+    """The distinct videos, and which of them each row has: (R,) int32, `NO_VIDEO` for none."""
+    encoded = uris.dictionary_encode().unify_dictionaries()
+    if not encoded.num_chunks:
+        return pa.array([], uris.type), np.zeros(0, np.int32)
+    numbers = [chunk.indices.fill_null(NO_VIDEO).to_numpy() for chunk in encoded.chunks]
+    return encoded.chunk(0).dictionary, np.concatenate(numbers)
+
+
+def _chosen(distinct: pa.Array, videos: Videos, seed: int) -> np.ndarray:
+    """Which of the distinct videos are opened, the same ones whatever else the manifest holds: (V + 1,) bool; the last is no video."""
+    chosen = np.zeros(len(distinct) + 1, bool)
     if videos == "some" and len(distinct) > SOME_VIDEOS:
         key = seed.to_bytes(8, "little")
-        lot = lambda uri: hashlib.blake2b(uri.encode(errors="surrogateescape"), digest_size=8, key=key).digest()  # noqa: E731
-        return len(distinct), set(sorted(distinct, key=lot)[:SOME_VIDEOS])
-    return len(distinct), set(distinct)
+        uris = distinct.to_pylist()
+        lot = lambda i: hashlib.blake2b(uris[i].encode(errors="surrogateescape"), digest_size=8, key=key).digest()  # noqa: E731
+        chosen[sorted(range(len(uris)), key=lot)[:SOME_VIDEOS]] = True
+    else:
+        chosen[:-1] = videos != "none"
+    return chosen
 
 
 def _contradictions(rows: Sequence[int], claimed: pa.Table, table: pa.Table) -> Iterator[RowProblem]:
@@ -151,27 +171,49 @@ def _contradictions(rows: Sequence[int], claimed: pa.Table, table: pa.Table) -> 
                 yield RowProblem(row, clip, f"{name} of the row", is_there, f"{says!r}, as in the Parquet file", _APART)
 
 
-def _uses(
-    rows: Sequence[int], table: pa.Table, chosen: set[str], base: str, problems: list[RowProblem]
-) -> Iterator[tuple[str, _Use]]:
-    """Claims on the chosen videos, by address; a packet index that says nothing is one more problem."""
-    names = ["clip_id", "video_uri", "start_s", "n_chunks", "time_scale", "packet_stream"]
-    for row, facts in zip(rows, table.select(names).to_pylist() if chosen else (), strict=bool(chosen)):
-        if facts["video_uri"] not in chosen or None in facts.values():
-            continue
-        try:
-            address = video_address(facts, base)
-            size = packet_stream(facts["packet_stream"])["file_size"] if facts["packet_stream"] else None
-        except UserError as error:
-            problems.append(RowProblem(row, facts["clip_id"], error.field, error.value, error.expected, error.remedy))
-            continue
-        last_s = facts["start_s"] + facts["n_chunks"] * CHUNK_SECONDS * facts["time_scale"]
-        assert address is not None
-        yield address, _Use(row, facts["clip_id"], last_s, size)
+class _Claims:
+    """Rows' claims on videos, by columns: a manifest may have millions."""
+
+    def __init__(self) -> None:
+        self.row, self.video, self.size = array("q"), array("q"), array("q")
+        self.last_s = array("d")
+
+    def add(
+        self, rows: Sequence[int], videos: np.ndarray, claimed: pa.Table, table: pa.Table, unfit: set[int], base: str
+    ) -> Iterator[RowProblem]:
+        """Claims of some rows on `videos` (their numbers, `NO_VIDEO` for none). A packet index that says nothing is a problem, and told."""
+        names = ["clip_id", "video_uri", "start_s", "n_chunks", "time_scale", "packet_stream"]
+        outside = claimed["video_uri"].to_pylist()
+        for row, video, uri, facts in zip(rows, videos.tolist(), outside, table.select(names).to_pylist(), strict=True):
+            if video == NO_VIDEO or uri != facts["video_uri"] or None in facts.values():
+                continue
+            try:
+                video_address(facts, base)
+                size = packet_stream(facts["packet_stream"])["file_size"] if facts["packet_stream"] else UNKNOWN
+            except UserError as error:
+                yield RowProblem(row, facts["clip_id"], error.field, error.value, error.expected, error.remedy)
+                continue
+            if row not in unfit:
+                self.row.append(row)
+                self.video.append(video)
+                self.size.append(size)
+                self.last_s.append(facts["start_s"] + facts["n_chunks"] * CHUNK_SECONDS * facts["time_scale"])
+
+    def by_video(self, clip_ids: pa.ChunkedArray) -> Iterator[tuple[int, list[_Use]]]:
+        """The claims on each video, by its number."""
+        row, video, size, last_s = map(np.asarray, (self.row, self.video, self.size, self.last_s))
+        order = np.argsort(video, kind="stable")
+        ends = np.flatnonzero(np.diff(video[order], append=NO_VIDEO)) + 1
+        for begin, end in pairwise([0, *ends.tolist()]):
+            mine = order[begin:end]
+            facts = zip(row[mine].tolist(), last_s[mine].tolist(), size[mine].tolist(), strict=True)
+            uses = [_Use(i, clip_ids[i].as_py(), last, None if of == UNKNOWN else of) for i, last, of in facts]
+            yield int(video[mine[0]]), uses
 
 
-def _video_problems(address: str, uses: list[_Use], options: StorageOptions | None) -> list[RowProblem]:
+def _video_problems(address: str | None, uses: list[_Use], options: StorageOptions | None) -> list[RowProblem]:
     """What is wrong with a video for the rows that show it."""
+    assert address is not None
     try:
         size = storage.size(address, options)
         problems = [

@@ -112,8 +112,9 @@ class Part:
         self.end += len(rows)
 
     def close(self) -> None:
-        """Write the Parquet file. A file appears whole."""
+        """Write the Parquet file. A file appears whole, and both survive a power cut."""
         self.rows.close()
+        _sync(self.fs, self.rows_file)
         index = pa.concat_tables(self.index) if self.index else INDEX_SCHEMA.empty_table()
         if self.rows_file != rows_file(self.file):
             named = {ROWS_KEY: self.rows_file.rpartition("/")[2].encode()}
@@ -136,9 +137,8 @@ class Replacement:
         self.home = path.rpartition("/")[0] if self.single else path
         self.name = self.root.rpartition("/")[2].removesuffix(".parquet") if self.single else "rows"
         self.errors_path = storage.join(self.home, "errors", f"{self.name}.parquet")
-        self.old = [self.root] if self.single and self._is_file(self.root) else []
+        self.old = self._found()
         if not self.single:
-            self.old = files_in_force(self.fs, self.root, self.path, options)
             foreign = [file for file in self.old if not file.rpartition("/")[2].startswith("part-")]
             if foreign:
                 expected = "an empty folder or an earlier manifest"
@@ -149,7 +149,16 @@ class Replacement:
         self._begun = self._done = False
         self._errors: tuple[IO[bytes], pq.ParquetWriter] | None = None
 
+    def _found(self) -> list[str]:
+        """The manifest that is there now."""
+        if self.single:
+            return [self.root] if self._is_file(self.root) else []
+        return files_in_force(self.fs, self.root, self.path, self.options)
+
     def begin(self) -> None:
+        """Raises ManifestError where another writer was here since this one was made: its manifest stays."""
+        if (found := self._found()) != self.old:
+            raise self._another_writer((found or self.old)[0], "as it was when this process began")
         self._begun = True
         self.old_rows = [rows_file(file, _metadata(self.fs, file)) for file in self.old]
         self._make_folder(self.folder)
@@ -221,9 +230,11 @@ class Replacement:
         sizes = [(part.rows_file, part.end, self.fs.get_file_info(part.rows_file).size) for part in self.parts]
         changed = [file for file, wrote, size in sizes if size != wrote]
         if changed or not self._is_ours():
-            expected = f"{(changed or [WRITING])[0]} as this process wrote it"
-            remedy = "Another process writes this manifest at the same time. Run the command again, alone."
-            raise ManifestError("manifest path", self.path, expected, remedy)
+            raise self._another_writer((changed or [WRITING])[0], "as this process wrote it")
+
+    def _another_writer(self, file: str, expected: str) -> ManifestError:
+        remedy = "Another process writes this manifest at the same time. Run the command again, alone."
+        return ManifestError("manifest path", self.path, f"{file} {expected}", remedy)
 
     def _is_ours(self) -> bool:
         """Whether no other writer has begun in this folder since this one did, and swept its files."""
@@ -262,7 +273,7 @@ class Replacement:
 
     def _sweep(self) -> None:
         """Remove what an earlier writer left that was killed."""
-        if self.single and not self.old and storage.is_s3(self.path):
+        if self.single and not self.old:
             return  # it can only have left the rows, which are written anew; many single files may lie here
         names = set(_listed(self.fs, self.folder))
         errors = _listed(self.fs, self._error_file.rpartition("/")[0])
@@ -279,6 +290,8 @@ class Replacement:
 
     def _make_folder(self, folder: str) -> None:
         missing = []
+        if storage.is_s3(self.path):
+            return  # There are none to be made.
         while folder and self.fs.get_file_info(folder).type == pafs.FileType.NotFound:
             missing.append(folder)
             folder = folder.rpartition("/")[0]
@@ -297,7 +310,9 @@ class Replacement:
 
 @contextlib.contextmanager
 def _whole(fs: pafs.FileSystem, file: str) -> Iterator[str]:
-    """Where to write a file so that nobody sees half of it. An object is there when it is whole; a file must be renamed."""
+    """Where to write a file so that nobody sees half of it, after a power cut neither. An object is there when it is whole; a file must
+    be renamed.
+    """
     if not isinstance(fs, pafs.LocalFileSystem):
         yield file
         return
@@ -305,10 +320,22 @@ def _whole(fs: pafs.FileSystem, file: str) -> Iterator[str]:
     partial = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.part"
     try:
         yield partial
+        _sync(fs, partial)
         os.replace(partial, file)
+        _sync(fs, folder)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
+
+
+def _sync(fs: pafs.FileSystem, path: str) -> None:
+    """Have a file's bytes, or a folder's names, on the disk."""
+    if isinstance(fs, pafs.LocalFileSystem):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _metadata(fs: pafs.FileSystem, file: str) -> dict[bytes, bytes] | None:

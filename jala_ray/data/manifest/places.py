@@ -89,13 +89,6 @@ def address(place: np.void, files: tuple[str, ...]) -> RowAddress | None:
     return RowAddress(files[place["file"]], int(place["offset"]), int(place["size"]), int(place["crc"]))
 
 
-def by_number(rows: np.ndarray) -> Catalogue:
-    """A catalogue of rows that are reached by their number, as those in memory are."""
-    place = np.zeros(len(rows), PLACE)
-    place["row"] = rows
-    return Catalogue(place, np.zeros(len(rows), np.uint16), np.ones(len(rows), bool))
-
-
 def selected(found: Catalogue, hashed: np.ndarray | None, fraction: float) -> Catalogue:
     """`fraction` of the wild clips, by `hashed` (n,) of `clip_hashes` (not needed where all stay).
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import chain
+
 import pyarrow.parquet as pq
 
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
 
 SHOWN = 10
+KEPT = 10_000
+"""Reasons that are counted; a table of millions of rows that all differ must fit."""
 
 
 def reasons(errors: str, options: StorageOptions | None = None, most: int = SHOWN) -> list[str]:
@@ -18,18 +23,18 @@ def reasons(errors: str, options: StorageOptions | None = None, most: int = SHOW
     if not storage.exists(errors, options):
         return []
     fs, file = storage.filesystem(errors, options)
-    rows = pq.read_table(file, columns=["clip_id", "video_uri", "problems"], filesystem=fs)
-    of_reason: dict[str, list[str]] = {}
-    for row in rows.to_pylist():
+    table = pq.ParquetFile(file, filesystem=fs)
+    batches = table.iter_batches(columns=["clip_id", "video_uri", "problems"])
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for row in chain.from_iterable(batch.to_pylist() for batch in batches):
         uri, problems = row["video_uri"] or row["clip_id"], (text.partition("): ")[2] for text in row["problems"])
         found = "; ".join(text.removeprefix(f"clip is {uri!r}, expected ") for text in problems)
-        of_reason.setdefault(found.replace(f"video {uri}: ", ""), []).append(uri)
-    found = sorted(of_reason.items(), key=lambda item: -len(item[1]))  # stable: the first to come is first among equals
-    lines = [
-        f"{uris[0]}: {reason}" if len(uris) == 1 else f"{len(uris)} rows: {reason} (e.g. {uris[0]})"
-        for reason, uris in found[:most]
-    ]
-    if len(found) > most:
-        rest = sum(len(uris) for _, uris in found[most:])
-        lines.append(f"and {len(found) - most} more reasons, of {rest} rows")
-    return lines
+        found = found.replace(f"video {uri}: ", "")
+        if found in first or len(first) < KEPT:
+            counts[found] += 1
+            first.setdefault(found, uri)
+    shown = counts.most_common(most)  # the first to come is first among equals
+    lines = [f"{first[w]}: {w}" if n == 1 else f"{n} rows: {w} (e.g. {first[w]})" for w, n in shown]
+    left = table.metadata.num_rows - sum(n for _, n in shown)
+    return [*lines, f"and {left} more rows, for other reasons"] if left else lines

@@ -29,6 +29,8 @@ T = TypeVar("T")
 FLUSH_ROWS = 128
 FLUSH_BYTES = 2 << 20
 """Rows are validated and written in batches of so many rows or bytes of poses, whichever comes first."""
+ERROR_ROWS = 1024
+"""The same of rows that are set aside: a row group of their table costs 100 kB of memory, however few it holds."""
 ROWS_PER_FILE = 65_536
 ERROR_SCHEMA = BASE_SCHEMA.append(pa.field("problems", pa.list_(pa.string())))
 
@@ -109,6 +111,8 @@ class _Writer:
         self.out: Part | None = None
         self.buffer: list[tuple[Clip, dict[str, Any]]] = []
         self.buffered_bytes = self.rows = self.file_rows = self.seen = self.quarantined = 0
+        self.rejected: list[pa.Table] = []
+        self.rejected_rows = self.rejected_bytes = 0
         self.keys: dict[int, int] = {}
         self.reason = ""
 
@@ -143,6 +147,7 @@ class _Writer:
             found = f"none usable, {self.quarantined} set aside"
             raise ManifestError("clips", found, "at least one usable clip", self.reason)
         self._part(0)  # a manifest without rows is still a manifest
+        self._flush_rejected()
         self.files.commit()
         errors = self.files.errors_path if self.quarantined else None
         return WriteReport(self.path, self.rows, self.quarantined, errors, bool(self.files.old))
@@ -152,8 +157,7 @@ class _Writer:
         if len(index):
             self._part(len(index)).append(index, rows)
         if errors is not None and len(errors):
-            self.files.errors(ERROR_SCHEMA).write_table(errors)
-            self.quarantined += len(errors)
+            self._set_aside(errors)
 
     def discard(self) -> None:
         self.files.discard()
@@ -184,9 +188,22 @@ class _Writer:
         if not self.quarantine:
             raise problems[0].error()
         row = row | {"problems": [str(problem) for problem in problems]}
-        self.files.errors(ERROR_SCHEMA).write_table(rows_to_table([row], ERROR_SCHEMA))
-        self.quarantined += 1
+        self._set_aside(rows_to_table([row], ERROR_SCHEMA))
         self.reason = self.reason or f"The first: {problems[0]}."
+
+    def _set_aside(self, rows: pa.Table) -> None:
+        self.rejected.append(rows)
+        self.quarantined += len(rows)
+        self.rejected_rows += len(rows)
+        self.rejected_bytes += rows.nbytes
+        if self.rejected_rows >= ERROR_ROWS or self.rejected_bytes >= FLUSH_BYTES:
+            self._flush_rejected()
+
+    def _flush_rejected(self) -> None:
+        """All that waits, as one row group."""
+        if self.rejected:
+            self.files.errors(ERROR_SCHEMA).write_table(pa.concat_tables(self.rejected).combine_chunks())
+            self.rejected, self.rejected_rows, self.rejected_bytes = [], 0, 0
 
     def _part(self, rows: int) -> Part:
         """The part that takes the next `rows` rows."""

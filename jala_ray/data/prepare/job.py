@@ -91,6 +91,8 @@ class Preparation:
         Raises ConfigError where `out` holds something else, or was made with other settings, or lies in the input.
         """
         self._claim()
+        if not storage.is_s3(self.out):  # Unfinished files of pieces that were killed; a bucket shows none.
+            storage.sweep(storage.join(self.out, PARTS), self.options)
         missing = self.missing(pieces, retry=retry)
         if missing:  # From here on the manifest that may be there is not the whole.
             storage.delete(storage.join(self.out, SUMMARY), self.options)

@@ -7,15 +7,14 @@ first frame alone.
 from __future__ import annotations
 
 import base64
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from jala_ray import storage
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.evaluation.records import ClipRecord, Evaluation
 from jala_ray.hands.camera import project, scale_camera, transform_points
@@ -315,7 +314,7 @@ def _beside(panels: Sequence[Image.Image]) -> Image.Image:
 
 
 def _encode(images: Sequence[Image.Image]) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "clip.mp4")
+    with storage.scratch("clip") as folder:
+        path = folder / "clip.mp4"
         write_mp4(path, (np.asarray(image) for image in images), MODEL_FPS, gop=GOP, crf=CRF, preset="slow")
         return path.read_bytes()

@@ -22,7 +22,7 @@ from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import badge, clock, number, percent, tile
 from jala_ray.reports.run import quality, sections
 from jala_ray.reports.run.folder import RunFolder, read_json, read_metrics, read_run
-from jala_ray.types import UserError
+from jala_ray.types import JalaError
 
 if TYPE_CHECKING:
     from jala_ray.data.manifest.table import Manifest
@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             tokenizer = args.tokenizer or on_disk(config.get("motion_tokenizer"))
             path = write_pretrain_report(run_dir, manifest, tokenizer, out)
-    except UserError as error:
+    except JalaError as error:
         print(error, file=sys.stderr)
         return 2
     print(path)
