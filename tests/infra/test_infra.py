@@ -88,4 +88,4 @@ def test_the_demo_tells_an_error_in_a_line() -> None:
     ended = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
-    assert ended.returncode == 1 and ended.stderr.startswith("error: ") and len(ended.stderr.splitlines()) == 1
+    assert ended.returncode == 2 and ended.stderr.startswith("error: ") and len(ended.stderr.splitlines()) == 1
