@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -14,6 +12,7 @@ from jala_ray.reports.inspection.census import Census
 from jala_ray.reports.inspection.motion import MIN_GAP, ClipMotion, Outlier, inside_share
 from jala_ray.reports.inspection.quarantine import Quarantine
 from jala_ray.reports.inspection.sample import Look, Unreadable, by_source
+from jala_ray.reports.kit.findings import Finding, worst_first
 from jala_ray.types import HAND_NAMES, WILD_TIME_SCALE, Clip, Hand
 
 LOST_SHARE = 0.2
@@ -27,14 +26,6 @@ ASPECT_TOLERANCE = 0.02
 HALF = 0.5
 FAULTS = {"dark": "Very dark", "blank": "Blank"}
 SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Finding:
-    level: Literal["bad", "warn"]
-    """Bad: a run would learn something wrong, or not run. Warn: to be known before it starts."""
-    text: str
-    detail: str = ""
 
 
 def find(
@@ -54,7 +45,7 @@ def find(
         *_videos(clips, looks),
         *_motion(motions, beyond),
     ]
-    return sorted(found, key=lambda finding: finding.level != "bad")
+    return worst_first(found)
 
 
 def _counted(census: Census) -> Iterator[Finding]:

@@ -18,12 +18,13 @@ from jala_ray.data.manifest.files import page_file
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.reports.inspection import pictures, sections
 from jala_ray.reports.inspection.census import Census, in_turns, take_census
-from jala_ray.reports.inspection.findings import Finding, find
+from jala_ray.reports.inspection.findings import find
 from jala_ray.reports.inspection.motion import Outlier, measure, outliers
-from jala_ray.reports.inspection.parts import count, duration, percent, share, warning_list
+from jala_ray.reports.inspection.parts import count, duration, percent, share
 from jala_ray.reports.inspection.quarantine import Quarantine, read_quarantine
 from jala_ray.reports.inspection.sample import look_at, read_clips
 from jala_ray.reports.kit.figures import Charts
+from jala_ray.reports.kit.findings import Finding, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import absent, badge, tile
 from jala_ray.types import Clip, UserError

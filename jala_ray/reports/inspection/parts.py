@@ -1,14 +1,11 @@
-"""The pieces an inspection page is set from: bars in tables, ranges, durations, warnings. Static, so that they show without a script."""
+"""The pieces an inspection page is set from: bars in tables, ranges, durations. Static, so that they show without a script."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from jala_ray.reports.inspection.findings import Finding
 from jala_ray.reports.kit.html import Html, el
-from jala_ray.reports.kit.widgets import badge, number
+from jala_ray.reports.kit.widgets import number
 from jala_ray.types import Hand
 
 HAND_COLORS = {Hand.LEFT: "@c3", Hand.RIGHT: "@c2"}
@@ -69,16 +66,6 @@ def small(*children: object) -> Html:
 def titled(title: str, content: object, note: str = "") -> Html:
     caption = el("figcaption", el("h3", title), el("span", note, class_="note") if note else None)
     return el("figure", caption, content)
-
-
-def warning_list(findings: Sequence[Finding]) -> Html:
-    items = []
-    for finding in findings:
-        mark = badge("check" if finding.level == "bad" else "note", finding.level)
-        words = el("span", finding.text, el("br") if finding.detail else None, small(finding.detail))
-        style = "display:grid;grid-template-columns:4.4rem 1fr;align-items:start;padding:.4rem 0"
-        items.append(el("li", el("span", mark), words, style=f"{style};overflow-wrap:anywhere"))
-    return el("ul", items, style="list-style:none;margin:.4rem 0 0;padding:0")
 
 
 def ranges(values: np.ndarray, low: float, high: float, color: str, digits: int) -> Html:
