@@ -62,7 +62,7 @@ def run(arguments: Arguments) -> int:
 
     from jala_ray import storage
     from jala_ray.evaluation.job import EvaluationJob, begin, label_of, manifest_of, resolve
-    from jala_ray.reports.motion.publish import publish
+    from jala_ray.reports.motion.publish import publish, warnings_of
     from jala_ray.training.parts import do_parts
 
     asked, options = arguments, arguments.storage
@@ -88,4 +88,6 @@ def run(arguments: Arguments) -> int:
     for _ in progress.follow(parts, meter, lambda part: meter.advance(clips=part["rows"])):
         pass
     print(publish(work, latents=not asked.no_latents, videos=asked.videos))
+    for line in warnings_of(job.out, options):
+        print(line)
     return 0

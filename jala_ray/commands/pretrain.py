@@ -67,10 +67,12 @@ def run(arguments: Arguments) -> int:
         from jala_ray.training.launch import launch
 
         launch(config)
-    from jala_ray.reports.run.publish import publish_pretrain_report
+    from jala_ray.reports.run.publish import publish_pretrain_report, warnings_of
     from jala_ray.training import setup
 
     folder, options = setup.run_folder(config), setup.storage_options(config)
     os.environ.update(storage.worker_env(options))  # the manifest is reached as the run was
     print(f"report: {publish_pretrain_report(folder, config.data.manifest or None, options)}")
+    for line in warnings_of(folder, options):
+        print(line)
     return 0

@@ -32,7 +32,7 @@ def run(arguments: Arguments) -> int:
     if not storage.exists(place, options):
         remedy = "`jala runs` lists runs; an evaluation's or a sweep's page is written by its own command."
         raise ConfigError("run", arguments.run, "a run folder, with config.json", remedy)
-    from jala_ray.reports.run.publish import publish_pretrain_report, publish_tokenizer_report
+    from jala_ray.reports.run.publish import publish_pretrain_report, publish_tokenizer_report, warnings_of
 
     config = json.loads(storage.read_bytes(place, options))
     tokenizer = "manifests" in config
@@ -42,6 +42,8 @@ def run(arguments: Arguments) -> int:
         raise ConfigError("manifest", own, "a manifest that can be reached", "Pass --manifest PATH.")
     publish = publish_tokenizer_report if tokenizer else publish_pretrain_report
     print(publish(folder, manifest, options))  # pyright: ignore[reportArgumentType]
+    for line in warnings_of(folder, options):
+        print(line)
     return 0
 
 

@@ -35,7 +35,7 @@ def run(arguments: Arguments) -> int:
     config = arguments.config
     if not config.manifests:
         raise ConfigError("manifests", config.manifests, "at least one manifest", "Pass --manifests PATH [PATH ...].")
-    from jala_ray.reports.run.publish import publish_tokenizer_report
+    from jala_ray.reports.run.publish import publish_tokenizer_report, warnings_of
     from jala_ray.training import setup
     from jala_ray.training.launch import launch_tokenizer
 
@@ -43,4 +43,6 @@ def run(arguments: Arguments) -> int:
     folder, options = setup.run_folder(config), setup.storage_options(config)
     os.environ.update(storage.worker_env(options))  # the manifest is reached as the run was
     print(f"report: {publish_tokenizer_report(folder, config.manifests[0], options)}")
+    for line in warnings_of(folder, options):
+        print(line)
     return 0

@@ -27,7 +27,7 @@ from tests.reports.test_inspect import Inspection
 
 METRICS = ("mpjpe", "pa_mpjpe", "mwte", "mde")
 ROWS = ("jala", "no_align", "floor", "hold_first", "mean_motion")
-SECTIONS = ("Errors", "Breakdown", "Over the horizon", "Clips", "Latent space", "Failures", "Facts")
+SECTIONS = ("Warnings", "Errors", "Breakdown", "Over the horizon", "Clips", "Latent space", "Failures", "Facts")
 
 
 def planted(row: str, domain: str, metric: str) -> float:
@@ -134,6 +134,22 @@ def test_every_section_stands_and_nothing_is_loaded(tmp_path, no_plotly, videos)
     assert page.source.count("data:video/mp4;base64,") == 2 == page.source.count("data:image/jpeg;base64,")
     assert set(page.charts) == set(page.figures)
     assert ("badge warn", "1 failed") in page.badges
+
+
+def test_what_a_reader_is_warned_of_stands_first(tmp_path, no_plotly):
+    """Both models of the planted numbers are nearer than holding still; one is then not, and finds no more of its chunks than chance."""
+    page = MotionPage(tmp_path, make_evaluation(), make_scores(), [], {"jala": make_latents()})
+    assert "Nothing stands out." in page.text("warnings")
+    scores, latents = make_scores(), make_latents()
+    scores["table"]["no_align"]["wild"]["mpjpe"]["mean"] = 99.0
+    latents["retrieval"]["recall1"] = 0.03125
+    page = MotionPage(tmp_path, make_evaluation(), scores, [], {"jala": latents, "no_align": "too few clips"})
+    text = page.text("warnings")
+    assert (
+        "Wild: no_align is worse than holding still. MPJPE 99.00 cm, 17.25 cm held still, 474% above, 7 clips" in text
+    )
+    assert "jala: matched pairs of h and z are no nearer than shuffled ones. recall at 1 3.1%, by chance 3.1%" in text
+    assert [kind for kind, name in page.badges if name == "check"] == ["badge bad"] * 2
 
 
 def test_the_main_table_has_every_planted_number(tmp_path, no_plotly):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from jala_ray.evaluation.records import Evaluation
 from jala_ray.reports.kit.clip_videos import ClipVideo
 from jala_ray.reports.kit.figures import Charts
+from jala_ray.reports.kit.findings import Finding, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import about, absent, badge, number, table, tile, tree
 from jala_ray.reports.motion.clips import picked_clips
@@ -27,6 +29,7 @@ from jala_ray.reports.motion.tables import (
     look_up,
     references,
 )
+from jala_ray.reports.warnings import evaluation_findings
 
 MAX_FAILURES = 100
 """Listed."""
@@ -46,8 +49,9 @@ def motion_page(
     A section without anything to show says so. Raises UserError for keys of `scores` or `latents` that are missing or unknown.
     """
     known = check_scores(scores)
-    charts = Charts()
+    charts, findings = Charts(), findings_of(known, latents)
     content = [
+        ("warnings", "Warnings", warning_list(findings) if findings else absent("Nothing stands out.")),
         ("errors", "Errors", headline(known)),
         ("breakdown", "Breakdown", breakdown(known, charts)),
         ("horizon", "Over the horizon", horizon(known, charts)),
@@ -67,6 +71,13 @@ def motion_page(
         el("div", _tiles(evaluation, known), class_="tiles"),
     )
     return page(f"{name} · Hand motion evaluation", header, content, charts.figures)
+
+
+def findings_of(scores: PageScores, latents: Mapping[str, Mapping[str, object] | str] | None = None) -> list[Finding]:
+    """Warnings of an evaluation, the serious ones first."""
+    spaces = {model: space for model, space in (latents or {}).items() if not isinstance(space, str)}
+    retrievals = {model: cast("Mapping[str, object] | None", space.get("retrieval")) for model, space in spaces.items()}
+    return evaluation_findings(scores["models"], scores["table"], retrievals)
 
 
 def _tiles(evaluation: Evaluation, scores: PageScores) -> list[Html]:

@@ -17,7 +17,8 @@ from jala_ray.evaluation.records import Evaluation
 from jala_ray.evaluation.scores import markdown, score_clips, summarise
 from jala_ray.reports.kit.clip_videos import picked_videos
 from jala_ray.reports.motion.inputs import page_latents, page_scores
-from jala_ray.reports.motion.page import motion_page
+from jala_ray.reports.motion.page import findings_of, motion_page
+from jala_ray.storage import StorageOptions
 from jala_ray.training import checkpoint
 from jala_ray.types import UserError
 
@@ -48,6 +49,7 @@ def publish(work: Work, *, latents: bool = True, videos: int = 1, resamples: int
         label: page_latents(space) if "probes" in space else str(space["left_out"])
         for label, space in figures["latents"].items()
     }
+    figures["warnings"] = [finding.line for finding in findings_of(shown, spaces)]
     page = motion_page(evaluation, shown, made, spaces)
     written = {
         FIGURES: json.dumps(figures, indent=1, allow_nan=False),
@@ -57,6 +59,11 @@ def publish(work: Work, *, latents: bool = True, videos: int = 1, resamples: int
     for name, text in written.items():
         storage.write_bytes(storage.join(job.out, name), text.encode(), options=job.options)
     return storage.join(job.out, REPORT)
+
+
+def warnings_of(out: str, options: StorageOptions | None = None) -> list[str]:
+    """The warnings of a published evaluation's page, a line each, the serious ones first."""
+    return json.loads(storage.read_bytes(storage.join(out, FIGURES), options))["warnings"]
 
 
 def _latents(uri: str, work: Work, evaluation: Evaluation) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 
 from jala_ray import storage
 from jala_ray.reports.kit.figures import Charts
+from jala_ray.reports.kit.findings import Finding, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
-from jala_ray.reports.kit.widgets import badge, clock, number, percent, tile
+from jala_ray.reports.kit.widgets import absent, badge, clock, number, percent, tile
 from jala_ray.reports.run import quality, sections
 from jala_ray.reports.run.folder import RunFolder, read_json, read_metrics, read_run
+from jala_ray.reports.warnings import training_findings
 from jala_ray.types import JalaError
 
 if TYPE_CHECKING:
@@ -106,6 +108,14 @@ def write_tokenizer_report(
     return write(run, "Motion tokenizer run", tiles, content, charts, out)
 
 
+def findings_of(run: RunFolder) -> list[Finding]:
+    """Warnings of a run, the serious ones first."""
+    objective = (run.config or {}).get("objective")
+    align = objective.get("align") if isinstance(objective, dict) else None
+    weight = align.get("weight") if isinstance(align, dict) else None
+    return training_findings(run.metrics, total_steps(run), aligned=weight != 0)
+
+
 def charts_of(run: RunFolder) -> Charts:
     return Charts(resumes=[attempt.first_step for attempt in run.attempts[1:]])
 
@@ -140,10 +150,13 @@ def write(
     charts: Charts,
     out: str | Path | None,
 ) -> Path:
+    findings = findings_of(run)
+    quiet = absent("Nothing stands out." if run.metrics else "Nothing has been logged that could warn.")
+    content = [("warnings", "Warnings", warning_list(findings) if findings else quiet), *content]
     name = str((run.config or {}).get("name", run.path.resolve().name))
     header = join(
         el("p", kicker, class_="kicker"),
-        el("div", el("h1", name), *badges(run), class_="title"),
+        el("div", el("h1", name), *badges(run, findings), class_="title"),
         el("p", lede(run), class_="lede"),
         el("div", tiles, class_="tiles"),
     )
@@ -155,7 +168,7 @@ def write(
     return path
 
 
-def badges(run: RunFolder) -> list[Html]:
+def badges(run: RunFolder, findings: list[Finding]) -> list[Html]:
     """What to know first: how far the run came, and what went wrong."""
     loss = sections.last(run, "loss")
     step = last_step(run)
@@ -174,6 +187,9 @@ def badges(run: RunFolder) -> list[Html]:
     rho, rank = sections.last(run, "monitor/rho"), sections.last(run, "monitor/effective_rank_z")
     if (rho is not None and rho < sections.RHO_WARN) or (rank is not None and rank < sections.RANK_WARN):
         found.append(badge("collapse warning", "bad"))
+    if findings:
+        count = f"{len(findings)} warning{'' if len(findings) == 1 else 's'}"
+        found.append(badge(count, findings[0].level))
     if run.errors:
         found.append(badge(f"{len(run.errors):,} quarantined", "warn"))
     if len(run.attempts) > 1:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from jala_ray import storage
-from jala_ray.reports.run.page import write_pretrain_report, write_tokenizer_report
+from jala_ray.reports.run.folder import read_run
+from jala_ray.reports.run.page import findings_of, write_pretrain_report, write_tokenizer_report
 from jala_ray.storage import StorageOptions
 
 REPORT = "report.html"
@@ -33,6 +34,18 @@ def publish_tokenizer_report(folder: str, manifest: str, options: StorageOptions
             return str(write_tokenizer_report(folder, manifest))
         with storage.scratch("report") as scratch:
             return _publish(write_tokenizer_report(_small_files(folder, scratch, options), manifest), folder, options)
+
+
+def warnings_of(folder: str, options: StorageOptions | None = None) -> list[str]:
+    """The warnings of a run's page, a line each, the serious ones first."""
+    if not storage.is_s3(folder):
+        return [finding.line for finding in findings_of(read_run(folder))]
+    with storage.scratch("warnings") as scratch:
+        for name in ("config.json", "metrics.jsonl"):
+            address = storage.join(folder, name)
+            if storage.exists(address, options):
+                (scratch / name).write_bytes(storage.read_bytes(address, options))
+        return [finding.line for finding in findings_of(read_run(scratch))]
 
 
 def _small_files(folder: str, scratch: Path, options: StorageOptions | None) -> Path:
