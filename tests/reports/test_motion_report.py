@@ -73,11 +73,11 @@ def make_latents() -> dict[str, Any]:
         for target in ("wrist", "finger")
     ]
     points = {
-        "x": [0.5, 1.5, 2.5, 3.5],
-        "y": [4.0, 3.0, 2.0, 1.0],
-        "domain": ["wild", "lab", "lab", "wild"],
-        "hand": ["left", "right", "right", "left"],
-        "source": ["ego4d", "hot3d", "arctic", "ego4d"],
+        "x": [0.5, 1.5, 2.5, 3.5] * 13,
+        "y": [4.0, 3.0, 2.0, 1.0] * 13,
+        "domain": ["wild", "lab", "lab", "wild"] * 13,
+        "hand": ["left", "right", "right", "left"] * 13,
+        "source": ["ego4d", "hot3d", "arctic", "ego4d"] * 13,
     }
     retrieval = {"recall1": 0.625, "recall5": 0.875, "median_rank": 1.0, "chance1": 0.03125, "count": 32}
     return {"probes": probes, "retrieval": retrieval, "tsne": {"z": points, "h": points}}
@@ -156,8 +156,8 @@ def test_the_main_table_has_every_planted_number(tmp_path, no_plotly):
     page = MotionPage(tmp_path, make_evaluation(), make_scores(), [])
     for row in ROWS:
         (cells,) = page.cells("errors", row)
-        expected = [planted(row, domain, metric) for domain in ("lab", "wild") for metric in METRICS]
-        assert cells == [f"{v:.2f}{v - 0.5:.2f} – {v + 0.75:.2f}" for v in expected]
+        lab, wild = ([planted(row, domain, metric) for metric in METRICS] for domain in ("lab", "wild"))
+        assert cells == [*(f"{v:.2f}{v - 0.5:.2f} – {v + 0.75:.2f}" for v in lab), *(f"{v:.2f}" for v in wild)]
     heads = [text for row in page.rows["errors"][:2] for text, _ in row]
     assert heads == ["", "Lab, 40 clips", "Wild, 7 clips", "", *("MPJPE", "PA-MPJPE", "MWTE", "MDE") * 2]
     assert page.source.count('class="number best"><span title="1.25 cm, 40 clips">1.25<') == 1, (
@@ -242,7 +242,9 @@ def test_the_latent_space(tmp_path, no_plotly):
     tiles = [re.sub(r"\s+", " ", tile).strip() for tile in page.tiles[-3:]]
     assert tiles == ["Recall at 1 62.5% by chance 3.1%", "Recall at 5 87.5%", "Median rank 1.00 of 32"]
     lab, wild = page.figure("t-SNE of h")["data"]
-    assert (lab["name"], lab["x"], lab["y"], lab["text"]) == ("Lab, right", [1.5, 2.5], [3, 2], ["hot3d", "arctic"])
+    assert (lab["name"], lab["x"], lab["y"], lab["text"]) == (
+        *("Lab, right", [1.5, 2.5] * 13, [3, 2] * 13, ["hot3d", "arctic"] * 13),
+    )
     assert wild["name"] == "Wild, left" and wild["marker"]["color"] != lab["marker"]["color"]
     nothing = {"probes": [], "retrieval": None, "tsne": {}}
     empty = MotionPage(tmp_path, make_evaluation(), make_scores(), [], {"jala": nothing})
@@ -257,6 +259,23 @@ def test_the_latent_spaces_of_several_models(tmp_path, no_plotly):
     text = page.text("latents")
     assert "jala: Linear probes" in text and "no_align: Retrieval" in text
     assert "lapa: There is no latent space to show: 4 clips are too few" in text
+
+
+def test_few_clips_have_no_interval_and_few_chunks_no_map(tmp_path, no_plotly):
+    latents = make_latents()
+    latents["tsne"] = {name: {key: v[:17] for key, v in points.items()} for name, points in latents["tsne"].items()}
+    scores = make_scores()
+    scores["horizon"]["wild"]["jala"] = [{"second": 1, "mpjpe": 5.0, "low": 4.0, "high": 7.5, "clips": 9}]
+    page = MotionPage(tmp_path, make_evaluation(), scores, [], {"jala": latents})
+    cells = page.cells("errors", "jala")[0]
+    assert cells[0] == "1.250.75 – 2.00" and cells[4] == "11.25", "40 clips of Lab, 7 of Wild"
+    assert "fewer than 10 clips have no interval" in page.text("errors")
+    assert "–" not in page.tile("MPJPE, Wild") and "–" in page.tile("MPJPE, Lab")
+    assert page.figure("MPJPE over time, Wild")["data"][0]["error_y"]["array"] == [None]
+    assert "No t-SNE is drawn of 17 chunks" in page.text("latents") and "t-SNE of h" not in page.source
+    many = make_scores()
+    many["table"] = {row: {"lab": line(row, "lab")} for row in ROWS}
+    assert "fewer than" not in MotionPage(tmp_path, make_evaluation(), many, []).text("errors")
 
 
 def test_failures_and_facts(tmp_path, no_plotly):
@@ -411,6 +430,8 @@ def test_a_browser_shows_all_of_it_without_a_network(tmp_path, videos):
         charts = "[...document.querySelectorAll('.chart')].map((node) => node.querySelectorAll('.trace').length)"
         assert browser.evaluate(charts) == [2, 5, 5, 2, 2]
         assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "wider than its window"
+        nav = "[...document.querySelectorAll('nav a')].every((a) => a.getBoundingClientRect().right <= innerWidth)"
+        assert browser.evaluate(nav), "a section's name is cut off"
         browser.evaluate("document.querySelector('[data-play]').click()")
         browser.wait("[...document.querySelectorAll('video')].every((video) => !video.paused && video.currentTime > 0)")
         assert all(url.startswith(("file:", "data:", "blob:")) for url in browser.requests) and not browser.errors

@@ -52,6 +52,8 @@ class PageLatents(TypedDict):
     """Of "h" and "z"."""
 
 
+MIN_CHUNKS = 50
+"""A t-SNE of fewer chunks than this shows the method, not the latent space: it is not drawn."""
 SPACES = ("h", "z")
 EXAMINED = re.compile(r"z|change|h\d*")
 """Subjects of a probe that are latents, h also of a numbered layer; every other one is a control."""
@@ -85,10 +87,15 @@ def _space(model: str, latents: Mapping[str, object] | str, charts: Charts) -> H
 
 
 def _map(model: str, tsne: Mapping[str, Points], charts: Charts) -> Html | None:
+    largest = max((len(points["x"]) for points in tsne.values()), default=0)
+    if 0 < largest < MIN_CHUNKS:
+        return absent(
+            f"{model}No t-SNE is drawn of {largest} chunks: from {MIN_CHUNKS} on, groups in it mean something."
+        )
     placed = [
         charts.place(f"{model}t-SNE of {name}", f"{len(tsne[name]['x']):,} chunks", scatter(tsne[name]))
         for name in in_order(tsne, SPACES)
-        if len(tsne[name]["x"])
+        if len(tsne[name]["x"]) >= MIN_CHUNKS
     ]
     if not placed:
         return None

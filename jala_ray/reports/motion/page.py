@@ -26,6 +26,7 @@ from jala_ray.reports.motion.tables import (
     headline,
     horizon,
     label_of,
+    limits,
     look_up,
     references,
 )
@@ -99,8 +100,8 @@ def _tile(scores: PageScores, domain: str, metric: str) -> Html:
     if best is None:
         return tile(title, "n/a", "no model was scored")
     model, found, mean = best
-    low, high = found["low"], found["high"]
-    between = "" if low is None or high is None else f", {low:.2f} – {high:.2f}"
+    shown_limits = limits(found)
+    between = f", {shown_limits[0]:.2f} – {shown_limits[1]:.2f}" if shown_limits else ""
     trivial = _lowest(scores, [row for row in references(scores) if not row.startswith(FLOOR)], domain, metric)
     mark = None
     if trivial is not None and trivial[2] > 0:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NotRequired, TypedDict, cast
 
 from jala_ray.evaluation.scores import PELA_TABLE_1, units
@@ -77,6 +77,8 @@ ROW_NOTES = {
 }
 FLOOR = "floor"
 """Begins the name of a bound, of which there may be one a tokenizer."""
+MIN_CLIPS = 10
+"""Resampling fewer clips than this gives an interval that is too narrow: it is not shown."""
 PAPER_TITLE = "PELA Table 1, another data set: not comparable in absolute numbers"
 REFERENCES_TITLE = "Bound and trivial baselines"
 MODEL_DASHES = ("solid", "dash", "dot", "dashdot")
@@ -149,12 +151,25 @@ def cell(found: Cell | None, best: bool = False, unit: str = "cm") -> Html:
     """A mean with its interval below it."""
     if found is None or found["mean"] is None:
         return el("td", "n/a", class_="number none")
-    low, high = found["low"], found["high"]
-    between = el("span", f"{low:.2f} – {high:.2f}", class_="interval") if low is not None and high is not None else None
+    shown = limits(found)
+    between = el("span", f"{shown[0]:.2f} – {shown[1]:.2f}", class_="interval") if shown else None
     title = f"{found['mean']!r} {unit}, {clips(found['clips'])}"
     return el(
         "td", el("span", f"{found['mean']:,.2f}", title=title), between, class_="number best" if best else "number"
     )
+
+
+def limits(found: Cell | Second) -> tuple[float, float] | None:
+    """The interval to show, None where there is none or it is of too few clips."""
+    low, high = found.get("low"), found.get("high")
+    return None if low is None or high is None or found["clips"] < MIN_CLIPS else (low, high)
+
+
+def few_clips(lines: Iterable[Line]) -> str:
+    """The sentence that tells why an interval is missing; empty where none is."""
+    cells = [c for line in lines for c in line.values()]
+    hidden = any(c["low"] is not None and limits(c) is None for c in cells)
+    return f" Means of fewer than {MIN_CLIPS} clips have no interval: it would be too narrow." if hidden else ""
 
 
 def _note(row: str) -> str | None:
@@ -194,7 +209,8 @@ def headline(scores: PageScores) -> Html:
     text = f"Means over clips {units()}, {_better()}; below each its 95 % interval from resampled clips. " + " ".join(
         f"{metric.label}: {metric.text}." for metric in METRICS.values()
     )
-    return join(about(text), sheet(over, [heading_of(m) for m in metrics], parts))
+    few = few_clips(line for lines in scores["table"].values() for line in lines.values())
+    return join(about(text, few), sheet(over, [heading_of(m) for m in metrics], parts))
 
 
 def _better() -> str:
@@ -252,10 +268,12 @@ def breakdown(scores: PageScores, charts: Charts) -> Html:
     drawn = None
     if len(scores["by_source"]) > 1 and any(means.values()):
         drawn = el("div", charts.place("MPJPE by source", "cm, models", bars(means, "source")), class_="charts")
+    few = few_clips(line for _, found in groups for lines in found.values() for line in lines.values())
+    text = (
+        f"Means over clips {units()} with their 95 % intervals. Where there are several models, the best mean is bold."
+    )
     return join(
-        about(
-            f"Means over clips {units()} with their 95 % intervals. Where there are several models, the best mean is bold."
-        ),
+        about(text, few),
         drawn,
         [join(el("h3", title, class_="above"), _groups(scores, found)) for title, found in groups if found],
     )
@@ -291,7 +309,7 @@ def horizon(scores: PageScores, charts: Charts) -> Html:
         return absent("No second of motion was scored.")
     text = (
         "The error of each second of model time by itself. Fewer clips reach the later seconds (n below the axis), "
-        "so a line is not the course of one set of clips. Whiskers are 95 % intervals of models."
+        f"so a line is not the course of one set of clips. Whiskers are 95 % intervals of models, of {MIN_CLIPS} clips or more."
     )
     return join(about(text), el("div", placed, class_="charts"))
 
@@ -336,13 +354,13 @@ def _whiskers(points: Sequence[Second]) -> dict:
     """How far the intervals reach up and down; None where there are none."""
     up, down = [], []
     for point in points:
-        mean, low, high = point["mpjpe"], point.get("low"), point.get("high")
-        if mean is None or low is None or high is None:
+        mean, shown = point["mpjpe"], limits(point)
+        if mean is None or shown is None:
             up.append(None)
             down.append(None)
         else:
-            up.append(_short(high - mean))
-            down.append(_short(mean - low))
+            up.append(_short(shown[1] - mean))
+            down.append(_short(mean - shown[0]))
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, "width": 3}
 
 
