@@ -318,6 +318,27 @@ def test_quality_of_any_form_is_split():
     assert series == {("a", "b", "1", "usage"): [1, 2]}
 
 
+@pytest.mark.parametrize(
+    ("level", "shown"), [(0.0, [0, 1]), (0.125, [0.0, 0.25]), (-3.0, [-6.0, 0.0]), (4000.0, [0.0, 8000.0])]
+)
+def test_a_constant_is_drawn_from_zero(level, shown):
+    line = Line("n", [(step, level) for step in range(5)])
+    for chart in (Chart("t", [line], loggable=True), Chart("t", [line], from_zero=True)):
+        figure = chart.figure()
+        assert figure["layout"]["yaxis"]["range"] == shown and not figure["loggable"]
+
+
+def test_unknown_metrics_are_named_once_and_constants_are_a_line_of_a_table(run_dir):
+    rows = [{"step": s, "attempt": 0, "loss_new": 1.0 / s, "rows": 8, "padding": s / 100} for s in (41, 42, 43)]
+    append(run_dir, *rows)
+    page = Page(write_pretrain_report(run_dir))
+    assert "<h3>loss_new</h3></figcaption>" in page.source and page.source.count(">loss_new<") == 2
+    assert '<h3>Total loss</h3><span class="note">loss</span>' in page.source
+    assert page.figure("padding")["data"][0]["y"] == [0.41, 0.42, 0.43]
+    assert 'aria-label="rows"' not in page.source
+    assert "rows 8 43" in re.sub(r"\s+", " ", page.sections["other"])
+
+
 def test_smoothing_has_no_lag_and_keeps_constants():
     line = [0.5 * i for i in range(1000)]
     assert smoothed(line)[500] == pytest.approx(line[500])

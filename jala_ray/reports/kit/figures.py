@@ -57,7 +57,10 @@ class Chart:
         shapes = [_vertical(step) for step in self.resumes]
         axis: dict = {"tickformat": ".0%"} if self.percent else {}
         values = [value for line in self.lines for _, value in line.points]
-        if self.from_zero:
+        level = values[0] if values and min(values) == max(values) else None
+        if level is not None:  # plotly's own range around a constant is one to each side, whatever its size
+            axis["range"] = sorted((0.0, 2 * level)) if level else [0, 1]
+        elif self.from_zero:
             axis["rangemode"] = "tozero"
         if self.threshold is not None:
             shapes += _warning_band(self.threshold)
@@ -65,7 +68,7 @@ class Chart:
         return {
             "data": traces,
             "layout": {"shapes": shapes, "yaxis": axis, "showlegend": named > 1},
-            "loggable": self.loggable and min(values, default=0) > 0,
+            "loggable": self.loggable and level is None and min(values, default=0) > 0,
         }
 
 

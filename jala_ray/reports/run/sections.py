@@ -30,7 +30,6 @@ from jala_ray.types import RHO_WARN
 if TYPE_CHECKING:
     from jala_ray.reports.kit.overlay import Sample
 
-"""METHOD 5: below these the predictive embeddings are suspected to collapse."""
 MAX_ERRORS = 50
 TERMS = {
     "loss": ("Total loss", "@c1"),
@@ -94,7 +93,7 @@ def losses(run: RunFolder, charts: Charts) -> Html:
     for i, key in enumerate(keys):
         title, color = TERMS.get(key, (key, f"@c{i % 4 + 1}"))
         line = Line(title, points(run.metrics, key), color, smooth=True)
-        drawn.append(Chart(title, [line], note=key, loggable=True, resumes=charts.resumes))
+        drawn.append(Chart(title, [line], note=_beside(title, key), loggable=True, resumes=charts.resumes))
     accuracy = Line("Accuracy", points(run.metrics, "mcp_accuracy"), "@c3", smooth=True)
     drawn.append(
         Chart(
@@ -133,6 +132,11 @@ def losses(run: RunFolder, charts: Charts) -> Html:
     )
 
 
+def _beside(title: str, key: str) -> str:
+    """The metric's own name beside its title, where it is another."""
+    return "" if title == key else key
+
+
 def validation(run: RunFolder, charts: Charts) -> Html:
     found = {match[2]: None for row in run.metrics for key in row if (match := VAL_KEY.fullmatch(key))}
     if not found:
@@ -143,7 +147,7 @@ def validation(run: RunFolder, charts: Charts) -> Html:
         lines = [Line("Lab", lab, "@c1", markers=True), Line("Wild", wild, "@c2", markers=True)]
         share = name.endswith("accuracy")
         title = {"mcp_accuracy": "Masked-token accuracy"}.get(name, TERMS.get(name, (name,))[0])
-        drawn.append(Chart(title, lines, note=name, percent=share, from_zero=share))
+        drawn.append(Chart(title, lines, note=_beside(title, name), percent=share, from_zero=share))
         cells = [(percent if share else number)(line[-1][1] if line else None) for line in (lab, wild)]
         rows.append([title, *cells])
     return join(
@@ -266,9 +270,10 @@ def other_series(run: RunFolder, charts: Charts) -> Html | None:
     """Everything numeric that no other section draws, so that a new metric is never lost."""
     keys = sorted({key for row in run.metrics for key in row if not DRAWN_ELSEWHERE.fullmatch(key)})
     series = {key: found for key in keys if (found := points(run.metrics, key))}
-    grid = charts.grid([Chart(key, [Line("value", v, markers=True)]) for key, v in series.items() if len(v) > 1])
-    single = [[key, number(v[0][1]), number(v[0][0])] for key, v in series.items() if len(v) == 1]
-    rest = table(("Measured once", "Value", "Step"), single, numbers=(1, 2)) if single else None
+    still = {key for key, v in series.items() if len({value for _, value in v}) == 1}
+    grid = charts.grid([Chart(key, [Line("value", v, markers=True)]) for key, v in series.items() if key not in still])
+    rows = [[key, number(v[-1][1]), number(v[-1][0])] for key, v in series.items() if key in still]
+    rest = table(("Measured once, or always the same", "Value", "Last step"), rows, numbers=(1, 2)) if rows else None
     return join(grid, rest) if series else None
 
 
