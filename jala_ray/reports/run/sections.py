@@ -43,6 +43,17 @@ TERMS = {
     "loss_commit_wrist": ("Commitment, wrist", "@c3"),
     "loss_commit_finger": ("Commitment, fingers", "@c4"),
 }
+HELD_OUT = {
+    "mcp_accuracy": "Masked-token accuracy",
+    "monitor/rho": "Change sensitivity rho",
+    "monitor/effective_rank_z": "Effective rank of z",
+    "monitor/effective_rank_h": "Effective rank of h",
+    "monitor/spread_z": "Spread of z over the batch",
+    "monitor/spread_h": "Spread of h over the batch",
+    "monitor/cos_matched": "Cosine of h and z, matched",
+    "monitor/cos_shuffled": "Cosine of h and z, shuffled",
+}
+"""Titles of what validation measures besides the terms."""
 VAL_KEY = re.compile(r"val/(lab|wild)/(.+)")
 DRAWN_ELSEWHERE = re.compile(
     r"step|epoch|samples|total_steps|time_s|attempt|loss.*|mcp_accuracy|lr|grad_norm|samples_per_s|chunks_per_s|tokens_per_s|data_wait|step_s"
@@ -146,7 +157,7 @@ def validation(run: RunFolder, charts: Charts) -> Html:
         lab, wild = (points(run.metrics, f"val/{domain}/{name}") for domain in ("lab", "wild"))
         lines = [Line("Lab", lab, "@c1", markers=True), Line("Wild", wild, "@c2", markers=True)]
         share = name.endswith("accuracy")
-        title = {"mcp_accuracy": "Masked-token accuracy"}.get(name, TERMS.get(name, (name,))[0])
+        title = HELD_OUT.get(name) or TERMS.get(name, (name,))[0]
         drawn.append(Chart(title, lines, note=_beside(title, name), percent=share, from_zero=share))
         cells = [(percent if share else number)(line[-1][1] if line else None) for line in (lab, wild)]
         rows.append([title, *cells])
