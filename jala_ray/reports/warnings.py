@@ -13,6 +13,7 @@ from statistics import median
 
 from jala_ray.reports.kit.figures import Point, points
 from jala_ray.reports.kit.findings import Finding, worst_first
+from jala_ray.reports.kit.widgets import DOMAIN_NAMES
 from jala_ray.types import DOMAINS, EFFECTIVE_RANK_WARN, RHO_WARN
 
 Rows = Sequence[dict]
@@ -30,7 +31,6 @@ STEEP = 0.1
 STEEP_OF_VALUE = 0.02
 NOISE = 3.0
 """Standard errors of a difference of medians below which it is noise."""
-DOMAIN_NAMES = {"lab": "Lab", "wild": "Wild"}
 HOLD = "hold_first"
 
 

@@ -150,6 +150,7 @@ def test_what_a_reader_is_warned_of_stands_first(tmp_path, no_plotly):
     )
     assert "jala: matched pairs of h and z are no nearer than shuffled ones. recall at 1 3.1%, by chance 3.1%" in text
     assert [kind for kind, name in page.badges if name == "check"] == ["badge bad"] * 2
+    assert ("badge bad", "2 warnings") in page.badges
 
 
 def test_the_main_table_has_every_planted_number(tmp_path, no_plotly):

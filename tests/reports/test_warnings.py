@@ -155,7 +155,8 @@ def test_a_line_of_a_terminal_holds_everything():
 
 def test_the_command_prints_what_stands_at_the_top_of_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(html, "plotly_js", lambda: "/* plotly */")
-    rows = planted(curve(settled), monitor__cos_matched=[0.7202], monitor__cos_shuffled=[0.7208])
+    healthy = {"monitor__rho": [0.3], "monitor__effective_rank_z": [8.0]}
+    rows = planted(curve(settled), monitor__cos_matched=[0.7202], monitor__cos_shuffled=[0.7208], **healthy)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "config.json").write_text(json.dumps({"name": "a", "train": {"steps": STEPS}}))
     assert report(Arguments(str(tmp_path))) == 0
@@ -164,4 +165,5 @@ def test_the_command_prints_what_stands_at_the_top_of_the_page(tmp_path, monkeyp
     assert address == str(tmp_path / "report.html")
     assert len(lines) == 1 and lines[0].startswith("WARNING Matched pairs of h and z are no nearer")
     assert page.index("Matched pairs of h and z") < page.index("<h2>Losses")
+    assert ">healthy<" not in page and ">alive<" not in page and page.count(">in range<") == 2
     assert '<span class="badge bad">1 warning</span>' in page

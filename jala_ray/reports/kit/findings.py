@@ -28,6 +28,13 @@ class Finding:
         return f"WARNING {' '.join(part for part in parts if part)}".replace("\n", " ")
 
 
+def counted(findings: Sequence[Finding]) -> Html | None:
+    """A badge with their number, in the colour of the first; None where there are none."""
+    if not findings:
+        return None
+    return badge(f"{len(findings)} warning{'' if len(findings) == 1 else 's'}", findings[0].level)
+
+
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: finding.level != "bad")
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from jala_ray.reports.kit.html import Html, el, join
 
+DOMAIN_NAMES = {"lab": "Lab", "wild": "Wild"}
+
 
 def number(value: object, digits: int = 4, unit: str = "") -> Html:
     """A number to `digits` significant digits with its full value as a tooltip; "n/a" for None."""

@@ -10,7 +10,7 @@ from typing import cast
 from jala_ray.evaluation.records import Evaluation
 from jala_ray.reports.kit.clip_videos import ClipVideo
 from jala_ray.reports.kit.figures import Charts
-from jala_ray.reports.kit.findings import Finding, warning_list
+from jala_ray.reports.kit.findings import Finding, counted, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import about, absent, badge, number, table, tile, tree
 from jala_ray.reports.motion.clips import picked_clips
@@ -63,7 +63,13 @@ def motion_page(
     ]
     name = evaluation.manifest.rstrip("/").rpartition("/")[2] or evaluation.manifest
     failed = sum(clip.failure is not None for clip in evaluation.clips)
-    title = el("div", el("h1", name), badge(f"{failed:,} failed", "warn") if failed else None, class_="title")
+    title = el(
+        "div",
+        el("h1", name),
+        badge(f"{failed:,} failed", "warn") if failed else None,
+        counted(findings),
+        class_="title",
+    )
     lede = f"{evaluation.manifest} · {', '.join(known['models']) or 'no model'}"
     header = join(
         el("p", "Hand motion evaluation", class_="kicker"),

@@ -13,7 +13,7 @@ from jala_ray.evaluation.scores import PELA_TABLE_1, units
 from jala_ray.hands.metrics import METRICS
 from jala_ray.reports.kit.figures import Charts, bars
 from jala_ray.reports.kit.html import Html, el, join
-from jala_ray.reports.kit.widgets import about, absent
+from jala_ray.reports.kit.widgets import DOMAIN_NAMES, about, absent
 from jala_ray.types import DOMAINS, UserError
 
 
@@ -69,7 +69,6 @@ class PageScores(TypedDict):
     picked: Sequence[Pick]
 
 
-DOMAIN_NAMES = {"lab": "Lab", "wild": "Wild"}
 ROW_NOTES = {
     "floor": "the tokenizer's reconstruction of the truth",
     "hold_first": "the true first pose, held",

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from jala_ray import storage
 from jala_ray.reports.kit.figures import Charts
-from jala_ray.reports.kit.findings import Finding, warning_list
+from jala_ray.reports.kit.findings import Finding, counted, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import absent, badge, clock, number, percent, tile
 from jala_ray.reports.run import quality, sections
 from jala_ray.reports.run.folder import RunFolder, read_json, read_metrics, read_run
-from jala_ray.reports.warnings import training_findings
+from jala_ray.reports.warnings import matched_pairs, training_findings
 from jala_ray.types import JalaError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def write_pretrain_report(
         measured, why = read_json(Path(tokenizer_dir) / QUALITY), f"{tokenizer_dir} has no {QUALITY}."
     rank = sections.last(run, "monitor/effective_rank_z")
     rho = sections.last(run, "monitor/rho")
+    doubtful = any(matched_pairs(run.metrics))
     tiles = [
         steps_tile(run),
         samples_tile(run),
@@ -62,12 +63,12 @@ def write_pretrain_report(
         loss_tile(run, "loss_align", "Alignment"),
         loss_tile(run, "loss_text", "Description text"),
         *speed_tiles(run),
-        tile("rho", number(rho, 3), f"warns below {sections.RHO_WARN}", sections.rho_badge(rho)),
+        tile("rho", number(rho, 3), f"warns below {sections.RHO_WARN}", sections.rho_badge(rho, doubtful)),
         tile(
             "Effective rank of z",
             number(rank, 3),
             f"warns below {sections.RANK_WARN:g}",
-            sections.rank_badge(rank),
+            sections.rank_badge(rank, doubtful),
         ),
     ]
     content = [
@@ -187,9 +188,8 @@ def badges(run: RunFolder, findings: list[Finding]) -> list[Html]:
     rho, rank = sections.last(run, "monitor/rho"), sections.last(run, "monitor/effective_rank_z")
     if (rho is not None and rho < sections.RHO_WARN) or (rank is not None and rank < sections.RANK_WARN):
         found.append(badge("collapse warning", "bad"))
-    if findings:
-        count = f"{len(findings)} warning{'' if len(findings) == 1 else 's'}"
-        found.append(badge(count, findings[0].level))
+    if (mark := counted(findings)) is not None:
+        found.append(mark)
     if run.errors:
         found.append(badge(f"{len(run.errors):,} quarantined", "warn"))
     if len(run.attempts) > 1:

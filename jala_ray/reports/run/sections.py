@@ -82,12 +82,19 @@ def ends(run: RunFolder, key: str) -> tuple[float, float] | None:
     return median(values[:n]), median(values[-n:])
 
 
-def rho_badge(value: float | None) -> Html | None:
-    return None if value is None else badge("collapse?", "bad") if value < RHO_WARN else badge("alive", "good")
+def rho_badge(value: float | None, doubtful: bool = False) -> Html | None:
+    return _health(value, RHO_WARN, "collapse?", "in range" if doubtful else "alive", doubtful)
 
 
-def rank_badge(value: float | None) -> Html | None:
-    return None if value is None else badge("low rank", "bad") if value < RANK_WARN else badge("healthy", "good")
+def rank_badge(value: float | None, doubtful: bool = False) -> Html | None:
+    return _health(value, RANK_WARN, "low rank", "in range" if doubtful else "healthy", doubtful)
+
+
+def _health(value: float | None, limit: float, low: str, fine: str, doubtful: bool) -> Html | None:
+    """`doubtful`: another figure speaks against the latent actions, so that this one alone calls nothing good."""
+    if value is None:
+        return None
+    return badge(low, "bad") if value < limit else badge(fine, "" if doubtful else "good")
 
 
 def loss_keys(run: RunFolder) -> list[str]:
