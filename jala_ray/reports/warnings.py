@@ -62,20 +62,19 @@ def collapse(rows: Rows) -> Iterator[Finding]:
 
 def matched_pairs(rows: Rows) -> Iterator[Finding]:
     """h no nearer to the z of its own chunk than to another clip's, in training or on a domain's held-out rows."""
-    for place, prefix in (("", ""), *((f"{DOMAIN_NAMES[d]}, held out: ", f"val/{d}/") for d in DOMAINS)):
+    near = []
+    for place, prefix in (("training", ""), *((f"held-out {DOMAIN_NAMES[d]}", f"val/{d}/") for d in DOMAINS)):
         shuffled = dict(points(rows, f"{prefix}monitor/cos_shuffled"))
         both = [(v, shuffled[s]) for s, v in points(rows, f"{prefix}monitor/cos_matched") if s in shuffled][-MONITORS:]
-        if not both:
-            continue
-        own, foreign = (median(values) for values in zip(*both, strict=True))
-        if median(a - b for a, b in both) <= COSINE_GAP:
-            text = f"{place}matched pairs of h and z are no nearer than shuffled ones."
-            figure = f"cosine {own:.4f} matched, {foreign:.4f} shuffled, median of the last {len(both)}"
-            detail = (
-                "What is predicted does not tell one clip's motion from another's, whatever the alignment loss says: train longer, "
-                "with a larger batch, or raise objective.align.weight."
-            )
-            yield Finding("bad", text[:1].upper() + text[1:], detail, figure)
+        if both and median(own - foreign for own, foreign in both) <= COSINE_GAP:
+            own, foreign = (median(values) for values in zip(*both, strict=True))
+            near.append(f"{place}: cosine {own:.4f} matched, {foreign:.4f} shuffled")
+    if near:
+        detail = (
+            "What is predicted does not tell one clip's motion from another's, whatever the alignment loss says: train longer, "
+            "with a larger batch, or raise objective.align.weight."
+        )
+        yield Finding("bad", "Matched pairs of h and z are no nearer than shuffled ones.", detail, "; ".join(near))
 
 
 def overfitting(rows: Rows) -> Iterator[Finding]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from random import Random
 from typing import Any
 
+import boto3
 import pytest
 
+from jala_ray import storage
 from jala_ray.commands.report import Arguments
 from jala_ray.commands.report import run as report
 from jala_ray.reports.kit import html
 from jala_ray.reports.kit.findings import Finding
+from jala_ray.reports.run.publish import warnings_of
 from jala_ray.reports.warnings import evaluation_findings, training_findings
 
 STEPS = 200
@@ -60,7 +64,8 @@ def test_matched_pairs_no_nearer_than_shuffled_ones():
     rows = planted(curve(settled), monitor__cos_matched=[0.7, 0.7202], monitor__cos_shuffled=[0.69, 0.7208])
     (found,) = training_findings(rows, STEPS)
     assert found.level == "bad" and found.text == "Matched pairs of h and z are no nearer than shuffled ones."
-    assert "0.7101 matched, 0.7054 shuffled" in found.figure and "objective.align.weight" in found.detail
+    assert found.figure == "training: cosine 0.7101 matched, 0.7054 shuffled"
+    assert "objective.align.weight" in found.detail
     assert texts(rows, aligned=False) == []
     held_out = planted(
         curve(settled),
@@ -69,7 +74,8 @@ def test_matched_pairs_no_nearer_than_shuffled_ones():
         val__wild__monitor__cos_matched=[0.3],
         val__wild__monitor__cos_shuffled=[0.31],
     )
-    assert texts(held_out) == ["Wild, held out: matched pairs of h and z are no nearer than shuffled ones."]
+    (found,) = training_findings(held_out, STEPS)
+    assert found.figure == "held-out Wild: cosine 0.3000 matched, 0.3100 shuffled"
 
 
 def test_one_odd_monitor_value_warns_of_nothing():
@@ -167,3 +173,15 @@ def test_the_command_prints_what_stands_at_the_top_of_the_page(tmp_path, monkeyp
     assert page.index("Matched pairs of h and z") < page.index("<h2>Losses")
     assert ">healthy<" not in page and ">alive<" not in page and page.count(">in range<") == 2
     assert '<span class="badge bad">1 warning</span>' in page
+
+
+def test_a_run_on_a_bucket_warns_alike(tmp_path: Path, s3_endpoint: str) -> None:
+    options = storage.StorageOptions(endpoint_url=s3_endpoint, region="us-east-1")
+    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket="runs")
+    files = {"config.json": {"train": {"steps": STEPS}}, "metrics.jsonl": curve(lambda s: 9 - 4 * s)}
+    for name, value in files.items():
+        text = "\n".join(map(json.dumps, value)) if isinstance(value, list) else json.dumps(value)
+        (tmp_path / name).write_text(text)
+        storage.write_bytes(f"s3://runs/a/{name}", text.encode(), options=options)
+    (line,) = warnings_of("s3://runs/a", options)
+    assert [line] == warnings_of(str(tmp_path)) and line.startswith("WARNING The loss still falls steeply")
