@@ -122,14 +122,23 @@ class Asked:
     task: Task = "generation"
 
 
-def find_row(manifest: Manifest, clip_id: str | None) -> int:
-    """The first row of a clip; for None the first held-out row with a video, or else any. Raises `ConfigError` where there is none."""
-    columns = {name: manifest.index[name].to_pylist() for name in ("clip_id", "split", "has_video")}
+def find_row(manifest: Manifest, clip_id: str | None, task: Task = "generation") -> int:
+    """The first row of a clip. For None the first one with a video that the task can be done for, a held-out one where there is one.
+
+    Raises `ConfigError` where there is none.
+    """
+    names = ("clip_id", "split", "has_video", "n_chunks", "left_labelled", "right_labelled")
+    columns = {name: manifest.index[name].to_pylist() for name in names}
     ids = columns["clip_id"]
     if clip_id is None:
-        rows = [row for row, there in enumerate(columns["has_video"]) if there]
+        least = 2 if task == "continuation" else 1
+        rows = [row for row, n in enumerate(columns["n_chunks"]) if columns["has_video"][row] and n >= least]
+        if task == "continuation":
+            sides = [columns["left_labelled"], columns["right_labelled"]]
+            rows = [row for row in rows if any(side[row] and side[row][0] for side in sides)]
         if not rows:
-            raise ConfigError("manifest", manifest.path, "a clip with a video", "Its clips are motion alone.")
+            expected = "a clip with a video" + (", hand poses and two seconds" if task == "continuation" else "")
+            raise ConfigError("manifest", manifest.path, expected)
         return min(rows, key=lambda row: columns["split"][row] != "val")
     if clip_id not in ids:
         raise ConfigError(

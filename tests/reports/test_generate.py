@@ -162,6 +162,8 @@ def test_a_clip_without_labels(run: Path, world: Manifest, tmp_path: Path) -> No
     assert other["hands"].tolist() == ["left"] and len(other["time_s"]) == 6
     held_out = json.loads(str(ask(run, tmp_path / "any", manifest=world.path)["about"]))["clip_id"]
     assert world.clip(find_row(world, held_out)).split == "val"
+    going_on = world.clip(find_row(world, None, "continuation"))
+    assert going_on.split == "val" and going_on.n_chunks >= 2 and len(going_on.pose_time_s)
     with pytest.raises(ConfigError, match="clip_id"):
         ask(run, tmp_path / "no", manifest=world.path, clip="nobody")
     with pytest.raises(UserError, match="labels"):

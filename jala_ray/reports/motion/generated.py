@@ -78,7 +78,7 @@ def generate_from_clip(
 ) -> Generated:
     """Motion for a clip of a manifest, labelled or not, written likewise; None: its first held-out clip. See `generate_clip`."""
     opened = Manifest(manifest, model.options)
-    row = find_row(opened, clip_id)
+    row = find_row(opened, clip_id, asked.task)
     motion, text, clip = generate_clip(model, opened, row, asked)
     facts = {"task": asked.task, "manifest": manifest, "clip_id": clip.clip_id} | (about or {})
     return _write(model, motion, clip_scene(clip, view, model.options), text, out, height, facts)
