@@ -191,7 +191,7 @@ def test_a_run_leaves_the_environment_as_it_was(
         raise StorageError("claim", "this", "no more")
 
     monkeypatch.setattr(setup, "claim", claim)
-    monkeypatch.setattr(setup, "check", lambda config: None)
+    monkeypatch.setattr(RunConfig, "check", lambda config: None)
     for prepared in (
         setup.prepared(override(pretraining, values)),
         setup.prepared_tokenizer(override(learning, values)),
