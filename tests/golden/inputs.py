@@ -59,7 +59,11 @@ def make_cache(name: str, world: Path, tokenizer: Path, folder: Path) -> None:
     words += ["--data.manifest", str(world), "--motion-tokenizer", str(tokenizer)]
     torch.manual_seed(0)
     with contextlib.redirect_stdout(io.StringIO()), arguments("jobs/cache.py", *words):
-        runpy.run_path("jobs/cache.py", run_name="__main__")
+        try:
+            runpy.run_path("jobs/cache.py", run_name="__main__")
+        except SystemExit as end:  # commands end with a status, 0 where all went well
+            if end.code:
+                raise
 
 
 @contextlib.contextmanager
