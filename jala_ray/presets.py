@@ -148,7 +148,7 @@ def configuration(argv: Sequence[str]) -> RunConfig:
 
 
 def tokenizer_configuration(argv: Sequence[str]) -> TokenizerRunConfig:
-    """The same for jobs/train_tokenizer.py."""
+    """The same for `jala tokenizer`."""
     return _configuration(argv, TOKENIZER_PRESETS, TokenizerRunConfig)
 
 

@@ -155,7 +155,7 @@ def test_overrides_are_typed(values: dict, message: str) -> None:
     ("values", "message"),
     [
         ({"data.manifest": ""}, "--data.manifest"),
-        ({"motion_tokenizer": ""}, "train_tokenizer"),
+        ({"motion_tokenizer": ""}, "jala tokenizer"),
         ({"objective.ema.alpha": 1.0}, "0 <= alpha < 1"),
         ({"objective.align.layer": 5}, r"1\.\.4"),
         ({"objective.align.layer": 0}, r"1\.\.4"),

@@ -193,7 +193,7 @@ class RunConfig:
         """Refuse what cannot work, before anything starts; every part checks itself. Raises `ConfigError`."""
         self.data.check()
         if not self.motion_tokenizer:
-            remedy = "Train one with jobs/train_tokenizer.py and pass --motion-tokenizer PATH."
+            remedy = "Train one with `jala tokenizer` and pass --motion-tokenizer PATH."
             raise ConfigError("motion_tokenizer", self.motion_tokenizer, "a trained motion tokenizer", remedy)
         if not self.name or ".." in self.name.split("/") or self.name.startswith("/"):
             raise ConfigError("name", self.name, "a folder name inside storage.root")

@@ -44,7 +44,7 @@ def rows_to_evaluate(manifest: Manifest, split: Split, samples: int | None, seed
     clips = np.array(index["clip_id"].to_pylist(), object)[keep].astype(str)
     keep = keep[np.sort(np.unique(clips, return_index=True)[1])]
     if not len(keep):
-        remedy = "Generation is scored against labels: see `python -m jala_ray.data inspect`."
+        remedy = "Generation is scored against labels: see `jala inspect`."
         raise ManifestError(f"rows of split {split} in {manifest.path}", 0, "at least one labelled clip", remedy)
     if samples is None:
         return keep

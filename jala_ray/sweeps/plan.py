@@ -252,7 +252,7 @@ def plan_sweep(asked: Asked) -> Plan:
     shares = isinstance(base, RunConfig) and not base.data.cache and not asked.no_cache
     shares = shares and not any(key.startswith(CACHED) for key in domains)
     if shares and base.cluster.autoscaling:
-        remedy = "Make one with jobs/cache.py and pass --data.cache, or pass --no-cache."
+        remedy = "Make one with `jala cache` and pass --data.cache, or pass --no-cache."
         raise ConfigError("data.cache", "", "a cache: where nodes come on demand it is not made in passing", remedy)
     return Plan(
         base=base,

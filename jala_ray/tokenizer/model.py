@@ -269,7 +269,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             "motion tokenizer folder",
             str(path.parent),
             f"a folder with {path.name} ({error.strerror})",
-            "Train one with jobs/train_tokenizer.py.",
+            "Train one with `jala tokenizer`.",
         ) from error
     except ValueError as error:
         raise CheckpointError(str(path), str(error), "valid JSON", "Save the tokenizer again.") from error

@@ -1,7 +1,7 @@
 """The same loop without Ray, in one process: `python -m jala_ray.training.local PRESET --dotted.key value`.
 
 PRESET is a preset's name or a `config.json`; dotted keys take tyro. A torch DataLoader reads the rows. Over a manifest that takes PyAV
-and pyarrow; from a cache that holds everything (`data.cache`, made by `jobs/cache.py --store all`) the run imports only torch,
+and pyarrow; from a cache that holds everything (`data.cache`, made by `jala cache --store all`) the run imports only torch,
 transformers, einops, safetensors and numpy.
 """
 

@@ -73,7 +73,7 @@ def train_tokenizer(run: TokenizerRun) -> dict[str, Any]:
     settings = run.config.train
     watch.configure(rank=run.rank, world=run.world, patience_s=run.config.log.waiting_s)
     if not len(run.train):
-        remedy = "The manifests need rows of split train with labelled chunks; see `python -m jala_ray.data validate`."
+        remedy = "The manifests need rows of split train with labelled chunks; see `jala validate`."
         raise UserError("manifests", run.config.manifests, "at least one labelled chunk", remedy)
 
     # --- model, or what an earlier attempt left ----------------------------------------------------------------------

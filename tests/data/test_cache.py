@@ -360,7 +360,7 @@ def test_what_is_stale_is_refused_by_name(world: Manifest, tmp_path: Path) -> No
     }
     cache.refuse_stale(**own)
     for name in own:
-        with pytest.raises(ManifestError, match=f"{name}: got .*stale: make it again with jobs/cache.py"):
+        with pytest.raises(ManifestError, match=f"{name}: got .*stale: make it again with `jala cache`"):
             cache.refuse_stale(**own | {name: 7 if name == "image_size" else "another"})
     older = replace(cache, facts=replace(cache.facts, preprocessing=0))
     with pytest.raises(ManifestError, match="preprocessing: got 0"):
@@ -372,7 +372,7 @@ def test_what_is_stale_is_refused_by_name(world: Manifest, tmp_path: Path) -> No
 
 
 def test_other_folders_are_refused(world: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"a folder with a cache.json.*Make one with jobs/cache.py"):
+    with pytest.raises(ManifestError, match=r"a folder with a cache.json.*Make one with `jala cache`"):
         Cache.open(str(tmp_path / "nothing"))
     making = start(tmp_path / "cache", world, store="codes")
     with pytest.raises(ManifestError, match="a finished cache"):
@@ -423,7 +423,7 @@ def test_damage_costs_the_samples_that_need_it(world: Manifest, tmp_path: Path) 
     looks = [Look(first, [0], []), Look(good, [0, 1], []), Look(good, [0, 2], []), Look(first, [0, 1, 2], [])]  # type: ignore[arg-type]
     seen = list(opened.source.visuals(looks))
     assert [isinstance(one, UserError) for one in seen] == [False, False, True, False]
-    assert "arrays" in str(seen[2]) and "Delete that part's folder and run jobs/cache.py again" in str(seen[2])
+    assert "arrays" in str(seen[2]) and "Delete that part's folder and run `jala cache` again" in str(seen[2])
     laid, errors = lay_out(opened.source, opened.rows)
     assert {"row 1"} <= {error["clip_id"] for error in errors} <= {"row 1", "c"}
     assert len(laid) + len(errors) == len(opened.rows)

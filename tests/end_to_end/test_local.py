@@ -69,7 +69,7 @@ def test_a_stale_cache_is_refused(world: World, tmp_path: Path) -> None:
     config = settings(world, tmp_path, "made")
     path = cached(config, tmp_path, "features")
     other = override(like("tiny_vjepa", config), {"name": "stale", "data.cache": path})
-    with pytest.raises(ManifestError, match=r"encoder: got 'dinov3-.*, expected 'vjepa2-.*jobs/cache.py"):
+    with pytest.raises(ManifestError, match=r"encoder: got 'dinov3-.*, expected 'vjepa2-.*`jala cache`"):
         run_local(other)
 
 

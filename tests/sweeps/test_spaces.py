@@ -220,7 +220,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path) -> N
         plan_sweep(asked(tmp_path, report_every=1000))
     with refused("in a sweep --retries says so"):
         plan_sweep(asked(tmp_path, "--cluster.max-failures", "3"))
-    with refused("jobs/cache.py"):
+    with refused("`jala cache`"):
         plan_sweep(asked(tmp_path, "--cluster.autoscaling", "True"))
     for key in ("train.validate_every", "seed", "train.steps", "cluster.workers"):
         with refused("changes what is learned"):

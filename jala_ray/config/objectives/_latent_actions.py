@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jala_ray.config.checking import at_least
 from jala_ray.config.encoders import ENCODERS
+from jala_ray.config.objectives.base import LayoutSpec, MaskingConfig, ObjectiveConfig
 from jala_ray.types import ConfigError
 
 if TYPE_CHECKING:
@@ -40,3 +41,15 @@ class LatentActionConfig:
             of_frames = " or ".join(name for name, encoder in ENCODERS.items() if not encoder.pairs)
             remedy = f"The forward model needs features of each frame alone; {kind} gives those of pairs."
             raise ConfigError("model.encoder.kind", kind, of_frames, remedy)
+
+
+class LatentActionObjective(ObjectiveConfig):
+    """A stage of LAPA-dagger: all clips, labels unread, and no real motion tokens to generate."""
+
+    @property
+    def layout(self) -> LayoutSpec:
+        return LayoutSpec(True, MaskingConfig(), "none", True, labels=False)
+
+    @property
+    def generates(self) -> bool:
+        return False

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jala_ray.config.model import BackboneConfig, TextConfig
-from jala_ray.config.objectives._latent_actions import LatentActionConfig
-from jala_ray.config.objectives.base import OBJECTIVES, LayoutSpec, MaskingConfig, ObjectiveConfig, PerceiverConfig
+from jala_ray.config.objectives._latent_actions import LatentActionConfig, LatentActionObjective
+from jala_ray.config.objectives.base import OBJECTIVES, PerceiverConfig
 
 if TYPE_CHECKING:
     from jala_ray.config.run import RunConfig
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @OBJECTIVES.register("lapa_actions", place=3)
 @dataclass(frozen=True)
-class LapaActionsConfig(ObjectiveConfig):
+class LapaActionsConfig(LatentActionObjective):
     """LAPA-dagger, first stage: inverse and forward dynamics over frozen features, codes learned by reconstruction."""
 
     kind: Literal["lapa_actions"] = "lapa_actions"
@@ -25,14 +25,6 @@ class LapaActionsConfig(ObjectiveConfig):
     """Sizes of the inverse and of the forward model."""
 
     implementation: ClassVar[str] = "jala_ray.objectives.lapa:LapaActions"
-
-    @property
-    def layout(self) -> LayoutSpec:
-        return LayoutSpec(True, MaskingConfig(), "none", True, labels=False)
-
-    @property
-    def generates(self) -> bool:
-        return False
 
     @property
     def trains_vla(self) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from jala_ray.config.objectives._latent_actions import LatentActionConfig
-from jala_ray.config.objectives.base import OBJECTIVES, LayoutSpec, MaskingConfig, ObjectiveConfig, PerceiverConfig
+from jala_ray.config.objectives._latent_actions import LatentActionConfig, LatentActionObjective
+from jala_ray.config.objectives.base import OBJECTIVES, PerceiverConfig
 from jala_ray.types import ConfigError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @OBJECTIVES.register("lapa_codes", place=4)
 @dataclass(frozen=True)
-class LapaCodesConfig(ObjectiveConfig):
+class LapaCodesConfig(LatentActionObjective):
     """LAPA-dagger, second stage: the VLA predicts the codes that the first stage's model (`init`) gives to every chunk."""
 
     kind: Literal["lapa_codes"] = "lapa_codes"
@@ -25,14 +25,6 @@ class LapaCodesConfig(ObjectiveConfig):
     """As in the first stage."""
 
     implementation: ClassVar[str] = "jala_ray.objectives.lapa:LapaCodes"
-
-    @property
-    def layout(self) -> LayoutSpec:
-        return LayoutSpec(True, MaskingConfig(), "none", True, labels=False)
-
-    @property
-    def generates(self) -> bool:
-        return False
 
     @property
     def inherits(self) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ from jala_ray.types import DOMAINS, SPLITS, Domain, ManifestError, Split
 FORMAT = "jala_ray.cache/1"
 PREPROCESSING_VERSION = 2
 """Part of every cache's identity: raise it when poses become other chunks, or videos other pictures."""
-MAKE_AGAIN = "The cache is stale: make it again with jobs/cache.py, in another folder."
+MAKE_AGAIN = "The cache is stale: make it again with `jala cache`, in another folder."
 
 Store = Literal["codes", "features", "all"]
 STORES: tuple[Store, ...] = ("codes", "features", "all")
@@ -119,10 +119,10 @@ class Cache:
         try:
             cache = cls.read(path, options)
         except storage.MissingFile as error:
-            remedy = "Make one with jobs/cache.py."
+            remedy = "Make one with `jala cache`."
             raise ManifestError("data.cache", path, "a folder with a cache.json", remedy) from error
         if cache.index is None:
-            remedy = "Run jobs/cache.py again as it began: what is there is kept."
+            remedy = "Run `jala cache` again as it began: what is there is kept."
             raise ManifestError("data.cache", path, "a finished cache", remedy)
         return cache
 
@@ -196,7 +196,7 @@ class CacheIndex:
         place = storage.join(cache.path, "index.safetensors")
         payload = storage.read_bytes(place, options)
         if digest(payload) != cache.index:
-            remedy = "Run jobs/cache.py again: the parts are kept."
+            remedy = "Run `jala cache` again: the parts are kept."
             raise ManifestError(place, "other bytes", "those that were written", remedy)
         return cls.from_bytes(payload)
 

@@ -101,7 +101,7 @@ def fetch_record(address: RowAddress, options: StorageOptions | None = None) -> 
 
 
 def damaged(place: str) -> ManifestError:
-    remedy = "Delete that part's folder and run jobs/cache.py again."
+    remedy = "Delete that part's folder and run `jala cache` again."
     return ManifestError(place, "other bytes", "those that were written", remedy)
 
 

@@ -329,7 +329,7 @@ def check_schema(schema: pa.Schema, file: str) -> None:
             f"{file}: metadata {VERSION_KEY.decode()}",
             None,
             f"schema version {SCHEMA_VERSION}",
-            "This Parquet file is no manifest: build one with write_manifest or `python -m jala_ray.data`.",
+            "This Parquet file is no manifest: build one with write_manifest or `jala convert`.",
         )
     if version != SCHEMA_VERSION.encode():
         raise ManifestError(

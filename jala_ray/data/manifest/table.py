@@ -201,6 +201,6 @@ def _manifest_files(
             "manifest path",
             shown,
             "a .parquet file or a folder that holds some",
-            "Make one with `python -m jala_ray.data convert`.",
+            "Make one with `jala convert`.",
         )
     return shown, files

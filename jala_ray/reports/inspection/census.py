@@ -117,7 +117,7 @@ def _columns(manifest: Manifest, file: int, names: Sequence[str]) -> pa.Table:
             bad += int((column.to_numpy() <= 0).sum()) if name == "time_scale" else 0
         if bad:
             field = f"{manifest.row_files[file].removesuffix(SUFFIX)}.parquet: column {name}"
-            remedy = "See `python -m jala_ray.data validate`, and write the manifest again."
+            remedy = "See `jala validate`, and write the manifest again."
             raise ManifestError(field, f"{bad} rows without one", "a value in every row", remedy)
     return table
 

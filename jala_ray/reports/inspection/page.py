@@ -1,6 +1,6 @@
 """The inspection page: one self-contained HTML file that shows a manifest before anything is trained on it.
 
-    python -m jala_ray.data inspect MANIFEST [--out PAGE.html] [--samples 24] [--seed 0]
+    jala inspect MANIFEST [--out PAGE.html] [--samples 24] [--seed 0]
 
 Counts come from the index columns of all rows; motion, frames and text from a sample that the seed draws, evenly over sources and
 task types. Only the sample's rows and boundary frames are read, so a manifest of millions takes seconds.
