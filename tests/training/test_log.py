@@ -50,7 +50,7 @@ def test_a_diverged_run_leaves_json_that_the_report_reads(tmp_path: Path) -> Non
         for line in (tmp_path / "a" / name).read_text().splitlines():
             strict(line)
     assert pyarrow.json.read_json(tmp_path / "a/metrics.jsonl").num_rows == 2
-    assert "diverged at step 2" in "".join(map(str, badges(read_run(tmp_path / "a"))))
+    assert "diverged at step 2" in "".join(map(str, badges(read_run(tmp_path / "a"), [])))
     RunLog(run_config(tmp_path), str(tmp_path / "a"), 1, 4, None).close()  # rolls the last row back
     [cut] = (tmp_path / "a/metrics.cut.jsonl").read_text().splitlines()
     assert strict(cut)["loss"] is None
