@@ -27,6 +27,7 @@ import av
 import numpy as np
 from av.codec.context import CodecContext
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -65,6 +66,7 @@ def floor_of(path: Path, index: PacketIndex) -> Callable[[], list[np.ndarray]]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         context = CodecContext.create(stream.codec_context.codec.name, "r")
+        assert isinstance(context, VideoCodecContext)
         context.extradata = stream.codec_context.extradata
     context.thread_count = 1
     context.open()
@@ -81,7 +83,7 @@ def floor_of(path: Path, index: PacketIndex) -> Callable[[], list[np.ndarray]]:
 
 def torchcodec_of(path: Path) -> Callable[[], object] | None:
     try:
-        from torchcodec.decoders import VideoDecoder
+        from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports] (optional)
     except (ImportError, RuntimeError, OSError):
         return None
 

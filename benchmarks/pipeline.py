@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import multiprocessing
 import os
 import statistics
@@ -51,9 +52,8 @@ from jala_ray.types import TaskType
 PARTS = ("mix", "video", "cache", "s3", "memory")
 BATCH, PROCESSES, WARM = 16, 2, 8
 """Sequences a step, reading processes, and steps at the start that are not counted: a block of every process."""
-WORKLOADS: dict[str, dict[TaskType, float]] = {"mix": world.SHARES, "cache": world.SHARES} | {
-    name: {"pure_video": 1.0} for name in ("video", "s3")
-}
+ALONE: dict[TaskType, float] = {"pure_video": 1.0}
+WORKLOADS = {"mix": world.SHARES, "cache": world.SHARES, "video": ALONE, "s3": ALONE}
 
 
 def builder(config: RunConfig, assets: str) -> StepBuilder:
@@ -190,7 +190,7 @@ def main() -> None:
         os.environ |= head.environment  # a process reads its token when it imports Ray
         import ray
 
-        ray.init(head.gcs, logging_level="error", log_to_driver=False)
+        ray.init(head.gcs, logging_level=logging.ERROR, log_to_driver=False)
         running.callback(ray.shutdown)
         assets, files = world.assets(root / "assets"), world.videos(root)
         for name in (part for part in options.parts if part != "memory"):

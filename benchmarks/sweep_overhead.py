@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import statistics
 import sys
@@ -67,7 +68,7 @@ def main() -> None:
         from jala_ray.sweeps.trials import RunTrials
         from jala_ray.training.launch import launch
 
-        ray.init(head.gcs, logging_level="error", log_to_driver=False)
+        ray.init(head.gcs, logging_level=logging.ERROR, log_to_driver=False)
         running.callback(ray.shutdown)
         config = base(Path(folder))
         weight = config.objective.align.weight  # type: ignore[union-attr]

@@ -89,7 +89,7 @@ def clip(number: int, task: TaskType, video: Path) -> Clip:
         description="A hand moves over the scene.",
         camera=None,
         pose_time_s=np.zeros(0, np.float32) if bare else (np.arange(frames) / 30).astype(np.float32),
-        hands=(HandTrack(HandState.UNTRACKED),) * 2 if bare else (hands[0], hands[1]),
+        hands=(HandTrack(HandState.UNTRACKED), HandTrack(HandState.UNTRACKED)) if bare else (hands[0], hands[1]),
     )
     return replace(made, packets=index_boundaries(PacketScan(video), made))
 
@@ -113,7 +113,9 @@ def cache(folder: Path, made: RunConfig, assets_folder: str, options: StorageOpt
 def manifest(folder: Path, files: list[Path], shares: dict[TaskType, float] = SHARES) -> str:
     """Two rows of each video, task types in the given shares."""
     count = 2 * len(files)
-    tasks = [task for task, share in shares.items() for _ in range(round(share * count))]
+    tasks = list[TaskType]()
+    for task, share in shares.items():
+        tasks += [task] * round(share * count)
     clips = (clip(i, task, files[i % len(files)]) for i, task in enumerate(tasks))
     return write_manifest(clips, folder).path
 

@@ -110,32 +110,53 @@ class Trials:
             chain.all(kill_at=[6])
             state = proxy.plan.state()
         same("kinds of fault", set(state["counts"]), set(KINDS))
-        found = chain.outcome(self.direct)
-        for name, value in vars(expected).items():
-            same(name, vars(found)[name], value)
+        self._same_outcome(chain, expected)
         return {
             "requests": state["requests"],
             "faults": state["counts"],
-            "samples": found.metrics[-1]["samples"],
+            "samples": expected.metrics[-1]["samples"],
             "lost": 0,
         }
 
     def outages(self, seconds: float) -> dict[str, Any]:
-        """One at the start and one in the middle: a run that asks a store that is away waits for it."""
-        with self.beside("outages") as (chain, proxy):
-            began = time.monotonic()
+        """One as the chain starts and one in the middle of its training: whoever asks a store that is away waits for it."""
+        _, expected = self.unbroken
+        root = self.bucket()
+        put_raw_world(self.raw_world, root, self.direct)
+        with FaultProxy(self.gateway.endpoint) as proxy:
+            chain = self.chain(root, proxy.endpoint)
             proxy.plan.configure(outages=[Outage(after=0, seconds=seconds)])
-            with chain.begin() as command:
-                for line in command.lines():
-                    if "step 5/" in line:
-                        proxy.plan.begin_outage(seconds)
-                if command.wait() != 0:
-                    raise StepFailed(command.output[-4000:])
-            refused = proxy.plan.counts["outage"]
-            if time.monotonic() - began < 2 * seconds or refused < 4:
-                raise Broken(f"the outages did not meet the run: {refused} requests refused")
-        self.same_run(chain)
-        return {"outages_s": [seconds, seconds], "requests refused": refused}
+            refused = [self._slowed(chain.prepare, proxy, seconds)]
+            chain.tokenizer()
+            refused.append(self._slowed(lambda: self._away_at(5, chain, proxy, seconds), proxy, seconds))
+            chain.evaluate()
+        self._same_outcome(chain, expected)
+        return {"outages_s": [seconds, seconds], "requests refused": sum(refused)}
+
+    @staticmethod
+    def _away_at(step: int, chain: Chain, proxy: FaultProxy, seconds: float) -> None:
+        """Train; the store goes away when `step` is logged."""
+        with chain.begin() as command:
+            for line in command.lines():
+                if f"step {step}/" in line:
+                    proxy.plan.begin_outage(seconds)
+            if command.wait() != 0:
+                raise StepFailed(command.output[-4000:])
+
+    @staticmethod
+    def _slowed(step: Callable[[], None], proxy: FaultProxy, seconds: float) -> int:
+        """How many requests an outage refused to a step that waited it out. Raises `Broken` where the outage did not meet it."""
+        began, before = time.monotonic(), proxy.plan.counts["outage"]
+        step()
+        refused = proxy.plan.counts["outage"] - before
+        if time.monotonic() - began < seconds or refused < 2:
+            raise Broken(f"the outage did not meet the step: {refused} requests refused")
+        return refused
+
+    def _same_outcome(self, chain: Chain, expected: Outcome) -> None:
+        found = chain.outcome(self.direct)
+        for name, value in vars(expected).items():
+            same(name, vars(found)[name], value)
 
     def gone(self, patience_s: float, within_s: float) -> dict[str, Any]:
         """The store goes away for good: the run ends when its patience does, says why in a line, and can be started again."""
