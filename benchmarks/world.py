@@ -113,10 +113,8 @@ def cache(folder: Path, made: RunConfig, assets_folder: str, options: StorageOpt
 def manifest(folder: Path, files: list[Path], shares: dict[TaskType, float] = SHARES) -> str:
     """Two rows of each video, task types in the given shares."""
     count = 2 * len(files)
-    tasks = list[TaskType]()
-    for task, share in shares.items():
-        tasks += [task] * round(share * count)
-    clips = (clip(i, task, files[i % len(files)]) for i, task in enumerate(tasks))
+    tasks = np.repeat(list(shares), [round(share * count) for share in shares.values()])
+    clips = (clip(i, task, files[i % len(files)]) for i, task in enumerate(tasks.tolist()))
     return write_manifest(clips, folder).path
 
 
