@@ -7,12 +7,26 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from jala_ray import presets
+from jala_ray.config import RunConfig
 from jala_ray.config.encoders import ENCODERS
 from jala_ray.data.adapters import ADAPTERS
 from jala_ray.hands.metrics import METRICS
+from jala_ray.parsing import override
+from jala_ray.training.estimate import GB, Data, compute
 
+SMALLEST = "OpenGVLab/InternVL3-1B-hf"
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("README.md", "docs/guides/evaluate.md", "docs/guides/own_data.md")
+FILES = ("README.md", "docs/guides/evaluate.md", "docs/guides/hardware.md", "docs/guides/own_data.md")
+MACHINES = (
+    ("8 x 80 GB", 80, 400, {}),
+    ("8 x 48 GB", 48, 150, {"train.micro_batch": 2}),
+    ("1 x 80 GB", 80, 400, {"cluster.workers": 1}),
+    ("1 x 48 GB", 48, 150, {"cluster.workers": 1, "train.micro_batch": 2}),
+    ("1 x 24 GB", 24, 80, {"cluster.workers": 1, "train.micro_batch": 2, "model.backbone.pretrained": SMALLEST}),
+)
+"""GPUs, GB of each, TFLOP/s that one is taken to sustain in bfloat16, changes of the preset `jala`."""
+SECONDS = 5.0
+"""Of a clip on average."""
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -52,11 +66,31 @@ def of_adapters() -> str:
     return table(("adapter", "what it reads", "domain"), rows)
 
 
+def of_hardware() -> str:
+    rows = []
+    for gpus, gb, tflops, changes in MACHINES:
+        preset = presets.PRESETS["jala"]
+        assert isinstance(preset, RunConfig)
+        config = override(preset, dict(changes))
+        found = compute(config, Data(1_000_000, SECONDS, "an assumption"))
+        assert found.memory <= gb * GB, f"{gpus}: {found.memory / GB:.1f} GB do not fit"
+        train, workers = config.train, config.cluster.workers
+        seconds = found.flops_step / (tflops * 1e12 * workers)
+        words = " ".join(f"`--{key.replace('_', '-')} {value}`" for key, value in changes.items())
+        times = -(-train.batch // (train.micro_batch * workers))
+        hours = seconds * 1e6 / train.batch / 3600
+        row = [gpus, words or "as it is", f"{train.micro_batch} x {times}", f"{found.memory / GB:.0f} GB"]
+        rows.append([*row, f"{found.checkpoint / GB:.0f} GB", f"{tflops}", f"{seconds:.1f} s", f"{hours:.0f} h"])
+    heads = ("GPUs", "`jala` with", "micro-batch x passes", "memory per GPU", "checkpoint")
+    return table((*heads, "TFLOP/s sustained, assumed", "per step", "per million clips"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "presets": of_presets,
     "metrics": of_metrics,
     "encoders": of_encoders,
     "adapters": of_adapters,
+    "hardware": of_hardware,
 }
 
 

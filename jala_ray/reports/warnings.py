@@ -72,7 +72,7 @@ def matched_pairs(rows: Rows) -> Iterator[Finding]:
     if near:
         detail = (
             "What is predicted does not tell one clip's motion from another's, whatever the alignment loss says: train longer, "
-            "with a larger batch, or raise objective.align.weight."
+            "or with a larger batch."
         )
         yield Finding("bad", "Matched pairs of h and z are no nearer than shuffled ones.", detail, "; ".join(near))
 
