@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import FlagConversionOff, Positional
+from tyro.conf import FlagConversionOff, Positional, arg
 
 from jala_ray.storage import StorageOptions
 
@@ -14,10 +14,10 @@ from jala_ray.storage import StorageOptions
 class Arguments:
     """Write a checkpoint as a folder that transformers loads (OUT/backbone) and jala_ray.load (OUT), with a model card."""
 
-    checkpoint: Positional[str]
-    """CHECKPOINT: a checkpoint folder, or a run folder, whose newest one is taken; local or s3://."""
-    out: Positional[str]
-    """OUT: a new folder, local or s3://."""
+    checkpoint: Positional[Annotated[str, arg(metavar="CHECKPOINT")]]
+    """A checkpoint folder, or a run folder, whose newest one is taken; local or s3://."""
+    out: Positional[Annotated[str, arg(metavar="OUT")]]
+    """A new folder, local or s3://."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the weights: float32 is what the checkpoint holds, bfloat16 is half the size and rounded."""
     evaluation: str | None = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import FlagConversionOff, Positional
+from tyro.conf import FlagConversionOff, Positional, arg
 
 from jala_ray.config import GenerationConfig
 from jala_ray.storage import StorageOptions
@@ -18,8 +18,8 @@ DEFAULT = GenerationConfig()
 class Arguments:
     """Generate motion from a video's frame (or a picture) and a text, or for a clip of a manifest; no labels are needed."""
 
-    checkpoint: Positional[str]
-    """CHECKPOINT: a checkpoint folder, a run folder (its newest), or an export; local or s3://."""
+    checkpoint: Positional[Annotated[str, arg(metavar="CHECKPOINT")]]
+    """A checkpoint folder, a run folder (its newest), or an export; local or s3://."""
     video: str | None = None
     """A video, local or s3://, or a picture; give it a --text."""
     text: str | None = None

@@ -39,21 +39,21 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         for name in ("width", "groups", "levels", "codes", "kmeans_iters"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"tokenizer.{name}", getattr(self, name), "a positive integer")
+                raise ConfigError(f"model.{name}", getattr(self, name), "a positive integer")
         if self.width % self.groups:
             raise ConfigError(
-                "tokenizer.width",
+                "model.width",
                 self.width,
-                f"a multiple of tokenizer.groups = {self.groups}",
+                f"a multiple of model.groups = {self.groups}",
                 "Change one of the two.",
             )
         if self.downsample != 4:
-            raise ConfigError("tokenizer.downsample", self.downsample, "4, two strided convolutions")
+            raise ConfigError("model.downsample", self.downsample, "4, two strided convolutions")
         if not 0 < self.decay < 1:
-            raise ConfigError("tokenizer.decay", self.decay, "a number between 0 and 1")
+            raise ConfigError("model.decay", self.decay, "a number between 0 and 1")
         for name in ("commitment", "velocity", "dead_code_threshold"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"tokenizer.{name}", getattr(self, name), "a number of at least 0")
+                raise ConfigError(f"model.{name}", getattr(self, name), "a number of at least 0")
 
     @property
     def steps(self) -> int:
@@ -91,12 +91,12 @@ class TokenizerTrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "log_every", "eval_every"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"tokenizer_train.{name}", getattr(self, name), "a positive integer")
+                raise ConfigError(f"train.{name}", getattr(self, name), "a positive integer")
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"tokenizer_train.{name}", getattr(self, name), "a positive number")
+                raise ConfigError(f"train.{name}", getattr(self, name), "a positive number")
         if not 0 <= self.warmup <= 1:
-            raise ConfigError("tokenizer_train.warmup", self.warmup, "a share of the steps, 0 to 1")
+            raise ConfigError("train.warmup", self.warmup, "a share of the steps, 0 to 1")
 
 
 @dataclass(frozen=True)
