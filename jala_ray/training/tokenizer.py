@@ -21,6 +21,7 @@ from jala_ray.parsing import to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.tokenizer.quality import check_collapse, measure_quality
+from jala_ray.tokenizer.reconstruction import examples
 from jala_ray.tokenizer.statistics import FeatureStats
 from jala_ray.tokenizer.training import TokenizerLearner, batches, build_optimizer, held_out_losses, train_step
 from jala_ray.training import history, transfer, watch
@@ -140,10 +141,10 @@ def finish(tokenizer: MotionTokenizer, run: TokenizerRun) -> dict[str, Any]:
     features, side, beta = chunks
     quality = measure_quality(tokenizer, features, side, beta=beta)
     quality["held_out"] = len(run.held_out) > 0
+    shown = {"examples": examples(tokenizer, features, side, beta)}
     guard(run.lease)()
-    storage.write_bytes(
-        storage.join(run.folder, "quality.json"), json.dumps(quality, indent=1).encode(), options=run.options
-    )
+    for name, value in (("quality.json", json.dumps(quality, indent=1)), ("reconstructions.json", json.dumps(shown))):
+        storage.write_bytes(storage.join(run.folder, name), value.encode(), options=run.options)
     if not run.config.allow_collapse:
         check_collapse(quality)
     address = storage.join(run.folder, RESULT)

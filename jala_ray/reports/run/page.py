@@ -21,7 +21,7 @@ from jala_ray.reports.kit.figures import Charts
 from jala_ray.reports.kit.findings import Finding, counted, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import absent, badge, clock, number, percent, tile
-from jala_ray.reports.run import quality, sections
+from jala_ray.reports.run import quality, reconstructions, sections
 from jala_ray.reports.run.folder import RunFolder, read_json, read_metrics, read_run
 from jala_ray.reports.warnings import matched_pairs, training_findings
 from jala_ray.types import JalaError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_metrics", "write_pretrain_report", "write_tokenizer_report"]
 
-QUALITY = "quality.json"
+QUALITY, RECONSTRUCTIONS = "quality.json", "reconstructions.json"
 
 
 def write_pretrain_report(
@@ -90,7 +90,7 @@ def write_tokenizer_report(
     """The same for the run that trained a motion tokenizer; its own `quality.json` is shown."""
     run = read_run(run_dir)
     charts = charts_of(run)
-    measured = read_json(run.path / QUALITY)
+    measured, drawn = read_json(run.path / QUALITY), read_json(run.path / RECONSTRUCTIONS)
     tiles = [
         steps_tile(run),
         loss_tile(run, "loss", "Loss"),
@@ -101,6 +101,7 @@ def write_tokenizer_report(
     content = [
         ("losses", "Losses", sections.losses(run, charts)),
         ("tokenizer", "Quality", quality.section(measured, f"The run folder has no {QUALITY} yet.", charts)),
+        ("reconstructions", "Reconstructions", reconstructions.section((drawn or {}).get("examples"))),
         ("frames", "Sample frames", sections.frames(*sampled(manifest))),
         ("throughput", "Throughput", sections.throughput(run, charts)),
         ("optimisation", "Optimisation", sections.optimisation(run, charts)),
