@@ -76,12 +76,17 @@ def of_hardware() -> str:
         assert found.memory <= gb * GB, f"{gpus}: {found.memory / GB:.1f} GB do not fit"
         train, workers = config.train, config.cluster.workers
         seconds = found.flops_step / (tflops * 1e12 * workers)
-        words = " ".join(f"`--{key.replace('_', '-')} {value}`" for key, value in changes.items())
         times = -(-train.batch // (train.micro_batch * workers))
         hours = seconds * 1e6 / train.batch / 3600
-        row = [gpus, words or "as it is", f"{train.micro_batch} x {times}", f"{found.memory / GB:.0f} GB"]
+        name = config.model.backbone.pretrained or ""
+        row = [
+            gpus,
+            name.rpartition("/")[2].removesuffix("-hf"),
+            f"{train.micro_batch} x {times}",
+            f"{found.memory / GB:.0f} GB",
+        ]
         rows.append([*row, f"{found.checkpoint / GB:.0f} GB", f"{tflops}", f"{seconds:.1f} s", f"{hours:.0f} h"])
-    heads = ("GPUs", "`jala` with", "micro-batch x passes", "memory per GPU", "checkpoint")
+    heads = ("GPUs", "backbone", "micro-batch x passes", "memory per GPU", "checkpoint")
     return table((*heads, "TFLOP/s sustained, assumed", "per step", "per million clips"), rows)
 
 
