@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -59,6 +59,9 @@ class JalaError(Exception):
     anything about a row).
     """
 
+    exit_status: ClassVar[int] = 1
+    """Of a command that ends with it: 1 where the same command may do better later, 2 where its input must change first."""
+
     def __init__(self, field: str, value: object, expected: str, remedy: str = "") -> None:
         self.field, self.value, self.expected, self.remedy = field, value, expected, remedy
         shown = repr(value)
@@ -71,6 +74,8 @@ class JalaError(Exception):
 
 class UserError(JalaError, ValueError):
     """Bad input. A row that raises it is set aside with this as its reason."""
+
+    exit_status = 2
 
 
 class StoreUnavailable(JalaError):
@@ -109,6 +114,8 @@ class CheckpointError(UserError):
 
 class DamagedCheckpoint(CheckpointError):
     """A checkpoint of the run's own is damaged and was set aside: started again, the run goes on from an older one."""
+
+    exit_status = 1
 
 
 @dataclass(frozen=True)

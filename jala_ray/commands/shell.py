@@ -15,14 +15,13 @@ from typing import Any, Protocol, cast
 
 from jala_ray import commands
 from jala_ray.parsing import arguments, suggest
-from jala_ray.training.interrupts import ended_whole
-from jala_ray.types import ConfigError, JalaError
+from jala_ray.training.interrupts import guarded
+from jala_ray.types import ConfigError
 
 ABOUT = "Pretrains vision-language-action models on human video."
 FIRST = """A first run: jala demo. With own videos: convert, validate, inspect, tokenizer, pretrain, evaluate, generate.
 jala COMMAND --help lists every setting of a command with its default."""
 PROG = "jala"
-BAD_INPUT, INTERRUPTED = 2, 130
 
 
 class Command(Protocol):
@@ -72,26 +71,13 @@ def usage(found: Mapping[str, Listed], prog: str = PROG) -> str:
 
 
 def main(words: Sequence[str] | None = None, only: Sequence[str] = (), prog: str = PROG) -> int:
-    """Run one command; returns the exit status: 0, 1 where what was examined has problems, 2 for bad input, 130 after Ctrl-C.
+    """Run one command; returns the exit status: 0; 1 where what was examined has problems, or the same command may do better later (a
+    store that does not answer, a folder that another attempt has taken over); 2 for bad input; 130 after Ctrl-C.
 
     `only` are the commands that are offered, by default all.
     """
     words = sys.argv[1:] if words is None else words
     return guarded(lambda: _main(words, only, prog))
-
-
-def guarded(run: Callable[[], int]) -> int:
-    """The exit status of `run`; an error that explains itself, and Ctrl-C, are one line each."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        with ended_whole():
-            return run()
-    except JalaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
 
 
 def _main(words: Sequence[str], only: Sequence[str], prog: str) -> int:

@@ -1,12 +1,18 @@
-"""Signals: Ctrl-C after a run belongs to the caller again; SIGTERM ends a process with all that it started."""
+"""How a process ends: Ctrl-C after a run belongs to the caller again, SIGTERM ends all that was started, an error is a line."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from jala_ray.types import JalaError
+
+INTERRUPTED = 130
 
 
 @contextmanager
@@ -42,3 +48,17 @@ def ended_whole() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """The exit status of `run`; an error that explains itself, and Ctrl-C, are one line each (`JalaError.exit_status`, 130)."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        with ended_whole():
+            return run()
+    except JalaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED

@@ -7,9 +7,8 @@ transformers, einops, safetensors and numpy.
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from jala_ray.data.samples.steps import StepBuilder, StepShare
 from jala_ray.presets import configuration
 from jala_ray.training import history, setup
 from jala_ray.training.build import build_learner, make_deterministic
-from jala_ray.training.interrupts import ended_whole
+from jala_ray.training.interrupts import guarded
 from jala_ray.training.loop import Run, train
 from jala_ray.types import DamagedCheckpoint, JalaError
 
@@ -101,13 +100,10 @@ def make_run(config: RunConfig, ready: setup.Prepared, device: torch.device) -> 
     )
 
 
+def main(words: Sequence[str]) -> int:
+    run_local(configuration(words))
+    return 0
+
+
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        with ended_whole():
-            run_local(configuration(sys.argv[1:]))
-    except JalaError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

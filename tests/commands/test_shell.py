@@ -26,7 +26,8 @@ from jala_ray.data.adapters import ADAPTERS
 from jala_ray.parsing import options
 from jala_ray.presets import PRESETS, TOKENIZER_PRESETS
 from jala_ray.studies.alignment.asked import AlignmentStudy
-from jala_ray.types import ConfigError
+from jala_ray.training.lease import LeaseLost
+from jala_ray.types import ConfigError, DamagedCheckpoint, JalaError, StorageError, StoreUnavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "ray", "transformers")
@@ -232,3 +233,23 @@ def test_the_wheel_says_the_store_s_settings_to_what_it_starts(monkeypatch: pyte
     assert os.environ["AWS_ENDPOINT_URL_S3"] == "http://127.0.0.1:9"
     with pytest.raises(ConfigError, match=r"Did you mean --storage\.endpoint-url"):
         shell.call(shell.listed()["runs"].load(), ["--storage.endpoint-ulr", "x"], "jala runs")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError("name", "a", "b"), 2),
+        (StorageError("root", "a", "b"), 2),
+        (StoreUnavailable("root", "a", "b"), 1),
+        (LeaseLost("run folder", "a", "b"), 1),
+        (DamagedCheckpoint("checkpoint", "a", "b"), 1),
+    ],
+)
+def test_the_exit_status_says_whether_the_same_command_may_do_better(
+    error: JalaError, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> int:
+        raise error
+
+    assert shell.guarded(fail) == status
+    assert capsys.readouterr().err == f"error: {error}\n"
