@@ -202,7 +202,8 @@ class Trials:
                 for line in command.lines():
                     if "step 5/" in line and not orphans:
                         orphans = workers_of(lost)
-                        for process in orphans:
+                        # `ray start --block`, too, which would end the raylet with the GCS.
+                        for process in (supervisor_of(lost), *orphans):
                             process.suspend()
                         gcs_of(lost).kill()
                         command.signal(signal.SIGKILL)
@@ -296,4 +297,10 @@ def workers_of(head: Head) -> list[psutil.Process]:
 
 def gcs_of(head: Head) -> psutil.Process:
     (process,) = processes_of(head, lambda words: "gcs_server" in words.split(" ")[0])
+    return process
+
+
+def supervisor_of(head: Head) -> psutil.Process:
+    """`ray start --block`."""
+    (process,) = processes_of(head, lambda words: "start --head --block" in words)
     return process
