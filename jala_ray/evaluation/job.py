@@ -145,8 +145,26 @@ def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
     elif json.loads(storage.read_bytes(place, job.options)) != json.loads(payload):
         remedy = "Choose another folder or delete it."
         raise ConfigError("out", job.out, "an empty folder, or this same evaluation's", remedy)
+    return Work(job, _parts(rows.tolist()))
+
+
+def reopen(out: str, options: StorageOptions) -> Work:
+    """The evaluation that has claimed a folder. Raises `UserError` where there is none."""
+    claim = json.loads(storage.read_bytes(storage.join(out, "claim.json"), options))
+    job = EvaluationJob(
+        out=out,
+        manifest=claim["manifest"],
+        checkpoints=tuple((label, address) for label, address in claim["checkpoints"]),
+        settings=from_dict(GenerationConfig, claim["settings"]),
+        task=claim["task"],
+        options=options,
+    )
+    return Work(job, _parts(claim["rows"]))
+
+
+def _parts(rows: list[int]) -> list[Part]:
     chunks = [rows[i : i + PART_ROWS] for i in range(0, len(rows), PART_ROWS)]
-    return Work(job, [Part(number, tuple(map(int, chunk))) for number, chunk in enumerate(chunks)])
+    return [Part(number, tuple(map(int, chunk))) for number, chunk in enumerate(chunks)]
 
 
 def manifest_of(checkpoint: str, options: StorageOptions) -> str:

@@ -13,6 +13,7 @@ import torch
 
 import jala_ray
 from jala_ray.commands.evaluate import labelled
+from jala_ray.commands.shell import main as report
 from jala_ray.config import GenerationConfig, RunConfig
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.evaluation import record_files
@@ -85,6 +86,33 @@ def test_one_command_on_a_run_folder(world: World, trained: RunConfig, tmp_path:
     assert "data:video/mp4;base64," in page and "lab/tiny" in page
     assert "| floor |" in (out / "table.md").read_text()
     assert "at least 8" in figures["latents"]["lab/tiny"]["left_out"]
+    # Two held-out clips of Lab are few, so that its map is of training clips; no other group has eight clips at all.
+    sizes = figures["joint"]["other"]["groups"]
+    assert {name: (size["split"], size["used"] > 0) for name, size in sizes.items()} == {
+        "lab": ("train", True),
+        "wild_labelled": ("val", False),
+        "wild_unlabelled": ("train", False),
+    }
+    assert figures["joint"]["lab/tiny"] == figures["joint"]["other"]
+
+
+def test_the_page_is_made_again_without_a_model(
+    trained: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "evaluation"
+    figures = run(out, setup.run_folder(trained))
+    pages = {name: (out / name).read_bytes() for name in ("report.html", "table.md")}
+    for name in pages:
+        (out / name).unlink()
+    capsys.readouterr()
+    assert report(["report", str(out)]) == 0
+    address, *warnings = capsys.readouterr().out.splitlines()
+    assert address == str(out / "report.html") and warnings == figures["warnings"]
+    assert {name: (out / name).read_bytes() for name in pages} == pages
+    assert json.loads((out / "evaluation.json").read_text()) == figures
+    next((out / "parts").iterdir()).unlink()
+    assert report(["report", str(out)]) == 2
+    assert "Run `jala evaluate` again." in capsys.readouterr().err
 
 
 def test_it_goes_on_where_it_stopped_and_refuses_another(trained: RunConfig, tmp_path: Path) -> None:

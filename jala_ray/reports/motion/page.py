@@ -14,6 +14,7 @@ from jala_ray.reports.kit.findings import Finding, counted, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import about, absent, badge, number, table, tile, tree
 from jala_ray.reports.motion.clips import picked_clips
+from jala_ray.reports.motion.joint import joint_maps
 from jala_ray.reports.motion.latents import latent_space
 from jala_ray.reports.motion.tables import (
     DOMAIN_NAMES,
@@ -30,7 +31,7 @@ from jala_ray.reports.motion.tables import (
     look_up,
     references,
 )
-from jala_ray.reports.warnings import evaluation_findings
+from jala_ray.reports.warnings import Agreement, evaluation_findings
 
 MAX_FAILURES = 100
 """Listed."""
@@ -43,14 +44,15 @@ def motion_page(
     scores: Mapping[str, object],
     videos: Sequence[ClipVideo],
     latents: Mapping[str, Mapping[str, object] | str] | None = None,
+    joint: Mapping[str, Mapping[str, object] | str] | None = None,
 ) -> str:
     """The document. `scores` is a `tables.PageScores`; `videos` are those of picked clips; `latents` has each model's
-    `latents.PageLatents` by its label, or why there is none.
+    `latents.PageLatents` by its label, or why there is none, and `joint` likewise its `joint.Joint`.
 
-    A section without anything to show says so. Raises UserError for keys of `scores` or `latents` that are missing or unknown.
+    A section without anything to show says so. Raises UserError for keys of what is given that are missing or unknown.
     """
     known = check_scores(scores)
-    charts, findings = Charts(), findings_of(known, latents)
+    charts, findings = Charts(), findings_of(known, latents, joint)
     content = [
         ("warnings", "Warnings", warning_list(findings) if findings else absent("Nothing stands out.")),
         ("errors", "Errors", headline(known)),
@@ -58,6 +60,7 @@ def motion_page(
         ("horizon", "Over the horizon", horizon(known, charts)),
         ("clips", "Clips", picked_clips(evaluation, known, videos)),
         ("latents", "Latent space", latent_space(latents or {}, charts)),
+        ("joint", "Map of h and z", joint_maps(joint, charts)),
         ("failures", "Failures", _failures(evaluation)),
         ("facts", "Facts", _facts(evaluation)),
     ]
@@ -80,11 +83,19 @@ def motion_page(
     return page(f"{name} · Hand motion evaluation", header, content, charts.figures)
 
 
-def findings_of(scores: PageScores, latents: Mapping[str, Mapping[str, object] | str] | None = None) -> list[Finding]:
+def findings_of(
+    scores: PageScores,
+    latents: Mapping[str, Mapping[str, object] | str] | None = None,
+    joint: Mapping[str, Mapping[str, object] | str] | None = None,
+) -> list[Finding]:
     """Warnings of an evaluation, the serious ones first."""
-    spaces = {model: space for model, space in (latents or {}).items() if not isinstance(space, str)}
+    spaces, maps = (
+        {model: found for model, found in (given or {}).items() if not isinstance(found, str)}
+        for given in (latents, joint)
+    )
     retrievals = {model: cast("Mapping[str, object] | None", space.get("retrieval")) for model, space in spaces.items()}
-    return evaluation_findings(scores["models"], scores["table"], retrievals)
+    agreements = {model: cast("Agreement", found["agreement"]) for model, found in maps.items()}
+    return evaluation_findings(scores["models"], scores["table"], retrievals, agreements)
 
 
 def _tiles(evaluation: Evaluation, scores: PageScores) -> list[Html]:
