@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -12,10 +10,11 @@ from jala_ray.reports.kit.clip_videos import ClipVideo
 from jala_ray.reports.kit.figures import Charts
 from jala_ray.reports.kit.findings import Finding, counted, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
-from jala_ray.reports.kit.widgets import about, absent, badge, number, table, tile, tree
+from jala_ray.reports.kit.widgets import absent, badge, number, tile
 from jala_ray.reports.motion.clips import picked_clips
 from jala_ray.reports.motion.joint import joint_maps
 from jala_ray.reports.motion.latents import latent_space
+from jala_ray.reports.motion.provenance import facts_list, failure_list
 from jala_ray.reports.motion.tables import (
     DOMAIN_NAMES,
     FLOOR,
@@ -33,8 +32,6 @@ from jala_ray.reports.motion.tables import (
 )
 from jala_ray.reports.warnings import Agreement, evaluation_findings
 
-MAX_FAILURES = 100
-"""Listed."""
 HEADLINE = ("mpjpe", "pa_mpjpe")
 """Metrics of the tiles."""
 
@@ -61,8 +58,8 @@ def motion_page(
         ("clips", "Clips", picked_clips(evaluation, known, videos)),
         ("latents", "Latent space", latent_space(latents or {}, charts)),
         ("joint", "Map of h and z", joint_maps(joint, charts)),
-        ("failures", "Failures", _failures(evaluation)),
-        ("facts", "Facts", _facts(evaluation)),
+        ("failures", "Failures", failure_list(evaluation)),
+        ("facts", "Facts", facts_list(evaluation)),
     ]
     name = evaluation.manifest.rstrip("/").rpartition("/")[2] or evaluation.manifest
     failed = sum(clip.failure is not None for clip in evaluation.clips)
@@ -138,25 +135,3 @@ def _lowest(scores: PageScores, rows: Sequence[str], domain: str, metric: str) -
         if cell is not None and cell["mean"] is not None:
             found.append((row, cell, cell["mean"]))
     return min(found, key=lambda item: item[2], default=None)
-
-
-def _failures(evaluation: Evaluation) -> Html:
-    failed = [clip for clip in evaluation.clips if clip.failure is not None]
-    if not failed:
-        return absent("Every clip was evaluated.")
-    rows = [[el("code", clip.clip_id), el("span", clip.source), clip.failure] for clip in failed[:MAX_FAILURES]]
-    text = (
-        f"{len(failed):,} of {len(evaluation.clips):,} clips could not be evaluated and are in no number of this page."
-    )
-    more = len(failed) - len(rows)
-    return join(about(text), table(("Clip", "Source", "Why"), rows), about(f"{more:,} more.") if more else None)
-
-
-def _facts(evaluation: Evaluation) -> Html:
-    # Paths and the like become text; the rest stays as it is.
-    facts = json.loads(json.dumps(evaluation.facts, default=str))
-    command = facts.pop("command", None)
-    if isinstance(command, list):
-        command = shlex.join(map(str, command))
-    rest = {"manifest": evaluation.manifest, "rows": ", ".join(evaluation.rows)} | facts
-    return join(el("pre", el("code", command)) if command else None, tree(rest))

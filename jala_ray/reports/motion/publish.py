@@ -19,7 +19,9 @@ from jala_ray.evaluation.latent_space.pairs import collect_pairs
 from jala_ray.evaluation.predict import FLOOR
 from jala_ray.evaluation.records import Evaluation
 from jala_ray.evaluation.scores import markdown, score_clips, summarise
+from jala_ray.evaluation.texts import score_texts, summarise_texts, text_markdown
 from jala_ray.reports.kit.clip_videos import picked_videos
+from jala_ray.reports.motion.descriptions import description_findings, description_page
 from jala_ray.reports.motion.inputs import page_latents, page_scores
 from jala_ray.reports.motion.page import findings_of, motion_page
 from jala_ray.storage import StorageOptions
@@ -35,6 +37,8 @@ def publish(work: Work, *, latents: bool = True, videos: int = 1, resamples: int
     Raises `UserError` where no clip could be evaluated.
     """
     evaluation = work.finish()
+    if work.job.task == "description":
+        return _write_texts(work, evaluation, {"resamples": resamples})
     spaces: dict[str, Any] = {"latents": {}, "joint": {}}
     if latents and any(clip.hands for clip in evaluation.clips):
         for label, uri in work.job.checkpoints:
@@ -51,6 +55,8 @@ def republish(out: str, options: StorageOptions | None = None) -> str:
         expected = "all parts of the evaluation"
         raise UserError(f"parts of {out}", f"{len(missing)} missing", expected, "Run `jala evaluate` again.")
     settings = {"videos": 3, "resamples": 10_000} | known.get("page", {})
+    if work.job.task == "description":
+        return _write_texts(work, work.finish(), settings)
     return _write(work, work.finish(), {name: known.get(name, {}) for name in ("latents", "joint")}, settings)
 
 
@@ -59,8 +65,7 @@ def _write(work: Work, evaluation: Evaluation, spaces: dict[str, Any], settings:
     job = work.job
     scores = score_clips(evaluation.clips, evaluation.rows)
     if not scores.clips:
-        first = next((clip.failure for clip in evaluation.clips if clip.failure), "no clip has a scored hand")
-        raise UserError("clips evaluated", 0, "at least one", f"The first: {first}")
+        raise _nothing(evaluation, "no clip has a scored hand")
     models = [label for label, _ in job.checkpoints]
     references = [row for row in evaluation.rows if row not in models]
     pairs = [(models[0], row) for row in (*models[1:], *(row for row in references if not row.startswith(FLOOR)))]
@@ -74,14 +79,32 @@ def _write(work: Work, evaluation: Evaluation, spaces: dict[str, Any], settings:
     )
     warnings = [finding.line for finding in findings_of(shown, latents, joint)]
     figures = {"facts": evaluation.facts, "scores": summary.to_json(), **spaces, "page": settings, "warnings": warnings}
-    written = {
-        FIGURES: json.dumps(figures, indent=1, allow_nan=False),
-        TABLE: markdown(summary.groups),
-        REPORT: motion_page(evaluation, shown, made, latents, joint),
-    }
-    for name, text in written.items():
-        storage.write_bytes(storage.join(job.out, name), text.encode(), options=job.options)
-    return storage.join(job.out, REPORT)
+    page = motion_page(evaluation, shown, made, latents, joint)
+    return _files(work, figures, markdown(summary.groups), page)
+
+
+def _write_texts(work: Work, evaluation: Evaluation, settings: dict[str, int]) -> str:
+    """All files of an evaluation of descriptions."""
+    scores = score_texts(evaluation.clips, [label for label, _ in work.job.checkpoints])
+    if not scores.clips:
+        raise _nothing(evaluation, "no clip has a description")
+    summary = summarise_texts(scores, resamples=settings["resamples"])
+    found = summary.to_json()
+    warnings = [finding.line for finding in description_findings(found)]
+    figures = {"facts": evaluation.facts, "scores": found, "page": settings, "warnings": warnings}
+    return _files(work, figures, text_markdown(summary), description_page(evaluation, summary))
+
+
+def _nothing(evaluation: Evaluation, otherwise: str) -> UserError:
+    first = next((clip.failure for clip in evaluation.clips if clip.failure), otherwise)
+    return UserError("clips evaluated", 0, "at least one", f"The first: {first}")
+
+
+def _files(work: Work, figures: dict[str, Any], table: str, page: str) -> str:
+    out, options = work.job.out, work.job.options
+    for name, text in ((FIGURES, json.dumps(figures, indent=1, allow_nan=False)), (TABLE, table), (REPORT, page)):
+        storage.write_bytes(storage.join(out, name), text.encode(), options=options)
+    return storage.join(out, REPORT)
 
 
 def warnings_of(out: str, options: StorageOptions | None = None) -> list[str]:
