@@ -27,6 +27,8 @@ ORDERS = 6
 """Longest character n-grams."""
 BETA = 2
 """Recall counts so many times as much as precision."""
+DIGITS = 9
+"""Of a difference of two scores: beyond them is rounding, which must not say which is larger."""
 OTHERS = 20
 """Clips that a text is dealt to, at most."""
 
@@ -138,7 +140,7 @@ def summarise_texts(scores: TextScores, *, resamples: int = RESAMPLES, seed: int
     """Means over the clips of each domain that has one, and each model less its baselines, with intervals over resampled clips."""
     place = {row: r for r, row in enumerate(scores.rows)}
     compared = [(model, row) for model in scores.models for row in scores.baselines(model)]
-    differences = [scores.values[place[a]] - scores.values[place[b]] for a, b in compared]
+    differences = [np.round(scores.values[place[a]] - scores.values[place[b]], DIGITS) + 0.0 for a, b in compared]
     columns = np.stack([*scores.values, *differences], axis=1)
     table: dict[str, dict[str, Estimate]] = {row: {} for row in scores.rows}
     pairs = []

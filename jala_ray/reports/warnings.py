@@ -156,8 +156,10 @@ def evaluation_findings(
 ) -> list[Finding]:
     """Warnings of an evaluation, the serious ones first; `retrievals` and `agreements` are what the page shows of each model's h and z."""
     found = [finding for model in models for finding in holding_still(model, table)]
-    for model in dict.fromkeys([*(retrievals or {}), *(agreements or {})]):
-        found += by_chance(model, (retrievals or {}).get(model), (agreements or {}).get(model, {}))
+    retrievals, agreements = retrievals or {}, agreements or {}
+    named: list[str] = [*retrievals, *(model for model in agreements if model not in retrievals)]
+    for model in named:
+        found += by_chance(model, retrievals.get(model), agreements.get(model, {}))
     return worst_first(found)
 
 

@@ -131,7 +131,7 @@ def _agreement(model: str, joint: Joint) -> Html:
 
 def _separability(model: str, joint: Joint) -> Html:
     rows = [
-        [QUESTIONS[r["of"]], _figure(r | {"mean": r["accuracy"]}), f"{r['chance']:.2f}"] for r in joint["separability"]
+        [QUESTIONS[r["of"]], _figure({**r, "mean": r["accuracy"]}), f"{r['chance']:.2f}"] for r in joint["separability"]
     ]
     text = (
         "Share of chunks of held-out clips that a linear probe tells rightly, balanced over the groups, beside chance. Groups told apart "
