@@ -51,7 +51,7 @@ def test_the_figures_stand_beside_the_map(tmp_path, no_plotly, joint):
     lab = joint["agreement"]["lab"]
     (cells,) = page.cells("joint", "Lab")
     mean, low, high = (lab["matched"][key] for key in ("mean", "low", "high"))
-    assert cells[:2] == ["12 clips of val, 36 chunks", f"{mean:z.2f}{low:z.2f} to {high:z.2f}"]
+    assert cells[:2] == ["12 clips of val, 48 chunks", f"{mean:z.2f}{low:z.2f} to {high:z.2f}"]
     (few,) = page.cells("joint", "Wild, unlabelled")
     assert few[1] == f"{joint['agreement']['wild_unlabelled']['matched']['mean']:.2f}", "nine clips have no interval"
     assert "95 % intervals, of 10 clips or more." in page.text("joint")

@@ -28,17 +28,18 @@ def joint_summary(pairs: Pairs, seed: int = 0) -> dict[str, Any]:
     """Everything a report shows of h and z together, ready for JSON.
 
     ```
-    groups        {group: {split, clips, chunks: read; used: chunks in all that follows, 0 for a group of fewer than 8 clips}}
+    groups        {group: {split, clips, chunks: read; used: of them on the map and in `separability`, 0 for fewer than 8 clips}}
     agreement     {group: {matched, shuffled, difference: {mean, low, high, clips}}}
     separability  [{of: h | z | both, classes: [...], chance, accuracy, low, high, clips}]
     map           {x, y, space: h | z, group, clip_id, source, hand: left | right, time}, columns of 2 M points: h, then z
     settings      {seed, clips, chunks, components, folds, resamples, perplexity, directions}
     failures      [{clip_id, field, reason}]
     ```
-    The groups have as many chunks each. Cosines are of h and z less their means over the hand's chunks of the group, so that what all
-    chunks share is no agreement; `shuffled` is the mean over all other clips' z of the same hand and group. Accuracy is balanced, of a
-    logistic regression on principal components judged on held-out clips: which group, from h or from z; and (`both`) whether a row is
-    h or z. A clip is one observation, intervals are over resampled clips. Raises `UserError` where no group has 8 clips.
+    On the map and for the probes the groups have as many chunks each. Cosines are of all chunks read, h and z less their means over the
+    hand's chunks of the group, so that what all chunks share is no agreement; `shuffled` is the mean over all other clips' z of the same
+    hand and group. Accuracy is balanced, of a logistic regression on principal components judged on held-out clips: which group, from h
+    or from z; and (`both`) whether a row is h or z. A clip is one observation, intervals are over resampled clips. Raises `UserError`
+    where no group has 8 clips.
     """
     sizes = {name: _size(pairs, name) for name in GROUPS}
     large = [name for name, size in sizes.items() if size["clips"] >= MIN_CLIPS]
@@ -53,7 +54,7 @@ def joint_summary(pairs: Pairs, seed: int = 0) -> dict[str, Any]:
     settings |= {"resamples": RESAMPLES, "perplexity": perplexity(2 * len(used)), "directions": used.directions}
     return {
         "groups": sizes,
-        "agreement": {name: agreement(used.take(used.group == name), seed) for name in large},
+        "agreement": {name: agreement(kept.take(kept.group == name), seed) for name in large},
         "separability": separability(used, large, seed),
         "map": _map(used, seed),
         "settings": settings,

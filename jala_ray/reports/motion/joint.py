@@ -118,7 +118,7 @@ def _agreement(model: str, joint: Joint) -> Html:
         if name in joint["agreement"]:
             found, size = joint["agreement"][name], joint["groups"][name]
             cells = [_figure(found[key]) for key in ("matched", "shuffled", "difference")]
-            used = f"{clips(found['matched']['clips'])} of {size['split']}, {size['used']:,} chunks"
+            used = f"{clips(found['matched']['clips'])} of {size['split']}, {size['chunks']:,} chunks"
             rows.append([GROUP_NAMES[name], used, *cells])
     text = (
         "Cosine of h with the z of its own chunk (matched) and, on average, with those of all other clips (shuffled), of the same hand and "
