@@ -1,4 +1,4 @@
-"""Generate held-out clips with checkpoints and score them; leaves a report."""
+"""Generate or describe held-out clips with checkpoints and score them; leaves a report."""
 
 from __future__ import annotations
 
@@ -30,9 +30,12 @@ class Arguments:
     """Rows of the manifest that are evaluated."""
     samples: int | None = None
     """At most so many clips per domain; None: all."""
-    task: Literal["generation", "continuation"] = "generation"
-    """Motion from the first picture and a text; continuation: the first half of the motion is given too."""
+    task: Literal["generation", "continuation", "description"] = "generation"
+    """Motion from the first picture and a text; continuation: the first half of the motion is given too; description: text from motion
+    and picture."""
     generation: Annotated[GenerationConfig, arg(name="")] = field(default_factory=GenerationConfig)
+    text_tokens: int = 64
+    """Of a description, at most; other tasks write none."""
     batch: int = 8
     """Clips per forward pass."""
     videos: int = 3
@@ -77,6 +80,7 @@ def run(arguments: Arguments) -> int:
         checkpoints=tuple((label or label_of(address, options), address) for label, address in found),
         settings=asked.generation,
         task=asked.task,
+        text_tokens=asked.text_tokens,
         batch=asked.batch,
         gpu=asked.local or asked.gpus_per_task > 0,
         options=options,

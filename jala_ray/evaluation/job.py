@@ -25,6 +25,7 @@ from jala_ray.config import GenerationConfig, RunConfig
 from jala_ray.data.cache.making import manifest_key
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.evaluation import record_files
+from jala_ray.evaluation.describe import MOST_FREQUENT, Describer, most_frequent_text, rows_to_describe
 from jala_ray.evaluation.predict import (
     FLOOR,
     HOLD_FIRST,
@@ -62,6 +63,8 @@ class EvaluationJob:
     """(label, address of a checkpoint folder)."""
     settings: GenerationConfig = field(default_factory=GenerationConfig)
     task: Task = "generation"
+    text_tokens: int = 64
+    """Of a description, at most."""
     batch: int = 8
     gpu: bool = True
     """Use a GPU where the process has one."""
@@ -83,11 +86,13 @@ class EvaluationJob:
 
 
 @lru_cache(maxsize=1)
-def _open(job: EvaluationJob) -> Predictor:
+def _open(job: EvaluationJob) -> Predictor | Describer:
     os.environ.update(storage.worker_env(job.options))  # videos and manifest are reached as the checkpoints are
     device = torch.device("cuda" if job.gpu and torch.cuda.is_available() else "cpu")
     manifest = Manifest(job.manifest, job.options)
     models = {label: Generator.open(uri, job.settings, device, job.options) for label, uri in job.checkpoints}
+    if job.task == "description":
+        return Describer(manifest, models, most_frequent_text(manifest), job.text_tokens, job.batch, job.options)
     return Predictor(manifest, models, MeanMotion.of(manifest), job.task, job.batch, job.options)
 
 
@@ -110,10 +115,17 @@ class Work:
             "checkpoints": dict(self.job.checkpoints),
             "steps": steps,
             "task": self.job.task,
-            **{name: value for name, value in dataclasses.asdict(self.job.settings).items()},
+            **_how(self.job),
             "torch": torch.__version__,
         }
-        return Evaluation(self.job.manifest, _rows(clips, [label for label, _ in self.job.checkpoints]), clips, facts)
+        labels = [label for label, _ in self.job.checkpoints]
+        rows = (*labels, MOST_FREQUENT) if self.job.task == "description" else _rows(clips, labels)
+        return Evaluation(self.job.manifest, rows, clips, facts)
+
+
+def _how(job: EvaluationJob) -> dict[str, object]:
+    """The settings that decide what is generated: of motion, or of text."""
+    return {"text_tokens": job.text_tokens} if job.task == "description" else dataclasses.asdict(job.settings)
 
 
 def _rows(clips: Iterable[ClipRecord], labels: list[str]) -> tuple[str, ...]:
@@ -127,15 +139,19 @@ def _rows(clips: Iterable[ClipRecord], labels: list[str]) -> tuple[str, ...]:
 def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
     """Choose the rows and claim the folder `job.out`.
 
-    Raises `ConfigError` when it holds another evaluation, or two checkpoints bear one label.
+    Raises `ConfigError` when it holds another evaluation, two checkpoints bear one label, or a text has no token.
     """
+    if job.text_tokens < 1:
+        raise ConfigError("text_tokens", job.text_tokens, "1 or more")
     labels = [label for label, _ in job.checkpoints]
     if not labels or len(set(labels)) < len(labels):
         raise ConfigError("checkpoints", labels, "one or more, each with a label of its own", "Write LABEL=ADDRESS.")
     manifest = Manifest(job.manifest, job.options)
-    rows = rows_to_evaluate(manifest, split, samples)
+    chosen = rows_to_describe if job.task == "description" else rows_to_evaluate
+    rows = chosen(manifest, split, samples)
     claim = dataclasses.asdict(job) | {"rows": rows.tolist(), "manifest_key": manifest_key(manifest)}
-    for name in ("batch", "gpu", "options", "out"):
+    idle = "settings" if job.task == "description" else "text_tokens"
+    for name in ("batch", "gpu", "options", "out", idle):
         claim.pop(name)
     payload = json.dumps(claim, indent=1).encode()
     storage.probe(job.out, job.options)
@@ -145,8 +161,27 @@ def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
     elif json.loads(storage.read_bytes(place, job.options)) != json.loads(payload):
         remedy = "Choose another folder or delete it."
         raise ConfigError("out", job.out, "an empty folder, or this same evaluation's", remedy)
+    return Work(job, _parts(rows.tolist()))
+
+
+def reopen(out: str, options: StorageOptions) -> Work:
+    """The evaluation that has claimed a folder. Raises `UserError` where there is none."""
+    claim = json.loads(storage.read_bytes(storage.join(out, "claim.json"), options))
+    job = EvaluationJob(
+        out=out,
+        manifest=claim["manifest"],
+        checkpoints=tuple((label, address) for label, address in claim["checkpoints"]),
+        settings=from_dict(GenerationConfig, claim.get("settings", {})),
+        task=claim["task"],
+        text_tokens=claim.get("text_tokens", EvaluationJob.text_tokens),
+        options=options,
+    )
+    return Work(job, _parts(claim["rows"]))
+
+
+def _parts(rows: list[int]) -> list[Part]:
     chunks = [rows[i : i + PART_ROWS] for i in range(0, len(rows), PART_ROWS)]
-    return Work(job, [Part(number, tuple(map(int, chunk))) for number, chunk in enumerate(chunks)])
+    return [Part(number, tuple(map(int, chunk))) for number, chunk in enumerate(chunks)]
 
 
 def manifest_of(checkpoint: str, options: StorageOptions) -> str:
