@@ -26,10 +26,12 @@ from jala_ray.storage import StorageOptions
 from jala_ray.studies.paper import runs as doing
 from jala_ray.studies.paper.asked import PaperStudy, begun_from
 from jala_ray.studies.paper.census import census, exposure, fitted
+from jala_ray.studies.paper.cost import costs
 from jala_ray.studies.paper.plan import plan_study
-from jala_ray.studies.paper.results import Found, interval, printed_step
+from jala_ray.studies.paper.results import Found, interval, printed_step, worse_than_still
 from jala_ray.studies.paper.rows import CONTROL, ROWS, TABLE, changes, table
 from jala_ray.training import history, local
+from jala_ray.training.estimate import step_seconds
 from jala_ray.types import DOMAINS, ConfigError, ManifestError
 from tests.end_to_end.conftest import World
 from tests.support import small
@@ -276,6 +278,16 @@ def test_differences_are_paired_by_clip_and_seed() -> None:
     assert interval(np.full((1, 0), np.nan)) == {"mean": None, "low": None, "high": None, "clips": 0}
 
 
+def test_rows_that_are_worse_than_holding_still_are_one_warning() -> None:
+    def line(lab: float, wild: float) -> dict[str, Any]:
+        return {d: {"mpjpe": {"mean": v, "clips": 5}} for d, v in (("lab", lab), ("wild", wild))}
+
+    rows = {"dino": line(2.0, 4.0), "vjepa": line(3.0, 1.0)}
+    found = list(worse_than_still(rows, {"hold_first": line(1.5, 2.0)}))
+    assert [finding.text.rpartition(": ")[2] for finding in found] == ["dino, vjepa.", "dino."]
+    assert "vjepa: MPJPE 3.00 cm, 1.50 cm held still" in found[0].figure
+
+
 def test_printed_steps_are_the_paper_s() -> None:
     by_name = {row.name: row for row in TABLE}
     assert printed_step(by_name["no_align"], "wild", "mpjpe") == 4.71  # 15.73 - 11.02
@@ -340,7 +352,7 @@ def test_the_table_stands_beside_the_printed_one(straight: Path) -> None:
         for domain in DOMAINS:
             one = found["table"][row.name][domain]["mpjpe"]
             assert one["low"] <= one["mean"] <= one["high"] and one["clips"] == 2
-            assert one["mean"] > found["references"]["floor"][domain]["mpjpe"]["mean"]
+            assert all(one["mean"] != line[domain]["mpjpe"]["mean"] for line in found["references"].values())
     steps = found["steps"]
     assert {name: step["against"] for name, step in steps.items()} == {r.name: r.against for r in TABLE if r.against}
     own = {row: found["table"][row]["wild"]["mpjpe"]["mean"] for row in ROWS}
@@ -361,6 +373,16 @@ def test_the_numbers_are_those_of_the_clips(straight: Path) -> None:
     ]
     assert results(straight)["table"]["dino"]["wild"]["mde"]["mean"] == pytest.approx(np.mean(wild))
     assert history.step_of(run["checkpoint"]) == STEPS and run["cost"]["samples"] == 20  # an epoch of 18 rows and 2
+
+
+def test_a_run_that_is_there_tells_the_hours_of_all(world: World, straight: Path) -> None:
+    like = str(straight / "runs/dino/seed-0")
+    words = [*begins(world, straight.parent)[2:], "--like", like, "--dry-run"]
+    found = {cost.row.name: cost for cost in costs(plan_study(PaperStudy.read(words, "jala")))}
+    dino = found["dino"]
+    assert dino.hours is not None and dino.hours == pytest.approx(STEPS * step_seconds(like, StorageOptions()) / 3600)
+    for cost in found.values():
+        assert cost.hours == pytest.approx(dino.hours * cost.found.flops_step / dino.found.flops_step)
 
 
 def test_a_killed_study_goes_on_and_gives_the_same_table(world: World, straight: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def _tiles(results: Mapping[str, Any]) -> list[Html]:
         tile("Runs", number(runs), f"{len(results['rows'])} rows"),
         tile("Training", clock(3600 * hours), "measured"),
     ]
-    alignment = results["steps"].get("dino", results["steps"].get("no_align"))
+    alignment = results["steps"].get("no_align")
     if alignment is not None and alignment["seeds"]:
         for domain in DOMAINS:
             found = alignment[domain]["mpjpe"]

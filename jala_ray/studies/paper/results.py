@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,18 +42,19 @@ class Found:
 
     runs: Mapping[str, Mapping[int, Mapping[str, Any]]]
 
-    def __post_init__(self) -> None:
-        every = [run["clips"] for of_row in self.runs.values() for run in of_row.values()]
-        shared = set.intersection(*map(set, every)) if every else set()
-        object.__setattr__(self, "clips", [clip for clip in (every[0] if every else []) if clip in shared])
-
-    clips: Sequence[str] = ()
-    """Those that every run has scored, in the manifest's order."""
+    @cached_property
+    def clips(self) -> list[str]:
+        """Those that every run has scored, in the manifest's order."""
+        first, *others = [run["clips"] for run in self._every()]
+        shared = set(first).intersection(*others)
+        return [clip for clip in first if clip in shared]
 
     def failed(self) -> dict[str, str]:
         """Clips that a run could not score, with a reason; they are in no number."""
-        every = [run for of_row in self.runs.values() for run in of_row.values()]
-        return {clip: why for run in every for clip, why in run["failed"].items()}
+        return {clip: why for run in self._every() for clip, why in run["failed"].items()}
+
+    def _every(self) -> list[Mapping[str, Any]]:
+        return [run for of_row in self.runs.values() for run in of_row.values()]
 
     def seeds(self, *rows: str) -> list[int]:
         """Those that all of the rows have."""
@@ -209,6 +211,17 @@ def random_weights(base: RunConfig) -> Iterator[Finding]:
     if backbone.pretrained is None:
         detail = "The paper begins with InternVL3-2B: --preset jala does."
         yield Finding("warn", "The backbone has random weights.", detail)
+
+
+def worse_than_still(rows: Mapping[str, Any], references: Mapping[str, Any]) -> Iterator[Finding]:
+    """One finding a domain, however many rows it is of."""
+    for domain in DOMAINS:
+        kept = {name: {domain: line[domain]} for name, line in {**rows, **references}.items()}
+        alike = {row: finding for row in rows for finding in holding_still(row, kept)}
+        if alike:
+            text = f"{DOMAIN_NAMES[domain]}: worse than holding the true first pose still: {', '.join(alike)}."
+            first = next(iter(alike.values()))
+            yield replace(first, text=text, figure="; ".join(f"{row}: {one.figure}" for row, one in alike.items()))
 
 
 def _luck(found: Found, results: Mapping[str, Any]) -> Iterator[Finding]:
