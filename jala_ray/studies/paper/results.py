@@ -25,7 +25,7 @@ from jala_ray.studies.paper.census import Missing, exposure
 from jala_ray.studies.paper.cost import told
 from jala_ray.studies.paper.parts import FACTS
 from jala_ray.studies.paper.plan import Study
-from jala_ray.studies.paper.rows import BASE, Row, changes, table
+from jala_ray.studies.paper.rows import BASE, CONTROL, Row, changes, table
 from jala_ray.studies.paper.runs import MODEL, scores_of
 from jala_ray.training.log import environment
 from jala_ray.types import DOMAINS, Domain
@@ -92,7 +92,7 @@ def analyse(study: Study, found: Found) -> dict[str, Any]:
     rows        {row: {printed, changes, seeds, reads, cost}}, reads computed, cost measured
     ```
     """
-    shown = [row for row in rows_of_table(study, found) if row.name in found.runs]
+    shown = [row for row in rows_of_table(found) if row.name in found.runs]
     computed = {row.name: _line(found, row.name, found.seeds(row.name)) for row in shown}
     printed = {row.name: PELA_TABLE_1[row.printed] for row in shown if row.printed is not None}
     one = shown[0].name
@@ -117,9 +117,9 @@ def analyse(study: Study, found: Found) -> dict[str, Any]:
     return results | {"warnings": [finding.line for finding in findings(study, found, results)]}
 
 
-def rows_of_table(study: Study, found: Found) -> tuple[Row, ...]:
-    """With the control where it is asked for or was done."""
-    return table(study.asked.controls or any(row.printed is None for row in table(True) if row.name in found.runs))
+def rows_of_table(found: Found) -> tuple[Row, ...]:
+    """With the control where it was done."""
+    return table(controls=CONTROL in found.runs)
 
 
 def interval(values: np.ndarray) -> dict[str, float | None]:
