@@ -494,6 +494,22 @@ def test_shared_parts_are_made_once(world: World, tmp_path: Path) -> None:
     assert history.newest(str(folder / "runs/dino/seed-1"), StorageOptions()) is not None
 
 
+def test_a_run_that_fails_costs_no_other(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """V-JEPA 2's folder is not there: dino has its row all the same, and the same command goes on once it is."""
+    words = [*begins(world, tmp_path), "--local", "--rows", "dino", "vjepa", "--train.steps", "1", "--samples", "1"]
+    assert shell.main([*words, "--vjepa", str(tmp_path / "nowhere")]) == 2
+    said = capsys.readouterr()
+    assert "nowhere" in said.err and "the runs that are done" in said.out
+    found = results(tmp_path / "table")
+    assert list(found["table"]) == ["dino"] and "the row vjepa" in found["not_computed"] and found["steps"] == {}
+    scores = tmp_path / "table/scores/dino/seed-0.json"
+    written = scores.stat().st_mtime_ns
+    assert shell.main(words) == 0  # the mistake binds nothing, for no run of that row had begun
+    assert list(results(tmp_path / "table")["table"]) == ["dino", "vjepa"] and scores.stat().st_mtime_ns == written
+    assert shell.main([*words, "--vjepa", str(tmp_path / "nowhere")]) == 2
+    assert "model.encoder.pretrained" in capsys.readouterr().err
+
+
 def test_the_base_may_be_any_preset_of_its_kind() -> None:
     for name in PRESETS:
         asked = PaperStudy.read(["--manifest", "M", "--preset", name], "jala")

@@ -12,7 +12,7 @@ from jala_ray.hands.metrics import METRICS
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES
 from jala_ray.studies.paper.census import Exposure, exposure
 from jala_ray.studies.paper.plan import Study
-from jala_ray.studies.paper.rows import Row, changes
+from jala_ray.studies.paper.rows import OF_THE_RUN, Row, changes
 from jala_ray.training.estimate import GB, HEADROOM, Estimate, compute, data_of, gpu_hours, step_seconds
 from jala_ray.types import DOMAINS
 
@@ -37,13 +37,15 @@ def costs(study: Study) -> list[Cost]:
         config = study.config(row, study.base.seed)
         reads, computed = exposure(config, study.manifest), compute(config, data_of(config, options))
         hours = None if rate is None else reads.steps * computed.flops_step / rate / 3600
-        changed = {k: v for k, v in changes(study.base, config).items() if k != "name"}
+        changed = {k: v for k, v in changes(study.base, config).items() if k not in OF_THE_RUN}
         found.append(Cost(row, changed, reads, computed, hours))
     return found
 
 
 def gpus(study: Study) -> float:
     """Of a run, at least the one that an estimate is of."""
+    if study.asked.local:
+        return 1.0
     return max(1.0, study.base.cluster.workers * study.base.cluster.gpus_per_worker)
 
 
@@ -66,7 +68,7 @@ def listing(study: Study) -> str:
         "",
         *_data(study),
         "",
-        "rows; each differs from another one in one thing, and from the base, dino, in the settings below it:",
+        "rows; each differs from another one in one thing, and from the base, dino, in the settings below it (figures computed):",
         *(line for cost in found for line in _row(study, cost)),
         "",
         *_shared(study),

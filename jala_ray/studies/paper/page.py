@@ -27,9 +27,11 @@ NOTES = {
 COLUMNS = [(metric, domain) for metric in PAPER_METRICS for domain in DOMAINS]
 
 
-def publish(study: Study) -> str:
-    """Analyse all runs that are done and write the three files; returns the page's address."""
+def publish(study: Study) -> str | None:
+    """Analyse all runs that are done and write the three files; returns the page's address, None where no run is done."""
     found = load(study)
+    if not found.runs:
+        return None
     results = analyse(study, found)
     study.write(results, FIGURES)
     pages = {TABLE: markdown(results), PAGE: document(study, results, findings(study, found, results))}

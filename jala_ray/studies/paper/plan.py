@@ -83,7 +83,7 @@ class Study:
         storage.write_bytes(self.place(*names), text.encode(), options=self.options)
 
     def claim(self) -> dict[str, Any]:
-        """What may not change while the study lasts. More seeds and more rows may be asked for later."""
+        """What may not change while the study lasts. More seeds and rows may be asked for later; a row's own settings bind its runs."""
         asked = self.asked
         trained = None if self.tokenizer is None else to_dict(self.tokenizer)
         return plain(
@@ -91,7 +91,6 @@ class Study:
                 "base": to_dict(self.base),
                 "manifest": manifest_key(self.manifest),
                 "tokenizer": trained,
-                "vjepa": asked.vjepa,
                 "cache": asked.cache,
                 "samples": asked.samples,
                 "generation": dataclasses.asdict(asked.generation),

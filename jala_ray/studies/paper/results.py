@@ -15,7 +15,7 @@ from jala_ray.evaluation.bootstrap import nested
 from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION
 from jala_ray.evaluation.scores import PAPER_METRICS, PELA_TABLE_1
 from jala_ray.hands.metrics import METRICS
-from jala_ray.parsing import diff, to_dict
+from jala_ray.parsing import diff, from_dict, to_dict
 from jala_ray.presets import PRESETS
 from jala_ray.reports.kit.findings import Finding, worst_first
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES
@@ -25,7 +25,7 @@ from jala_ray.studies.paper.census import Missing, exposure
 from jala_ray.studies.paper.cost import told
 from jala_ray.studies.paper.parts import FACTS
 from jala_ray.studies.paper.plan import Study
-from jala_ray.studies.paper.rows import BASE, CONTROL, Row, changes, table
+from jala_ray.studies.paper.rows import BASE, CONTROL, OF_THE_RUN, Row, changes, table
 from jala_ray.studies.paper.runs import MODEL, scores_of
 from jala_ray.training.log import environment
 from jala_ray.types import DOMAINS, Domain
@@ -167,9 +167,10 @@ def missing(study: Study, found: Found, computed: Mapping[str, Any]) -> Missing:
 
 
 def _facts(study: Study, found: Found, row: Row) -> dict[str, Any]:
-    config, seeds = study.config(row, study.base.seed), found.seeds(row.name)
+    seeds = found.seeds(row.name)
     runs = [found.runs[row.name][seed] for seed in seeds]
-    changed = {key: list(pair) for key, pair in changes(study.base, config).items() if key != "name"}
+    config = from_dict(RunConfig, runs[0]["config"])
+    changed = {key: list(pair) for key, pair in changes(study.base, config).items() if key not in OF_THE_RUN}
     measured = {name: float(np.mean([run["cost"][name] for run in runs])) for name in runs[0]["cost"]}
     return {
         "printed": row.printed,

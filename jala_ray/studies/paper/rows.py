@@ -25,6 +25,9 @@ WANTED: dict[str, object] = {
 }
 """What makes a base the row `dino`; the other rows change these and nothing else."""
 
+OF_THE_RUN = ("name", "seed", "motion_tokenizer", "data.cache")
+"""Settings that are no row's own."""
+
 
 @dataclass(frozen=True)
 class Row:

@@ -15,6 +15,7 @@ from jala_ray.evaluation.job import EvaluationJob, begin, release
 from jala_ray.evaluation.records import Evaluation
 from jala_ray.evaluation.scores import BOTH, score_clips
 from jala_ray.hands.metrics import METRICS
+from jala_ray.parsing import from_dict, to_dict
 from jala_ray.reports.run.folder import lineage
 from jala_ray.reports.run.publish import warnings_of
 from jala_ray.studies.paper.plan import Study
@@ -36,15 +37,23 @@ def scores_of(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
 
 def work(study: Study, tokenizer: str, caches: Mapping[str, str]) -> None:
     """Do all runs that are not done, in order; one that was cut off goes on where it was."""
-    waiting = [(row, seed) for row, seed in study.runs() if scores_of(study, row, seed) is None]
-    for number, (row, seed) in enumerate(waiting, 1):
+    every = [(row, seed, study.config(row, seed, tokenizer, caches)) for row, seed in study.runs()]
+    waiting = [run for run in every if not done(study, *run)]
+    for number, (row, seed, config) in enumerate(waiting, 1):
         print(f"run {number} of {len(waiting)} left: {row.name}, seed {seed}", flush=True)
-        config = study.config(row, seed, tokenizer, caches)
         checkpoint = trained(study, config)
         found = scored(study, row, seed, checkpoint)
         found |= {"checkpoint": checkpoint, "steps": history.step_of(checkpoint), "cost": cost(study, config)}
-        found["warnings"] = warnings_of(setup.run_folder(config), study.options)
+        found |= {"warnings": warnings_of(setup.run_folder(config), study.options), "config": to_dict(config)}
         study.write(found, "scores", row.name, f"seed-{seed}.json")
+
+
+def done(study: Study, row: Row, seed: int, config: RunConfig) -> bool:
+    """Whether a run is trained and scored. Raises `ConfigError` where it was with other settings."""
+    found = scores_of(study, row, seed)
+    if found is not None:
+        setup.refuse_other_run(from_dict(RunConfig, found["config"]), config, setup.run_folder(config))
+    return found is not None
 
 
 def trained(study: Study, config: RunConfig) -> str:
@@ -54,9 +63,9 @@ def trained(study: Study, config: RunConfig) -> str:
     """
     *_, row, seed = config.name.split("/")
     mark = ("trained", row, f"{seed}.json")
-    done = study.read(*mark)
-    if done is not None and storage.is_committed(done["checkpoint"], study.options):
-        return done["checkpoint"]
+    made = study.read(*mark)
+    if made is not None and storage.is_committed(made["checkpoint"], study.options):
+        return made["checkpoint"]
     if study.asked.local:
         from jala_ray.training.local import run_local
 
