@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 
+from jala_ray import storage
 from jala_ray.commands import shell
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.sampling.catalogue import catalogue
@@ -27,8 +29,9 @@ from jala_ray.studies.paper import runs as doing
 from jala_ray.studies.paper.asked import PaperStudy, begun_from
 from jala_ray.studies.paper.census import census, exposure, fitted
 from jala_ray.studies.paper.cost import costs
+from jala_ray.studies.paper.findings import of_settings, worse_than_still
 from jala_ray.studies.paper.plan import plan_study
-from jala_ray.studies.paper.results import Found, interval, printed_step, worse_than_still
+from jala_ray.studies.paper.results import Found, interval, printed_step
 from jala_ray.studies.paper.rows import CONTROL, ROWS, TABLE, changes, table
 from jala_ray.training import history, local
 from jala_ray.training.estimate import step_seconds
@@ -286,6 +289,12 @@ def test_rows_that_are_worse_than_holding_still_are_one_warning() -> None:
     assert "vjepa: MPJPE 3.00 cm, 1.50 cm held still" in found[0].figure
 
 
+def test_settings_that_are_the_paper_s_in_name_alone_are_said() -> None:
+    assert list(of_settings(BASE, 58_600)) == []
+    assert [finding.figure for finding in of_settings(BASE, 1000)] == ["1,000 steps, wanted 1%"]  # 0.999^1000 = 0.37
+    assert [finding.level for finding in of_settings(TINY, 300)] == ["bad", "warn"]
+
+
 def test_printed_steps_are_the_paper_s() -> None:
     by_name = {row.name: row for row in TABLE}
     assert printed_step(by_name["no_align"], "wild", "mpjpe") == 4.71  # 15.73 - 11.02
@@ -383,6 +392,7 @@ def test_a_run_that_is_there_tells_the_hours_of_all(world: World, straight: Path
         assert cost.hours == pytest.approx(dino.hours * cost.found.flops_step / dino.found.flops_step)
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_gives_the_same_table(world: World, straight: Path, tmp_path: Path) -> None:
     words = [*begins(world, tmp_path), "--local"]
     program = f"""
@@ -458,6 +468,7 @@ def test_another_manifest_is_refused_by_name(world: World, straight: Path, tmp_p
         plan_study(asked).begin()
 
 
+@pytest.mark.slow
 def test_shared_parts_are_made_once(world: World, tmp_path: Path) -> None:
     """A tokenizer that the command trains, caches of both encoders, and a second seed that is asked for later."""
     quick = override(
@@ -492,6 +503,7 @@ def test_shared_parts_are_made_once(world: World, tmp_path: Path) -> None:
     assert history.newest(str(folder / "runs/dino/seed-1"), StorageOptions()) is not None
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_costs_no_other(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """V-JEPA 2's folder is not there: dino has its row all the same, and the same command goes on once it is."""
     words = [*begins(world, tmp_path), "--local", "--rows", "dino", "vjepa", "--train.steps", "1", "--samples", "1"]
@@ -503,6 +515,22 @@ def test_a_run_that_fails_costs_no_other(world: World, tmp_path: Path, capsys: p
     plan_study(
         PaperStudy.read(words[2:], "jala")
     ).begin()  # the mistake binds nothing, for no run of that row had begun
+
+
+@pytest.mark.slow
+def test_a_table_in_a_bucket(world: World, straight: Path, s3_endpoint: str, tmp_path: Path) -> None:
+    """As on a disk; again, it trains nothing."""
+    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket="lab")
+    words = [*begins(world, tmp_path), "--local", "--rows", "dino", "--storage.root", "s3://lab/runs"]
+    words += ["--storage.endpoint-url", s3_endpoint, "--storage.region", "us-east-1"]
+    assert shell.main(words) == 0
+    options = StorageOptions(endpoint_url=s3_endpoint, region="us-east-1")
+    stored = storage.read_bytes("s3://lab/runs/table/table.json", options)
+    assert json.loads(stored)["table"]["dino"] == results(straight)["table"]["dino"]
+    begun = storage.read_bytes("s3://lab/runs/table/runs/dino/seed-0/metrics.jsonl", options)
+    assert shell.main(words) == 0
+    assert storage.read_bytes("s3://lab/runs/table/runs/dino/seed-0/metrics.jsonl", options) == begun
+    assert b"PELA 7.16" in storage.read_bytes("s3://lab/runs/table/results.html", options)
 
 
 def test_the_base_may_be_any_preset_of_its_kind() -> None:

@@ -14,8 +14,9 @@ from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES, about, absent, clock, number, percent, table, tile, tree
 from jala_ray.reports.motion.tables import Part, clips, few_clips, leading, limits, named, sheet
 from jala_ray.studies.paper.cost import told
+from jala_ray.studies.paper.findings import findings
 from jala_ray.studies.paper.plan import Study
-from jala_ray.studies.paper.results import analyse, findings, load, markdown
+from jala_ray.studies.paper.results import analyse, load, markdown
 from jala_ray.types import DOMAINS
 
 TABLE, FIGURES, PAGE = "table.md", "table.json", "results.html"
@@ -34,7 +35,7 @@ def publish(study: Study) -> str | None:
         return None
     results = analyse(study, found)
     study.write(results, FIGURES)
-    pages = {TABLE: markdown(results), PAGE: document(study, results, findings(study, found, results))}
+    pages = {TABLE: markdown(results), PAGE: document(study, results, findings(study.base, results))}
     for name, text in pages.items():
         storage.write_bytes(study.place(name), text.encode(), options=study.options)
     return study.place(PAGE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,12 +17,11 @@ from jala_ray.evaluation.scores import PAPER_METRICS, PELA_TABLE_1
 from jala_ray.hands.metrics import METRICS
 from jala_ray.parsing import diff, from_dict, to_dict
 from jala_ray.presets import PRESETS
-from jala_ray.reports.kit.findings import Finding, worst_first
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES
-from jala_ray.reports.warnings import holding_still
 from jala_ray.studies.paper.asked import begun_from
 from jala_ray.studies.paper.census import Missing, exposure
 from jala_ray.studies.paper.cost import told
+from jala_ray.studies.paper.findings import findings
 from jala_ray.studies.paper.parts import FACTS
 from jala_ray.studies.paper.plan import Study
 from jala_ray.studies.paper.rows import BASE, CONTROL, OF_THE_RUN, Row, changes, table
@@ -31,8 +30,6 @@ from jala_ray.training.log import environment
 from jala_ray.types import DOMAINS, Domain
 
 REFERENCES = (FLOOR, HOLD_FIRST, MEAN_MOTION)
-UNEQUAL = 0.01
-"""Rows that see labelled samples more unequally than by this share are named."""
 SETTINGS_OF_THE_STUDY = ("name", "storage.", "log.", "cluster.", "data.manifest", "motion_tokenizer")
 
 
@@ -89,7 +86,8 @@ def analyse(study: Study, found: Found) -> dict[str, Any]:
     printed     {row: {domain: {metric: number}}}, of the paper
     steps       {row: {against, thing, seeds, domain: {metric: INTERVAL with `printed`}}}: row - against, the same clips and seeds
     not_computed, left_out {what or clip: why}
-    rows        {row: {printed, changes, seeds, reads, cost}}, reads computed, cost measured
+    rows        {row: {printed, thing, changes, seeds, reads, cost, checkpoints}}, reads computed, cost measured
+    runs_warn   {run: lines of its own page}; warnings, the lines of this page
     ```
     """
     shown = [row for row in rows_of_table(found) if row.name in found.runs]
@@ -106,6 +104,9 @@ def analyse(study: Study, found: Found) -> dict[str, Any]:
         "steps": {row.name: _step(found, row) for row in shown if row.against in found.runs},
         "not_computed": missing(study, found, computed),
         "left_out": found.failed(),
+        "runs_warn": {
+            f"{row}, seed {seed}": run["warnings"] for row, of in found.runs.items() for seed, run in of.items()
+        },
         "rows": {row.name: _facts(study, found, row) for row in shown},
         "tokenizer": study.read(FACTS),
         "base": to_dict(study.base),
@@ -114,7 +115,7 @@ def analyse(study: Study, found: Found) -> dict[str, Any]:
         "settings": {key: list(pair) for key, pair in settings(study.base, study.asked.preset).items()},
         "environment": environment(),
     }
-    return results | {"warnings": [finding.line for finding in findings(study, found, results)]}
+    return results | {"warnings": [finding.line for finding in findings(study.base, results)]}
 
 
 def rows_of_table(found: Found) -> tuple[Row, ...]:
@@ -189,72 +190,6 @@ def settings(base: RunConfig, preset: str) -> dict[str, tuple[Any, Any]]:
         return {}
     changed = diff(begun_from(PRESETS[preset]), base)
     return {key: pair for key, pair in changed.items() if not key.startswith(SETTINGS_OF_THE_STUDY)}
-
-
-# --- to be known before the numbers are used -------------------------------------------------------------------------
-
-
-def findings(study: Study, found: Found, results: Mapping[str, Any]) -> list[Finding]:
-    """Warnings of the page, the serious ones first."""
-    lines = results["table"] | results["references"]
-    still = [finding for row in results["table"] for finding in holding_still(row, lines)]
-    return worst_first(
-        [*random_weights(study.base), *still, *_luck(found, results), *_unequal(results), *_of_runs(found)]
-    )
-
-
-def random_weights(base: RunConfig) -> Iterator[Finding]:
-    """Models that are the paper's in name alone."""
-    encoder, backbone = base.model.encoder, base.model.backbone
-    if encoder.pretrained is None:
-        detail = "The rows show that the code runs, and nothing of DINOv3 or V-JEPA 2: pass --model.encoder.pretrained, and --vjepa."
-        yield Finding("bad", "The frozen encoders have random weights.", detail)
-    if backbone.pretrained is None:
-        detail = "The paper begins with InternVL3-2B: --preset jala does."
-        yield Finding("warn", "The backbone has random weights.", detail)
-
-
-def worse_than_still(rows: Mapping[str, Any], references: Mapping[str, Any]) -> Iterator[Finding]:
-    """One finding a domain, however many rows it is of."""
-    for domain in DOMAINS:
-        kept = {name: {domain: line[domain]} for name, line in {**rows, **references}.items()}
-        alike = {row: finding for row in rows for finding in holding_still(row, kept)}
-        if alike:
-            text = f"{DOMAIN_NAMES[domain]}: worse than holding the true first pose still: {', '.join(alike)}."
-            first = next(iter(alike.values()))
-            yield replace(first, text=text, figure="; ".join(f"{row}: {one.figure}" for row, one in alike.items()))
-
-
-def _luck(found: Found, results: Mapping[str, Any]) -> Iterator[Finding]:
-    fewest = min(len(row["seeds"]) for row in results["rows"].values())
-    if fewest == 1:
-        detail = "Intervals are of clips alone: pass --seeds 3 or more before a difference is believed."
-        yield Finding("warn", "A row has one run: what training's luck does is not in its interval.", detail)
-    if failed := found.failed():
-        clip, why = next(iter(failed.items()))
-        yield Finding(
-            "warn", f"{len(failed):,} clips could not be scored and are in no number.", f"The first, {clip}: {why}"
-        )
-
-
-def _unequal(results: Mapping[str, Any]) -> Iterator[Finding]:
-    reads = {name: row["reads"] for name, row in results["rows"].items()}
-    labelled = {name: one["samples"] * one["labelled"] for name, one in reads.items()}
-    least, most = min(labelled.values()), max(labelled.values())
-    if most - least > UNEQUAL * most:
-        figure = ", ".join(f"{name} {count:,.0f} of {reads[name]['samples']:,}" for name, count in labelled.items())
-        detail = (
-            "Steps are the same for all, and rows on labelled clips alone spend all of theirs there; without --train.steps each row sees "
-            "every labelled clip once an epoch."
-        )
-        yield Finding("warn", "Rows see labelled samples unequally often.", detail, figure)
-
-
-def _of_runs(found: Found) -> Iterator[Finding]:
-    for row, seeds in found.runs.items():
-        for seed, run in seeds.items():
-            for line in run["warnings"]:
-                yield Finding("warn", f"{row}, seed {seed}: {line.removeprefix('WARNING ')}")
 
 
 # --- Markdown --------------------------------------------------------------------------------------------------------
