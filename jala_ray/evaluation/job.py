@@ -96,6 +96,11 @@ def _open(job: EvaluationJob) -> Predictor | Describer:
     return Predictor(manifest, models, MeanMotion.of(manifest), job.task, job.batch, job.options)
 
 
+def release() -> None:
+    """Forget the models that this process's last part has loaded: they hold memory, of a GPU too."""
+    _open.cache_clear()
+
+
 @dataclass(frozen=True)
 class Work:
     """An evaluation that has claimed its folder."""
