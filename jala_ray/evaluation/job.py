@@ -38,6 +38,7 @@ from jala_ray.evaluation.records import ClipRecord, Evaluation
 from jala_ray.generation import Generator
 from jala_ray.parsing import from_dict
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.claims import Claim, Parts
 from jala_ray.training import history
 from jala_ray.training.history import resolve as resolve
 from jala_ray.types import ConfigError, Split
@@ -68,7 +69,7 @@ class EvaluationJob:
     options: StorageOptions = field(default_factory=StorageOptions)
 
     def address(self, number: int) -> str:
-        return storage.join(self.out, "parts", f"{number:05d}.records")
+        return storage.join(self.out, "parts", _file(number))
 
     def __call__(self, part: Part) -> dict[str, Any]:
         address = self.address(part.number)
@@ -80,6 +81,10 @@ class EvaluationJob:
     def records(self, numbers: Iterable[int]) -> Iterator[ClipRecord]:
         for number in numbers:
             yield from record_files.from_bytes(storage.read_bytes(self.address(number), self.options))
+
+
+def _file(number: int) -> str:
+    return f"{number:05d}.records"
 
 
 @lru_cache(maxsize=1)
@@ -99,8 +104,8 @@ class Work:
     parts: list[Part]
 
     def missing(self) -> list[Part]:
-        there = set(storage.list_files(storage.join(self.job.out, "parts"), self.job.options))
-        return [part for part in self.parts if f"{part.number:05d}.records" not in there]
+        folder = storage.join(self.job.out, "parts")
+        return Parts[Part](folder, lambda part: _file(part.number), self.job.options).missing(self.parts)
 
     def finish(self) -> Evaluation:
         """All records together, when all parts are there."""
@@ -127,7 +132,7 @@ def _rows(clips: Iterable[ClipRecord], labels: list[str]) -> tuple[str, ...]:
 def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
     """Choose the rows and claim the folder `job.out`.
 
-    Raises `ConfigError` when it holds another evaluation, or two checkpoints bear one label.
+    Raises `ConfigError` when it holds another evaluation, by the key that differs, or two checkpoints bear one label.
     """
     labels = [label for label, _ in job.checkpoints]
     if not labels or len(set(labels)) < len(labels):
@@ -137,14 +142,9 @@ def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
     claim = dataclasses.asdict(job) | {"rows": rows.tolist(), "manifest_key": manifest_key(manifest)}
     for name in ("batch", "gpu", "options", "out"):
         claim.pop(name)
-    payload = json.dumps(claim, indent=1).encode()
     storage.probe(job.out, job.options)
-    place = storage.join(job.out, "claim.json")
-    if not storage.exists(place, job.options):
-        storage.write_bytes(place, payload, options=job.options)
-    elif json.loads(storage.read_bytes(place, job.options)) != json.loads(payload):
-        remedy = "Choose another folder or delete it."
-        raise ConfigError("out", job.out, "an empty folder, or this same evaluation's", remedy)
+    remedy = "Choose another folder or delete it."
+    Claim(job.out, "claim.json", claim, "evaluation", remedy, job.options).take()
     chunks = [rows[i : i + PART_ROWS] for i in range(0, len(rows), PART_ROWS)]
     return Work(job, [Part(number, tuple(map(int, chunk))) for number, chunk in enumerate(chunks)])
 
