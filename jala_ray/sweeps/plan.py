@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,10 @@ import numpy as np
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
-from jala_ray.parsing import diff, from_dict, override, to_dict
+from jala_ray.parsing import from_dict, override, to_dict
 from jala_ray.presets import configuration, tokenizer_configuration
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.claims import Claim, plain
 from jala_ray.sweeps.domains import Domain
 from jala_ray.sweeps.driver import Sweep
 from jala_ray.sweeps.halving import Halving
@@ -102,7 +102,7 @@ class Plan:
             "wave": self.concurrent if self.waves else None,
             "cache": self.shares_cache,
         }
-        return json.loads(json.dumps(found))
+        return plain(found)
 
     def claimed(self, resume: bool) -> Plan:
         """Take the folder, or go on in it; then the number of trials at a time, and the cache, are settled.
@@ -113,17 +113,24 @@ class Plan:
         plan._refuse_nothing_held_out()
         os.environ.update(storage.worker_env(plan.options))
         storage.probe(plan.folder, plan.options)
-        place = storage.join(plan.folder, "sweep.json")
-        if not storage.exists(place, plan.options):
-            if resume:
-                raise ConfigError("--resume", plan.folder, "a folder that a sweep has begun in", "Leave --resume out.")
-            storage.write_bytes(place, json.dumps(plan.claim(), indent=1).encode(), plan.options)
-        else:
-            if not resume:
-                remedy = "Add --resume to continue it, or choose another --name."
-                raise ConfigError("name", plan.folder, "a folder without a sweep", remedy)
-            _refuse_other(json.loads(storage.read_bytes(place, plan.options)), plan.claim(), plan.base)
+        plan.take(resume)
         return plan._cached()
+
+    def take(self, resume: bool) -> None:
+        """Write `sweep.json`, or compare with the one that is there."""
+
+        def refuse_none() -> None:
+            if resume:
+                raise ConfigError("--resume", self.folder, "a folder that a sweep has begun in", "Leave --resume out.")
+
+        def todays(stored: dict[str, Any]) -> dict[str, Any]:
+            return stored | {"base": to_dict(from_dict(type(self.base), stored["base"]))}
+
+        how: dict[str, Any] = {"free": tuple(f"base.{key}" for key in RESUMABLE), "upgrade": todays}
+        claim = Claim(self.folder, "sweep.json", self.claim(), "sweep", "Choose another --name.", self.options, **how)
+        if not (claim.take(refuse_none) or resume):
+            remedy = "Add --resume to continue it, or choose another --name."
+            raise ConfigError("name", self.folder, "a folder without a sweep", remedy)
 
     def _fitting(self) -> int:
         """Trials at a time: as asked, or as many as the cluster holds beside Ray Data's tasks. Raises `ConfigError` for more than fit."""
@@ -202,17 +209,6 @@ class Plan:
             waves=self.waves,
             retries=self.retries,
         )
-
-
-def _refuse_other(was: dict[str, Any], now: dict[str, Any], base: Base) -> None:
-    kind = type(base)
-    changed = diff(from_dict(kind, was.pop("base")), from_dict(kind, now.pop("base")))
-    changed = {k: v for k, v in changed.items() if not k.startswith(RESUMABLE)}
-    changed |= {key: (was.get(key), value) for key, value in now.items() if was.get(key) != value}
-    if changed:
-        key, (before, after) = next(iter(changed.items()))
-        remedy = f"A sweep goes on as it began ({', '.join(changed)} changed). Choose another --name."
-        raise ConfigError(key, after, f"{before!r}, as the sweep began", remedy)
 
 
 def plan_sweep(asked: Asked) -> Plan:
