@@ -230,7 +230,7 @@ def test_other_settings_and_places_are_refused(folder: Path, done: Path, tmp_pat
         "short_side": replace(QUICK, short_side=32),
     }.items():
         work = Preparation(source, out, settings)
-        with pytest.raises(ConfigError, match=rf"{field}: got .* as before.*Choose another place"):
+        with pytest.raises(ConfigError, match=rf"{field}: got .* as the prepared set began.*Choose another place"):
             work.begin(work.pieces())
     with pytest.raises(ConfigError, match="val_fraction"):
         work = Preparation(replace(source, val_fraction=0.0), out, QUICK)

@@ -6,6 +6,7 @@ manifest of its clips in `_parts/`, whose Parquet file comes last. A rerun does 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -24,6 +25,7 @@ from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.manifest.writing import Rejection, WriteReport, merge_manifests, write_manifest
 from jala_ray.data.prepare.clips import ClipMaker, PrepareConfig
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.claims import Claim, Parts
 from jala_ray.types import Clip, ConfigError, StorageError, StoreUnavailable, UserError, VideoError
 from jala_ray.video.decode import VideoReader
 
@@ -47,6 +49,11 @@ class Piece:
     """Of the input manifest."""
     whole: FolderVideo | None = None
     """Else a video of the input folder."""
+
+    @property
+    def file(self) -> str:
+        """The part's manifest, which comes last."""
+        return f"{self.name}.parquet"
 
 
 @dataclass(frozen=True)
@@ -100,9 +107,9 @@ class Preparation:
 
     def missing(self, pieces: Sequence[Piece], *, retry: bool = False) -> list[Piece]:
         """The pieces that have not been done, and those with errors if `retry`."""
-        parts = self._listed(PARTS)
-        done = parts - self._listed(PARTS, "errors") if retry else parts
-        return [piece for piece in pieces if f"{piece.name}.parquet" not in done]
+        folder = storage.join(self.out, PARTS)
+        parts = Parts[Piece](folder, lambda piece: piece.file, self.options, lambda piece: f"errors/{piece.file}")
+        return parts.missing(pieces, retry=retry)
 
     def _claim(self) -> None:
         """Write the settings down, or compare with those of an earlier run."""
@@ -113,27 +120,17 @@ class Preparation:
         given = asdict(source) if isinstance(source, VideoFolder) else source
         settings = asdict(self.settings) | {"cut": sorted(set(self.settings.cut))}
         now = {"version": PREPARED_VERSION, "source": given, **settings}
-        written = storage.join(self.out, SETTINGS)
-        if storage.exists(written, self.options):
-            was = json.loads(storage.read_bytes(written, self.options))
-            for key in now:
-                if was.get(key) != now[key]:
-                    remedy = f"{self.out} holds clips made otherwise. Choose another place or delete it."
-                    raise ConfigError(key, now[key], f"{was.get(key)!r}, as before", remedy)
-        elif other := [name for name in self._listed() if name.endswith(".parquet")]:
-            remedy = f"It holds {min(other)}, which the prepared manifest would replace."
-            raise ConfigError("out", self.out, "an empty folder, or one of an earlier run", remedy)
-        else:
-            storage.write_bytes(written, json.dumps(now, indent=1).encode(), self.options)
+        remedy = "Choose another place or delete it."
+        Claim(self.out, SETTINGS, now, "prepared set", remedy, self.options).take(self._refuse_other_manifest)
 
-    def _listed(self, *folders: str) -> set[str]:
-        try:
-            return set(storage.list_dir(storage.join(self.out, *folders), self.options))
-        except storage.MissingFile:
-            return set()
+    def _refuse_other_manifest(self) -> None:
+        with contextlib.suppress(storage.MissingFile):
+            if other := [name for name in storage.list_dir(self.out, self.options) if name.endswith(".parquet")]:
+                remedy = f"It holds {min(other)}, which the prepared manifest would replace."
+                raise ConfigError("out", self.out, "an empty folder, or one of an earlier run", remedy)
 
     def _part(self, piece: Piece) -> str:
-        return storage.join(self.out, PARTS, f"{piece.name}.parquet")
+        return storage.join(self.out, PARTS, piece.file)
 
     # --- one piece ---------------------------------------------------------------------------------------------------
 
