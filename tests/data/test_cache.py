@@ -396,7 +396,9 @@ def test_other_folders_are_refused(world: Manifest, tmp_path: Path) -> None:
 def test_another_cache_s_folder_is_left_alone(world: Manifest, tmp_path: Path) -> None:
     before = make(start(tmp_path / "cache", world, store="codes"))
     for other in ({"store": "features"}, {"store": "codes", "part_rows": 5}):
-        with pytest.raises(ManifestError, match="The folder holds another cache: choose another one or delete it"):
+        with pytest.raises(
+            ManifestError, match=f"{[*other][-1]}.* as the cache began.* Choose another folder or delete it"
+        ):
             start(tmp_path / "cache", world, **other)
     assert Cache.open(str(tmp_path / "cache")) == before
 
@@ -548,11 +550,12 @@ def test_the_preprocessing_version_names_what_it_makes(world: Manifest) -> None:
 
 def test_a_folder_s_facts_tell_caches_apart(world: Manifest, tmp_path: Path) -> None:
     """Every fact counts: two caches that differ in one are never taken for one another."""
-    facts = start(tmp_path / "cache", world, store="all").job.cache.facts
+    cache = start(tmp_path / "cache", world, store="all").job.cache
+    facts = cache.facts
     for name, value in vars(facts).items():
         other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else f"{value}x"
-        with pytest.raises(ManifestError, match=f": {name}: got"):
-            facts.refuse_other(replace(facts, **{name: other}), "here", "")
+        with pytest.raises(ManifestError, match=f"cache: {name}: got {other!r}, expected {value!r}"):
+            replace(cache, facts=replace(facts, **{name: other})).claim().take()
     assert facts == CacheFacts(**vars(facts))
 
 
