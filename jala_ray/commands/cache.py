@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import AvoidSubcommands, FlagConversionOff, Positional, arg
 
-from jala_ray import progress
 from jala_ray.commands.presetting import known, with_preset
 from jala_ray.config import RunConfig
 from jala_ray.presets import BASE, PRESETS
@@ -68,11 +67,7 @@ def run(arguments: Arguments) -> int:
         making = begin(arguments.out, manifest, assets, config.model.encoder, options, **how)
     if arguments.retry:
         making.drop_errors()
-    missing = making.missing()
-    parts = do_parts(missing, making.job, options, local=arguments.local, num_gpus=arguments.gpus_per_task)
-    meter = progress.Meter(len(missing), "parts")
-    for _ in progress.follow(parts, meter, lambda p: meter.advance(rows=p["rows"], left_out=p["errors"])):
-        pass
+    do_parts(making.missing(), making.job, options, local=arguments.local, num_gpus=arguments.gpus_per_task)
     cache, errors = making.finish(config.data.max_error_share)
     print(f"{cache.path}: {cache.rows} rows, {len(errors)} left out" + (" (reasons: errors.jsonl)" if errors else ""))
     return 0

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagConversionOff, Positional, arg
 
-from jala_ray import progress
 from jala_ray.config import GenerationConfig
 from jala_ray.storage import StorageOptions
 from jala_ray.types import ConfigError
@@ -82,11 +81,7 @@ def run(arguments: Arguments) -> int:
         options=options,
     )
     work = begin(job, asked.split, asked.samples)
-    missing = work.missing()
-    parts = do_parts(missing, job, options, local=asked.local, num_gpus=asked.gpus_per_task)
-    meter = progress.Meter(len(missing), "parts")
-    for _ in progress.follow(parts, meter, lambda part: meter.advance(clips=part["rows"])):
-        pass
+    do_parts(work.missing(), job, options, local=asked.local, num_gpus=asked.gpus_per_task)
     print(publish(work, latents=not asked.no_latents, videos=asked.videos))
     for line in warnings_of(job.out, options):
         print(line)

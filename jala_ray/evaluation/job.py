@@ -38,7 +38,7 @@ from jala_ray.evaluation.records import ClipRecord, Evaluation
 from jala_ray.generation import Generator
 from jala_ray.parsing import from_dict
 from jala_ray.storage import StorageOptions
-from jala_ray.storage.claims import Claim, Parts
+from jala_ray.storage.claims import Claim, missing_parts
 from jala_ray.training import history
 from jala_ray.training.history import resolve as resolve
 from jala_ray.types import ConfigError, Split
@@ -76,7 +76,7 @@ class EvaluationJob:
         if not storage.exists(address, self.options):
             records = list(_open(self).records(part.rows))
             storage.write_bytes(address, record_files.to_bytes(records), options=self.options)
-        return {"part": part.number, "rows": len(part.rows)}
+        return {"part": part.number, "clips": len(part.rows)}
 
     def records(self, numbers: Iterable[int]) -> Iterator[ClipRecord]:
         for number in numbers:
@@ -105,7 +105,7 @@ class Work:
 
     def missing(self) -> list[Part]:
         folder = storage.join(self.job.out, "parts")
-        return Parts[Part](folder, lambda part: _file(part.number), self.job.options).missing(self.parts)
+        return missing_parts(self.parts, lambda part: _file(part.number), folder, self.job.options)
 
     def finish(self) -> Evaluation:
         """All records together, when all parts are there."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from jala_ray.storage.files import list_files, read_bytes, write_bytes
 from jala_ray.storage.stores import MissingFile, StorageOptions, join
@@ -141,23 +141,16 @@ class Claim:
         write_bytes(self.file, content.encode(), self.options, only_new=only_new)
 
 
-@dataclass(frozen=True)
-class Parts(Generic[T]):
-    """What a job falls into. A part is done when the file that it leaves last is there, whose name follows from what the part is of."""
+def missing_parts(
+    parts: Sequence[T],
+    name: Callable[[T], str],
+    folder: str,
+    options: StorageOptions | None = None,
+    errors: Callable[[T], str] | None = None,
+) -> list[T]:
+    """Parts that are to be done: those whose `name`, of the file that they leave last, is not below the folder.
 
-    folder: str
-    name: Callable[[T], str]
-    """Of that file, below `folder`."""
-    options: StorageOptions | None = None
-    errors: Callable[[T], str] | None = None
-    """Name of a file that parts with errors have left, too."""
-
-    def missing(self, parts: Sequence[T], *, retry: bool = False) -> list[T]:
-        """Those that are to be done, in their order; those with errors too if `retry`."""
-        there = list_files(self.folder, self.options)
-
-        def done(part: T) -> bool:
-            failed = retry and self.errors is not None and self.errors(part) in there
-            return self.name(part) in there and not failed
-
-        return [part for part in parts if not done(part)]
+    With `errors` also those that have left a file of that name: they are tried again.
+    """
+    there = list_files(folder, options)
+    return [part for part in parts if name(part) not in there or (errors is not None and errors(part) in there)]

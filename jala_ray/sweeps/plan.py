@@ -187,9 +187,8 @@ class Plan:
             assets, manifest = build_assets(base, scratch), Manifest(base.data.manifest, self.options)
             how: dict[str, Any] = {"store": "all", "dtype": "float16", "gpu": gpus > 0}
             making = begin(place, manifest, assets, base.model.encoder, self.options, **how)
-        missing = making.missing()
-        for done, _ in enumerate(do_parts(missing, making.job, self.options, local=False, num_gpus=gpus), 1):
-            print(f"cache for all trials: part {done}/{len(missing)}", flush=True)
+        print(f"cache for all trials: {making.job.cache.path}", flush=True)
+        do_parts(making.missing(), making.job, self.options, local=False, num_gpus=gpus)
         cache, _ = making.finish(base.data.max_error_share)
         return dataclasses.replace(self, base=override(base, {"data.cache": cache.path}))
 

@@ -13,7 +13,7 @@ import pytest
 
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
-from jala_ray.storage.claims import Claim, Parts, differences
+from jala_ray.storage.claims import Claim, differences, missing_parts
 from jala_ray.types import ConfigError, ManifestError, StorageError
 
 
@@ -107,8 +107,9 @@ def test_a_file_that_cannot_be_written_is_no_other_s(tmp_path: Path) -> None:
 
 def test_parts_are_done_when_their_last_file_is_there(place: tuple[str, StorageOptions]) -> None:
     folder, options = place
-    parts = Parts[int](folder, lambda n: f"{n}/COMMIT.json", options, lambda n: f"errors/{n}")
-    assert parts.missing([0, 1, 2, 3]) == [0, 1, 2, 3]
+    last = "{}/COMMIT.json".format
+    assert missing_parts([0, 1, 2, 3], last, folder, options) == [0, 1, 2, 3]
     for name in ("1/data", "2/COMMIT.json", "3/COMMIT.json", "errors/3"):
         storage.write_bytes(storage.join(folder, name), b"x", options)
-    assert parts.missing([3, 2, 1, 0]) == [1, 0] and parts.missing([0, 1, 2, 3], retry=True) == [0, 1, 3]
+    assert missing_parts([3, 2, 1, 0], last, folder, options) == [1, 0]
+    assert missing_parts([0, 1, 2, 3], last, folder, options, "errors/{}".format) == [0, 1, 3]

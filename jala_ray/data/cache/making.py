@@ -28,7 +28,7 @@ from jala_ray.data.samples.source import ManifestSource
 from jala_ray.data.sampling.plan import PlanRow, plan_rows
 from jala_ray.models.frame_encoder import FrameEncoder, encoder_key
 from jala_ray.storage import StorageOptions
-from jala_ray.storage.claims import Parts
+from jala_ray.storage.claims import missing_parts
 from jala_ray.types import ManifestError, StorageError
 
 PART_ROWS = 256
@@ -71,7 +71,7 @@ class CacheJob:
         if not storage.is_committed(folder, self.options):
             self._make(folder, plan_rows(part.places, self.files, 0, 0))
         index = self.index(part.number)
-        return {"part": part.number, "rows": len(index), "errors": len(index.errors)}
+        return {"part": part.number, "rows": len(index), "left_out": len(index.errors)}
 
     def index(self, number: int) -> CacheIndex:
         place = storage.join(self.cache.part(number), "index.safetensors")
@@ -123,10 +123,8 @@ class Making:
         """Parts that are not there yet."""
         size = self.job.cache.facts.part_rows
         parts = [Part(number, self.places[number * size : (number + 1) * size]) for number in range(self.parts)]
-        folder = storage.join(self.job.cache.path, "parts")
-        return Parts[Part](folder, lambda part: f"{part.number:05d}/{storage.COMMIT_FILE}", self.job.options).missing(
-            parts
-        )
+        folder, last = storage.join(self.job.cache.path, "parts"), storage.COMMIT_FILE
+        return missing_parts(parts, lambda part: f"{part.number:05d}/{last}", folder, self.job.options)
 
     def drop_errors(self) -> None:
         """Delete the parts with rows that could not be read, so that they are made again."""

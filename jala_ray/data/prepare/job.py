@@ -25,7 +25,7 @@ from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.manifest.writing import Rejection, WriteReport, merge_manifests, write_manifest
 from jala_ray.data.prepare.clips import ClipMaker, PrepareConfig
 from jala_ray.storage import StorageOptions
-from jala_ray.storage.claims import Claim, Parts
+from jala_ray.storage.claims import Claim, missing_parts
 from jala_ray.types import Clip, ConfigError, StorageError, StoreUnavailable, UserError, VideoError
 from jala_ray.video.decode import VideoReader
 
@@ -100,16 +100,15 @@ class Preparation:
         self._claim()
         if not storage.is_s3(self.out):  # Unfinished files of pieces that were killed; a bucket shows none.
             storage.sweep(storage.join(self.out, PARTS), self.options)
-        missing = self.missing(pieces, retry=retry)
-        if missing:  # From here on the manifest that may be there is not the whole.
+        left = self.missing(pieces, retry=retry)
+        if left:  # From here on the manifest that may be there is not the whole.
             storage.delete(storage.join(self.out, SUMMARY), self.options)
-        return missing
+        return left
 
     def missing(self, pieces: Sequence[Piece], *, retry: bool = False) -> list[Piece]:
         """The pieces that have not been done, and those with errors if `retry`."""
-        folder = storage.join(self.out, PARTS)
-        parts = Parts[Piece](folder, lambda piece: piece.file, self.options, lambda piece: f"errors/{piece.file}")
-        return parts.missing(pieces, retry=retry)
+        errors = (lambda piece: f"errors/{piece.file}") if retry else None
+        return missing_parts(pieces, lambda piece: piece.file, storage.join(self.out, PARTS), self.options, errors)
 
     def _claim(self) -> None:
         """Write the settings down, or compare with those of an earlier run."""
@@ -135,13 +134,13 @@ class Preparation:
     # --- one piece ---------------------------------------------------------------------------------------------------
 
     def do(self, piece: Piece) -> dict[str, Any]:
-        """Prepare a piece; returns its facts: `video`, `weight`, `clips`, `rejected`, `seconds` of source time, `bytes`, `notes`, `error`.
+        """Prepare a piece; returns its facts: `part`, `weight`, `clips`, `rejected`, `seconds` of source time, `bytes`, `notes`, `error`.
 
         What is wrong with a video is a rejected row with its reason. `error` is not empty if the piece failed: a store
         could not be reached, or worse. It has left no part then, and the next run does it again.
         """
         notes: list[str] = []
-        facts = {"video": piece.video, "weight": piece.weight, "clips": 0, "rejected": 0, "seconds": 0.0, "bytes": 0}
+        facts = {"part": piece.video, "weight": piece.weight, "clips": 0, "rejected": 0, "seconds": 0.0, "bytes": 0}
         facts["notes"] = notes
         try:
             with storage.scratch("prepare") as scratch:
