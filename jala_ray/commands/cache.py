@@ -48,7 +48,6 @@ def run(arguments: Arguments) -> int:
     for name, address in (("data.manifest", config.data.manifest), ("motion_tokenizer", config.motion_tokenizer)):
         if not address:
             raise ConfigError(name, address, "an address", f"Pass --{name.replace('_', '-')} PATH.")
-    import os
 
     from jala_ray import storage
     from jala_ray.data.cache.making import begin
@@ -59,7 +58,6 @@ def run(arguments: Arguments) -> int:
 
     config = setup.absolute(config)
     options = setup.storage_options(config)
-    os.environ.update(storage.worker_env(options))  # videos are reached as the manifest is
     with storage.scratch("assets") as scratch:
         assets, manifest = build_assets(config, str(scratch)), Manifest(config.data.manifest, options)
         how: dict[str, Any] = {name: getattr(arguments, name) for name in ("store", "dtype", "part_rows")}

@@ -56,7 +56,6 @@ def labelled(text: str) -> tuple[str, str]:
 def run(arguments: Arguments) -> int:
     if not arguments.checkpoints:
         raise ConfigError("checkpoints", (), "one or more, each a checkpoint or a run folder")
-    import os
     from dataclasses import replace
 
     from jala_ray import storage
@@ -67,7 +66,6 @@ def run(arguments: Arguments) -> int:
     asked, options = arguments, arguments.storage
     if asked.endpoint_url:
         options = replace(options, endpoint_url=asked.endpoint_url)
-    os.environ.update(storage.worker_env(options))
     given = [labelled(text) for text in asked.checkpoints]
     found = [(label, resolve(storage.absolute(address), options)) for label, address in given]
     job = EvaluationJob(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -89,7 +88,6 @@ def _file(number: int) -> str:
 
 @lru_cache(maxsize=1)
 def _open(job: EvaluationJob) -> Predictor:
-    os.environ.update(storage.worker_env(job.options))  # videos and manifest are reached as the checkpoints are
     device = torch.device("cuda" if job.gpu and torch.cuda.is_available() else "cpu")
     manifest = Manifest(job.manifest, job.options)
     models = {label: Generator.open(uri, job.settings, device, job.options) for label, uri in job.checkpoints}

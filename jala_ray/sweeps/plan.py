@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,7 +110,6 @@ class Plan:
         """
         plan = dataclasses.replace(self, concurrent=self._fitting())
         plan._refuse_nothing_held_out()
-        os.environ.update(storage.worker_env(plan.options))
         storage.probe(plan.folder, plan.options)
         plan.take(resume)
         return plan._cached()

@@ -306,12 +306,13 @@ def manifest_plans(config: RunConfig, assets: str) -> Plans:
     from jala_ray.data.samples.steps import OpenManifest
     from jala_ray.data.sampling.catalogue import catalogue
 
-    manifest = Manifest(config.data.manifest)
+    options = storage_options(config)
+    manifest = Manifest(config.data.manifest, options)
 
     def rows(split: Split, domain: Domain | None, data: DataConfig) -> Catalogue:
         return catalogue(manifest, data, split, domain)
 
-    return _plans(config, rows, OpenManifest(manifest.base, assets, storage_options(config)))
+    return _plans(config, rows, OpenManifest(manifest.base, assets, options))
 
 
 def cache_plans(config: RunConfig, assets: str) -> Plans:
@@ -331,7 +332,7 @@ def cache_plans(config: RunConfig, assets: str) -> Plans:
         from jala_ray.data.cache.making import manifest_key
         from jala_ray.data.manifest.table import Manifest
 
-        stored = Manifest(config.data.manifest)
+        stored = Manifest(config.data.manifest, options)
         base, manifest = stored.base, manifest_key(stored)
     own = Assets.open(assets, options)
     cache.refuse_stale(

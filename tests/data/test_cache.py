@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.samples.assets import Assets, tokenizer_key
 from jala_ray.data.samples.collate import Laid
 from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource, Source, Visuals
-from jala_ray.data.samples.steps import ShareBuilder, StepShare
+from jala_ray.data.samples.steps import OpenManifest, ShareBuilder, StepShare
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import Plan, PlanRow, plan_rows
 from jala_ray.hands.resample import chunk_features
@@ -572,7 +573,7 @@ def bucket(s3_endpoint: str) -> StorageOptions:
 def test_everything_in_a_bucket(world: Manifest, tmp_path: Path, bucket: StorageOptions, store: str) -> None:
     for video in (Path(world.base).parent / "videos").iterdir():
         storage.write_bytes(f"s3://lab/world/videos/{video.name}", video.read_bytes(), options=bucket)
-    path = f"s3://lab/caches/{store}"
+    path, surroundings = f"s3://lab/caches/{store}", dict(os.environ)
     remote = write_world("s3://lab/world", bucket)
     making = start(path, remote, store=store, options=bucket)
     making.job(making.missing()[0])
@@ -592,3 +593,18 @@ def test_everything_in_a_bucket(world: Manifest, tmp_path: Path, bucket: Storage
     for one, other in zip(laid, expected, strict=True):
         for name in ("frames", "features"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert os.environ == surroundings, "how the bucket is reached goes with what is opened"
+
+
+def test_rows_of_a_bucket_need_no_environment(world: Manifest, tmp_path: Path, bucket: StorageOptions) -> None:
+    """A process that opens two stores would have one environment for both."""
+    for video in (Path(world.base).parent / "videos").iterdir():
+        storage.write_bytes(f"s3://lab/world/videos/{video.name}", video.read_bytes(), options=bucket)
+    remote, surroundings = write_world("s3://lab/world", bucket), dict(os.environ)
+    config, assets, _ = parts_of("tiny")
+    assets.save(tmp_path / "assets")
+    storage.upload_dir(tmp_path / "assets", "s3://lab/assets", bucket)
+    found = catalogue(remote, DataConfig(), "train")
+    builder = ShareBuilder(config, OpenManifest(remote.base, "s3://lab/assets", bucket), 0)
+    laid, errors = builder.lay_out(plan_rows(found.place, found.files, 0, 0), 0)
+    assert len(laid) == len(found.place) and not errors and os.environ == surroundings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -93,7 +92,6 @@ class CacheJob:
 
 @lru_cache(maxsize=1)
 def _open(job: CacheJob) -> tuple[ManifestSource, FrameEncoder | None]:
-    os.environ.update(storage.worker_env(job.options))  # videos and manifest are reached as the cache is
     assets = Assets.open(storage.join(job.cache.path, "assets"), job.options)
     encoder = None
     if job.encoder is not None:
