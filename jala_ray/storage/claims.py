@@ -22,11 +22,6 @@ SHOWN = 8
 """Keys that an error lists."""
 
 
-def plain(value: Any) -> Any:
-    """As JSON gives it back. Raises `ValueError` for NaN, which JSON has not."""
-    return json.loads(json.dumps(value, allow_nan=False))
-
-
 def differences(was: Any, now: Any, where: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted keys at which two JSON values differ, in the order of `now`, with both values there. None is as good as no value.
 
@@ -68,7 +63,7 @@ class Claim:
     of: str = ""
     """What the errors say before the key."""
     hints: Mapping[str, str] = field(default_factory=dict)
-    """Key -> what helps where it is the first that differs, in place of `remedy`."""
+    """Key -> what helps where it is the first that differs, in place of `remedy`; the file's name, where that is damaged."""
     error: type[UserError] = ConfigError
 
     @property
@@ -84,7 +79,7 @@ class Claim:
             return False
         first()
         try:
-            self._put({}, only_new=True)
+            self.write(only_new=True)
         except StorageError:
             if self.held() is None:
                 raise  # refused by no one else
@@ -98,7 +93,7 @@ class Claim:
         if stored is None:
             return None
         was = stored.get(self.under, {}) if self.under else {k: v for k, v in stored.items() if k not in self.beside}
-        changed = differences(plain(self.upgrade(was)), plain(self.settings))
+        changed = differences(*json.loads(json.dumps([self.upgrade(was), self.settings])))
         changed = {key: values for key, values in changed.items() if not key.startswith(self.free)}
         if changed:
             raise self._other(changed)
@@ -121,23 +116,18 @@ class Claim:
             return None
         try:
             found = json.loads(text)
+            if not isinstance(found, dict) or not isinstance(found.get(self.under, {}), dict):
+                raise ValueError("no object with settings")
         except ValueError as error:
-            raise self._damaged(f"{error}, in {len(text)} bytes") from error
-        if not isinstance(found, dict) or not isinstance(found.get(self.under, {}), dict):
-            raise self._damaged(f"{type(found).__name__}, in {len(text)} bytes")
+            expected = f"the settings that the {self.job} began with"
+            remedy = self.hints.get(self.name, self.remedy)
+            raise self.error(self.file, f"{error}, in {len(text)} bytes", expected, remedy) from error
         return found
 
-    def _damaged(self, what: str) -> UserError:
-        remedy = self.hints.get(self.name, self.remedy)
-        return self.error(self.file, what, f"the settings that the {self.job} began with", remedy)
-
-    def write(self, **beside: Any) -> None:
-        """The settings once more, whatever the file says, with what has been found beside them."""
-        self._put(beside)
-
-    def _put(self, beside: Mapping[str, Any], *, only_new: bool = False) -> None:
+    def write(self, beside: Mapping[str, Any] | None = None, *, only_new: bool = False) -> None:
+        """The settings, with what has been found `beside` them; over what is there, unless `only_new`."""
         settings = {self.under: self.settings} if self.under else self.settings
-        content = json.dumps({**settings, **self.beside, **beside}, indent=1, allow_nan=False)
+        content = json.dumps({**settings, **self.beside, **(beside or {})}, indent=1)
         write_bytes(self.file, content.encode(), self.options, only_new=only_new)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from jala_ray.config import RunConfig
 from jala_ray.parsing import from_dict, override, to_dict
 from jala_ray.presets import configuration, tokenizer_configuration
 from jala_ray.storage import StorageOptions
-from jala_ray.storage.claims import Claim, plain
+from jala_ray.storage.claims import Claim
 from jala_ray.sweeps.domains import Domain
 from jala_ray.sweeps.driver import Sweep
 from jala_ray.sweeps.halving import Halving
@@ -101,7 +102,7 @@ class Plan:
             "wave": self.concurrent if self.waves else None,
             "cache": self.shares_cache,
         }
-        return plain(found)
+        return json.loads(json.dumps(found))
 
     def claimed(self, resume: bool) -> Plan:
         """Take the folder, or go on in it; then the number of trials at a time, and the cache, are settled.

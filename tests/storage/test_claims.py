@@ -46,10 +46,10 @@ def test_settings_are_written_once_and_compared_ever_after(tmp_path: Path) -> No
 def test_what_has_been_found_stands_beside_the_settings(tmp_path: Path) -> None:
     one = claim(tmp_path, {"a": 1}, under="settings", beside={"result": None})
     assert one.held() is None and one.take() and one.held() == {"settings": {"a": 1}, "result": None}
-    one.write(result=[3])
+    one.write({"result": [3]})
     assert one.stored() == {"settings": {"a": 1}, "result": [3]} and not one.take()
     at_top = claim(tmp_path / "top", {"a": 1}, beside={"rows": 0})
-    at_top.write(rows=7)
+    at_top.write({"rows": 7})
     assert at_top.held() == {"a": 1, "rows": 7}
 
 

@@ -148,7 +148,7 @@ def generate(
             progress(done, len(jobs))
     manifest = folder / "manifest.parquet"
     write_manifest((make_clip(config, plan, str(paths[plan.clip_id])) for plan in plans), manifest)
-    claim.write(clips=[_record(plan, digests[plan.clip_id]) for plan in plans])
+    claim.write({"clips": [_record(plan, digests[plan.clip_id]) for plan in plans]})
     return manifest
 
 

@@ -24,10 +24,9 @@ from jala_ray.models.backbone import normalise_pixels
 from jala_ray.models.encoders import random_config
 from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.parsing import to_dict
-from jala_ray.storage.claims import plain
 from jala_ray.studies.alignment.probing import Pairs, probe, read_pairs
 from jala_ray.studies.alignment.size import EncoderTraining
-from jala_ray.studies.alignment.stages import Study, device, stage, write_json
+from jala_ray.studies.alignment.stages import Study, device, plain, stage, write_json
 from jala_ray.studies.alignment.world import training_frames
 from jala_ray.training.loop import autocast
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr

@@ -15,12 +15,12 @@ from jala_ray.data.manifest.table import Manifest
 from jala_ray.evaluation.predict import HOLD_FIRST, MEAN_MOTION, rows_to_evaluate
 from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.parsing import to_dict
-from jala_ray.storage.claims import differences, plain
+from jala_ray.storage.claims import differences
 from jala_ray.studies.alignment.evaluate import MODEL
 from jala_ray.studies.alignment.probing import probe, read_pairs
 from jala_ray.studies.alignment.results import Found, load
 from jala_ray.studies.alignment.runs import inputs, work
-from jala_ray.studies.alignment.stages import Study, device, result_of, stage, todays, write_json
+from jala_ray.studies.alignment.stages import Study, device, plain, result_of, stage, todays, write_json
 from jala_ray.studies.alignment.variants import described, jobs, named, variants
 from jala_ray.studies.alignment.world import PRIMARY_PART
 from jala_ray.types import DOMAINS, ConfigError, UserError

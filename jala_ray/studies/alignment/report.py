@@ -12,9 +12,8 @@ from markdown_it import MarkdownIt
 from jala_ray.evaluation.predict import HOLD_FIRST
 from jala_ray.hands.metrics import METRICS
 from jala_ray.parsing import to_dict
-from jala_ray.storage.claims import plain
 from jala_ray.studies.alignment.results import OTHER_ROWS, REFERENCES, analyse, gap_closed, load, verdict
-from jala_ray.studies.alignment.stages import Study, result_of, write_json
+from jala_ray.studies.alignment.stages import Study, plain, result_of, write_json
 from jala_ray.studies.alignment.variants import described, variants
 from jala_ray.studies.alignment.world import PRIMARY_PART
 from jala_ray.training.log import environment

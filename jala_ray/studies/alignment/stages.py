@@ -14,7 +14,7 @@ import torch
 from jala_ray import storage
 from jala_ray.config import EncoderConfig, RunConfig
 from jala_ray.parsing import from_dict, override, to_dict
-from jala_ray.storage.claims import Claim, plain
+from jala_ray.storage.claims import Claim
 from jala_ray.studies.alignment.size import StudySize
 
 
@@ -111,13 +111,18 @@ def stage(
     print(f"[{time.strftime('%H:%M:%S')}] {file.name.removesuffix('.json')}", flush=True)
     began = time.monotonic()
     result = plain(make()) | {"stage_seconds": round(time.monotonic() - began, 1)}
-    claim.write(result=result)
+    claim.write({"result": result})
     return result
 
 
 def result_of(file: Path) -> dict[str, Any] | None:
     """A finished stage's result, whatever its settings; None where it is not finished."""
     return json.loads(file.read_text())["result"] if file.exists() else None
+
+
+def plain(value: Any) -> Any:
+    """As JSON gives it back. Raises `ValueError` for NaN, which JSON has not."""
+    return json.loads(json.dumps(value, allow_nan=False))
 
 
 def write_json(file: Path, value: Any) -> None:
