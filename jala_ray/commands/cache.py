@@ -48,7 +48,6 @@ def run(arguments: Arguments) -> int:
     for name, address in (("data.manifest", config.data.manifest), ("motion_tokenizer", config.motion_tokenizer)):
         if not address:
             raise ConfigError(name, address, "an address", f"Pass --{name.replace('_', '-')} PATH.")
-
     from jala_ray import storage
     from jala_ray.data.cache.making import begin
     from jala_ray.data.manifest.table import Manifest

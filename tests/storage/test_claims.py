@@ -6,7 +6,7 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import boto3
 import pytest
@@ -14,6 +14,8 @@ import pytest
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.claims import Claim, differences, missing_parts
+from jala_ray.storage.s3 import S3Store
+from jala_ray.storage.stores import store_for
 from jala_ray.types import ConfigError, ManifestError, StorageError
 
 
@@ -97,6 +99,22 @@ def test_of_several_that_begin_at_once_one_stands(place: tuple[str, StorageOptio
     assert sorted(outcomes) == ["began", "number", "number", "number", "number", "went on"]
     stored = json.loads(storage.read_bytes(storage.join(folder, "job.json"), options))
     assert not claim(folder, stored, options=options).take()
+
+
+def test_another_writer_that_a_store_let_pass_is_seen(s3_endpoint: str) -> None:
+    """As one does that knows no conditional writes, between our write and its answer."""
+    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket="lab")
+    options, answer = StorageOptions(endpoint_url=s3_endpoint), "after-call.s3.PutObject"
+    store, _ = store_for("s3://lab/out", options)
+    events = cast(S3Store, store).client.meta.events
+
+    def pass_by(**_: Any) -> None:
+        events.unregister(answer, pass_by)
+        claim("s3://lab/out", {"number": 2}, options=options).write()
+
+    events.register(answer, pass_by)
+    with pytest.raises(ConfigError, match="number: got 1, expected 2"):
+        claim("s3://lab/out", {"number": 1}, options=options).take()
 
 
 def test_a_file_that_cannot_be_written_is_no_other_s(tmp_path: Path) -> None:

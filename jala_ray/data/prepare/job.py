@@ -140,8 +140,8 @@ class Preparation:
         could not be reached, or worse. It has left no part then, and the next run does it again.
         """
         notes: list[str] = []
-        facts = {"part": piece.video, "weight": piece.weight, "clips": 0, "rejected": 0, "seconds": 0.0, "bytes": 0}
-        facts["notes"] = notes
+        facts = {"part": piece.video or piece.name, "weight": piece.weight, "clips": 0, "rejected": 0, "seconds": 0.0}
+        facts |= {"bytes": 0, "notes": notes}
         try:
             with storage.scratch("prepare") as scratch:
                 folder = storage.join(self.out, VIDEOS)
