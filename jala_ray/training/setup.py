@@ -155,7 +155,8 @@ def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[PreparedTokenizer
     options = storage_options(config)
     with storage.in_environment(options), claim(config, run_folder(config), options) as lease:
         rows: dict[Split, ManifestRows] = {
-            split: rows_with_labels(config.manifests, split, config.max_chunks, config.seed) for split in SPLITS
+            split: rows_with_labels(config.manifests, split, config.max_chunks, config.seed, options)
+            for split in SPLITS
         }
         claim_chunks(config, rows)
         yield PreparedTokenizer(lease, rows)

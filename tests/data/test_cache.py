@@ -456,7 +456,7 @@ def test_a_rerun_makes_what_is_missing(world: Manifest, tmp_path: Path) -> None:
     making = start(path, world)
     assert numbers(making) == [0, 1, 2]
     second = making.missing()[1]
-    assert making.job(second) == {"part": 1, "rows": 4, "errors": 0}
+    assert making.job(second) == {"part": 1, "rows": 4, "left_out": 0}
     again = start(path, world)
     assert numbers(again) == [0, 2]
     before = times(path / "parts/00001")
@@ -484,7 +484,7 @@ def test_two_tasks_may_make_one_part(world: Manifest, tmp_path: Path, monkeypatc
         return real(*given, **settings)
 
     monkeypatch.setattr(storage, "upload_dir", late)
-    assert making.job(first) == {"part": 0, "rows": 4, "errors": 0}
+    assert making.job(first) == {"part": 0, "rows": 4, "left_out": 0}
     make(making)
 
 
