@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagConversionOff, Positional, arg
 
-from jala_ray import progress
 from jala_ray.config import GenerationConfig
 from jala_ray.storage import StorageOptions
 from jala_ray.types import ConfigError
@@ -60,7 +59,6 @@ def labelled(text: str) -> tuple[str, str]:
 def run(arguments: Arguments) -> int:
     if not arguments.checkpoints:
         raise ConfigError("checkpoints", (), "one or more, each a checkpoint or a run folder")
-    import os
     from dataclasses import replace
 
     from jala_ray import storage
@@ -71,7 +69,6 @@ def run(arguments: Arguments) -> int:
     asked, options = arguments, arguments.storage
     if asked.endpoint_url:
         options = replace(options, endpoint_url=asked.endpoint_url)
-    os.environ.update(storage.worker_env(options))
     given = [labelled(text) for text in asked.checkpoints]
     found = [(label, resolve(storage.absolute(address), options)) for label, address in given]
     job = EvaluationJob(
@@ -86,11 +83,7 @@ def run(arguments: Arguments) -> int:
         options=options,
     )
     work = begin(job, asked.split, asked.samples)
-    missing = work.missing()
-    parts = do_parts(missing, job, options, local=asked.local, num_gpus=asked.gpus_per_task)
-    meter = progress.Meter(len(missing), "parts")
-    for _ in progress.follow(parts, meter, lambda part: meter.advance(clips=part["rows"])):
-        pass
+    do_parts(work.missing(), job, options, local=asked.local, num_gpus=asked.gpus_per_task)
     print(publish(work, latents=not asked.no_latents, videos=asked.videos))
     for line in warnings_of(job.out, options):
         print(line)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -39,6 +38,7 @@ from jala_ray.evaluation.records import ClipRecord, Evaluation
 from jala_ray.generation import Generator
 from jala_ray.parsing import from_dict
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.claims import Claim, missing_parts
 from jala_ray.training import history
 from jala_ray.training.history import resolve as resolve
 from jala_ray.types import ConfigError, Split
@@ -71,23 +71,26 @@ class EvaluationJob:
     options: StorageOptions = field(default_factory=StorageOptions)
 
     def address(self, number: int) -> str:
-        return storage.join(self.out, "parts", f"{number:05d}.records")
+        return storage.join(self.out, "parts", _file(number))
 
     def __call__(self, part: Part) -> dict[str, Any]:
         address = self.address(part.number)
         if not storage.exists(address, self.options):
             records = list(_open(self).records(part.rows))
             storage.write_bytes(address, record_files.to_bytes(records), options=self.options)
-        return {"part": part.number, "rows": len(part.rows)}
+        return {"part": part.number, "clips": len(part.rows)}
 
     def records(self, numbers: Iterable[int]) -> Iterator[ClipRecord]:
         for number in numbers:
             yield from record_files.from_bytes(storage.read_bytes(self.address(number), self.options))
 
 
+def _file(number: int) -> str:
+    return f"{number:05d}.records"
+
+
 @lru_cache(maxsize=1)
 def _open(job: EvaluationJob) -> Predictor | Describer:
-    os.environ.update(storage.worker_env(job.options))  # videos and manifest are reached as the checkpoints are
     device = torch.device("cuda" if job.gpu and torch.cuda.is_available() else "cpu")
     manifest = Manifest(job.manifest, job.options)
     models = {label: Generator.open(uri, job.settings, device, job.options) for label, uri in job.checkpoints}
@@ -109,8 +112,8 @@ class Work:
     parts: list[Part]
 
     def missing(self) -> list[Part]:
-        there = set(storage.list_files(storage.join(self.job.out, "parts"), self.job.options))
-        return [part for part in self.parts if f"{part.number:05d}.records" not in there]
+        folder = storage.join(self.job.out, "parts")
+        return missing_parts(self.parts, lambda part: _file(part.number), folder, self.job.options)
 
     def finish(self) -> Evaluation:
         """All records together, when all parts are there."""
@@ -144,7 +147,7 @@ def _rows(clips: Iterable[ClipRecord], labels: list[str]) -> tuple[str, ...]:
 def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
     """Choose the rows and claim the folder `job.out`.
 
-    Raises `ConfigError` when it holds another evaluation, two checkpoints bear one label, or a text has no token.
+    Raises `ConfigError` when it holds another evaluation, by the key that differs, two checkpoints bear one label, or a text has no token.
     """
     if job.text_tokens < 1:
         raise ConfigError("text_tokens", job.text_tokens, "1 or more")
@@ -158,14 +161,9 @@ def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
     idle = "settings" if job.task == "description" else "text_tokens"
     for name in ("batch", "gpu", "options", "out", idle):
         claim.pop(name)
-    payload = json.dumps(claim, indent=1).encode()
     storage.probe(job.out, job.options)
-    place = storage.join(job.out, "claim.json")
-    if not storage.exists(place, job.options):
-        storage.write_bytes(place, payload, options=job.options)
-    elif json.loads(storage.read_bytes(place, job.options)) != json.loads(payload):
-        remedy = "Choose another folder or delete it."
-        raise ConfigError("out", job.out, "an empty folder, or this same evaluation's", remedy)
+    remedy = "Choose another folder or delete it."
+    Claim(job.out, "claim.json", claim, "evaluation", remedy, job.options).take()
     return Work(job, _parts(rows.tolist()))
 
 

@@ -104,7 +104,7 @@ class MeanMotion:
     def of(cls, manifest: Manifest, max_chunks: int = 2000, seed: int = 0) -> MeanMotion:
         """Over a keyed random part of the training rows."""
         stacks: tuple[list[list[np.ndarray]], ...] = ([], [])
-        for row in rows_with_labels((manifest.path,), "train", max_chunks, seed):
+        for row in rows_with_labels((manifest.path,), "train", max_chunks, seed, manifest.options):
             motion, labelled = chunk_features(manifest.clip(row.index))
             for hand in Hand:
                 for time in np.flatnonzero(labelled[hand]):

@@ -129,7 +129,9 @@ def test_it_goes_on_where_it_stopped_and_refuses_another(trained: RunConfig, tmp
     assert run(out, folder, "--no-latents") == once and part.stat().st_mtime_ns == written
     part.unlink()
     assert run(out, folder, "--no-latents") == once
-    with pytest.raises(ConfigError, match="out"):
+    with pytest.raises(
+        ConfigError, match=r"settings\.seed: got 1, expected 0, as the evaluation began.*another folder"
+    ):
         run(out, folder, "--no-latents", "--seed", "1")
     with pytest.raises(ConfigError, match="label"):
         run(tmp_path / "twice", folder, folder)

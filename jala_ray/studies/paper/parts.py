@@ -87,8 +87,7 @@ def _make(study: Study, kind: str, config: RunConfig) -> str:
         making = begin(
             study.place("caches", kind), study.manifest, assets, config.model.encoder, study.options, gpu=gpu, **CACHED
         )
-    missing = making.missing()
-    for done, _ in enumerate(do_parts(missing, making.job, study.options, local=local, num_gpus=gpus), 1):
-        print(f"cache for {kind}: part {done}/{len(missing)}", flush=True)
+    print(f"cache for {kind}: {making.job.cache.path}", flush=True)
+    do_parts(making.missing(), making.job, study.options, local=local, num_gpus=gpus)
     cache, _ = making.finish(config.data.max_error_share)
     return cache.path

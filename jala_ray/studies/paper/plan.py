@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,15 +12,15 @@ from jala_ray import storage
 from jala_ray.config import RunConfig, TokenizerRunConfig
 from jala_ray.data.cache.making import manifest_key
 from jala_ray.data.manifest.table import Manifest
-from jala_ray.parsing import diff, from_dict, override, to_dict
+from jala_ray.parsing import from_dict, override, to_dict
 from jala_ray.presets import TOKENIZER_PRESETS, named_or_read
 from jala_ray.storage import StorageOptions
-from jala_ray.studies.alignment.stages import difference, plain
+from jala_ray.storage.claims import Claim
+from jala_ray.studies.alignment.stages import plain
 from jala_ray.studies.paper.asked import TRAIN, PaperStudy
 from jala_ray.studies.paper.census import Census, census, fitted, refuse_unlabelled, refuse_unscored
 from jala_ray.studies.paper.rows import Row
 from jala_ray.training.setup import RESUMABLE, absolute, run_folder, storage_options
-from jala_ray.types import ConfigError
 
 CLAIM = "study.json"
 VJEPA_SIZE = 256
@@ -99,34 +98,20 @@ class Study:
 
     def begin(self) -> None:
         """Take the folder, or go on in it. Raises `ConfigError` where it holds a study with other settings."""
-        os.environ.update(storage.worker_env(self.options))
         storage.probe(self.folder, self.options)
-        was = self.read(CLAIM)
-        if was is None:
-            self.write(self.claim(), CLAIM)
-        else:
-            refuse_other(was, self.claim(), self.folder)
+        free = tuple(f"{run}.{key}" for run in ("base", "tokenizer") for key in RESUMABLE)
+        remedy = "Choose another --name or delete it."
+        Claim(self.folder, CLAIM, self.claim(), "study", remedy, self.options, free=free, upgrade=_todays_study).take()
 
 
-def refuse_other(was: dict[str, Any], now: dict[str, Any], folder: str) -> None:
-    """Raises `ConfigError` with the first setting that is not as the study began."""
-    for name, kind in (("base", RunConfig), ("tokenizer", TokenizerRunConfig)):
-        a, b = was.pop(name), now.pop(name)
-        if a is None or b is None:
-            was[name], now[name] = a and "trained", b and "trained"
-            continue
-        changed = diff(from_dict(kind, a), from_dict(kind, b))  # what came later has its default
-        for key, (before, after) in changed.items():
-            if not key.startswith(RESUMABLE):
-                _refuse(key if name == "base" else f"tokenizer.{key}", before, after, folder)
-    key, before, after = difference(was, now)
-    if key:
-        _refuse(key, before, after, folder)
+def todays_run(stored: dict[str, Any]) -> dict[str, Any]:
+    """A run's stored settings with what came later at its default."""
+    return to_dict(from_dict(RunConfig, stored))
 
 
-def _refuse(key: str, before: Any, after: Any, folder: str) -> None:
-    remedy = f"{folder} holds a study with other settings. Choose another --name or delete it."
-    raise ConfigError(key, after, f"{before!r}, as the study began", remedy)
+def _todays_study(stored: dict[str, Any]) -> dict[str, Any]:
+    tokenizer = stored["tokenizer"] and to_dict(from_dict(TokenizerRunConfig, stored["tokenizer"]))
+    return stored | {"base": todays_run(stored["base"]), "tokenizer": tokenizer}
 
 
 def plan_study(asked: PaperStudy) -> Study:

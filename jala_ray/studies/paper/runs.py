@@ -15,10 +15,11 @@ from jala_ray.evaluation.job import EvaluationJob, begin, release
 from jala_ray.evaluation.records import Evaluation
 from jala_ray.evaluation.scores import BOTH, score_clips
 from jala_ray.hands.metrics import METRICS
-from jala_ray.parsing import from_dict, to_dict
+from jala_ray.parsing import to_dict
 from jala_ray.reports.run.folder import lineage
 from jala_ray.reports.run.publish import warnings_of
-from jala_ray.studies.paper.plan import Study
+from jala_ray.storage.claims import Claim
+from jala_ray.studies.paper.plan import Study, todays_run
 from jala_ray.studies.paper.rows import Row
 from jala_ray.training import history, setup
 from jala_ray.training.listing import rows_of
@@ -50,10 +51,14 @@ def work(study: Study, tokenizer: str, caches: Mapping[str, str]) -> None:
 
 def done(study: Study, row: Row, seed: int, config: RunConfig) -> bool:
     """Whether a run is trained and scored. Raises `ConfigError` where it was with other settings."""
-    found = scores_of(study, row, seed)
-    if found is not None:
-        setup.refuse_other_run(from_dict(RunConfig, found["config"]), config, setup.run_folder(config))
-    return found is not None
+    claim = Claim(
+        *(study.place("scores", row.name), f"seed-{seed}.json", to_dict(config), "run", "Choose another --name."),
+        options=study.options,
+        free=setup.RESUMABLE,
+        under="config",
+        upgrade=todays_run,
+    )
+    return claim.held() is not None
 
 
 def trained(study: Study, config: RunConfig) -> str:
@@ -93,9 +98,8 @@ def scored(study: Study, row: Row, seed: int, checkpoint: str) -> dict[str, Any]
         options=study.options,
     )
     part = begin(job, "val", asked.samples)
-    missing = part.missing()
-    for done, _ in enumerate(do_parts(missing, job, study.options, local=asked.local, num_gpus=gpus), 1):
-        print(f"scores of {row.name}, seed {seed}: part {done}/{len(missing)}", flush=True)
+    print(f"scores of {row.name}, seed {seed}", flush=True)
+    do_parts(part.missing(), job, study.options, local=asked.local, num_gpus=gpus)
     release()
     return clip_scores(part.finish())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jala_ray import storage
 from jala_ray.studies.paper.asked import PaperStudy
 from jala_ray.studies.paper.plan import plan_study
 from jala_ray.types import JalaError
@@ -20,14 +21,15 @@ def run(asked: PaperStudy) -> int:
     from jala_ray.studies.paper.parts import check_tokenizer, make_caches, make_tokenizer
     from jala_ray.studies.paper.runs import work
 
-    study.begin()
-    tokenizer = make_tokenizer(study)
-    check_tokenizer(study, tokenizer)
-    try:
-        work(study, tokenizer, make_caches(study, tokenizer))
-    except JalaError:
-        if (page := publish(study)) is not None:
-            print(f"the runs that are done: {page}", flush=True)
-        raise
-    print(publish(study))
+    with storage.in_environment(study.options):  # of the base's settings, which libraries are to know too
+        study.begin()
+        tokenizer = make_tokenizer(study)
+        check_tokenizer(study, tokenizer)
+        try:
+            work(study, tokenizer, make_caches(study, tokenizer))
+        except JalaError:
+            if (page := publish(study)) is not None:
+                print(f"the runs that are done: {page}", flush=True)
+            raise
+        print(publish(study))
     return 0
