@@ -38,9 +38,10 @@ FIXTURES = Path(__file__).parent / "fixtures" / "job_folders"
 
 
 def manifest(root: Path) -> Manifest:
-    """Two clips in training, one held out."""
-    clips = [make_clip(name, video_uri="videos/a.mp4") for name in "ab"]
-    return Manifest(write_manifest([*clips, make_clip("c", split="val", video_uri="videos/a.mp4")], root / "set").path)
+    """Two clips in training, one held out; where their video lies, and so the digest, does not depend on the working folder."""
+    video = str(root / "videos" / "a.mp4")
+    clips = [make_clip(name, video_uri=video) for name in "ab"]
+    return Manifest(write_manifest([*clips, make_clip("c", split="val", video_uri=video)], root / "set").path)
 
 
 def has_begun(folder: Path) -> None:

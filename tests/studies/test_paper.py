@@ -443,7 +443,7 @@ def test_a_study_that_is_done_trains_nothing(world: World, straight: Path, monke
         (["--samples", "1"], "samples: got 1, expected None"),
         (["--generation.seed", "1"], "generation.seed: got 1"),
         (["--cache"], "cache: got True"),
-        (["--vjepa", "nowhere"], "model.encoder.image_size: got 256, expected 32, as the run began"),
+        (["--vjepa", "nowhere"], "model.encoder.pretrained: got 'nowhere', expected None, as the run began"),
         (["--motion-tokenizer", "train", "--tokenizer-preset", "tiny"], "motion_tokenizer: got 'train'"),
     ],
 )
