@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ from types import FrameType
 from jala_ray.types import JalaError
 
 INTERRUPTED = 130
+SPEAKING_S = 15.0
+_before: list[Callable[[], object]] = []
 
 
 @contextmanager
@@ -57,7 +60,7 @@ def guarded(run: Callable[[], int]) -> int:
         with ended_whole():
             return run()
     except JalaError as error:
-        _let_workers_finish_speaking()
+        _let_others_speak()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
@@ -65,8 +68,21 @@ def guarded(run: Callable[[], int]) -> int:
         return INTERRUPTED
 
 
-def _let_workers_finish_speaking() -> None:
-    """A connected Ray prints what its workers said until it is left: the cause is to be the last line."""
-    ray = sys.modules.get("ray")  # not imported for it
-    if ray is not None and ray.is_initialized():
-        ray.shutdown()
+def before_last_line(call: Callable[[], object]) -> None:
+    """Have `guarded` call this before it prints an error, so that the error is the last line: what others say comes before."""
+    _before.append(call)
+
+
+def _let_others_speak() -> None:
+    """At most for `SPEAKING_S`, whatever comes of it: the error is still to be told."""
+    calls, _before[:] = list(_before), []
+
+    def speak() -> None:
+        for call in calls:
+            with contextlib.suppress(Exception):
+                call()
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    with contextlib.suppress(KeyboardInterrupt):
+        thread.join(SPEAKING_S)

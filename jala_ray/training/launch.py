@@ -27,7 +27,7 @@ from jala_ray.parsing import from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
 from jala_ray.training.cluster import watch_cluster
-from jala_ray.training.interrupts import interrupts_given_back
+from jala_ray.training.interrupts import before_last_line, interrupts_given_back
 from jala_ray.training.lease import successor
 from jala_ray.training.provenance import for_tasks
 from jala_ray.training.watch import PATIENCE_S
@@ -309,6 +309,7 @@ def ensure_ray(
         missing = {k: v for k, v in wanted.items() if k not in submitted_environment()}
         setup = f"{know_own_cluster.__module__}.{know_own_cluster.__name__}"
         ray.init(log_to_driver=True, runtime_env={"env_vars": missing, "worker_process_setup_hook": setup})
+        before_last_line(ray.shutdown)  # prints what its workers have said
     watch_cluster(waiting_s)
 
 

@@ -256,9 +256,15 @@ def refuse_held(
     return last
 
 
-def _in_use(folder: str, last: Held | None, seen: str) -> ConfigError:
+class FolderInUse(ConfigError):
+    """Another process holds the run folder, as far as is known."""
+
+    exit_status = 1
+
+
+def _in_use(folder: str, last: Held | None, seen: str) -> FolderInUse:
     remedy = "End that process first, or choose another --name."
-    return ConfigError("name", f"{folder}, held by {last} ({seen})", "a run folder that no other process holds", remedy)
+    return FolderInUse("name", f"{folder}, held by {last} ({seen})", "a run folder that no other process holds", remedy)
 
 
 def newest_lease(folder: str, options: StorageOptions) -> Held | None:

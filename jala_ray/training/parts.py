@@ -14,6 +14,12 @@ from jala_ray.types import StorageError
 T = TypeVar("T")
 
 
+class PartsFailed(StorageError):
+    """Parts of a job have failed and left nothing; the same command does them again."""
+
+    exit_status = 1
+
+
 def do_parts(
     parts: Sequence[T],
     work: Callable[[T], dict[str, Any]],
@@ -28,7 +34,7 @@ def do_parts(
     """`work(part)` of every part: `local`, one after another, or by `data.pipeline.work_through`.
 
     It returns the part's facts: `part`, its name, and what `Meter.add` counts. One that failed and left nothing says so in `error`: that
-    is told at once, the others are done all the same, and StorageError is raised at the end. What `work` raises stops the job.
+    is told at once, the others are done all the same, and `PartsFailed` is raised at the end. What `work` raises stops the job.
     """
     results: Iterator[dict[str, Any]] = map(work, parts)
     failed = list[str]()
@@ -50,4 +56,4 @@ def do_parts(
         print(summary, flush=True)
     if failed:
         remedy = "Run the same command again: it does only what is missing. Take out of the input what fails again."
-        raise StorageError(f"{len(failed)} of {len(parts)} {meter.unit}", failed[0], "no failure", remedy)
+        raise PartsFailed(f"{len(failed)} of {len(parts)} {meter.unit}", failed[0], "no failure", remedy)

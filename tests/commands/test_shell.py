@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,9 @@ from jala_ray.data.adapters import ADAPTERS
 from jala_ray.parsing import options
 from jala_ray.presets import PRESETS, TOKENIZER_PRESETS
 from jala_ray.studies.alignment.asked import AlignmentStudy
-from jala_ray.training.lease import LeaseLost
+from jala_ray.training import interrupts
+from jala_ray.training.lease import FolderInUse, LeaseLost
+from jala_ray.training.parts import PartsFailed
 from jala_ray.types import ConfigError, DamagedCheckpoint, JalaError, StorageError, StoreUnavailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,6 +250,8 @@ def test_the_wheel_says_the_store_s_settings_to_what_it_starts(monkeypatch: pyte
         (StorageError("root", "a", "b"), 2),
         (StoreUnavailable("root", "a", "b"), 1),
         (LeaseLost("run folder", "a", "b"), 1),
+        (FolderInUse("name", "a", "b"), 1),
+        (PartsFailed("2 of 3 pieces", "a", "b"), 1),
         (DamagedCheckpoint("checkpoint", "a", "b"), 1),
     ],
 )
@@ -258,3 +263,20 @@ def test_the_exit_status_says_whether_the_same_command_may_do_better(
 
     assert shell.guarded(fail) == status
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_an_error_is_told_last_and_in_any_case(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below what others had to say, though one of them fails and another never ends."""
+    monkeypatch.setattr(interrupts, "SPEAKING_S", 0.2)
+
+    def fail() -> int:
+        interrupts.before_last_line(lambda: print("worker: step 3", file=sys.stderr))
+        interrupts.before_last_line(lambda: 1 / 0)
+        interrupts.before_last_line(threading.Event().wait)
+        raise ConfigError("name", "a", "b")
+
+    assert shell.guarded(fail) == 2
+    assert capsys.readouterr().err == "worker: step 3\nerror: name: got 'a', expected b.\n"
+    assert shell.guarded(lambda: 0) == 0, "nothing is left over"

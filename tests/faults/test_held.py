@@ -81,7 +81,7 @@ def test_a_second_process_is_refused_before_it_writes(held: tuple[RunConfig, Sto
         time.sleep(1.5 * LEASE_S)
         before = content(folder, options)
         with started(config, tmp_path, "second") as second:
-            assert second.wait() == 2
+            assert second.wait() == 1
         *_, last = second.output.strip().splitlines()
         assert last.startswith("error: name: ") and f"process {first.pid}" in last, second.output
         assert content(folder, options) == before
