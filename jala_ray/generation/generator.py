@@ -128,6 +128,7 @@ class Generator:
             slots = [prompt.slots for prompt in prompts]
             prefix, starts = _places(batch, vocab.mot_open, [len(s) for s in slots])
             context = Context(self.learner.vla, batch["images"])
+            batch["position"] = self.learner.vla.backbone.positions(batch)
             pending, rows = Piece.cut(batch, extra, prefix), torch.arange(len(prompts), device=self.device)
             for number in range(starts.shape[1]):
                 going = (starts[rows, number] >= 0).nonzero()[:, 0]
