@@ -61,8 +61,8 @@ class BackboneKind:
 
     title: ClassVar[str]
     """Its name in sentences."""
-    example: ClassVar[str]
-    """What `pretrained` could be, for remedies."""
+    example: ClassVar[str] = ""
+    """What `pretrained` could be, for remedies; of a kind without weights, nothing."""
     template: ClassVar[ChatTemplate]
     published: ClassVar[Mapping[str, BackboneSizes]] = {}
     """Hub name -> sizes, for estimates without files. What is trained is always what the files say."""

@@ -44,7 +44,8 @@ class TextTokenizer:
     @classmethod
     def from_pretrained(cls, name: str, revision: str | None = None, kind: str = DEFAULT) -> TextTokenizer:
         """A tokenizer from the hub or a folder, that of a backbone of `kind` or one that `save` wrote. Raises `ConfigError`."""
-        remedy = f"Give a hub name or a folder with tokenizer files, e.g. {BACKBONES.find(kind).example}."
+        example = BACKBONES.find(kind).example
+        remedy = f"Give a hub name or a folder with tokenizer files{f', e.g. {example}' if example else ''}."
         try:
             hf = AutoTokenizer.from_pretrained(name, revision=revision or "main")
         except (OSError, ValueError) as error:  # ValueError: files of an unknown tokenizer class

@@ -55,7 +55,7 @@ def rows(backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_a_kind_is_complete(kind: str) -> None:
     found = BACKBONES.find(kind)
-    assert issubclass(found, BackboneKind) and found.title and found.example and found.__doc__
+    assert issubclass(found, BackboneKind) and found.title and found.__doc__ and bool(found.example) == bool(found.published)
     template = found.template
     for token in (template.pad, template.end, template.image_start, template.image, template.image_end):
         assert token in template.special
