@@ -93,11 +93,17 @@ PRESETS |= {f"tiny_{name}": replace(variant(TINY), name=f"tiny_{name}") for name
 PRESETS |= {
     "qwen": override(
         replace(BASE, name="qwen"),
-        {"model.backbone.kind": "qwen2_5_vl", "model.backbone.pretrained": QWEN, "model.text.pretrained": QWEN},
+        {
+            "model.backbone.kind": "qwen2_5_vl",
+            "model.backbone.pretrained": QWEN,
+            "model.text.pretrained": QWEN,
+            "objective.align.layer": 24,  # of 36, as 19 of 28
+            "train.micro_batch": 4,
+        },
     ),
     "tiny_qwen": override(replace(TINY, name="tiny_qwen"), {"model.backbone.kind": "qwen2_5_vl"}),
 }
-"""The same with another backbone; every variant takes the three settings alike."""
+"""The same with another backbone; every variant takes these settings alike."""
 
 ABOUT = {
     "jala": "Masked chunk prediction and alignment with DINOv3 features, at the paper's size: 8 GPUs.",

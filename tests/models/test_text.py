@@ -143,6 +143,16 @@ def test_real_chat_template(qwen):
     assert qwen.user_open() == [151_644, 872, 198]
 
 
+def test_real_chat_template_of_qwen2_5_vl(shared_data):
+    """Likewise, with the system turn and the vision tokens that Qwen's own vocabulary has."""
+    tokenizer = TextTokenizer.from_pretrained(str(shared_data / "qwen2_tokenizer"), kind="qwen2_5_vl")
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    whole = tokenizer._hf(system + TEMPLATE.format(CORPUS[0], "Done."), add_special_tokens=False)["input_ids"]
+    assert turn(tokenizer, CORPUS[0], "Done.") == whole and tokenizer.added == ()
+    assert len(tokenizer.user_open()) == 11 + 3
+    assert (tokenizer.img_start, tokenizer.img_end, tokenizer.img_context) == (151_652, 151_653, 151_655)
+
+
 def test_plain_qwen2_gets_internvls_tokens(shared_data, tmp_path):
     """Qwen2 without a VLM's additions: the first of its vocabulary and merges alone."""
     source, kept = shared_data / "qwen2_tokenizer", 3000
