@@ -55,7 +55,12 @@ def rows(backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_a_kind_is_complete(kind: str) -> None:
     found = BACKBONES.find(kind)
-    assert issubclass(found, BackboneKind) and found.title and found.__doc__ and bool(found.example) == bool(found.published)
+    assert (
+        issubclass(found, BackboneKind)
+        and found.title
+        and found.__doc__
+        and bool(found.example) == bool(found.published)
+    )
     template = found.template
     for token in (template.pad, template.end, template.image_start, template.image, template.image_end):
         assert token in template.special
@@ -217,3 +222,20 @@ def test_impossible_sizes_are_refused(kind: str) -> None:
         build(kind, language=replace(CONFIG.language, heads=3))
     with pytest.raises(ConfigError, match="text tokenizer"):
         Backbone.build(replace(CONFIG, kind=kind))
+
+
+def test_bf16_autocast_stays_close_and_trains(kind: str) -> None:
+    backbone = build(kind)
+    expected = backbone(*rows(backbone))[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        final = backbone(*rows(backbone))[0]
+        loss = backbone.lm_logits(final).float().pow(2).mean()
+    loss.backward()
+    assert torch.nn.functional.cosine_similarity(final.float(), expected, dim=-1).min() > 0.99
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters() if p.requires_grad)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        x, mask, positions = rows(backbone.eval())
+        seen, cache = x.shape[1] - 4, KVCache()
+        backbone(x[:, :seen], mask[:, :, :seen, :seen], positions[:, :seen], cache=cache)
+        rest = backbone(x[:, seen:], mask[:, :, seen:], positions[:, seen:], cache=cache)[0]
+    assert torch.nn.functional.cosine_similarity(rest.float(), expected[:, seen:], dim=-1).min() > 0.99

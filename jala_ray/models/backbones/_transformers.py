@@ -97,6 +97,8 @@ class TransformersBackbone(Backbone):
             model = cls.model_class(cls.at_random(config, text_vocab_size))
         if text_vocab_size is not None and text_vocab_size > model.config.text_config.vocab_size:
             model.resize_token_embeddings(text_vocab_size, mean_resizing=False)
+        # The library says which classes make masks for flex_attention; here masks come from outside, and any block takes them.
+        model.model.language_model._supports_flex_attn = True
         # The vision tower needs no mask, so flex_attention would only cost it compile time.
         vision_attention = "eager" if config.attention == "eager" else "sdpa"
         model.set_attn_implementation({"text_config": config.attention, "vision_config": vision_attention})
