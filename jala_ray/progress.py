@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -32,6 +32,15 @@ class Meter:
         self.done += weight
         for name, more in counts.items():
             self.counts[name] = self.counts.get(name, 0) + more
+
+    def add(self, facts: Mapping[str, Any]) -> None:
+        """Count a part that is done by its facts: its `weight`, 1 unless it says so, and numbers by their names."""
+        counts = {name: value for name, value in facts.items() if name not in ("part", "weight", "error")}
+        self.advance(facts.get("weight", 1.0), **counts)
+
+    def summary(self) -> str:
+        """What is told when all is done, beside the last line; "" for nothing."""
+        return ""
 
     def elapsed(self) -> float:
         """Seconds since the work began."""
@@ -59,7 +68,8 @@ def clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def told(meter: Meter) -> Iterator[Callable[[], None]]:
-    """A function that tells how far the meter is: by a bar in a terminal, by a line now and then elsewhere."""
+    """A function that tells how far the meter is: by a bar in a terminal, by a line now and then elsewhere. Its clock begins now."""
+    meter.began = time.monotonic()
     columns = (BarColumn(8), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
         task, said = bar.add_task(meter.line(), total=meter.total), 0.0
@@ -72,15 +82,6 @@ def told(meter: Meter) -> Iterator[Callable[[], None]]:
                 said = meter.done
 
         yield tell
-
-
-def follow(results: Iterable[T], meter: Meter, count: Callable[[T], None]) -> Iterator[T]:
-    """The results as they come, each counted into the meter by `count`, and told."""
-    with told(meter) as tell:
-        for result in results:
-            count(result)
-            tell()
-            yield result
 
 
 _shown: ContextVar[bool] = ContextVar("shown", default=False)

@@ -52,6 +52,12 @@ class HandState(IntEnum):
     LABELLED = 2
 
 
+def short(value: object) -> str:
+    """Its `repr`, of 200 characters at most."""
+    shown = repr(value)
+    return shown if len(shown) <= 200 else shown[:197] + "..."
+
+
 class JalaError(Exception):
     """An error that explains itself: which field, which value, what was expected and what to do. Commands print it as one line.
 
@@ -64,9 +70,7 @@ class JalaError(Exception):
 
     def __init__(self, field: str, value: object, expected: str, remedy: str = "") -> None:
         self.field, self.value, self.expected, self.remedy = field, value, expected, remedy
-        shown = repr(value)
-        shown = shown if len(shown) <= 200 else shown[:197] + "..."
-        super().__init__(f"{field}: got {shown}, expected {expected}." + (f" {remedy}" if remedy else ""))
+        super().__init__(f"{field}: got {short(value)}, expected {expected}." + (f" {remedy}" if remedy else ""))
 
     def __reduce__(self):  # Exceptions cross process borders in Ray; keep the fields.
         return type(self), (self.field, self.value, self.expected, self.remedy)

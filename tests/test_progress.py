@@ -38,11 +38,17 @@ def test_a_line_has_counts_rate_and_time_left(clock: Clock) -> None:
 
 def test_lines_come_now_and_then_and_at_the_end(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     meter = Meter(200, "parts")
-    for _ in progress.follow(range(200), meter, lambda _: meter.advance()):
-        clock.now += 1
+    clock.now += 50  # until the work begins
+    with progress.told(meter) as tell:
+        for _ in range(200):
+            clock.now += 1
+            meter.add({"part": "x", "rows": 2, "error": ""})
+            tell()
     lines = capsys.readouterr().out.splitlines()
     assert (
-        len(lines) == 20 and lines[0].startswith("  5% | 10/200 parts") and lines[-1].startswith("100% | 200/200 parts")
+        len(lines) == 20
+        and lines[0].startswith("  5% | 10/200 parts | 20 rows | 2 rows/s")
+        and lines[-1].startswith("100% | 200/200 parts")
     )
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import AvoidSubcommands, FlagConversionOff, Positional, arg
 
-from jala_ray import progress
 from jala_ray.commands.presetting import known, with_preset
 from jala_ray.config import RunConfig
 from jala_ray.presets import BASE, PRESETS
@@ -49,8 +48,6 @@ def run(arguments: Arguments) -> int:
     for name, address in (("data.manifest", config.data.manifest), ("motion_tokenizer", config.motion_tokenizer)):
         if not address:
             raise ConfigError(name, address, "an address", f"Pass --{name.replace('_', '-')} PATH.")
-    import os
-
     from jala_ray import storage
     from jala_ray.data.cache.making import begin
     from jala_ray.data.manifest.table import Manifest
@@ -60,7 +57,6 @@ def run(arguments: Arguments) -> int:
 
     config = setup.absolute(config)
     options = setup.storage_options(config)
-    os.environ.update(storage.worker_env(options))  # videos are reached as the manifest is
     with storage.scratch("assets") as scratch:
         assets, manifest = build_assets(config, str(scratch)), Manifest(config.data.manifest, options)
         how: dict[str, Any] = {name: getattr(arguments, name) for name in ("store", "dtype", "part_rows")}
@@ -68,11 +64,7 @@ def run(arguments: Arguments) -> int:
         making = begin(arguments.out, manifest, assets, config.model.encoder, options, **how)
     if arguments.retry:
         making.drop_errors()
-    missing = making.missing()
-    parts = do_parts(missing, making.job, options, local=arguments.local, num_gpus=arguments.gpus_per_task)
-    meter = progress.Meter(len(missing), "parts")
-    for _ in progress.follow(parts, meter, lambda p: meter.advance(rows=p["rows"], left_out=p["errors"])):
-        pass
+    do_parts(making.missing(), making.job, options, local=arguments.local, num_gpus=arguments.gpus_per_task)
     cache, errors = making.finish(config.data.max_error_share)
     print(f"{cache.path}: {cache.rows} rows, {len(errors)} left out" + (" (reasons: errors.jsonl)" if errors else ""))
     return 0

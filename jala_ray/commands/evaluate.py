@@ -1,4 +1,4 @@
-"""Generate held-out clips with checkpoints and score them; leaves a report."""
+"""Generate or describe held-out clips with checkpoints and score them; leaves a report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagConversionOff, Positional, arg
 
-from jala_ray import progress
 from jala_ray.config import GenerationConfig
 from jala_ray.storage import StorageOptions
 from jala_ray.types import ConfigError
@@ -30,9 +29,12 @@ class Arguments:
     """Rows of the manifest that are evaluated."""
     samples: int | None = None
     """At most so many clips per domain; None: all."""
-    task: Literal["generation", "continuation"] = "generation"
-    """Motion from the first picture and a text; continuation: the first half of the motion is given too."""
+    task: Literal["generation", "continuation", "description"] = "generation"
+    """Motion from the first picture and a text; continuation: the first half of the motion is given too; description: text from motion
+    and picture."""
     generation: Annotated[GenerationConfig, arg(name="")] = field(default_factory=GenerationConfig)
+    text_tokens: int = 64
+    """Of a description, at most; other tasks write none."""
     batch: int = 8
     """Clips per forward pass."""
     videos: int = 3
@@ -57,7 +59,6 @@ def labelled(text: str) -> tuple[str, str]:
 def run(arguments: Arguments) -> int:
     if not arguments.checkpoints:
         raise ConfigError("checkpoints", (), "one or more, each a checkpoint or a run folder")
-    import os
     from dataclasses import replace
 
     from jala_ray import storage
@@ -68,7 +69,6 @@ def run(arguments: Arguments) -> int:
     asked, options = arguments, arguments.storage
     if asked.endpoint_url:
         options = replace(options, endpoint_url=asked.endpoint_url)
-    os.environ.update(storage.worker_env(options))
     given = [labelled(text) for text in asked.checkpoints]
     found = [(label, resolve(storage.absolute(address), options)) for label, address in given]
     job = EvaluationJob(
@@ -77,16 +77,13 @@ def run(arguments: Arguments) -> int:
         checkpoints=tuple((label or label_of(address, options), address) for label, address in found),
         settings=asked.generation,
         task=asked.task,
+        text_tokens=asked.text_tokens,
         batch=asked.batch,
         gpu=asked.local or asked.gpus_per_task > 0,
         options=options,
     )
     work = begin(job, asked.split, asked.samples)
-    missing = work.missing()
-    parts = do_parts(missing, job, options, local=asked.local, num_gpus=asked.gpus_per_task)
-    meter = progress.Meter(len(missing), "parts")
-    for _ in progress.follow(parts, meter, lambda part: meter.advance(clips=part["rows"])):
-        pass
+    do_parts(work.missing(), job, options, local=asked.local, num_gpus=asked.gpus_per_task)
     print(publish(work, latents=not asked.no_latents, videos=asked.videos))
     for line in warnings_of(job.out, options):
         print(line)

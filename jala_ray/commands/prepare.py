@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from tyro.conf import FlagConversionOff, arg
 
 from jala_ray import storage
-from jala_ray.data.adapters.video_folder import VideoFolder, told
+from jala_ray.data.adapters.video_folder import VideoFolder
 from jala_ray.data.prepare.clips import PrepareConfig
 from jala_ray.storage import StorageOptions
-from jala_ray.types import ConfigError, StorageError
-
-if TYPE_CHECKING:
-    from jala_ray.data.prepare.job import Piece, Preparation
+from jala_ray.types import ConfigError
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,8 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     from jala_ray.data.prepare.job import Preparation
-    from jala_ray.progress import clock
+    from jala_ray.data.prepare.progress import Meter, clock
+    from jala_ray.training.parts import do_parts
 
     job = arguments
     work = Preparation(job.source(), storage.absolute(job.out), job.settings, job.storage)
@@ -66,7 +63,7 @@ def run(arguments: Arguments) -> int:
     unit = "videos" if isinstance(work.source, VideoFolder) else "pieces"
     print(f"{len(pieces)} {unit}, {len(missing)} of them to be done", flush=True)
     if missing:
-        do(work, missing, job)
+        do_parts(missing, work.do, job.storage, Meter(missing), local=job.local, num_cpus=job.cpus_per_task)
     summary = work.finish(pieces)
     print(
         f"{work.out}: {summary['rows']} clips, {clock(summary['source_seconds'])} of video in {summary['videos']} files"
@@ -74,19 +71,3 @@ def run(arguments: Arguments) -> int:
     if summary["set_aside"]:
         print(f"{summary['set_aside']} set aside ({work.out}/errors/rows.parquet):", *work.set_aside(), sep="\n  ")
     return 0 if summary["rows"] else 2
-
-
-def do(work: Preparation, missing: Sequence[Piece], job: Arguments) -> None:
-    """Do the pieces. Raises StorageError, after all have been tried, where some failed."""
-    from jala_ray.data.prepare.progress import Meter, clock, follow
-    from jala_ray.training.parts import do_parts
-
-    parts = do_parts(missing, work.do, job.storage, local=job.local, num_cpus=job.cpus_per_task)
-    meter = Meter(missing)
-    follow(parts, meter)
-    print(f"prepared {clock(meter.seconds)} of video, {meter.bytes / 1e6:.1f} MB, in {clock(meter.elapsed())}")
-    if meter.notes:
-        print(told(meter.notes))
-    if meter.failed:
-        remedy = "Run the same command again: it does only what is missing. Take out of the input what fails again."
-        raise StorageError(f"{len(meter.failed)} of {len(missing)} pieces", meter.failed[0], "no failure", remedy)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from tyro.conf import AvoidSubcommands, FlagConversionOff, Positional, arg
 
-from jala_ray import storage
 from jala_ray.commands.presetting import known, with_preset
 from jala_ray.config import RunConfig
 from jala_ray.presets import BASE, PRESETS
@@ -71,7 +69,6 @@ def run(arguments: Arguments) -> int:
     from jala_ray.training import setup
 
     folder, options = setup.run_folder(config), setup.storage_options(config)
-    os.environ.update(storage.worker_env(options))  # the manifest is reached as the run was
     print(f"report: {publish_pretrain_report(folder, config.data.manifest or None, options)}")
     for line in warnings_of(folder, options):
         print(line)

@@ -1,4 +1,4 @@
-"""Write the page of a run: curves, diagnostics, samples."""
+"""Write the page of a run or of an evaluation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from jala_ray.storage import StorageOptions
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write report.html of a run, of a model or of a motion tokenizer, into its folder; also while it runs."""
+    """Write report.html of a run, of a model or of a motion tokenizer, into its folder; also while it runs.
+
+    An evaluation's is written again from what its folder holds; no model is asked.
+    """
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """The run's folder, local or s3://."""
+    """The folder of the run or the evaluation, local or s3://."""
     manifest: str | None = None
-    """For sample frames; None: the run's own, where it can be reached."""
+    """For a run's sample frames; None: the run's own, where it can be reached."""
     storage: FlagConversionOff[StorageOptions] = field(default_factory=StorageOptions)
 
 
@@ -29,9 +32,11 @@ def run(arguments: Arguments) -> int:
 
     folder, options = storage.absolute(arguments.run), arguments.storage
     place = storage.join(folder, "config.json")
+    if storage.exists(storage.join(folder, "evaluation.json"), options):
+        return _evaluation(folder, options)
     if not storage.exists(place, options):
-        remedy = "`jala runs` lists runs; an evaluation's or a sweep's page is written by its own command."
-        raise ConfigError("run", arguments.run, "a run folder, with config.json", remedy)
+        remedy = "`jala runs` lists runs; a sweep's page is written by its own command."
+        raise ConfigError("run", arguments.run, "a run folder, with config.json, or an evaluation's", remedy)
     from jala_ray.reports.run.publish import publish_pretrain_report, publish_tokenizer_report, warnings_of
 
     config = json.loads(storage.read_bytes(place, options))
@@ -42,6 +47,15 @@ def run(arguments: Arguments) -> int:
         raise ConfigError("manifest", own, "a manifest that can be reached", "Pass --manifest PATH.")
     publish = publish_tokenizer_report if tokenizer else publish_pretrain_report
     print(publish(folder, manifest, options))  # pyright: ignore[reportArgumentType]
+    for line in warnings_of(folder, options):
+        print(line)
+    return 0
+
+
+def _evaluation(folder: str, options: StorageOptions) -> int:
+    from jala_ray.reports.motion.publish import republish, warnings_of
+
+    print(republish(folder, options))
     for line in warnings_of(folder, options):
         print(line)
     return 0

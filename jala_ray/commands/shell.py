@@ -100,9 +100,10 @@ def call(command: Command, words: Sequence[str], prog: str) -> int:
     """Read the words and run the command with them."""
     given = read(command, words, prog)
     if (options := getattr(given, "storage", None)) is not None and options != type(options)():
-        from jala_ray.storage import worker_env
+        from jala_ray.storage import in_environment
 
-        os.environ.update(worker_env(options))  # all that the command reads is reached in the same way
+        with in_environment(options):  # all that the command reads is reached in the same way
+            return command.run(given)
     return command.run(given)
 
 

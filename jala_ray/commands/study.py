@@ -10,17 +10,18 @@ from tyro.conf import arg
 
 from jala_ray.parsing import arguments, suggest
 from jala_ray.studies.alignment.asked import AlignmentStudy
+from jala_ray.studies.paper.asked import PaperStudy
 from jala_ray.types import ConfigError
 
 
 class Study(Protocol):
-    """A dataclass of a study's arguments; light to import."""
+    """A dataclass of a study's arguments; light to import. `read(words, prog)`, where it has one, reads them from the command line."""
 
     def run(self) -> int: ...
 
 
 S = TypeVar("S", bound=Study)
-STUDIES: dict[str, type[Study]] = {"alignment": AlignmentStudy}
+STUDIES: dict[str, type[Study]] = {"alignment": AlignmentStudy, "paper": PaperStudy}
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ def parse(words: Sequence[str], prog: str) -> Arguments[Any]:
     name, *rest = words
     if name not in STUDIES:
         raise ConfigError("study", name, f"first one of {', '.join(STUDIES)}", suggest(name, STUDIES))
-    return Arguments(arguments(STUDIES[name], rest, f"{prog} {name}"))
+    kind, prog = STUDIES[name], f"{prog} {name}"
+    read = getattr(kind, "read", None)
+    return Arguments(arguments(kind, rest, prog) if read is None else read(rest, prog))
 
 
 def usage(prog: str) -> str:

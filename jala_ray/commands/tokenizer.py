@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from tyro.conf import AvoidSubcommands, FlagConversionOff, Positional, arg
 
-from jala_ray import storage
 from jala_ray.commands.presetting import known, with_preset
 from jala_ray.config import TokenizerRunConfig
 from jala_ray.presets import TOKENIZER, TOKENIZER_PRESETS
@@ -41,7 +39,6 @@ def run(arguments: Arguments) -> int:
 
     launch_tokenizer(config)
     folder, options = setup.run_folder(config), setup.storage_options(config)
-    os.environ.update(storage.worker_env(options))  # the manifest is reached as the run was
     print(f"report: {publish_tokenizer_report(folder, config.manifests[0], options)}")
     for line in warnings_of(folder, options):
         print(line)

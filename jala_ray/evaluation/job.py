@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -25,6 +24,7 @@ from jala_ray.config import GenerationConfig, RunConfig
 from jala_ray.data.cache.making import manifest_key
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.evaluation import record_files
+from jala_ray.evaluation.describe import MOST_FREQUENT, Describer, most_frequent_text, rows_to_describe
 from jala_ray.evaluation.predict import (
     FLOOR,
     HOLD_FIRST,
@@ -38,6 +38,7 @@ from jala_ray.evaluation.records import ClipRecord, Evaluation
 from jala_ray.generation import Generator
 from jala_ray.parsing import from_dict
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.claims import Claim, missing_parts
 from jala_ray.training import history
 from jala_ray.training.history import resolve as resolve
 from jala_ray.types import ConfigError, Split
@@ -62,33 +63,45 @@ class EvaluationJob:
     """(label, address of a checkpoint folder)."""
     settings: GenerationConfig = field(default_factory=GenerationConfig)
     task: Task = "generation"
+    text_tokens: int = 64
+    """Of a description, at most."""
     batch: int = 8
     gpu: bool = True
     """Use a GPU where the process has one."""
     options: StorageOptions = field(default_factory=StorageOptions)
 
     def address(self, number: int) -> str:
-        return storage.join(self.out, "parts", f"{number:05d}.records")
+        return storage.join(self.out, "parts", _file(number))
 
     def __call__(self, part: Part) -> dict[str, Any]:
         address = self.address(part.number)
         if not storage.exists(address, self.options):
             records = list(_open(self).records(part.rows))
             storage.write_bytes(address, record_files.to_bytes(records), options=self.options)
-        return {"part": part.number, "rows": len(part.rows)}
+        return {"part": part.number, "clips": len(part.rows)}
 
     def records(self, numbers: Iterable[int]) -> Iterator[ClipRecord]:
         for number in numbers:
             yield from record_files.from_bytes(storage.read_bytes(self.address(number), self.options))
 
 
+def _file(number: int) -> str:
+    return f"{number:05d}.records"
+
+
 @lru_cache(maxsize=1)
-def _open(job: EvaluationJob) -> Predictor:
-    os.environ.update(storage.worker_env(job.options))  # videos and manifest are reached as the checkpoints are
+def _open(job: EvaluationJob) -> Predictor | Describer:
     device = torch.device("cuda" if job.gpu and torch.cuda.is_available() else "cpu")
     manifest = Manifest(job.manifest, job.options)
     models = {label: Generator.open(uri, job.settings, device, job.options) for label, uri in job.checkpoints}
+    if job.task == "description":
+        return Describer(manifest, models, most_frequent_text(manifest), job.text_tokens, job.batch, job.options)
     return Predictor(manifest, models, MeanMotion.of(manifest), job.task, job.batch, job.options)
+
+
+def release() -> None:
+    """Forget the models that this process's last part has loaded: they hold memory, of a GPU too."""
+    _open.cache_clear()
 
 
 @dataclass(frozen=True)
@@ -99,8 +112,8 @@ class Work:
     parts: list[Part]
 
     def missing(self) -> list[Part]:
-        there = set(storage.list_files(storage.join(self.job.out, "parts"), self.job.options))
-        return [part for part in self.parts if f"{part.number:05d}.records" not in there]
+        folder = storage.join(self.job.out, "parts")
+        return missing_parts(self.parts, lambda part: _file(part.number), folder, self.job.options)
 
     def finish(self) -> Evaluation:
         """All records together, when all parts are there."""
@@ -110,10 +123,17 @@ class Work:
             "checkpoints": dict(self.job.checkpoints),
             "steps": steps,
             "task": self.job.task,
-            **{name: value for name, value in dataclasses.asdict(self.job.settings).items()},
+            **_how(self.job),
             "torch": torch.__version__,
         }
-        return Evaluation(self.job.manifest, _rows(clips, [label for label, _ in self.job.checkpoints]), clips, facts)
+        labels = [label for label, _ in self.job.checkpoints]
+        rows = (*labels, MOST_FREQUENT) if self.job.task == "description" else _rows(clips, labels)
+        return Evaluation(self.job.manifest, rows, clips, facts)
+
+
+def _how(job: EvaluationJob) -> dict[str, object]:
+    """The settings that decide what is generated: of motion, or of text."""
+    return {"text_tokens": job.text_tokens} if job.task == "description" else dataclasses.asdict(job.settings)
 
 
 def _rows(clips: Iterable[ClipRecord], labels: list[str]) -> tuple[str, ...]:
@@ -127,26 +147,44 @@ def _rows(clips: Iterable[ClipRecord], labels: list[str]) -> tuple[str, ...]:
 def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
     """Choose the rows and claim the folder `job.out`.
 
-    Raises `ConfigError` when it holds another evaluation, or two checkpoints bear one label.
+    Raises `ConfigError` when it holds another evaluation, by the key that differs, two checkpoints bear one label, or a text has no token.
     """
+    if job.text_tokens < 1:
+        raise ConfigError("text_tokens", job.text_tokens, "1 or more")
     labels = [label for label, _ in job.checkpoints]
     if not labels or len(set(labels)) < len(labels):
         raise ConfigError("checkpoints", labels, "one or more, each with a label of its own", "Write LABEL=ADDRESS.")
     manifest = Manifest(job.manifest, job.options)
-    rows = rows_to_evaluate(manifest, split, samples)
+    chosen = rows_to_describe if job.task == "description" else rows_to_evaluate
+    rows = chosen(manifest, split, samples)
     claim = dataclasses.asdict(job) | {"rows": rows.tolist(), "manifest_key": manifest_key(manifest)}
-    for name in ("batch", "gpu", "options", "out"):
+    idle = "settings" if job.task == "description" else "text_tokens"
+    for name in ("batch", "gpu", "options", "out", idle):
         claim.pop(name)
-    payload = json.dumps(claim, indent=1).encode()
     storage.probe(job.out, job.options)
-    place = storage.join(job.out, "claim.json")
-    if not storage.exists(place, job.options):
-        storage.write_bytes(place, payload, options=job.options)
-    elif json.loads(storage.read_bytes(place, job.options)) != json.loads(payload):
-        remedy = "Choose another folder or delete it."
-        raise ConfigError("out", job.out, "an empty folder, or this same evaluation's", remedy)
+    remedy = "Choose another folder or delete it."
+    Claim(job.out, "claim.json", claim, "evaluation", remedy, job.options).take()
+    return Work(job, _parts(rows.tolist()))
+
+
+def reopen(out: str, options: StorageOptions) -> Work:
+    """The evaluation that has claimed a folder. Raises `UserError` where there is none."""
+    claim = json.loads(storage.read_bytes(storage.join(out, "claim.json"), options))
+    job = EvaluationJob(
+        out=out,
+        manifest=claim["manifest"],
+        checkpoints=tuple((label, address) for label, address in claim["checkpoints"]),
+        settings=from_dict(GenerationConfig, claim.get("settings", {})),
+        task=claim["task"],
+        text_tokens=claim.get("text_tokens", EvaluationJob.text_tokens),
+        options=options,
+    )
+    return Work(job, _parts(claim["rows"]))
+
+
+def _parts(rows: list[int]) -> list[Part]:
     chunks = [rows[i : i + PART_ROWS] for i in range(0, len(rows), PART_ROWS)]
-    return Work(job, [Part(number, tuple(map(int, chunk))) for number, chunk in enumerate(chunks)])
+    return [Part(number, tuple(map(int, chunk))) for number, chunk in enumerate(chunks)]
 
 
 def manifest_of(checkpoint: str, options: StorageOptions) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,9 +12,9 @@ import torch
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.samples.assets import tokenizer_key
 from jala_ray.data.samples.chunks import rows_with_labels
-from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource, Visuals
+from jala_ray.data.samples.source import Example, Visuals
 from jala_ray.data.sampling.catalogue import equals
-from jala_ray.data.sampling.plan import PlanRow
+from jala_ray.evaluation.asking import Asker
 from jala_ray.evaluation.records import ClipRecord, HandRecord
 from jala_ray.generation import Generator, Motion
 from jala_ray.generation.motion import joints_of, mean_motion
@@ -26,11 +25,12 @@ from jala_ray.hands.resample import chunk_features, model_times, resample_track
 from jala_ray.hands.rotations import axis_angle_to_matrix
 from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
-from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, Clip, Hand, HandState, ManifestError, Split, UserError
+from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, Clip, Hand, HandState, ManifestError, Split
 
 FLOOR, HOLD_FIRST, MEAN_MOTION = "floor", "hold_first", "mean_motion"
-Task = Literal["generation", "continuation"]
-"""Every clip is generated from its first frame and instruction, or continued from the first half of its time steps."""
+Task = Literal["generation", "continuation", "description"]
+"""Every clip is generated from its first frame and instruction, or continued from the first half of its time steps; or its motion is
+described (`describe.py`)."""
 
 
 def rows_to_evaluate(manifest: Manifest, split: Split, samples: int | None, seed: int = 0) -> np.ndarray:
@@ -38,22 +38,34 @@ def rows_to_evaluate(manifest: Manifest, split: Split, samples: int | None, seed
 
     Raises `ManifestError` when there are none.
     """
-    index = manifest.index
-    labelled = np.array([any(left) or any(right) for left, right in _flags(manifest)])
-    keep = np.flatnonzero(equals(index["split"], split) & index["has_video"].to_numpy() & labelled)
-    clips = np.array(index["clip_id"].to_pylist(), object)[keep].astype(str)
-    keep = keep[np.sort(np.unique(clips, return_index=True)[1])]
+    keep = labelled_rows(manifest, split)
+    keep = keep[np.sort(np.unique(_clip_ids(manifest)[keep], return_index=True)[1])]
     if not len(keep):
         remedy = "Generation is scored against labels: see `jala inspect`."
         raise ManifestError(f"rows of split {split} in {manifest.path}", 0, "at least one labelled clip", remedy)
     if samples is None:
         return keep
-    domains = np.array(index["domain"].to_pylist())[keep]
-    chosen = [
-        np.random.default_rng((seed, number)).permutation(keep[domains == domain])[:samples]
+    return np.sort(np.concatenate([lot[:samples] for lot in by_lot(manifest, keep, seed)]))
+
+
+def labelled_rows(manifest: Manifest, split: Split) -> np.ndarray:
+    """Rows of a split with a video and a labelled chunk, ascending."""
+    index = manifest.index
+    labelled = np.array([any(left) or any(right) for left, right in _flags(manifest)])
+    return np.flatnonzero(equals(index["split"], split) & index["has_video"].to_numpy() & labelled)
+
+
+def by_lot(manifest: Manifest, rows: np.ndarray, seed: int = 0) -> list[np.ndarray]:
+    """The rows of each domain, in a keyed random order."""
+    domains = np.array(manifest.index["domain"].to_pylist())[rows]
+    return [
+        np.random.default_rng((seed, number)).permutation(rows[domains == domain])
         for number, domain in enumerate(np.unique(domains))
     ]
-    return np.sort(np.concatenate(chosen))
+
+
+def _clip_ids(manifest: Manifest) -> np.ndarray:
+    return np.array(manifest.index["clip_id"].to_pylist(), object).astype(str)
 
 
 def _flags(manifest: Manifest) -> Iterator[tuple[list[bool], list[bool]]]:
@@ -92,7 +104,7 @@ class MeanMotion:
     def of(cls, manifest: Manifest, max_chunks: int = 2000, seed: int = 0) -> MeanMotion:
         """Over a keyed random part of the training rows."""
         stacks: tuple[list[list[np.ndarray]], ...] = ([], [])
-        for row in rows_with_labels((manifest.path,), "train", max_chunks, seed):
+        for row in rows_with_labels((manifest.path,), "train", max_chunks, seed, manifest.options):
             motion, labelled = chunk_features(manifest.clip(row.index))
             for hand in Hand:
                 for time in np.flatnonzero(labelled[hand]):
@@ -119,7 +131,7 @@ class MeanMotion:
 
 
 @dataclass
-class Predictor:
+class Predictor(Asker[Prompt, Motion]):
     """Evaluates rows of a manifest for several models at once, so that all see the same clips."""
 
     manifest: Manifest
@@ -133,75 +145,27 @@ class Predictor:
     def __post_init__(self) -> None:
         self._hands = load_pair()
         self._keys = {label: tokenizer_key(model.assets) for label, model in self.models.items()}
-        self._sources = {
-            label: ManifestSource(self.manifest.base, model.assets, self.options)
-            for label, model in self.models.items()
-        }
 
     def _floor(self, label: str) -> str:
         """Models of the first one's tokenizer share a floor."""
         return FLOOR if self._keys[label] == next(iter(self._keys.values())) else f"{FLOOR} of {label}"
 
-    def records(self, rows: Sequence[int]) -> Iterator[ClipRecord]:
-        """A record for every row, in order; a row that cannot be read is a record with its `failure`."""
-        todo = iter(rows)
-        while group := list(islice(todo, self.batch)):
-            yield from self._group(group)
+    def prompt(self, example: Example, picture: Visuals) -> Prompt:
+        given = example.labelled.shape[1] // 2 if self.task == "continuation" else 0
+        return prompt_of(example, picture, given)
 
-    def _group(self, rows: list[int]) -> list[ClipRecord]:
-        generated: dict[str, dict[int, Motion]] = {}
-        failures: dict[int, UserError] = {}
-        examples: dict[int, Example] = {}
-        shown: dict[tuple[int, int | None], dict[int, Visuals | UserError]] = {}
-        places = [PlanRow(0, i, row, self.manifest.address(row)) for i, row in enumerate(rows)]
-        for label, model in self.models.items():
-            prompts, generated[label] = dict[int, Prompt](), {}
-            found = dict(zip(rows, self._sources[label].examples(places), strict=True))
-            for row, example in found.items():
-                if isinstance(example, BadRow):
-                    failures.setdefault(row, example.error)
-            # What failed for an earlier model has no picture here either: a clip is scored for all models or for none.
-            good = {row: e for row, e in found.items() if isinstance(e, Example) and row not in failures}
-            spec, frames = model.assets.spec, model.config.objective.layout.frames
-            wanted = (spec.image_size, spec.frame_size if frames else None)
-            if wanted not in shown:  # models that want the same share it
-                looks = [Look(example, [0] if frames else [], []) for example in good.values()]
-                shown[wanted] = dict(zip(good, self._sources[label].visuals(looks), strict=True))
-            for row, example in good.items():
-                try:
-                    picture = shown[wanted][row]
-                    if not isinstance(picture, Visuals):
-                        raise picture
-                    given = example.labelled.shape[1] // 2 if self.task == "continuation" else 0
-                    prompts[row], examples[row] = prompt_of(example, picture, given), example
-                except UserError as error:
-                    failures[row] = error
-            for row, motion in zip(prompts, model.batch(list(prompts.values())), strict=True):
-                generated[label][row] = motion
-        return [self._record(row, examples, generated, failures) for row in rows]
+    def answers(self, model: Generator, prompts: Sequence[Prompt]) -> list[Motion]:
+        return model.batch(prompts)
 
-    def _record(
-        self,
-        row: int,
-        examples: Mapping[int, Example],
-        generated: Mapping[str, Mapping[int, Motion]],
-        failures: Mapping[int, UserError],
-    ) -> ClipRecord:
-        stored = self.manifest.row(row)
-        source, domain, task = (stored[name] for name in ("source", "domain", "task_type"))
-        example = examples.get(row)
-        instruction = example.instructions[0] if example is not None and len(example.instructions) else ""
-        facts = (str(stored["clip_id"]), row, source, domain, task)
-        if row in failures or example is None or example.clip is None:
-            return ClipRecord(*facts, 0, instruction, (), str(failures.get(row, "it cannot be read")))
+    def record(self, facts: Mapping[str, Any], example: Example, answers: Mapping[str, Motion]) -> ClipRecord:
         clip = example.clip
-        motions = {label: mine[row] for label, mine in generated.items()}
+        assert clip is not None
         hands = [
-            self._hand(clip, hand, motions, example.labelled[hand])
+            self._hand(clip, hand, answers, example.labelled[hand])
             for hand in Hand
             if clip.hands[hand].state is HandState.LABELLED
         ]
-        return ClipRecord(*facts, clip.n_chunks, instruction, tuple(h for h in hands if h.valid.any()))
+        return ClipRecord(**{**facts, "hands": tuple(h for h in hands if h.valid.any())})
 
     def _hand(self, clip: Clip, hand: Hand, motions: Mapping[str, Motion], labelled: np.ndarray) -> HandRecord:
         features, valid = true_features(clip, hand)

@@ -49,7 +49,7 @@ def from_bytes(payload: bytes) -> list[ClipRecord]:
     records = []
     for i, facts in enumerate(json.loads(header["clips"])):
         hands = tuple(_hand(Hand(hand), parts[i, hand]) for hand in facts.pop("hands"))
-        records.append(ClipRecord(**facts, hands=hands))
+        records.append(ClipRecord(**facts | {"hands": hands, "cut": tuple(facts.get("cut", ()))}))
     return records
 
 

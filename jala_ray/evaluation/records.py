@@ -43,6 +43,12 @@ class ClipRecord:
     """Those with a scored frame."""
     failure: str | None = None
     """Why the clip could not be evaluated; it then has no hands."""
+    description: str = ""
+    """What happens, as the manifest says it; where descriptions are evaluated."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Row of the table -> its description of the clip."""
+    cut: tuple[str, ...] = ()
+    """Rows whose text had not ended at the most tokens."""
 
 
 @dataclass

@@ -119,3 +119,9 @@ class Context:
         other.cache.pairs = [(key[rows], value[rows]) for key, value in self.cache.pairs]
         other.columns = {name: column[rows] for name, column in self.columns.items()}
         return other
+
+    def fewer(self, rows: Tensor) -> Context:
+        """The same with the batch rows `rows` (B',) that have more to come; passes go on counting."""
+        other = self.take(rows)
+        other.passes = self.passes
+        return other

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import av
 import numpy as np
@@ -17,11 +17,13 @@ from torch import Tensor
 from jala_ray import storage
 from jala_ray.config import GenerationConfig
 from jala_ray.data.samples.collate import collate
-from jala_ray.data.samples.source import Visuals
+from jala_ray.data.samples.source import Example, Visuals
 from jala_ray.generation.context import Context, Piece
 from jala_ray.generation.decoding import Job, Watch, decode_causal, decode_masked
 from jala_ray.generation.motion import Motion, mean_motion
-from jala_ray.generation.prompt import Prompt, lay_out, words
+from jala_ray.generation.prompt import Prompt, lay_out, lay_out_description, words
+from jala_ray.generation.text import Said, decode_text
+from jala_ray.generation.text import Watch as TextWatch
 from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training import checkpoint
@@ -121,9 +123,8 @@ class Generator:
         decode = decode_masked if layout.bidirectional else decode_causal
         laid = [lay_out(prompt, self.assets, layout) for prompt in prompts]
         batch = to_device(collate(laid, packing=False, max_tokens=self.config.data.max_tokens), self.device)
-        precision = self.config.train.precision if self.device.type == "cuda" else "fp32"
         made = _Made(prompts, self.motion)
-        with autocast(self.device, precision):
+        with autocast(self.device, self._precision):
             extra = self.learner.objective.extra(batch, self.learner.features(batch))
             slots = [prompt.slots for prompt in prompts]
             prefix, starts = _places(batch, vocab.mot_open, [len(s) for s in slots])
@@ -133,7 +134,7 @@ class Generator:
             for number in range(starts.shape[1]):
                 going = (starts[rows, number] >= 0).nonzero()[:, 0]
                 if len(going) < len(rows):
-                    context, pending, rows = self._fewer(context, going), pending.take(going), rows[going]
+                    context, pending, rows = context.fewer(going), pending.take(going), rows[going]
                 index = starts[rows, number, None] + torch.arange(vocab.chunk_tokens + 2, device=self.device)
                 mine = {name: column[rows] for name, column in batch.items() if column.shape[:2] == batch["ids"].shape}
                 chunk = Piece.cut(mine, None if extra is None else extra[rows], index)
@@ -147,11 +148,33 @@ class Generator:
         self.passes += context.passes
         return made.motions()
 
-    def _fewer(self, context: Context, going: Tensor) -> Context:
-        """The context of the rows that have more chunks."""
-        fewer = context.take(going)
-        fewer.passes = context.passes
-        return fewer
+    @torch.no_grad()
+    def describe(
+        self, clips: Sequence[tuple[Example, Visuals]], most: int = 64, watch: TextWatch | None = None
+    ) -> list[Said]:
+        """What each clip's labelled motion and first frame show, in words, of at most `most` tokens; greedy, in order.
+
+        Laid out as the description task of training, by its first template. Does not depend on what else is in the batch, but for rounding.
+        """
+        if not clips:
+            return []
+        layout, text = self.config.objective.layout, self.assets.text
+        laid = [lay_out_description(example, visuals, self.assets, layout) for example, visuals in clips]
+        batch = to_device(collate(laid, packing=False, max_tokens=self.config.data.max_tokens), self.device)
+        with autocast(self.device, self._precision):
+            extra = self.learner.objective.extra(batch, self.learner.features(batch))
+            lengths = torch.tensor([len(sample.sequence) for sample in laid], device=self.device)
+            index = torch.arange(batch["ids"].shape[1], device=self.device).expand(len(laid), -1)
+            batch["position"] = self.learner.vla.backbone.positions(batch)
+            prompt = Piece.cut(batch, extra, torch.where(index < lengths[:, None], index, -1))
+            context = Context(self.learner.vla, batch["images"])
+            said, ended = decode_text(context, prompt, lengths, end=text.assistant_close()[0], most=most, watch=watch)
+        self.passes += 1 + max(map(len, said))
+        return [Said(text.decode(ids), whole) for ids, whole in zip(said, ended, strict=True)]
+
+    @property
+    def _precision(self) -> Literal["bf16", "fp32"]:
+        return self.config.train.precision if self.device.type == "cuda" else "fp32"
 
     def _consensus(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Codes (E, B, K) of the members -> ids (B, K) that later chunks see, and features (B, 15, 99).

@@ -1,4 +1,4 @@
-"""What motion is generated for, laid out exactly as training lays out its samples."""
+"""What motion is generated for, and motion that is described, laid out exactly as training lays out its samples."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from jala_ray.config import LayoutSpec
 from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.collate import Laid
 from jala_ray.data.samples.instructions import render
-from jala_ray.data.samples.layout import SampleText, build_sequence
+from jala_ray.data.samples.layout import SampleText, Sequence, build_sequence
 from jala_ray.data.samples.source import Example, Visuals
-from jala_ray.data.sampling.draw import Draw
+from jala_ray.data.sampling.draw import Draw, draw
 from jala_ray.types import Hand, HandState, UserError
 
 TEMPLATE = 0
@@ -98,9 +98,35 @@ def lay_out(prompt: Prompt, assets: Assets, layout: LayoutSpec) -> Laid:
         layout=replace(layout, pairs=False),
         image_tokens=spec.image_tokens,
     )
-    pictures = prompt.visuals
-    boundaries = [0] if layout.frames else []
-    return Laid(
-        *(0, 1.0, sequence, pictures.image, boundaries),
-        *(pictures.frames, pictures.features, pictures.pair_features, pictures.still_features),
+    return _laid(sequence, prompt.visuals, layout)
+
+
+def lay_out_description(example: Example, visuals: Visuals, assets: Assets, layout: LayoutSpec) -> Laid:
+    """A clip's motion and picture up to where its description begins: what training lays out before the answer, by the first template.
+
+    The last token is the one that predicts the answer's first. Untracked chunks are [MASK], as in training.
+    """
+    vocab = assets.spec.vocab
+    chance = draw(
+        *(np.random.default_rng(0), "description", example.states, example.labelled, vocab.chunk_tokens),
+        n_templates=TEMPLATE + 1,
+        n_instructions=1,
+        layout=layout,
     )
+    hands = [hand for hand in Hand if example.states[hand] != HandState.ABSENT]
+    text = render("description", TEMPLATE, instruction="", seconds=example.seconds, hands=hands)
+    whole = build_sequence(
+        *("description", SampleText(text), example.states, example.labelled, example.codes, chance),
+        tokenizer=assets.text,
+        vocab=vocab,
+        layout=layout,
+        image_tokens=assets.spec.image_tokens,
+    )
+    end = int(np.flatnonzero(whole.columns["text_target"] >= 0)[0]) + 1
+    prompt = Sequence({name: column[:end] for name, column in whole.columns.items()})
+    return _laid(prompt, visuals, layout)
+
+
+def _laid(sequence: Sequence, visuals: Visuals, layout: LayoutSpec) -> Laid:
+    pictures = (visuals.frames, visuals.features, visuals.pair_features, visuals.still_features)
+    return Laid(0, 1.0, sequence, visuals.image, [0] if layout.frames else [], *pictures)

@@ -46,6 +46,8 @@ class Objective(nn.Module):
     columns: tuple[str, ...] = ()
     needs_features: bool = False
     needs_still: bool = False
+    directions: bool = False
+    """Alignment compares directions of h and its targets, not lengths."""
 
     def extra(self, batch: dict[str, Tensor], features: Features | None) -> Tensor | None:
         """Additions (B, T, D) to the input embeddings, or None."""
@@ -57,6 +59,16 @@ class Objective(nn.Module):
     def latent_actions(self) -> Perceiver | None:
         """The perceiver that gives z, the latent action of a pair of frames; None where there is none."""
         return None
+
+    def targets(self, features: Features) -> Tensor:
+        """What h is aligned with, (C, 2 hands, K, D): z of the pairs, unless an objective says otherwise. Needs a perceiver."""
+        lap = self.latent_actions()
+        assert lap is not None
+        return lap(features.pairs)
+
+    def compared(self, hidden: Tensor) -> Tensor:
+        """h (..., D) of the aligned block as it is compared with `targets`."""
+        return hidden
 
     def before_step(self, progress: float) -> None:
         """Called before each optimizer step with the share of the run's steps that are done, 0 to below 1 (schedules)."""

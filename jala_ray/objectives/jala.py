@@ -65,6 +65,7 @@ class Jala(Objective):
         self.lap = copy.deepcopy(start) if config.lap else None
         self.head = Projector(self.width) if config.lap and config.align.head == "mlp" else nn.Identity()
         self.needs_features = config.layout.frames
+        self.directions = config.align.distance == "cosine"
         self.needs_still = config.lap and config.align.target == "change"
         self.columns = (("first",) if self.lsp is not None else ()) + (("pairs",) if self.lap is not None else ())
         self.updates = config.updates if config.lap else "gradient"
@@ -93,14 +94,14 @@ class Jala(Objective):
         if self.lap is not None:
             assert features is not None
             at = batch["pair"] >= 0
-            h = self.head(out.hidden[self.config.align.layer][at]).float()
-            z = gather_latents(self._targets(features), batch["pair"][at], batch, at).float()
+            h = self.compared(out.hidden[self.config.align.layer][at]).float()
+            z = gather_latents(self.targets(features), batch["pair"][at], batch, at).float()
             distance = DISTANCES[self.config.align.distance](h, z)
             align, has_align = sample_mean(distance, batch["sample"][at], len(batch["weight"]))
             losses.terms["align"], losses.has["align"] = align, has_align
         return losses
 
-    def _targets(self, features: Features) -> Tensor:
+    def targets(self, features: Features) -> Tensor:
         """What h is compared with, (C, 2 hands, K, D)."""
         assert self.lap is not None
         z = self.lap(features.pairs)
@@ -111,6 +112,9 @@ class Jala(Objective):
 
     def latent_actions(self) -> Perceiver | None:
         return self.lap
+
+    def compared(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden)
 
     def before_step(self, progress: float) -> None:
         self.weight = scheduled(self.config.align, progress)
@@ -129,5 +133,5 @@ class Jala(Objective):
     def monitors(self, batch: dict[str, Tensor], features: Features | None, out: Out) -> dict[str, float]:
         if self.lap is None or features is None or len(features.pairs) < 2:
             return {}
-        hidden = self.head(out.hidden[self.config.align.layer])
-        return alignment_monitors(self.lap, batch, features, hidden, self._targets(features))
+        hidden = self.compared(out.hidden[self.config.align.layer])
+        return alignment_monitors(self.lap, batch, features, hidden, self.targets(features))

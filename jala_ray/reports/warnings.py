@@ -143,15 +143,23 @@ def _error(values: Sequence[float]) -> float:
 
 Table = Mapping[str, Mapping[str, Mapping[str, Mapping[str, object]]]]
 """Row -> domain -> metric -> cell with `mean` and `clips`."""
+Agreement = Mapping[str, Mapping[str, Mapping[str, object]]]
+"""Group -> matched, shuffled or difference -> `mean`, `low`, `high`, `clips`."""
+GROUP_NAMES = {"lab": "Lab", "wild_labelled": "labelled Wild", "wild_unlabelled": "unlabelled Wild"}
 
 
 def evaluation_findings(
-    models: Sequence[str], table: Table, retrievals: Mapping[str, Mapping[str, object] | None] | None = None
+    models: Sequence[str],
+    table: Table,
+    retrievals: Mapping[str, Mapping[str, object] | None] | None = None,
+    agreements: Mapping[str, Agreement] | None = None,
 ) -> list[Finding]:
-    """Warnings of an evaluation, the serious ones first; `retrievals` is what the page shows of each model's latent space."""
+    """Warnings of an evaluation, the serious ones first; `retrievals` and `agreements` are what the page shows of each model's h and z."""
     found = [finding for model in models for finding in holding_still(model, table)]
-    for model, retrieval in (retrievals or {}).items():
-        found += [] if retrieval is None else by_chance(model, retrieval)
+    retrievals, agreements = retrievals or {}, agreements or {}
+    named: list[str] = [*retrievals, *(model for model in agreements if model not in retrievals)]
+    for model in named:
+        found += by_chance(model, retrievals.get(model), agreements.get(model, {}))
     return worst_first(found)
 
 
@@ -168,15 +176,29 @@ def holding_still(model: str, table: Table) -> Iterator[Finding]:
         yield Finding("bad", f"{DOMAIN_NAMES[domain]}: {model} is worse than holding still.", detail, figure)
 
 
-def by_chance(model: str, retrieval: Mapping[str, object]) -> Iterator[Finding]:
-    """h that finds its own z no more often than chance, within two standard errors."""
+def by_chance(model: str, retrieval: Mapping[str, object] | None, agreement: Agreement) -> Iterator[Finding]:
+    """h that finds its own z no more often than chance, within two standard errors, or is no nearer to it than to other clips'."""
+    near = [words] if retrieval is not None and (words := _found_by_chance(retrieval)) else []
+    for name, row in agreement.items():
+        own, foreign, gap = (_known(row[key]["mean"]) for key in ("matched", "shuffled", "difference"))
+        if own is not None and foreign is not None and gap is not None and gap <= COSINE_GAP:
+            count = row["difference"]["clips"]
+            near.append(
+                f"{GROUP_NAMES.get(name, name)}: cosine {own:.4f} matched, {foreign:.4f} shuffled, {count} clips"
+            )
+    if near:
+        detail = "What is predicted does not tell one chunk's motion from another's: see the cosines on the run's page."
+        text = f"{model}: matched pairs of h and z are no nearer than shuffled ones."
+        yield Finding("bad", text, detail, "; ".join(near))
+
+
+def _found_by_chance(retrieval: Mapping[str, object]) -> str | None:
     found, chance, count = (_known(retrieval.get(name)) for name in ("recall1", "chance1", "count"))
     if found is None or chance is None or not count:
-        return
-    if found <= chance + 2 * math.sqrt(chance * (1 - chance) / count):
-        figure = f"recall at 1 {found:.1%}, by chance {chance:.1%}, {count:,} chunks"
-        detail = "What is predicted does not tell one chunk's motion from another's: see the cosines on the run's page."
-        yield Finding("bad", f"{model}: matched pairs of h and z are no nearer than shuffled ones.", detail, figure)
+        return None
+    if found > chance + 2 * math.sqrt(chance * (1 - chance) / count):
+        return None
+    return f"recall at 1 {found:.1%}, by chance {chance:.1%}, {count:,} chunks"
 
 
 def _known(value: object) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +13,10 @@ import numpy as np
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
-from jala_ray.parsing import diff, from_dict, override, to_dict
+from jala_ray.parsing import from_dict, override, to_dict
 from jala_ray.presets import configuration, tokenizer_configuration
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.claims import Claim
 from jala_ray.sweeps.domains import Domain
 from jala_ray.sweeps.driver import Sweep
 from jala_ray.sweeps.halving import Halving
@@ -111,19 +111,25 @@ class Plan:
         """
         plan = dataclasses.replace(self, concurrent=self._fitting())
         plan._refuse_nothing_held_out()
-        os.environ.update(storage.worker_env(plan.options))
         storage.probe(plan.folder, plan.options)
-        place = storage.join(plan.folder, "sweep.json")
-        if not storage.exists(place, plan.options):
-            if resume:
-                raise ConfigError("--resume", plan.folder, "a folder that a sweep has begun in", "Leave --resume out.")
-            storage.write_bytes(place, json.dumps(plan.claim(), indent=1).encode(), plan.options)
-        else:
-            if not resume:
-                remedy = "Add --resume to continue it, or choose another --name."
-                raise ConfigError("name", plan.folder, "a folder without a sweep", remedy)
-            _refuse_other(json.loads(storage.read_bytes(place, plan.options)), plan.claim(), plan.base)
+        plan.take(resume)
         return plan._cached()
+
+    def take(self, resume: bool) -> None:
+        """Write `sweep.json`, or compare with the one that is there."""
+
+        def refuse_none() -> None:
+            if resume:
+                raise ConfigError("--resume", self.folder, "a folder that a sweep has begun in", "Leave --resume out.")
+
+        def todays(stored: dict[str, Any]) -> dict[str, Any]:
+            return stored | {"base": to_dict(from_dict(type(self.base), stored["base"]))}
+
+        how: dict[str, Any] = {"free": tuple(f"base.{key}" for key in RESUMABLE), "upgrade": todays}
+        claim = Claim(self.folder, "sweep.json", self.claim(), "sweep", "Choose another --name.", self.options, **how)
+        if not (claim.take(refuse_none) or resume):
+            remedy = "Add --resume to continue it, or choose another --name."
+            raise ConfigError("name", self.folder, "a folder without a sweep", remedy)
 
     def _fitting(self) -> int:
         """Trials at a time: as asked, or as many as the cluster holds beside Ray Data's tasks. Raises `ConfigError` for more than fit."""
@@ -180,9 +186,8 @@ class Plan:
             assets, manifest = build_assets(base, scratch), Manifest(base.data.manifest, self.options)
             how: dict[str, Any] = {"store": "all", "dtype": "float16", "gpu": gpus > 0}
             making = begin(place, manifest, assets, base.model.encoder, self.options, **how)
-        missing = making.missing()
-        for done, _ in enumerate(do_parts(missing, making.job, self.options, local=False, num_gpus=gpus), 1):
-            print(f"cache for all trials: part {done}/{len(missing)}", flush=True)
+        print(f"cache for all trials: {making.job.cache.path}", flush=True)
+        do_parts(making.missing(), making.job, self.options, local=False, num_gpus=gpus)
         cache, _ = making.finish(base.data.max_error_share)
         return dataclasses.replace(self, base=override(base, {"data.cache": cache.path}))
 
@@ -202,17 +207,6 @@ class Plan:
             waves=self.waves,
             retries=self.retries,
         )
-
-
-def _refuse_other(was: dict[str, Any], now: dict[str, Any], base: Base) -> None:
-    kind = type(base)
-    changed = diff(from_dict(kind, was.pop("base")), from_dict(kind, now.pop("base")))
-    changed = {k: v for k, v in changed.items() if not k.startswith(RESUMABLE)}
-    changed |= {key: (was.get(key), value) for key, value in now.items() if was.get(key) != value}
-    if changed:
-        key, (before, after) = next(iter(changed.items()))
-        remedy = f"A sweep goes on as it began ({', '.join(changed)} changed). Choose another --name."
-        raise ConfigError(key, after, f"{before!r}, as the sweep began", remedy)
 
 
 def plan_sweep(asked: Asked) -> Plan:

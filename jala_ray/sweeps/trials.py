@@ -158,6 +158,7 @@ def measure(stored: dict[str, Any], names: list[str], samples: int | None) -> di
     from jala_ray.evaluation.scores import BOTH, score_clips
     from jala_ray.hands.metrics import METRICS
     from jala_ray.training import checkpoint
+    from jala_ray.training.parts import do_parts
 
     config = from_dict(RunConfig, stored)
     folder, options = run_folder(config), storage_options(config)
@@ -168,8 +169,7 @@ def measure(stored: dict[str, Any], names: list[str], samples: int | None) -> di
         place, settings = storage.join(folder, "evaluation"), GenerationConfig(ensemble=1)
         job = EvaluationJob(place, config.data.manifest, (("model", address),), settings, options=options)
         work = begin(job, "val", samples)
-        for part in work.missing():
-            job(part)
+        do_parts(work.missing(), job, options, local=True, quiet=True)
         evaluation = work.finish()
         scores = score_clips(evaluation.clips, evaluation.rows)
         both = scores.values[scores.rows.index("model"), :, BOTH]

@@ -57,8 +57,16 @@ def guarded(run: Callable[[], int]) -> int:
         with ended_whole():
             return run()
     except JalaError as error:
+        _let_workers_finish_speaking()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _let_workers_finish_speaking() -> None:
+    """A connected Ray prints what its workers said until it is left: the cause is to be the last line."""
+    ray = sys.modules.get("ray")  # not imported for it
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,8 +16,9 @@ from jala_ray.data.manifest.places import Catalogue
 from jala_ray.data.samples.foresight import foresee
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
 from jala_ray.data.sampling.plan import Plan
-from jala_ray.parsing import diff, from_dict, to_dict
+from jala_ray.parsing import from_dict, to_dict
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.claims import Claim
 from jala_ray.training import history, lease
 from jala_ray.training.lease import Lease
 from jala_ray.types import DOMAINS, SPLITS, ConfigError, Domain, Split
@@ -155,7 +155,8 @@ def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[PreparedTokenizer
     options = storage_options(config)
     with storage.in_environment(options), claim(config, run_folder(config), options) as lease:
         rows: dict[Split, ManifestRows] = {
-            split: rows_with_labels(config.manifests, split, config.max_chunks, config.seed) for split in SPLITS
+            split: rows_with_labels(config.manifests, split, config.max_chunks, config.seed, options)
+            for split in SPLITS
         }
         claim_chunks(config, rows)
         yield PreparedTokenizer(lease, rows)
@@ -208,35 +209,26 @@ def begun(folder: str, options: StorageOptions) -> bool:
 
 def write_config(config: AnyRun, folder: str, options: StorageOptions) -> None:
     """`config.json`, unless the run has begun: then its settings must be these."""
-    written, bound = storage.join(folder, "config.json"), begun(folder, options)
-    if bound and storage.exists(written, options):
-        refuse_other_run(from_dict(type(config), _settings(written, options)), config, folder)
+    remedy = "Choose another --name or delete it."
+    damaged = "Put the config.json of the run's newest checkpoint in its place, or start under another --name."
+    claim = Claim(
+        folder,
+        "config.json",
+        to_dict(config),
+        "run",
+        remedy,
+        options,
+        free=RESUMABLE,
+        upgrade=lambda stored: to_dict(from_dict(type(config), stored)),
+        hints={"config.json": damaged},
+    )
+    if begun(folder, options):
+        claim.take()
         return
-    if not bound:  # a start that failed may have left them, made with other settings
-        storage.delete_dir(storage.join(folder, "assets"), options)
-        storage.delete(storage.join(folder, "plan.json"), options)
-    storage.write_bytes(written, json.dumps(to_dict(config), indent=1).encode(), options=options)
-
-
-def _settings(written: str, options: StorageOptions) -> dict[str, Any]:
-    """What a run's `config.json` says. Raises `ConfigError` where it is cut off or damaged."""
-    text = storage.read_bytes(written, options)
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        remedy = "Put the config.json of the run's newest checkpoint in its place, or start under another --name."
-        raise ConfigError(
-            written, f"{error}, in {len(text)} bytes", "the settings that the run began with", remedy
-        ) from error
-
-
-def refuse_other_run(old: object, new: object, folder: str) -> None:
-    """A run folder continues one run: settings that change its numbers must be the same."""
-    changed = {k: v for k, v in diff(old, new).items() if not k.startswith(RESUMABLE)}
-    if changed:
-        key, (was, now) = next(iter(changed.items()))
-        remedy = f"{folder} holds a run with other settings ({', '.join(changed)}). Choose another --name or delete it."
-        raise ConfigError(key, now, f"{was!r}, as the run began", remedy)
+    # A start that failed may have left them, made with other settings.
+    storage.delete_dir(storage.join(folder, "assets"), options)
+    storage.delete(storage.join(folder, "plan.json"), options)
+    claim.write()
 
 
 @dataclass(frozen=True)
@@ -263,12 +255,8 @@ def claim_plan(config: RunConfig, plans: Plans) -> bool:
     if plan.counts is not None:
         now["copies"] = "apart"  # they were not, once
 
-    def remedy(was: dict[str, Any]) -> str:
-        if was | {"copies": "apart"} == now:
-            return "That version ordered a mixture's rows otherwise: go on with it, or start under another --name."
-        return "The manifest has changed since the run began. Bring it back, or start under another --name."
-
-    return _claim_rows(config, now, "data.manifest", "rows", remedy)
+    other_order = "That version ordered a mixture's rows otherwise: go on with it, or start under another --name."
+    return _rows_of(config, now, "data.manifest", "The manifest", hints={"copies": other_order}).take()
 
 
 def claim_chunks(config: TokenizerRunConfig, rows: dict[Split, ManifestRows]) -> None:
@@ -276,36 +264,19 @@ def claim_chunks(config: TokenizerRunConfig, rows: dict[Split, ManifestRows]) ->
     folder = run_folder(config)
     now = {split: {"rows": len(chosen), "digest": chosen.digest()} for split, chosen in rows.items()}
 
-    def remedy(was: dict[str, Any]) -> str:
-        return "A manifest has changed since the run began. Bring it back, or start under another --name."
-
     def refuse_begun() -> None:
         # Nor does it say how many workers shared a step: batches were each worker's.
         if begun(folder, storage_options(config)):
             remedy = "A version that did not write it down has begun the run: go on with that one, or start under another --name."
             raise ConfigError("plan.json", folder, "a run folder that says which chunks it learns", remedy)
 
-    _claim_rows(config, now, "manifests", "labelled rows", remedy, refuse_begun)
+    _rows_of(config, now, "manifests", "A manifest").take(refuse_begun)
 
 
-def _claim_rows(
-    config: AnyRun,
-    now: dict[str, Any],
-    field: str,
-    rows: str,
-    remedy: Callable[[dict[str, Any]], str],
-    first: Callable[[], None] = lambda: None,
-) -> bool:
-    """Whether `plan.json` is written now, after `first`. One that says otherwise is refused, by the setting `field`."""
-    options, written = storage_options(config), storage.join(run_folder(config), "plan.json")
-    if storage.exists(written, options):
-        was = json.loads(storage.read_bytes(written, options))
-        if was != now:
-            raise ConfigError(field, now, f"the {rows} that the run began with, {was}", remedy(was))
-        return False
-    first()
-    storage.write_bytes(written, json.dumps(now, indent=1).encode(), options=options)
-    return True
+def _rows_of(config: AnyRun, now: Mapping[str, Any], field: str, changed: str, **more: Any) -> Claim:
+    """`plan.json`: one that says otherwise is refused by the setting `field`."""
+    remedy = f"{changed} has changed since the run began. Bring it back, or start under another --name."
+    return Claim(run_folder(config), "plan.json", now, "run", remedy, storage_options(config), of=field, **more)
 
 
 def plans(config: RunConfig, assets: str) -> Plans:
@@ -336,12 +307,13 @@ def manifest_plans(config: RunConfig, assets: str) -> Plans:
     from jala_ray.data.samples.steps import OpenManifest
     from jala_ray.data.sampling.catalogue import catalogue
 
-    manifest = Manifest(config.data.manifest)
+    options = storage_options(config)
+    manifest = Manifest(config.data.manifest, options)
 
     def rows(split: Split, domain: Domain | None, data: DataConfig) -> Catalogue:
         return catalogue(manifest, data, split, domain)
 
-    return _plans(config, rows, OpenManifest(manifest.base, assets, storage_options(config)))
+    return _plans(config, rows, OpenManifest(manifest.base, assets, options))
 
 
 def cache_plans(config: RunConfig, assets: str) -> Plans:
@@ -361,7 +333,7 @@ def cache_plans(config: RunConfig, assets: str) -> Plans:
         from jala_ray.data.cache.making import manifest_key
         from jala_ray.data.manifest.table import Manifest
 
-        stored = Manifest(config.data.manifest)
+        stored = Manifest(config.data.manifest, options)
         base, manifest = stored.base, manifest_key(stored)
     own = Assets.open(assets, options)
     cache.refuse_stale(

@@ -121,6 +121,9 @@ STATIC = [
     (["convert", "arctik"], "Did you mean arctic"),
     (["study", "alignmnet"], "Did you mean alignment"),
     (["study", "alignment", "--seed", "3"], "Did you mean --seeds"),
+    (["study", "paper"], "Pass --manifest"),
+    (["study", "paper", "--manifest", "M", "--train.steps", "-5"], "train.steps: got -5"),
+    (["study", "paper", "--preset", "tiny", "--train.setps", "5"], "Did you mean --train.steps"),
     (["convert", "video-folder", "--folder", "V", "--val-fractions", "0.1", "out"], "Did you mean --val-fraction"),
     (["join", "OUT"], "one or more manifests, and then OUT"),
     (["prepare", "--out", "OUT"], "one of the two"),
@@ -229,10 +232,12 @@ def test_ctrl_c_is_one_line() -> None:
 def test_the_wheel_says_the_store_s_settings_to_what_it_starts(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """`--storage.*` of any command reaches libraries that go by the environment."""
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    runs, seen = shell.listed()["runs"].load(), list[str]()
+    monkeypatch.setattr(runs, "run", lambda _: seen.append(os.environ["AWS_ENDPOINT_URL_S3"]) or 0)
     assert shell.main(["runs", "/nowhere", "--storage.endpoint-url", "http://127.0.0.1:9"]) == 0
-    assert os.environ["AWS_ENDPOINT_URL_S3"] == "http://127.0.0.1:9"
+    assert seen == ["http://127.0.0.1:9"] and "AWS_ENDPOINT_URL_S3" not in os.environ, "the next command's is its own"
     with pytest.raises(ConfigError, match=r"Did you mean --storage\.endpoint-url"):
-        shell.call(shell.listed()["runs"].load(), ["--storage.endpoint-ulr", "x"], "jala runs")
+        shell.call(runs, ["--storage.endpoint-ulr", "x"], "jala runs")
 
 
 @pytest.mark.parametrize(

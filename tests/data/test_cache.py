@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.samples.assets import Assets, tokenizer_key
 from jala_ray.data.samples.collate import Laid
 from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource, Source, Visuals
-from jala_ray.data.samples.steps import ShareBuilder, StepShare
+from jala_ray.data.samples.steps import OpenManifest, ShareBuilder, StepShare
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import Plan, PlanRow, plan_rows
 from jala_ray.hands.resample import chunk_features
@@ -396,7 +397,9 @@ def test_other_folders_are_refused(world: Manifest, tmp_path: Path) -> None:
 def test_another_cache_s_folder_is_left_alone(world: Manifest, tmp_path: Path) -> None:
     before = make(start(tmp_path / "cache", world, store="codes"))
     for other in ({"store": "features"}, {"store": "codes", "part_rows": 5}):
-        with pytest.raises(ManifestError, match="The folder holds another cache: choose another one or delete it"):
+        with pytest.raises(
+            ManifestError, match=f"{[*other][-1]}.* as the cache began.* Choose another folder or delete it"
+        ):
             start(tmp_path / "cache", world, **other)
     assert Cache.open(str(tmp_path / "cache")) == before
 
@@ -453,7 +456,7 @@ def test_a_rerun_makes_what_is_missing(world: Manifest, tmp_path: Path) -> None:
     making = start(path, world)
     assert numbers(making) == [0, 1, 2]
     second = making.missing()[1]
-    assert making.job(second) == {"part": 1, "rows": 4, "errors": 0}
+    assert making.job(second) == {"part": 1, "rows": 4, "left_out": 0}
     again = start(path, world)
     assert numbers(again) == [0, 2]
     before = times(path / "parts/00001")
@@ -481,7 +484,7 @@ def test_two_tasks_may_make_one_part(world: Manifest, tmp_path: Path, monkeypatc
         return real(*given, **settings)
 
     monkeypatch.setattr(storage, "upload_dir", late)
-    assert making.job(first) == {"part": 0, "rows": 4, "errors": 0}
+    assert making.job(first) == {"part": 0, "rows": 4, "left_out": 0}
     make(making)
 
 
@@ -548,11 +551,12 @@ def test_the_preprocessing_version_names_what_it_makes(world: Manifest) -> None:
 
 def test_a_folder_s_facts_tell_caches_apart(world: Manifest, tmp_path: Path) -> None:
     """Every fact counts: two caches that differ in one are never taken for one another."""
-    facts = start(tmp_path / "cache", world, store="all").job.cache.facts
+    cache = start(tmp_path / "cache", world, store="all").job.cache
+    facts = cache.facts
     for name, value in vars(facts).items():
         other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else f"{value}x"
-        with pytest.raises(ManifestError, match=f": {name}: got"):
-            facts.refuse_other(replace(facts, **{name: other}), "here", "")
+        with pytest.raises(ManifestError, match=f"cache: {name}: got {other!r}, expected {value!r}"):
+            replace(cache, facts=replace(facts, **{name: other})).claim().take()
     assert facts == CacheFacts(**vars(facts))
 
 
@@ -569,7 +573,7 @@ def bucket(s3_endpoint: str) -> StorageOptions:
 def test_everything_in_a_bucket(world: Manifest, tmp_path: Path, bucket: StorageOptions, store: str) -> None:
     for video in (Path(world.base).parent / "videos").iterdir():
         storage.write_bytes(f"s3://lab/world/videos/{video.name}", video.read_bytes(), options=bucket)
-    path = f"s3://lab/caches/{store}"
+    path, surroundings = f"s3://lab/caches/{store}", dict(os.environ)
     remote = write_world("s3://lab/world", bucket)
     making = start(path, remote, store=store, options=bucket)
     making.job(making.missing()[0])
@@ -589,3 +593,18 @@ def test_everything_in_a_bucket(world: Manifest, tmp_path: Path, bucket: Storage
     for one, other in zip(laid, expected, strict=True):
         for name in ("frames", "features"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert os.environ == surroundings, "how the bucket is reached goes with what is opened"
+
+
+def test_rows_of_a_bucket_need_no_environment(world: Manifest, tmp_path: Path, bucket: StorageOptions) -> None:
+    """A process that opens two stores would have one environment for both."""
+    for video in (Path(world.base).parent / "videos").iterdir():
+        storage.write_bytes(f"s3://lab/world/videos/{video.name}", video.read_bytes(), options=bucket)
+    remote, surroundings = write_world("s3://lab/world", bucket), dict(os.environ)
+    config, assets, _ = parts_of("tiny")
+    assets.save(tmp_path / "assets")
+    storage.upload_dir(tmp_path / "assets", "s3://lab/assets", bucket)
+    found = catalogue(remote, DataConfig(), "train")
+    builder = ShareBuilder(config, OpenManifest(remote.base, "s3://lab/assets", bucket), 0)
+    laid, errors = builder.lay_out(plan_rows(found.place, found.files, 0, 0), 0)
+    assert len(laid) == len(found.place) and not errors and os.environ == surroundings

@@ -20,9 +20,11 @@ from jala_ray.data.adapters.video_folder import VideoFolder
 from jala_ray.data.manifest.table import Manifest, validate, write_manifest
 from jala_ray.data.manifest.writing import Part, Rejection
 from jala_ray.data.prepare.job import Piece, Preparation, PrepareConfig
-from jala_ray.data.prepare.progress import Meter, clock, follow
+from jala_ray.data.prepare.progress import Meter, clock
 from jala_ray.hands.resample import labelled_chunks
-from jala_ray.types import Clip, ConfigError, Hand, HandState
+from jala_ray.storage import StorageOptions
+from jala_ray.training.parts import do_parts
+from jala_ray.types import Clip, ConfigError, Hand, HandState, StorageError
 from jala_ray.video.decode import decode_frames
 from jala_ray.video.frames import boundary_times, clip_frames
 from jala_ray.video.write import write_mp4
@@ -230,7 +232,7 @@ def test_other_settings_and_places_are_refused(folder: Path, done: Path, tmp_pat
         "short_side": replace(QUICK, short_side=32),
     }.items():
         work = Preparation(source, out, settings)
-        with pytest.raises(ConfigError, match=rf"{field}: got .* as before.*Choose another place"):
+        with pytest.raises(ConfigError, match=rf"{field}: got .* as the prepared set began.*Choose another place"):
             work.begin(work.pieces())
     with pytest.raises(ConfigError, match="val_fraction"):
         work = Preparation(replace(source, val_fraction=0.0), out, QUICK)
@@ -524,14 +526,14 @@ def test_rows_that_changed_are_prepared_again(video: Path, tmp_path: Path) -> No
 def test_a_log_gets_a_line_every_twentieth(capsys: pytest.CaptureFixture[str]) -> None:
     pieces = [Piece(str(i), f"{i}.mp4", 1.0) for i in range(200)]
     facts = {"weight": 1.0, "clips": 2, "rejected": 0, "seconds": 5.0, "bytes": 10, "notes": [], "error": ""}
-    results = [facts | {"video": piece.video} for piece in pieces]
-    results[150] |= {"error": "no room", "clips": 0}
-    meter = Meter(pieces)
-    follow(results, meter)
+    results = {piece: facts | {"part": piece.video} for piece in pieces}
+    results[pieces[150]] |= {"error": "no room", "clips": 0}
+    with pytest.raises(StorageError, match=r"1 of 200 pieces: got 'no room', .*only what is missing"):
+        do_parts(pieces, results.__getitem__, StorageOptions(), Meter(pieces), local=True)
     out, err = capsys.readouterr()
-    lines = out.splitlines()
-    assert len(lines) == 20
+    *lines, summary = out.splitlines()
+    assert len(lines) == 20 and summary == "prepared 16:40 of video, 0.0 MB, in 0:00"
     assert lines[0].startswith("  5% | 10/200, 20 clips, 0 set aside | ") and " x real time | ETA 0:00" in lines[0]
     assert lines[-1].startswith("100% | 200/200, 398 clips")
-    assert err == "failed: 150.mp4: no room\n" and meter.failed == ["no room"]
+    assert err == "failed: 150.mp4: no room\n"
     assert [clock(s) for s in (0.4, 61, 3599.6, 36_000)] == ["0:00", "1:01", "1:00:00", "10:00:00"]

@@ -39,6 +39,7 @@ SHORT = {
     "prepare": "--short-side 48 --preset ultrafast --local",
     "generate": "--passes 1 --ensemble 1",
     "evaluate": "--samples 1 --passes 1 --ensemble 1 --no-latents --videos 1",
+    "study": f"{SHORT_RUN} --local --rows dino --seeds 1 --samples 1 --generation.passes 1 --generation.ensemble 1",
     "sweep": f"{SHORT_STEPS} {ONE_WORKER} --train.steps 4 --trials 1 --report-every 2 --no-cache",
 }
 """Command -> what is appended to it."""

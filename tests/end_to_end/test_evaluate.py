@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from dataclasses import replace
@@ -13,15 +14,19 @@ import torch
 
 import jala_ray
 from jala_ray.commands.evaluate import labelled
+from jala_ray.commands.shell import main as report
 from jala_ray.config import GenerationConfig, RunConfig
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.evaluation import record_files
+from jala_ray.evaluation.describe import MOST_FREQUENT, rows_to_describe
 from jala_ray.evaluation.job import EvaluationJob, begin, resolve
 from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION, MeanMotion, rows_to_evaluate, true_features
 from jala_ray.evaluation.records import ClipRecord
+from jala_ray.evaluation.texts import chrf
 from jala_ray.generation.motion import joints_of
 from jala_ray.hands.metrics import hand_metrics
 from jala_ray.hands.resample import chunk_features
+from jala_ray.reports.run.export import export as export_checkpoint
 from jala_ray.storage import StorageOptions
 from jala_ray.training import setup
 from jala_ray.training.local import run_local
@@ -85,6 +90,33 @@ def test_one_command_on_a_run_folder(world: World, trained: RunConfig, tmp_path:
     assert "data:video/mp4;base64," in page and "lab/tiny" in page
     assert "| floor |" in (out / "table.md").read_text()
     assert "at least 8" in figures["latents"]["lab/tiny"]["left_out"]
+    # Two held-out clips of Lab are few, so that its map is of training clips; no other group has eight clips at all.
+    sizes = figures["joint"]["other"]["groups"]
+    assert {name: (size["split"], size["used"] > 0) for name, size in sizes.items()} == {
+        "lab": ("train", True),
+        "wild_labelled": ("val", False),
+        "wild_unlabelled": ("train", False),
+    }
+    assert figures["joint"]["lab/tiny"] == figures["joint"]["other"]
+
+
+def test_the_page_is_made_again_without_a_model(
+    trained: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "evaluation"
+    figures = run(out, setup.run_folder(trained))
+    pages = {name: (out / name).read_bytes() for name in ("report.html", "table.md")}
+    for name in pages:
+        (out / name).unlink()
+    capsys.readouterr()
+    assert report(["report", str(out)]) == 0
+    address, *warnings = capsys.readouterr().out.splitlines()
+    assert address == str(out / "report.html") and warnings == figures["warnings"]
+    assert {name: (out / name).read_bytes() for name in pages} == pages
+    assert json.loads((out / "evaluation.json").read_text()) == figures
+    next((out / "parts").iterdir()).unlink()
+    assert report(["report", str(out)]) == 2
+    assert "Run `jala evaluate` again." in capsys.readouterr().err
 
 
 def test_it_goes_on_where_it_stopped_and_refuses_another(trained: RunConfig, tmp_path: Path) -> None:
@@ -97,7 +129,9 @@ def test_it_goes_on_where_it_stopped_and_refuses_another(trained: RunConfig, tmp
     assert run(out, folder, "--no-latents") == once and part.stat().st_mtime_ns == written
     part.unlink()
     assert run(out, folder, "--no-latents") == once
-    with pytest.raises(ConfigError, match="out"):
+    with pytest.raises(
+        ConfigError, match=r"settings\.seed: got 1, expected 0, as the evaluation began.*another folder"
+    ):
         run(out, folder, "--no-latents", "--seed", "1")
     with pytest.raises(ConfigError, match="label"):
         run(tmp_path / "twice", folder, folder)
@@ -116,6 +150,37 @@ def test_continuation_scores_the_second_half(world: World, trained: RunConfig, t
             assert not hand.valid[:given].any() and hand.valid[given:].any()
             # What was given comes back as the tokenizer has it.
             np.testing.assert_allclose(hand.predicted["lab/tiny"][:given], hand.predicted[FLOOR][:given], atol=1e-5)
+
+
+def test_motion_is_described(
+    world: World, trained: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, folder = tmp_path / "evaluation", setup.run_folder(trained)
+    words = ["--task", "description", "--text-tokens", "5"]
+    figures = run(out, folder, f"other={folder}", *words)
+    scores, manifest = figures["scores"], Manifest(world.manifest)
+    assert scores["rows"] == ["lab/tiny", "other", MOST_FREQUENT, "lab/tiny, other clips", "other, other clips"]
+    assert figures["facts"]["text_tokens"] == 5 and "ensemble" not in figures["facts"]
+    assert [clip["row"] for clip in scores["clips"]] == rows_to_describe(manifest, "val", None).tolist()
+    train = [clip.description for clip in manifest if clip.split == "train"]
+    for clip in scores["clips"]:
+        assert clip["description"] == manifest.clip(clip["row"]).description != ""
+        texts = clip["texts"]
+        assert texts["lab/tiny"] == texts["other"] and texts[MOST_FREQUENT] in train
+        assert clip["scores"]["other"] == pytest.approx(chrf(texts["other"], clip["description"]))
+    page = (out / "report.html").read_text()
+    assert "Descriptions of hand motion" in page and html.escape(scores["clips"][0]["description"]) in page
+    assert "| most_frequent |" in (out / "table.md").read_text()
+    # A batch of another size, and a page made again, say the same.
+    again = run(tmp_path / "again", folder, f"other={folder}", *words, "--batch", "1")
+    assert again["scores"] == scores
+    capsys.readouterr()
+    assert report(["report", str(out)]) == 0 and (out / "report.html").read_text() == page
+    assert capsys.readouterr().out.splitlines()[1:] == figures["warnings"]
+    with pytest.raises(ConfigError, match="this same evaluation"):
+        run(out, folder, f"other={folder}", "--task", "description", "--text-tokens", "6")
+    with pytest.raises(ConfigError, match="of descriptions"):
+        export_checkpoint(folder, str(tmp_path / "export"), evaluation=str(out))
 
 
 def test_a_video_that_fails_is_a_failure_of_its_clip(world: World, trained: RunConfig, tmp_path: Path) -> None:

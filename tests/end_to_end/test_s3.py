@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import boto3
@@ -13,6 +14,7 @@ from jala_ray.parsing import override
 from jala_ray.reports.run.publish import publish_pretrain_report
 from jala_ray.training import checkpoint, history, setup
 from jala_ray.training.local import run_local
+from jobs.evaluate import main as evaluate
 from tests.end_to_end.conftest import World
 from tests.end_to_end.test_ray import settings
 
@@ -46,3 +48,9 @@ def test_everything_in_a_bucket(world: World, bucket: str, tmp_path: Path) -> No
     assert run_local(config) == {}, "a finished run has nothing left to do"
     report = publish_pretrain_report(run, config.data.manifest, options)
     assert b"<html" in storage.read_bytes(report, options)
+
+    own = ["--local", "--passes", "2", "--ensemble", "1", "--no-latents", "--endpoint-url", bucket]
+    evaluate(["s3://lab/evaluation", run, *own])
+    page = storage.read_bytes("s3://lab/evaluation/report.html", options)
+    assert page.count(b"data:video/mp4") >= 2, "its clips are shown"
+    assert not any("ENDPOINT" in name for name in os.environ), "how the bucket is reached goes with what is opened"

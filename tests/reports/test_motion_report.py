@@ -27,7 +27,17 @@ from tests.reports.test_inspect import Inspection
 
 METRICS = ("mpjpe", "pa_mpjpe", "mwte", "mde")
 ROWS = ("jala", "no_align", "floor", "hold_first", "mean_motion")
-SECTIONS = ("Warnings", "Errors", "Breakdown", "Over the horizon", "Clips", "Latent space", "Failures", "Facts")
+SECTIONS = (
+    "Warnings",
+    "Errors",
+    "Breakdown",
+    "Over the horizon",
+    "Clips",
+    "Latent space",
+    "Map of h and z",
+    "Failures",
+    "Facts",
+)
 
 
 def planted(row: str, domain: str, metric: str) -> float:

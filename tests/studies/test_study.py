@@ -29,7 +29,7 @@ from jala_ray.studies.alignment.gates import GateFailed, feature_gates, run_gate
 from jala_ray.studies.alignment.probing import Pairs, probe
 from jala_ray.studies.alignment.results import Found, analyse, gap_closed, verdict
 from jala_ray.studies.alignment.size import CPU, GPU, MIXTURE, SIZES, SMOKE, ema_alpha
-from jala_ray.studies.alignment.stages import Study, difference, done, stage, write_json
+from jala_ray.studies.alignment.stages import Study, done, stage, write_json
 from jala_ray.studies.alignment.variants import TIERS, Job, configs, described, jobs, last_checkpoint, named, variants
 from jala_ray.studies.alignment.world import PARTS, part_of
 from jala_ray.types import ConfigError, UserError
@@ -135,14 +135,6 @@ def test_a_stage_that_was_cut_off_goes_on_under_its_settings(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="a: got 2"):
         stage(file, {"a": 2}, dict)
     assert "stage_seconds" in stage(file, {"a": 1}, dict)
-
-
-def test_difference_names_the_place() -> None:
-    assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ("a.c", 2, 3)
-    assert difference({"a": [1]}, {"a": [1], "d": 4}) == ("d", None, 4)
-    assert difference({"a": [1]}, {"a": [1]}) == ("", None, None)
-    assert difference({"a": [{"b": 1}, {"b": 2}]}, {"a": [{"b": 1}, {"b": 3}]}) == ("a.1.b", 2, 3)
-    assert difference({"a": [{"b": 1}]}, {"a": []}) == ("a", [{"b": 1}], [])
 
 
 # --- the encoder -------------------------------------------------------------------------------------------------------

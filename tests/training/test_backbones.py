@@ -27,6 +27,7 @@ from jala_ray.training import checkpoint, history
 from jala_ray.training.loop import Run, train
 from jala_ray.types import CheckpointError, ConfigError, Hand
 from tests.generation.test_generation import MARGIN, PASSES, Passes, prompt, without_cache
+from tests.generation.test_text import KINDS, Logits, clips, model, teacher_forced
 from tests.support import lay_out as lay_out_mixed
 from tests.support import make_assets, make_batch, make_learner, small
 from tests.training.run import make_run, run_config
@@ -175,6 +176,18 @@ def test_pieces_over_a_cache_equal_one_pass(kind: str, preset: str) -> None:
             found = context.run(piece, keep)
             expected = whole.gather(1, index.clamp(min=0)[..., None].expand(found.shape))
             torch.testing.assert_close(found[index >= 0], expected[index >= 0], atol=1e-9, rtol=0)
+
+
+@everyone
+def test_text_token_by_token_is_teacher_forcing(kind: str) -> None:
+    of = model("tiny", model__backbone__kind=kind, model__backbone__image_size=SIDE)
+    of.learner.double()
+    seen = Logits(len(KINDS))
+    of.describe(clips(of), most=6, watch=seen)
+    for clip, logits in zip(clips(of), seen.rows, strict=True):
+        found = torch.stack(logits)
+        expected = teacher_forced(of, clip, found[:-1].argmax(-1).tolist())
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
 
 
 @everyone

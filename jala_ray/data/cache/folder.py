@@ -22,7 +22,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ from jala_ray.config import DataConfig
 from jala_ray.data.cache.records import json_array
 from jala_ray.data.manifest.places import PLACE, Catalogue, selected
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.claims import Claim
 from jala_ray.types import DOMAINS, SPLITS, Domain, ManifestError, Split
 
 FORMAT = "jala_ray.cache/1"
@@ -70,13 +71,6 @@ class CacheFacts:
     preprocessing: int = PREPROCESSING_VERSION
     format: str = FORMAT
 
-    def refuse_other(self, other: CacheFacts, place: str, remedy: str) -> None:
-        """Raises `ManifestError` with the first fact in which `other` differs."""
-        for name, value in dataclasses.asdict(self).items():
-            found = getattr(other, name)
-            if found != value:
-                raise ManifestError(f"{place}: {name}", found, repr(value), remedy)
-
 
 @dataclass(frozen=True)
 class Cache:
@@ -108,10 +102,23 @@ class Cache:
                 raise
             raise ManifestError(place, repr(error), "a cache's description", MAKE_AGAIN) from error
 
-    def write(self, options: StorageOptions | None = None) -> None:
-        stored = dataclasses.asdict(self)
-        stored.pop("path")
-        storage.write_bytes(storage.join(self.path, "cache.json"), json.dumps(stored, indent=1).encode(), options)
+    def claim(self, options: StorageOptions | None = None) -> Claim:
+        """`cache.json` as it is written down when the cache begins, and once more when it is finished. Raises `ManifestError`."""
+        beside = dataclasses.asdict(self)
+        known = {fact.name: fact.default for fact in dataclasses.fields(CacheFacts) if fact.default is not MISSING}
+        how: dict[str, Any] = {"under": "facts", "of": beside.pop("path"), "error": ManifestError}
+        facts, remedy = beside.pop("facts"), "Choose another folder or delete it."
+        return Claim(
+            self.path,
+            "cache.json",
+            facts,
+            "cache",
+            remedy,
+            options,
+            beside=beside,
+            upgrade=lambda was: known | was,
+            **how,
+        )
 
     @classmethod
     def open(cls, path: str, options: StorageOptions | None = None) -> Cache:

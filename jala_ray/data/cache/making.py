@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -28,6 +27,7 @@ from jala_ray.data.samples.source import ManifestSource
 from jala_ray.data.sampling.plan import PlanRow, plan_rows
 from jala_ray.models.frame_encoder import FrameEncoder, encoder_key
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.claims import missing_parts
 from jala_ray.types import ManifestError, StorageError
 
 PART_ROWS = 256
@@ -70,7 +70,7 @@ class CacheJob:
         if not storage.is_committed(folder, self.options):
             self._make(folder, plan_rows(part.places, self.files, 0, 0))
         index = self.index(part.number)
-        return {"part": part.number, "rows": len(index), "errors": len(index.errors)}
+        return {"part": part.number, "rows": len(index), "left_out": len(index.errors)}
 
     def index(self, number: int) -> CacheIndex:
         place = storage.join(self.cache.part(number), "index.safetensors")
@@ -92,7 +92,6 @@ class CacheJob:
 
 @lru_cache(maxsize=1)
 def _open(job: CacheJob) -> tuple[ManifestSource, FrameEncoder | None]:
-    os.environ.update(storage.worker_env(job.options))  # videos and manifest are reached as the cache is
     assets = Assets.open(storage.join(job.cache.path, "assets"), job.options)
     encoder = None
     if job.encoder is not None:
@@ -120,13 +119,10 @@ class Making:
 
     def missing(self) -> list[Part]:
         """Parts that are not there yet."""
-        found = storage.list_files(storage.join(self.job.cache.path, "parts"), self.job.options)
         size = self.job.cache.facts.part_rows
-        return [
-            Part(number, self.places[number * size : (number + 1) * size])
-            for number in range(self.parts)
-            if f"{number:05d}/{storage.COMMIT_FILE}" not in found
-        ]
+        parts = [Part(number, self.places[number * size : (number + 1) * size]) for number in range(self.parts)]
+        folder, last = storage.join(self.job.cache.path, "parts"), storage.COMMIT_FILE
+        return missing_parts(parts, lambda part: f"{part.number:05d}/{last}", folder, self.job.options)
 
     def drop_errors(self) -> None:
         """Delete the parts with rows that could not be read, so that they are made again."""
@@ -156,7 +152,7 @@ class Making:
         payload = replace(index, errors=()).to_bytes()
         storage.write_bytes(storage.join(cache.path, "index.safetensors"), payload, options)
         done = replace(cache, shape=index.shape, rows=len(index), index=digest(payload))
-        done.write(options)
+        done.claim(options).write()
         return done, errors
 
 
@@ -191,11 +187,7 @@ def begin(
         least = -(-len(places) // MAX_PARTS)
         raise ManifestError("part_rows", part_rows, f">= {least} for {len(places)} rows", "Pass --part-rows.")
     storage.probe(cache.path, options)
-    try:
-        there = Cache.read(cache.path, options)
-        facts.refuse_other(there.facts, cache.path, "The folder holds another cache: choose another one or delete it.")
-    except storage.MissingFile:
-        cache.write(options)
+    cache.claim(options).take()
     folder = storage.join(cache.path, "assets")
     if not storage.is_committed(folder, options):
         with storage.scratch("assets") as scratch:

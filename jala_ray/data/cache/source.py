@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -157,6 +156,5 @@ class OpenCache:
 def _open_cache(opener: OpenCache) -> tuple[Source, Assets]:
     from jala_ray.data.samples.assets import Assets  # not for Ray's coordinating processes, as in `steps.OpenManifest`
 
-    os.environ.update(storage.worker_env(opener.options))  # videos and cache are reached as the run folder is
     assets = Assets.open(opener.assets, opener.options)
     return CacheSource(opener.cache, opener.base, assets, opener.options, opener.features), assets

@@ -6,6 +6,7 @@ manifest of its clips in `_parts/`, whose Parquet file comes last. A rerun does 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -24,6 +25,7 @@ from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.manifest.writing import Rejection, WriteReport, merge_manifests, write_manifest
 from jala_ray.data.prepare.clips import ClipMaker, PrepareConfig
 from jala_ray.storage import StorageOptions
+from jala_ray.storage.claims import Claim, missing_parts
 from jala_ray.types import Clip, ConfigError, StorageError, StoreUnavailable, UserError, VideoError
 from jala_ray.video.decode import VideoReader
 
@@ -47,6 +49,11 @@ class Piece:
     """Of the input manifest."""
     whole: FolderVideo | None = None
     """Else a video of the input folder."""
+
+    @property
+    def file(self) -> str:
+        """The part's manifest, which comes last."""
+        return f"{self.name}.parquet"
 
 
 @dataclass(frozen=True)
@@ -93,16 +100,15 @@ class Preparation:
         self._claim()
         if not storage.is_s3(self.out):  # Unfinished files of pieces that were killed; a bucket shows none.
             storage.sweep(storage.join(self.out, PARTS), self.options)
-        missing = self.missing(pieces, retry=retry)
-        if missing:  # From here on the manifest that may be there is not the whole.
+        left = self.missing(pieces, retry=retry)
+        if left:  # From here on the manifest that may be there is not the whole.
             storage.delete(storage.join(self.out, SUMMARY), self.options)
-        return missing
+        return left
 
     def missing(self, pieces: Sequence[Piece], *, retry: bool = False) -> list[Piece]:
         """The pieces that have not been done, and those with errors if `retry`."""
-        parts = self._listed(PARTS)
-        done = parts - self._listed(PARTS, "errors") if retry else parts
-        return [piece for piece in pieces if f"{piece.name}.parquet" not in done]
+        errors = (lambda piece: f"errors/{piece.file}") if retry else None
+        return missing_parts(pieces, lambda piece: piece.file, storage.join(self.out, PARTS), self.options, errors)
 
     def _claim(self) -> None:
         """Write the settings down, or compare with those of an earlier run."""
@@ -113,39 +119,29 @@ class Preparation:
         given = asdict(source) if isinstance(source, VideoFolder) else source
         settings = asdict(self.settings) | {"cut": sorted(set(self.settings.cut))}
         now = {"version": PREPARED_VERSION, "source": given, **settings}
-        written = storage.join(self.out, SETTINGS)
-        if storage.exists(written, self.options):
-            was = json.loads(storage.read_bytes(written, self.options))
-            for key in now:
-                if was.get(key) != now[key]:
-                    remedy = f"{self.out} holds clips made otherwise. Choose another place or delete it."
-                    raise ConfigError(key, now[key], f"{was.get(key)!r}, as before", remedy)
-        elif other := [name for name in self._listed() if name.endswith(".parquet")]:
-            remedy = f"It holds {min(other)}, which the prepared manifest would replace."
-            raise ConfigError("out", self.out, "an empty folder, or one of an earlier run", remedy)
-        else:
-            storage.write_bytes(written, json.dumps(now, indent=1).encode(), self.options)
+        remedy = "Choose another place or delete it."
+        Claim(self.out, SETTINGS, now, "prepared set", remedy, self.options).take(self._refuse_other_manifest)
 
-    def _listed(self, *folders: str) -> set[str]:
-        try:
-            return set(storage.list_dir(storage.join(self.out, *folders), self.options))
-        except storage.MissingFile:
-            return set()
+    def _refuse_other_manifest(self) -> None:
+        with contextlib.suppress(storage.MissingFile):
+            if other := [name for name in storage.list_dir(self.out, self.options) if name.endswith(".parquet")]:
+                remedy = f"It holds {min(other)}, which the prepared manifest would replace."
+                raise ConfigError("out", self.out, "an empty folder, or one of an earlier run", remedy)
 
     def _part(self, piece: Piece) -> str:
-        return storage.join(self.out, PARTS, f"{piece.name}.parquet")
+        return storage.join(self.out, PARTS, piece.file)
 
     # --- one piece ---------------------------------------------------------------------------------------------------
 
     def do(self, piece: Piece) -> dict[str, Any]:
-        """Prepare a piece; returns its facts: `video`, `weight`, `clips`, `rejected`, `seconds` of source time, `bytes`, `notes`, `error`.
+        """Prepare a piece; returns its facts: `part`, `weight`, `clips`, `rejected`, `seconds` of source time, `bytes`, `notes`, `error`.
 
         What is wrong with a video is a rejected row with its reason. `error` is not empty if the piece failed: a store
         could not be reached, or worse. It has left no part then, and the next run does it again.
         """
         notes: list[str] = []
-        facts = {"video": piece.video, "weight": piece.weight, "clips": 0, "rejected": 0, "seconds": 0.0, "bytes": 0}
-        facts["notes"] = notes
+        facts = {"part": piece.video or piece.name, "weight": piece.weight, "clips": 0, "rejected": 0, "seconds": 0.0}
+        facts |= {"bytes": 0, "notes": notes}
         try:
             with storage.scratch("prepare") as scratch:
                 folder = storage.join(self.out, VIDEOS)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jala_ray import progress
+from jala_ray.data.adapters.video_folder import told
 from jala_ray.data.prepare.job import Piece
 from jala_ray.progress import clock
 
-__all__ = ["Meter", "clock", "follow"]
+__all__ = ["Meter", "clock"]
 
 
 class Meter(progress.Meter):
@@ -19,30 +18,20 @@ class Meter(progress.Meter):
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         super().__init__(sum(piece.weight for piece in pieces), "pieces")
-        self.count = len(pieces)
-        self.seconds = 0.0
-        self.pieces = self.clips = self.rejected = self.bytes = 0
-        self.failed: list[str] = []
-        self.notes: list[str] = []
+        self.count, self.pieces, self.notes = len(pieces), 0, list[str]()
+        self.counts = dict.fromkeys(("clips", "rejected", "seconds", "bytes"), 0)
 
-    def add(self, facts: dict[str, Any]) -> None:
+    def add(self, facts: Mapping[str, Any]) -> None:
         self.pieces += 1
-        self.advance(facts["weight"])
-        self.seconds += facts["seconds"]
-        self.clips += facts["clips"]
-        self.rejected += facts["rejected"]
-        self.bytes += facts["bytes"]
         self.notes += facts["notes"]
-        if facts["error"]:
-            self.failed.append(facts["error"])
-            print(f"failed: {facts['video']}: {facts['error']}", file=sys.stderr, flush=True)
+        super().add({name: value for name, value in facts.items() if name != "notes"})
 
     def line(self) -> str:
-        rate = self.seconds / max(self.elapsed(), 1e-3)
-        counts = f"{self.pieces}/{self.count}, {self.clips} clips, {self.rejected} set aside"
+        rate = self.counts["seconds"] / max(self.elapsed(), 1e-3)
+        counts = f"{self.pieces}/{self.count}, {self.counts['clips']} clips, {self.counts['rejected']} set aside"
         return f"{counts} | {rate:.1f} x real time | ETA {self.left()}"
 
-
-def follow(results: Iterable[dict[str, Any]], meter: Meter) -> None:
-    """Count the results as they come, with a bar in a terminal and now and then a line elsewhere."""
-    deque(progress.follow(results, meter, meter.add), maxlen=0)
+    def summary(self) -> str:
+        video, size = clock(self.counts["seconds"]), self.counts["bytes"] / 1e6
+        line = f"prepared {video} of video, {size:.1f} MB, in {clock(self.elapsed())}"
+        return "\n".join([line, told(self.notes)] if self.notes else [line])

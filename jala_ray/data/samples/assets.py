@@ -73,7 +73,12 @@ class Assets:
 
 def tokenizer_key(assets: Assets) -> str:
     """Digest of the motion tokenizer's weights: codes from another tokenizer mean other motions."""
+    return motion_key(assets.motion)
+
+
+def motion_key(motion: MotionTokenizer) -> str:
+    """The same of a motion tokenizer alone."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(assets.motion.state_dict().items()):
+    for name, tensor in sorted(motion.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from jala_ray.data.manifest.examine import refuse_contradictions
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.sampling.catalogue import equals
 from jala_ray.hands.resample import chunk_features
+from jala_ray.storage import StorageOptions
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, Hand, Split
 
 
@@ -22,6 +23,8 @@ from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, Hand, Split
 class ManifestRow:
     manifest: str
     index: int
+    options: StorageOptions | None = None
+    """How the manifest is reached."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,7 @@ class ManifestRows(Sequence[ManifestRow]):
     """(R,) place in `manifests`."""
     row: np.ndarray
     """(R,) row of that manifest."""
+    options: StorageOptions | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -43,20 +47,22 @@ class ManifestRows(Sequence[ManifestRow]):
     def __getitem__(self, at: slice) -> ManifestRows: ...
     def __getitem__(self, at: int | slice) -> ManifestRow | ManifestRows:
         if isinstance(at, slice):
-            return ManifestRows(self.manifests, self.which[at], self.row[at])
-        return ManifestRow(self.manifests[self.which[at]], int(self.row[at]))
+            return ManifestRows(self.manifests, self.which[at], self.row[at], self.options)
+        return ManifestRow(self.manifests[self.which[at]], int(self.row[at]), self.options)
 
     def digest(self) -> str:
         """Of the rows' contents in their order, wherever they lie."""
         content = np.zeros((len(self), 2), np.int64)
         for number, path in enumerate(self.manifests):
             mine = self.which == number
-            places = Manifest(path).places
+            places = Manifest(path, self.options).places
             content[mine] = np.stack([places[name][self.row[mine]] for name in ("row_crc", "row_size")], axis=1)
         return hashlib.blake2b(content.tobytes(), digest_size=8).hexdigest()
 
 
-def rows_with_labels(manifests: tuple[str, ...], split: Split, max_chunks: int, seed: int) -> ManifestRows:
+def rows_with_labels(
+    manifests: tuple[str, ...], split: Split, max_chunks: int, seed: int, options: StorageOptions | None = None
+) -> ManifestRows:
     """Rows of a split that have labelled chunks, each clip once (whatever its task types), in a keyed random order.
 
     Stops where `max_chunks` chunks are reached. Raises `ManifestError` where a Parquet file and its rows were changed apart.
@@ -64,7 +70,7 @@ def rows_with_labels(manifests: tuple[str, ...], split: Split, max_chunks: int, 
     rows: list[np.ndarray] = [np.zeros(0, np.int64)]
     chunks: list[np.ndarray] = [np.zeros(0, np.int64)]
     for path in manifests:
-        manifest = Manifest(path)
+        manifest = Manifest(path, options)
         refuse_contradictions(manifest, seed)
         table = manifest.index
         labelled = _count_true(table["left_labelled"]) + _count_true(table["right_labelled"])
@@ -78,7 +84,7 @@ def rows_with_labels(manifests: tuple[str, ...], split: Split, max_chunks: int, 
     order = np.random.default_rng(seed).permutation(len(index))
     before = np.cumsum(counts[order]) - counts[order]
     chosen = order[before < max_chunks]
-    return ManifestRows(manifests, which[chosen], index[chosen])
+    return ManifestRows(manifests, which[chosen], index[chosen], options)
 
 
 def _count_true(lists: pa.ChunkedArray) -> np.ndarray:
@@ -93,9 +99,9 @@ def read_chunks(rows: Sequence[ManifestRow]) -> dict[str, np.ndarray]:
     features: list[np.ndarray] = [np.zeros((0, CHUNK_FRAMES, FEATURE_DIM), np.float32)]
     side: list[np.ndarray] = [np.zeros(0, np.int64)]
     beta: list[np.ndarray] = [np.zeros((0, 10), np.float32)]
-    manifests = {path: Manifest(path) for path in {row.manifest for row in rows}}
+    manifests = {key: Manifest(*key) for key in {(row.manifest, row.options) for row in rows}}
     for row in rows:
-        clip = manifests[row.manifest].clip(row.index)
+        clip = manifests[row.manifest, row.options].clip(row.index)
         motion, labelled = chunk_features(clip)
         for hand in Hand:
             mine = motion[hand][labelled[hand]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.collate import Batch, Laid, collate
 from jala_ray.data.samples.instructions import TEMPLATES, render
@@ -355,6 +353,5 @@ def _open_manifest(opener: OpenManifest) -> tuple[Source, Assets]:
     # Imported here: Ray's coordinating processes unpickle builders and need none of this.
     from jala_ray.data.samples.assets import Assets
 
-    os.environ.update(storage.worker_env(opener.options))  # videos and manifest are reached as the run folder is
     assets = Assets.open(opener.assets, opener.options)
     return ManifestSource(opener.base, assets, opener.options), assets

@@ -40,7 +40,7 @@ def catalogue(manifest: Manifest, data: DataConfig, split: Split, domain: Domain
         if domain is not None:
             keep &= equals(table["domain"], domain)
         if data.labels == "labelled_only":
-            keep &= _any_true(table["left_labelled"]) | _any_true(table["right_labelled"])
+            keep &= any_true(table["left_labelled"]) | any_true(table["right_labelled"])
         chosen = np.flatnonzero(keep)
         parts.append(_part(table, chosen, number, int(manifest.starts[number]), words))
         if fraction < 1:
@@ -92,7 +92,7 @@ def _coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     return pc.fill_null(coded.indices, len(words)).to_numpy(), [*words, ""]
 
 
-def _any_true(lists: pa.ChunkedArray) -> np.ndarray:
+def any_true(lists: pa.ChunkedArray) -> np.ndarray:
     """(n,) bool: which rows of a list<bool> column hold a true value."""
     column = lists.combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False).astype(bool)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,7 +20,8 @@ from jala_ray.data.synthetic.animation import Animation, make_animation
 from jala_ray.data.synthetic.grammar import write_description, write_instructions
 from jala_ray.data.synthetic.plan import ClipPlan, WorldConfig, plan_world
 from jala_ray.parsing import to_dict
-from jala_ray.types import Clip, Hand, HandState, HandTrack, UserError
+from jala_ray.storage.claims import Claim
+from jala_ray.types import Clip, Hand, HandState, HandTrack
 from jala_ray.video.write import write_mp4
 
 WORLD_VERSION = 1
@@ -126,12 +126,13 @@ def generate(
     was finished) and renders the missing ones. `progress(done, total)` is called after every rendered clip.
 
     Raises:
-        UserError: the folder holds a world of another configuration or version, and `overwrite` is off.
+        ConfigError: the folder holds a world of another configuration or version, and `overwrite` is off.
     """
     folder = Path(storage.local_path(folder))
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     plans = plan_world(config)
-    recorded = _open_world(folder, config, overwrite)
+    claim = _claim(folder, config)
+    recorded = _recorded(claim, plans, overwrite)
     paths = {plan.clip_id: folder / "videos" / f"{plan.clip_id}.mp4" for plan in plans}
     digests: dict[str, str] = {}
     for clip_id, path in paths.items():
@@ -147,7 +148,7 @@ def generate(
             progress(done, len(jobs))
     manifest = folder / "manifest.parquet"
     write_manifest((make_clip(config, plan, str(paths[plan.clip_id])) for plan in plans), manifest)
-    _write_world(folder, config, plans, digests)
+    claim.write({"clips": [_record(plan, digests[plan.clip_id]) for plan in plans]})
     return manifest
 
 
@@ -177,46 +178,34 @@ def _render_clip(config: WorldConfig, plan: ClipPlan, path: Path) -> tuple[str, 
     return plan.clip_id, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _open_world(folder: Path, config: WorldConfig, overwrite: bool) -> dict[str, str]:
+def _claim(folder: Path, config: WorldConfig) -> Claim:
+    settings = {"version": WORLD_VERSION, "config": to_dict(config)}
+    remedy = "Choose another folder, or overwrite it."
+    return Claim(str(folder), "world.json", settings, "world", remedy, beside={"clips": []})
+
+
+def _recorded(claim: Claim, plans: list[ClipPlan], overwrite: bool) -> dict[str, str]:
     """Digests of a finished world of this configuration, {} where there is none; claims the folder."""
-    file = folder / "world.json"
-    if file.is_file():
-        known = json.loads(file.read_text())
-        same = known["version"] == WORLD_VERSION and known["config"] == to_dict(config)
-        if same and not overwrite:
-            return {clip["clip_id"]: clip["sha256"] for clip in known["clips"]}
-        if not overwrite:
-            changed = sorted(
-                k for k in {**known["config"], **to_dict(config)} if known["config"].get(k) != to_dict(config).get(k)
-            )
-            raise UserError(
-                "synthetic world",
-                str(folder),
-                f"a world of version {WORLD_VERSION} with this configuration"
-                f" (it has version {known['version']}; settings that differ: {', '.join(changed) or 'none'})",
-                "Choose another folder, or overwrite it.",
-            )
-        for clip in known["clips"]:
-            (folder / "videos" / f"{clip['clip_id']}.mp4").unlink(missing_ok=True)
-    # Whatever lies there now is of no recorded world: start with the plan's own names free.
-    for plan in plan_world(config):
-        (folder / "videos" / f"{plan.clip_id}.mp4").unlink(missing_ok=True)
-    _write_world(folder, config, [], {})
+
+    def clear() -> None:
+        # Whatever lies there is of no world that goes on: start with its names and the plan's own free.
+        before = (claim.stored() or {}).get("clips", [])
+        for clip_id in [*(clip["clip_id"] for clip in before), *(plan.clip_id for plan in plans)]:
+            Path(claim.folder, "videos", f"{clip_id}.mp4").unlink(missing_ok=True)
+
+    if overwrite:
+        clear()
+        claim.write()
+    elif not claim.take(clear):
+        return {clip["clip_id"]: clip["sha256"] for clip in (claim.stored() or {})["clips"]}
     return {}
 
 
-def _write_world(folder: Path, config: WorldConfig, plans: list[ClipPlan], digests: dict[str, str]) -> None:
-    clips = [
-        {
-            "clip_id": plan.clip_id,
-            "composition": str(plan.composition),
-            "set": plan.composition_set,
-            "labelled": plan.labelled,
-            "sha256": digests[plan.clip_id],
-        }
-        for plan in plans
-    ]
-    world: dict[str, Any] = {"version": WORLD_VERSION, "config": to_dict(config), "clips": clips}
-    partial = folder / f".world.json.{os.getpid()}.part"
-    partial.write_text(json.dumps(world, indent=1) + "\n")
-    os.replace(partial, folder / "world.json")
+def _record(plan: ClipPlan, digest: str) -> dict[str, Any]:
+    return {
+        "clip_id": plan.clip_id,
+        "composition": str(plan.composition),
+        "set": plan.composition_set,
+        "labelled": plan.labelled,
+        "sha256": digest,
+    }

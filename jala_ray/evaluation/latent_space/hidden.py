@@ -1,4 +1,4 @@
-"""h of one chunk that is fully masked, read from a checkpoint's backbone (METHOD 4, 7)."""
+"""What a checkpoint makes of a clip: h of one chunk that is fully masked (METHOD 4, 7), and frozen features of its frames."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from jala_ray.data.samples.collate import Laid, collate
 from jala_ray.data.samples.instructions import render
 from jala_ray.data.samples.layout import SampleText, build_sequence
 from jala_ray.data.samples.layout import Sequence as Tokens
-from jala_ray.data.samples.source import Example
+from jala_ray.data.samples.source import Example, Look, Visuals
 from jala_ray.data.sampling.draw import Draw
-from jala_ray.objectives.base import Features
+from jala_ray.objectives.base import Features, Objective
 from jala_ray.training.checkpoint import Loaded
 from jala_ray.training.learner import Learner
 from jala_ray.training.loop import autocast, to_device
@@ -27,10 +27,10 @@ def device_of(learner: Learner) -> torch.device:
 
 
 def masked_tokens(loaded: Loaded, example: Example, hand: int, time: int) -> Tokens:
-    """The sequence up to one labelled chunk, which is fully masked and the only one scored; the earlier ones are intact.
+    """The sequence up to one chunk of a hand that is there, fully masked and the only one scored; earlier labelled ones are intact.
 
-    Later chunks are left out: nothing before them sees them. Untracked chunks are masked, as in training. Raises `UserError` for a
-    clip without an instruction.
+    Later chunks are left out: nothing before them sees them. Untracked chunks are masked, as in training. Every clip is told the same
+    template, whatever its task type. Raises `UserError` for a clip without an instruction.
     """
     assets, upto = loaded.assets, slice(0, time + 1)
     labelled, codes = example.labelled[:, upto], example.codes[:, upto]
@@ -60,9 +60,43 @@ class Masked:
     """(F, P, Dv) frozen features of (v_0, v_0), on the learner's device."""
 
 
+class _Frozen(Objective):
+    """An objective that wants frozen features and nothing else, for those that do without."""
+
+    needs_features = True
+
+
+class Sight:
+    """A checkpoint's frozen encoder."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.learner = Learner(loaded.learner.vla, loaded.learner.encoder, _Frozen())
+
+    def features(self, look: Look, pictures: Visuals, *, still: bool = True) -> Features:
+        """Frozen features of (v_0, v_0), one row, and of the look's pairs, C rows."""
+        place = {boundary: i for i, boundary in enumerate(look.boundaries)}
+        assert pictures.frames is not None
+        batch = {
+            "frames": torch.from_numpy(pictures.frames),
+            "first": torch.tensor([[place[0], place[0]]]),
+            "pairs": torch.tensor([[place[time], place[time + 1]] for time in look.pairs]),
+        }
+        device = device_of(self.learner)
+        with autocast(device, self.loaded.config.train.precision):
+            features = self.learner.features(to_device(batch, device), still)
+        assert features is not None
+        return features
+
+
 @torch.no_grad()
-def hidden_means(loaded: Loaded, chunks: Sequence[Masked], layers: tuple[int, ...]) -> dict[int, np.ndarray]:
-    """h of masked chunks in one forward pass, the mean over their K positions: language block -> (C, D) float32."""
+def hidden_means(
+    loaded: Loaded, chunks: Sequence[Masked], layers: tuple[int, ...], *, compared: bool = False
+) -> dict[int, np.ndarray]:
+    """h of masked chunks in one forward pass, the mean over their K positions: language block -> (C, D) float32.
+
+    `compared`: of each position what alignment compares with z, which a head of its own may have made of h.
+    """
     config, learner, device = loaded.config, loaded.learner, device_of(loaded.learner)
     laid = [Laid(0, 1.0, chunk.tokens, chunk.image, []) for chunk in chunks]
     batch = collate(laid, packing=False, max_tokens=config.data.max_tokens, pad_multiple=config.data.pad_multiple)
@@ -70,6 +104,9 @@ def hidden_means(loaded: Loaded, chunks: Sequence[Masked], layers: tuple[int, ..
     first = torch.stack([chunk.first for chunk in chunks])
     with autocast(device, config.train.precision):
         out = learner.vla(batch, layers, learner.objective.extra(batch, Features(first, first[:0])))
-    at = batch["scored"]
-    of_chunk = {layer: out.hidden[layer][at].float().unflatten(0, (len(chunks), -1)) for layer in layers}
+        at = batch["scored"]
+        hidden = {layer: out.hidden[layer][at] for layer in layers}
+        if compared:
+            hidden = {layer: learner.objective.compared(rows) for layer, rows in hidden.items()}
+    of_chunk = {layer: rows.float().unflatten(0, (len(chunks), -1)) for layer, rows in hidden.items()}
     return {layer: rows.mean(dim=1).cpu().numpy() for layer, rows in of_chunk.items()}

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from jala_ray.config import DataConfig, PerceiverConfig
 from jala_ray.data.manifest.table import Manifest, batched
 from jala_ray.data.samples.layout import Sequence as Tokens
-from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource, Visuals
+from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.evaluation.bootstrap import RESAMPLES
-from jala_ray.evaluation.latent_space.hidden import Masked, device_of, hidden_means, masked_tokens
+from jala_ray.evaluation.latent_space.hidden import Masked, Sight, device_of, hidden_means, masked_tokens
 from jala_ray.evaluation.latent_space.probes import (
     FOLDS,
     MAX_COMPONENTS,
@@ -37,11 +37,10 @@ from jala_ray.evaluation.latent_space.probes import (
 )
 from jala_ray.hands.resample import chunk_features
 from jala_ray.models.perceiver import Perceiver
-from jala_ray.objectives.base import Features, Objective
+from jala_ray.objectives.base import Features
 from jala_ray.storage import StorageOptions
 from jala_ray.training.checkpoint import Loaded
-from jala_ray.training.learner import Learner
-from jala_ray.training.loop import autocast, to_device
+from jala_ray.training.loop import autocast
 from jala_ray.types import DOMAINS, HAND_NAMES, WRIST_DIM, UserError
 
 MIN_CLIPS = 8
@@ -142,12 +141,6 @@ def cell_means(features: Tensor, grid: tuple[int, int]) -> np.ndarray:
     return rearrange(cells, "(c f) d r k -> c (f r k d)", c=len(features)).half().cpu().numpy()
 
 
-class _Sight(Objective):
-    """An objective that wants frozen features and nothing else, for those that do without."""
-
-    needs_features = True
-
-
 class _Collector:
     """A checkpoint's backbone, perceivers and frozen encoder, asked some clips at a time, and what they said so far."""
 
@@ -159,7 +152,7 @@ class _Collector:
             self.aligned = aligned
             chosen = default_layers(learner.vla.backbone.n_layers, self.aligned) if layers is None else layers
             self.layers = tuple(sorted({self.aligned, *chosen}))
-        self.sight = Learner(learner.vla, learner.encoder, _Sight())
+        self.sight = Sight(loaded)
         lap = objective.latent_actions()
         self.laps = {} if lap is None else {"z": lap}
         self.laps["z_untrained"] = untrained_lap(loaded)
@@ -187,7 +180,7 @@ class _Collector:
             if isinstance(pictures, UserError):
                 self._fail(look.example.clip_id, pictures)
                 continue
-            features = self._features(look, pictures)
+            features = self.sight.features(look, pictures)
             for name, column in self._columns(look, features).items():
                 self.columns[name].append(column)
             waiting += [Masked(sequence, pictures.image, features.first[0]) for sequence in sequences]
@@ -199,20 +192,6 @@ class _Collector:
         """Of every labelled chunk in the order of `_places`; [] where h is not read."""
         places = zip(*_places(example), strict=True) if self.layers else ()
         return [masked_tokens(self.loaded, example, hand, time) for hand, time in places]
-
-    def _features(self, look: Look, pictures: Visuals) -> Features:
-        """Frozen features of (v_0, v_0), one row, and of the look's pairs."""
-        place = {boundary: i for i, boundary in enumerate(look.boundaries)}
-        assert pictures.frames is not None
-        batch = {
-            "frames": torch.from_numpy(pictures.frames),
-            "first": torch.tensor([[place[0], place[0]]]),
-            "pairs": torch.tensor([[place[time], place[time + 1]] for time in look.pairs]),
-        }
-        with autocast(self.device, self.loaded.config.train.precision):
-            features = self.sight.features(to_device(batch, self.device), still=True)
-        assert features is not None
-        return features
 
     def _columns(self, look: Look, features: Features) -> dict[str, np.ndarray]:
         """Everything but h of the clip's labelled chunks, (C, ...) each."""

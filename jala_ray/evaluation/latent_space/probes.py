@@ -163,7 +163,7 @@ def retrieval(queries: np.ndarray, keys: np.ndarray, hand: np.ndarray) -> dict[s
     """
     ranks, lots = [], []
     for side in np.unique(hand):
-        asked, known = (_directions(rows[hand == side]) for rows in (queries, keys))
+        asked, known = (directions(rows[hand == side]) for rows in (queries, keys))
         for begin in range(0, len(asked), QUERY_BLOCK):
             similar = asked[begin : begin + QUERY_BLOCK] @ known.T
             own = similar[np.arange(len(similar)), begin + np.arange(len(similar))][:, None]
@@ -174,7 +174,7 @@ def retrieval(queries: np.ndarray, keys: np.ndarray, hand: np.ndarray) -> dict[s
     return found | {"count": len(queries)}
 
 
-def _directions(rows: np.ndarray) -> np.ndarray:
+def directions(rows: np.ndarray) -> np.ndarray:
     """Rows (M, D), centred and of length 1 (0 stays 0)."""
     centred = rows - rows.mean(axis=0, dtype=np.float64)
     length = np.linalg.norm(centred, axis=1, keepdims=True)

@@ -105,7 +105,8 @@ def picked_videos(
         if clip_id not in records:
             raise UserError("picked clip", clip_id, "a clip that was evaluated")
         record = records[clip_id]
-        videos.append(clip_video(manifest.clip(record.row), record, row, height=height, seconds=seconds))
+        clip, how = manifest.clip(record.row), {"height": height, "seconds": seconds, "options": manifest.options}
+        videos.append(clip_video(clip, record, row, **how))
     return videos
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -12,9 +10,11 @@ from jala_ray.reports.kit.clip_videos import ClipVideo
 from jala_ray.reports.kit.figures import Charts
 from jala_ray.reports.kit.findings import Finding, counted, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
-from jala_ray.reports.kit.widgets import about, absent, badge, number, table, tile, tree
+from jala_ray.reports.kit.widgets import absent, badge, number, tile
 from jala_ray.reports.motion.clips import picked_clips
+from jala_ray.reports.motion.joint import joint_maps
 from jala_ray.reports.motion.latents import latent_space
+from jala_ray.reports.motion.provenance import facts_list, failure_list
 from jala_ray.reports.motion.tables import (
     DOMAIN_NAMES,
     FLOOR,
@@ -30,10 +30,8 @@ from jala_ray.reports.motion.tables import (
     look_up,
     references,
 )
-from jala_ray.reports.warnings import evaluation_findings
+from jala_ray.reports.warnings import Agreement, evaluation_findings
 
-MAX_FAILURES = 100
-"""Listed."""
 HEADLINE = ("mpjpe", "pa_mpjpe")
 """Metrics of the tiles."""
 
@@ -43,14 +41,15 @@ def motion_page(
     scores: Mapping[str, object],
     videos: Sequence[ClipVideo],
     latents: Mapping[str, Mapping[str, object] | str] | None = None,
+    joint: Mapping[str, Mapping[str, object] | str] | None = None,
 ) -> str:
     """The document. `scores` is a `tables.PageScores`; `videos` are those of picked clips; `latents` has each model's
-    `latents.PageLatents` by its label, or why there is none.
+    `latents.PageLatents` by its label, or why there is none, and `joint` likewise its `joint.Joint`.
 
-    A section without anything to show says so. Raises UserError for keys of `scores` or `latents` that are missing or unknown.
+    A section without anything to show says so. Raises UserError for keys of what is given that are missing or unknown.
     """
     known = check_scores(scores)
-    charts, findings = Charts(), findings_of(known, latents)
+    charts, findings = Charts(), findings_of(known, latents, joint)
     content = [
         ("warnings", "Warnings", warning_list(findings) if findings else absent("Nothing stands out.")),
         ("errors", "Errors", headline(known)),
@@ -58,8 +57,9 @@ def motion_page(
         ("horizon", "Over the horizon", horizon(known, charts)),
         ("clips", "Clips", picked_clips(evaluation, known, videos)),
         ("latents", "Latent space", latent_space(latents or {}, charts)),
-        ("failures", "Failures", _failures(evaluation)),
-        ("facts", "Facts", _facts(evaluation)),
+        ("joint", "Map of h and z", joint_maps(joint, charts)),
+        ("failures", "Failures", failure_list(evaluation)),
+        ("facts", "Facts", facts_list(evaluation)),
     ]
     name = evaluation.manifest.rstrip("/").rpartition("/")[2] or evaluation.manifest
     failed = sum(clip.failure is not None for clip in evaluation.clips)
@@ -80,11 +80,19 @@ def motion_page(
     return page(f"{name} · Hand motion evaluation", header, content, charts.figures)
 
 
-def findings_of(scores: PageScores, latents: Mapping[str, Mapping[str, object] | str] | None = None) -> list[Finding]:
+def findings_of(
+    scores: PageScores,
+    latents: Mapping[str, Mapping[str, object] | str] | None = None,
+    joint: Mapping[str, Mapping[str, object] | str] | None = None,
+) -> list[Finding]:
     """Warnings of an evaluation, the serious ones first."""
-    spaces = {model: space for model, space in (latents or {}).items() if not isinstance(space, str)}
+    spaces, maps = (
+        {model: found for model, found in (given or {}).items() if not isinstance(found, str)}
+        for given in (latents, joint)
+    )
     retrievals = {model: cast("Mapping[str, object] | None", space.get("retrieval")) for model, space in spaces.items()}
-    return evaluation_findings(scores["models"], scores["table"], retrievals)
+    agreements = {model: cast("Agreement", found["agreement"]) for model, found in maps.items()}
+    return evaluation_findings(scores["models"], scores["table"], retrievals, agreements)
 
 
 def _tiles(evaluation: Evaluation, scores: PageScores) -> list[Html]:
@@ -127,25 +135,3 @@ def _lowest(scores: PageScores, rows: Sequence[str], domain: str, metric: str) -
         if cell is not None and cell["mean"] is not None:
             found.append((row, cell, cell["mean"]))
     return min(found, key=lambda item: item[2], default=None)
-
-
-def _failures(evaluation: Evaluation) -> Html:
-    failed = [clip for clip in evaluation.clips if clip.failure is not None]
-    if not failed:
-        return absent("Every clip was evaluated.")
-    rows = [[el("code", clip.clip_id), el("span", clip.source), clip.failure] for clip in failed[:MAX_FAILURES]]
-    text = (
-        f"{len(failed):,} of {len(evaluation.clips):,} clips could not be evaluated and are in no number of this page."
-    )
-    more = len(failed) - len(rows)
-    return join(about(text), table(("Clip", "Source", "Why"), rows), about(f"{more:,} more.") if more else None)
-
-
-def _facts(evaluation: Evaluation) -> Html:
-    # Paths and the like become text; the rest stays as it is.
-    facts = json.loads(json.dumps(evaluation.facts, default=str))
-    command = facts.pop("command", None)
-    if isinstance(command, list):
-        command = shlex.join(map(str, command))
-    rest = {"manifest": evaluation.manifest, "rows": ", ".join(evaluation.rows)} | facts
-    return join(el("pre", el("code", command)) if command else None, tree(rest))

@@ -55,6 +55,8 @@ def _table_of(evaluation: str, checkpoint: str, options: StorageOptions | None) 
         raise ConfigError(
             "evaluation", evaluation, f"an evaluation of {checkpoint}", f"It is of {', '.join(checkpoints)}."
         )
+    if found["facts"].get("task") == "description":
+        raise ConfigError("evaluation", evaluation, "an evaluation of motion", "This one is of descriptions.")
     return storage.read_bytes(storage.join(evaluation, TABLE), options).decode()
 
 

@@ -11,6 +11,7 @@ from jala_ray.data.manifest.table import Manifest
 from jala_ray.storage import StorageOptions
 from jala_ray.studies.alignment.stages import Study, stage
 from jala_ray.training.build import build_assets
+from jala_ray.training.parts import do_parts
 
 
 def make_caches(study: Study, world: dict[str, Any], encoder: dict[str, Any]) -> dict[str, Any]:
@@ -34,9 +35,7 @@ def _make(config: RunConfig) -> dict[str, Any]:
         assets, manifest = build_assets(config, scratch), Manifest(config.data.manifest)
         how: dict[str, Any] = {"store": "all", "dtype": "float16", "gpu": True}
         making = begin(config.data.cache, manifest, assets, config.model.encoder, options, **how)
-    missing = making.missing()
-    for done, part in enumerate(missing, 1):
-        making.job(part)
-        print(f"{config.data.cache}: part {done}/{len(missing)}", flush=True)
+    print(config.data.cache, flush=True)
+    do_parts(making.missing(), making.job, options, local=True)
     cache, _ = making.finish(0.0)  # every clip was made here: none may be lost
     return {"rows": cache.rows, "index": cache.index}

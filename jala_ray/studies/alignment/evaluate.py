@@ -20,6 +20,7 @@ from jala_ray.rows import load_row
 from jala_ray.studies.alignment.stages import Study, device
 from jala_ray.studies.alignment.variants import Job, last_checkpoint
 from jala_ray.training import checkpoint, setup
+from jala_ray.training.parts import do_parts
 from jala_ray.types import UserError
 
 ENSEMBLES = (1, 4)
@@ -54,8 +55,7 @@ def _motion(study: Study, job: Job, config: RunConfig, ensemble: int) -> dict[st
         batch=study.size.evaluation_batch,
     )
     work = begin(evaluation, "val", None)
-    for part in work.missing():
-        evaluation(part)
+    do_parts(work.missing(), evaluation, evaluation.options, local=True, quiet=True)
     return clip_scores(work.finish())
 
 

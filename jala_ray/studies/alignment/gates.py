@@ -15,11 +15,12 @@ from jala_ray.data.manifest.table import Manifest
 from jala_ray.evaluation.predict import HOLD_FIRST, MEAN_MOTION, rows_to_evaluate
 from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.parsing import to_dict
+from jala_ray.storage.claims import differences
 from jala_ray.studies.alignment.evaluate import MODEL
 from jala_ray.studies.alignment.probing import probe, read_pairs
 from jala_ray.studies.alignment.results import Found, load
 from jala_ray.studies.alignment.runs import inputs, work
-from jala_ray.studies.alignment.stages import Study, device, difference, plain, result_of, stage, todays, write_json
+from jala_ray.studies.alignment.stages import Study, device, plain, result_of, stage, todays, write_json
 from jala_ray.studies.alignment.variants import described, jobs, named, variants
 from jala_ray.studies.alignment.world import PRIMARY_PART
 from jala_ray.types import DOMAINS, ConfigError, UserError
@@ -169,7 +170,8 @@ def check_frozen(study: Study) -> None:
             "frozen.json", digest(stored["facts"]), f"its own hash {stored['hash']}", "It was edited by hand."
         )
     size = stored["facts"]["size"]
-    key, was, found = difference(stored["facts"] | {"size": size | {"run": plain(todays(size["run"]))}}, now)
-    if key:
+    changed = differences(stored["facts"] | {"size": size | {"run": todays(size["run"])}}, now)
+    if changed:
+        key, (was, found) = next(iter(changed.items()))
         remedy = "The runs that are there would no longer compare: begin another study under another --out."
         raise ConfigError(f"frozen {key}", found, f"{was!r}, as it was frozen", remedy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from typing import Any
 
 import torch
 
+from jala_ray import storage
 from jala_ray.config import EncoderConfig, RunConfig
 from jala_ray.parsing import from_dict, override, to_dict
+from jala_ray.storage.claims import Claim
 from jala_ray.studies.alignment.size import StudySize
-from jala_ray.types import ConfigError
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,16 @@ Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 """Stored settings -> the same with what configurations have come to hold since, at its default: that is how it was done."""
 
 
+def _claim(file: Path, settings: Mapping[str, Any], upgrade: Upgrade) -> Claim:
+    """A stage's own file is its claim. It is there from the beginning, and has a result when the stage is done."""
+    remedy = f"Take another --out, or delete {file}, what that stage made, and everything after it."
+    how: dict[str, Any] = {"under": "settings", "beside": {"result": None}, "upgrade": upgrade, "of": file.name}
+    return Claim(str(file.parent), file.name, settings, "stage", remedy, **how)
+
+
 def done(file: Path, settings: Mapping[str, Any], upgrade: Upgrade = dict) -> dict[str, Any] | None:
     """A stage's result, if it is finished. Raises `ConfigError` where it began under other settings."""
-    if not file.exists():
-        return None
-    stored = json.loads(file.read_text())
-    key, was, now = difference(plain(upgrade(stored["settings"])), plain(settings))
-    if key:
-        remedy = f"Take another --out, or delete {file}, what that stage made, and everything after it."
-        raise ConfigError(f"{file.name}: {key}", now, f"{was!r}, as the stage began", remedy)
-    return stored["result"]
+    return (_claim(file, settings, upgrade).held() or {}).get("result")
 
 
 def stage(
@@ -102,17 +102,16 @@ def stage(
 ) -> dict[str, Any]:
     """What `make` finds, as JSON values; made once, then read from `file`.
 
-    The file is there from the beginning with the settings, and has a result when the stage is done, so that a stage that was cut off
-    goes on under the settings it began with. Raises `ConfigError` for other settings.
+    A stage that was cut off goes on under the settings it began with. Raises `ConfigError` for other settings.
     """
-    found = done(file, settings, upgrade)
-    if found is not None:
-        return found
-    write_json(file, {"settings": plain(settings), "result": None})
+    claim = _claim(file, settings, upgrade)
+    if (found := claim.held()) is not None and found["result"] is not None:
+        return found["result"]
+    claim.take()
     print(f"[{time.strftime('%H:%M:%S')}] {file.name.removesuffix('.json')}", flush=True)
     began = time.monotonic()
     result = plain(make()) | {"stage_seconds": round(time.monotonic() - began, 1)}
-    write_json(file, {"settings": plain(settings), "result": result})
+    claim.write({"result": result})
     return result
 
 
@@ -126,22 +125,6 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
-def difference(a: Any, b: Any, where: str = "") -> tuple[str, Any, Any]:
-    """Dotted key of the first place in which two JSON values differ, with the two values there; "" where they are the same."""
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and all(isinstance(x, dict) for x in a + b):
-        a, b = ({str(i): one for i, one in enumerate(many)} for many in (a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted(a.keys() | b.keys()):
-            found = difference(a.get(key), b.get(key), f"{where}.{key}" if where else key)
-            if found[0]:
-                return found
-        return "", None, None
-    return ("", None, None) if a == b else (where or "settings", a, b)
-
-
 def write_json(file: Path, value: Any) -> None:
     """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, file)
+    storage.write_bytes(file, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())

@@ -1,0 +1,100 @@
+"""Rows of a manifest -> records: what an evaluation of any task has alike. Clips are read in groups, and all models see the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from jala_ray.data.manifest.table import Manifest
+from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource, Visuals
+from jala_ray.data.sampling.plan import PlanRow
+from jala_ray.evaluation.records import ClipRecord, HandRecord
+from jala_ray.generation import Generator
+from jala_ray.storage import StorageOptions
+from jala_ray.types import UserError
+
+P = TypeVar("P")
+A = TypeVar("A")
+
+
+class Asker(Generic[P, A]):
+    """Asks several models the same; a task says what is asked (P) of a clip, how a model answers (A), and what is recorded."""
+
+    manifest: Manifest
+    models: Mapping[str, Generator]
+    """By the label of their row."""
+    batch: int
+    options: StorageOptions | None
+
+    def prompt(self, example: Example, picture: Visuals) -> P:
+        """What a model is asked of a clip. Raises `UserError` where it can't be asked."""
+        raise NotImplementedError
+
+    def answers(self, model: Generator, prompts: Sequence[P]) -> list[A]:
+        raise NotImplementedError
+
+    def record(self, facts: Mapping[str, Any], example: Example, answers: Mapping[str, A]) -> ClipRecord:
+        """Of a clip that was asked, from the record's plain fields and the answer of each model."""
+        raise NotImplementedError
+
+    @cached_property
+    def _sources(self) -> dict[str, ManifestSource]:
+        return {
+            label: ManifestSource(self.manifest.base, model.assets, self.options)
+            for label, model in self.models.items()
+        }
+
+    def records(self, rows: Sequence[int]) -> Iterator[ClipRecord]:
+        """A record for every row, in order; a row that cannot be read is a record with its `failure`."""
+        todo = iter(rows)
+        while group := list(islice(todo, self.batch)):
+            yield from self._group(group)
+
+    def _group(self, rows: list[int]) -> list[ClipRecord]:
+        answered: dict[str, dict[int, A]] = {}
+        failures: dict[int, UserError] = {}
+        examples: dict[int, Example] = {}
+        shown: dict[tuple[int, int | None], dict[int, Visuals | UserError]] = {}
+        places = [PlanRow(0, i, row, self.manifest.address(row)) for i, row in enumerate(rows)]
+        for label, model in self.models.items():
+            prompts, answered[label] = dict[int, P](), {}
+            found = dict(zip(rows, self._sources[label].examples(places), strict=True))
+            for row, example in found.items():
+                if isinstance(example, BadRow):
+                    failures.setdefault(row, example.error)
+            # What failed for an earlier model has no picture here either: a clip is scored for all models or for none.
+            good = {row: e for row, e in found.items() if isinstance(e, Example) and row not in failures}
+            spec, frames = model.assets.spec, model.config.objective.layout.frames
+            wanted = (spec.image_size, spec.frame_size if frames else None)
+            if wanted not in shown:  # models that want the same share it
+                looks = [Look(example, [0] if frames else [], []) for example in good.values()]
+                shown[wanted] = dict(zip(good, self._sources[label].visuals(looks), strict=True))
+            for row, example in good.items():
+                try:
+                    picture = shown[wanted][row]
+                    if not isinstance(picture, Visuals):
+                        raise picture
+                    prompts[row], examples[row] = self.prompt(example, picture), example
+                except UserError as error:
+                    failures[row] = error
+            for row, answer in zip(prompts, self.answers(model, list(prompts.values())), strict=True):
+                answered[label][row] = answer
+        return [self._record(row, examples, answered, failures) for row in rows]
+
+    def _record(
+        self,
+        row: int,
+        examples: Mapping[int, Example],
+        answered: Mapping[str, Mapping[int, A]],
+        failures: Mapping[int, UserError],
+    ) -> ClipRecord:
+        stored, example = self.manifest.row(row), examples.get(row)
+        facts = {name: stored[name] for name in ("source", "domain", "task_type")}
+        facts |= {"clip_id": str(stored["clip_id"]), "row": row, "chunks": 0, "hands": tuple[HandRecord, ...]()}
+        facts["instruction"] = example.instructions[0] if example is not None and len(example.instructions) else ""
+        if row in failures or example is None or example.clip is None:
+            return ClipRecord(**facts, failure=str(failures.get(row, "it cannot be read")))
+        facts["chunks"] = example.clip.n_chunks
+        return self.record(facts, example, {label: mine[row] for label, mine in answered.items()})

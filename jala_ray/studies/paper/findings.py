@@ -1,0 +1,85 @@
+"""What is to be known before the table's numbers are used: of the settings, of luck, of what the rows saw, of the runs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from jala_ray.config import JalaConfig, RunConfig
+from jala_ray.reports.kit.findings import Finding, worst_first
+from jala_ray.reports.kit.widgets import DOMAIN_NAMES
+from jala_ray.reports.warnings import holding_still
+from jala_ray.types import DOMAINS
+
+UNEQUAL = 0.01
+"""Rows that see labelled samples more unequally than by this share are named."""
+STARTED = 0.01
+"""Of LAP's start, what may be left at a run's end: alpha^steps."""
+
+
+def findings(base: RunConfig, results: Mapping[str, Any]) -> list[Finding]:
+    """Warnings of the page, the serious ones first. `results` is what `results.analyse` gives."""
+    steps = next(iter(results["rows"].values()))["reads"]["steps"]
+    of_table = [*worse_than_still(results["table"], results["references"]), *_luck(results), *_unequal(results)]
+    return worst_first([*of_settings(base, steps), *of_table, *_of_runs(results)])
+
+
+def of_settings(base: RunConfig, steps: int) -> Iterator[Finding]:
+    """Models that are the paper's in name alone, known before the first step."""
+    encoder, backbone, objective = base.model.encoder, base.model.backbone, base.objective
+    if encoder.pretrained is None:
+        detail = "The rows show that the code runs, and nothing of DINOv3 or V-JEPA 2: pass --model.encoder.pretrained, and --vjepa."
+        yield Finding("bad", "The frozen encoders have random weights.", detail)
+    if backbone.pretrained is None:
+        detail = "The paper begins with InternVL3-2B: --preset jala does."
+        yield Finding("warn", "The backbone has random weights.", detail)
+    left = objective.ema.alpha**steps if isinstance(objective, JalaConfig) else 0.0
+    if left > STARTED:
+        detail = "LAP hardly follows LSP in so few steps: lower --objective.ema.alpha."
+        yield Finding(
+            "warn",
+            f"At the end LAP is still {left:.0%} of its start.",
+            detail,
+            f"{steps:,} steps, wanted {STARTED:.0%}",
+        )
+
+
+def worse_than_still(rows: Mapping[str, Any], references: Mapping[str, Any]) -> Iterator[Finding]:
+    """One finding a domain, however many rows it is of."""
+    for domain in DOMAINS:
+        kept = {name: {domain: line[domain]} for name, line in {**rows, **references}.items()}
+        alike = {row: finding for row in rows for finding in holding_still(row, kept)}
+        if alike:
+            text = f"{DOMAIN_NAMES[domain]}: worse than holding the true first pose still: {', '.join(alike)}."
+            first = next(iter(alike.values()))
+            yield replace(first, text=text, figure="; ".join(f"{row}: {one.figure}" for row, one in alike.items()))
+
+
+def _luck(results: Mapping[str, Any]) -> Iterator[Finding]:
+    if min(len(row["seeds"]) for row in results["rows"].values()) == 1:
+        detail = "Intervals are of clips alone: pass --seeds 3 or more before a difference is believed."
+        yield Finding("warn", "A row has one run: what training's luck does is not in its interval.", detail)
+    if failed := results["left_out"]:
+        clip, why = next(iter(failed.items()))
+        text = f"{len(failed):,} clip{'s' if len(failed) > 1 else ''} could not be scored and stand in no number."
+        yield Finding("warn", text, f"The first, {clip}: {why}")
+
+
+def _unequal(results: Mapping[str, Any]) -> Iterator[Finding]:
+    reads = {name: row["reads"] for name, row in results["rows"].items()}
+    labelled = {name: one["samples"] * one["labelled"] for name, one in reads.items()}
+    least, most = min(labelled.values()), max(labelled.values())
+    if most - least > UNEQUAL * most:
+        figure = ", ".join(f"{name} {count:,.0f} of {reads[name]['samples']:,}" for name, count in labelled.items())
+        detail = (
+            "Steps are the same for all, and rows on labelled clips alone spend all of theirs there; without --train.steps each row sees "
+            "every labelled clip once an epoch."
+        )
+        yield Finding("warn", "Rows see labelled samples unequally often.", detail, figure)
+
+
+def _of_runs(results: Mapping[str, Any]) -> Iterator[Finding]:
+    for run, lines in results["runs_warn"].items():
+        for line in lines:
+            yield Finding("warn", f"{run}: {line.removeprefix('WARNING ')}")

@@ -1,0 +1,93 @@
+"""What all runs share, made once: the motion tokenizer, and a cache for each frozen encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from jala_ray import storage
+from jala_ray.config import RunConfig, TokenizerRunConfig
+from jala_ray.data.cache.making import begin
+from jala_ray.data.samples.assets import motion_key
+from jala_ray.data.samples.chunks import read_chunks
+from jala_ray.studies.paper.plan import Study
+from jala_ray.tokenizer.model import MotionTokenizer
+from jala_ray.training import setup
+from jala_ray.training.build import build_assets, tokenizer_folder
+from jala_ray.training.parts import do_parts
+from jala_ray.training.tokenizer import RESULT, Chunks, TokenizerRun, train_tokenizer
+from jala_ray.types import SPLITS, ConfigError
+
+FACTS = "tokenizer.json"
+CACHED: dict[str, Any] = {"store": "all", "dtype": "float16"}
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_tokenizer(study: Study) -> str:
+    """Address of the motion tokenizer: the given one, or one that is trained, or gone on with, here."""
+    if study.tokenizer is None:
+        return study.base.motion_tokenizer
+    address = study.place("tokenizer", RESULT)
+    if not storage.is_committed(address, study.options):
+        print(f"motion tokenizer: {study.place('tokenizer')}", flush=True)
+        if study.asked.local:
+            train_here(study.tokenizer)
+        else:
+            from jala_ray.training.launch import launch_tokenizer
+
+            launch_tokenizer(study.tokenizer)
+    return address
+
+
+def train_here(config: TokenizerRunConfig) -> None:
+    """In this process, without Ray; a folder with checkpoints is continued."""
+    config = setup.absolute(config)
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    with setup.prepared_tokenizer(config) as ready:
+        train, held_out = (Chunks(**read_chunks(ready.rows[split])) for split in SPLITS)
+        train_tokenizer(TokenizerRun(config, folder, options, train, held_out, device(), lease=ready.lease))
+
+
+def check_tokenizer(study: Study, address: str) -> dict[str, Any]:
+    """What tells the motion tokenizer from another, kept in `tokenizer.json`. Raises `ConfigError` where it was another one."""
+    with storage.scratch("tokenizer") as scratch:
+        motion = MotionTokenizer.load(tokenizer_folder(address, scratch, study.options))
+    ids = motion.n_slots * motion.codes
+    facts = {"address": address, "weights": motion_key(motion), "tokens_a_chunk": motion.K, "ids": ids}
+    was = study.read(FACTS)
+    if was is None:
+        study.write(facts, FACTS)
+    elif was["weights"] != facts["weights"]:
+        remedy = "Bring that tokenizer back, or choose another --name."
+        raise ConfigError(
+            "motion_tokenizer", facts["weights"], f"the weights {was['weights']}, as the study began", remedy
+        )
+    return facts
+
+
+def make_caches(study: Study, tokenizer: str) -> dict[str, str]:
+    """Kind of encoder -> address of a cache that holds everything; none where none is asked for. Only what is missing is made."""
+    if not study.asked.cache:
+        return {}
+    found: dict[str, RunConfig] = {}
+    for row in study.rows:
+        config = study.config(row, study.base.seed, tokenizer)
+        found.setdefault(config.model.encoder.kind, config)
+    return {kind: _make(study, kind, config) for kind, config in found.items()}
+
+
+def _make(study: Study, kind: str, config: RunConfig) -> str:
+    gpus, local = config.cluster.gpus_per_worker, study.asked.local
+    with storage.scratch("assets") as scratch:
+        assets, gpu = build_assets(config, scratch), local or gpus > 0
+        making = begin(
+            study.place("caches", kind), study.manifest, assets, config.model.encoder, study.options, gpu=gpu, **CACHED
+        )
+    print(f"cache for {kind}: {making.job.cache.path}", flush=True)
+    do_parts(making.missing(), making.job, study.options, local=local, num_gpus=gpus)
+    cache, _ = making.finish(config.data.max_error_share)
+    return cache.path
