@@ -79,6 +79,7 @@ MODULES = {
     "jala_ray.evaluation.run_folder": "jala_ray.reports.run.folder",
     "jala_ray.evaluation.sections": "jala_ray.reports.run.sections",
     "jala_ray.evaluation.widgets": "jala_ray.reports.kit.widgets",
+    "jala_ray.models.backbone": "jala_ray.models.backbones.base",
 }
 
 

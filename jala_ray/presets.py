@@ -33,6 +33,7 @@ from jala_ray.types import ConfigError
 T = TypeVar("T", RunConfig, TokenizerRunConfig)
 
 INTERNVL = "OpenGVLab/InternVL3-2B-hf"
+QWEN = "Qwen/Qwen2.5-VL-3B-Instruct"
 
 BASE = RunConfig(
     name="jala",
@@ -89,12 +90,27 @@ DEMO = override(
 PRESETS: dict[str, RunConfig] = {"jala": BASE, "tiny": TINY, "demo": DEMO}
 PRESETS |= {name: replace(variant(BASE), name=name) for name, variant in VARIANTS.items()}
 PRESETS |= {f"tiny_{name}": replace(variant(TINY), name=f"tiny_{name}") for name, variant in VARIANTS.items()}
-
+PRESETS |= {
+    "qwen": override(
+        replace(BASE, name="qwen"),
+        {
+            "model.backbone.kind": "qwen2_5_vl",
+            "model.backbone.pretrained": QWEN,
+            "model.text.pretrained": QWEN,
+            "objective.align.layer": 24,  # of 36, as 19 of 28
+            "train.micro_batch": 4,
+        },
+    ),
+    "tiny_qwen": override(replace(TINY, name="tiny_qwen"), {"model.backbone.kind": "qwen2_5_vl"}),
+}
+"""The same with another backbone; every variant takes these settings alike."""
 
 ABOUT = {
     "jala": "Masked chunk prediction and alignment with DINOv3 features, at the paper's size: 8 GPUs.",
     "tiny": "The same code at a size for two CPU cores, on random weights.",
     "demo": "What `jala demo` trains.",
+    "qwen": "JALA on Qwen2.5-VL 3B, at the paper's size: 8 GPUs.",
+    "tiny_qwen": "The same code on Qwen2.5-VL's architecture, at a size for two CPU cores, on random weights.",
 }
 """Of the presets that are no variant."""
 

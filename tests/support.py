@@ -16,6 +16,7 @@ from jala_ray.data.samples.collate import Batch, Laid, collate
 from jala_ray.data.samples.source import BadRow, Example, Look, Visuals
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder, StepShare
 from jala_ray.data.sampling.plan import Plan, PlanRow
+from jala_ray.models.backbones.base import backbone_facts
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
 from jala_ray.parsing import override
@@ -52,12 +53,12 @@ def small(config: RunConfig = TINY, **values: object) -> RunConfig:
 def make_assets(config: RunConfig) -> Assets:
     torch.manual_seed(7)
     motion = MotionTokenizer(MOTION).eval()
-    text = TextTokenizer.train(["a hand moves a cup"] * 4, config.model.text.vocab_size)
+    backbone = config.model.backbone
+    text = TextTokenizer.train(["a hand moves a cup"] * 4, config.model.text.vocab_size, backbone.kind)
     vocab = Vocab(text.vocab_size, motion.n_slots, motion.codes, tuple(motion.token_slots.tolist()))
-    tokens = (config.model.backbone.image_size // config.model.backbone.vision.patch // 2) ** 2
-    return Assets(
-        text, motion, SequenceSpec(vocab, tokens, config.model.backbone.image_size, config.model.encoder.image_size)
-    )
+    tokens = backbone_facts(backbone, text.vocab_size).image_tokens
+    sizes = (backbone.image_size, config.model.encoder.image_size)
+    return Assets(text, motion, SequenceSpec(vocab, tokens, *sizes, backbone.kind))
 
 
 def make_learner(config: RunConfig, assets: Assets | None = None) -> Learner:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jala_ray import presets
 from jala_ray.config import RunConfig
+from jala_ray.config.backbones import BACKBONES
 from jala_ray.config.encoders import ENCODERS
 from jala_ray.data.adapters import ADAPTERS
 from jala_ray.hands.metrics import METRICS
@@ -61,6 +62,11 @@ def of_encoders() -> str:
     )
 
 
+def of_backbones() -> str:
+    rows = [[f"`{name}`", first_line(one), one.example] for name, one in BACKBONES.items()]
+    return table(("`model.backbone.kind`", "what it is", "weights, for example"), rows)
+
+
 def of_adapters() -> str:
     rows = [[f"`{name}`", first_line(one), one.domain] for name, one in ADAPTERS.items()]
     return table(("adapter", "what it reads", "domain"), rows)
@@ -94,6 +100,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "presets": of_presets,
     "metrics": of_metrics,
     "encoders": of_encoders,
+    "backbones": of_backbones,
     "adapters": of_adapters,
     "hardware": of_hardware,
 }

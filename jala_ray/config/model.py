@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from jala_ray.config.backbones import BACKBONES, DEFAULT
 from jala_ray.config.encoders import ENCODERS
 
 if TYPE_CHECKING:
-    EncoderName = str
+    BackboneName = EncoderName = str
 else:
+    BackboneName = Literal[BACKBONES.names()]  # likewise, of models/backbones/
     EncoderName = Literal[ENCODERS.names()]  # what tyro and `from_dict` take: the files of models/encoders/
 
 
 @dataclass(frozen=True)
 class LanguageSizes:
-    """A randomly initialised Qwen2 language model; ignored when the backbone is pretrained."""
+    """A randomly initialised language model; ignored when the backbone is pretrained."""
 
     hidden: int = 128
     """Width of the residual stream."""
@@ -51,8 +53,10 @@ class VisionSizes:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """InternVL: vision tower, projector and language model."""
+    """Vision tower, projector and language model. What a kind has beside these sizes, it derives from them or reads from its files."""
 
+    kind: BackboneName = DEFAULT
+    """InternVL 3 (internvl), Qwen2.5-VL (qwen2_5_vl); a file of models/backbones/ is a kind."""
     pretrained: str | None = None
     """Hub name or folder, e.g. OpenGVLab/InternVL3-2B-hf; None builds a random one from the sizes below."""
     revision: str | None = None
@@ -67,6 +71,10 @@ class BackboneConfig:
     """Activations of the blocks are computed again in the backward pass: less memory, about a third more compute."""
     vision: VisionSizes = field(default_factory=VisionSizes)
     language: LanguageSizes = field(default_factory=LanguageSizes)
+
+    def check(self) -> None:
+        """Raises `ConfigError` for a kind that is not known, or sizes that it can't have."""
+        BACKBONES.find(self.kind, "model.backbone.kind")().check(self)
 
 
 @dataclass(frozen=True)

@@ -203,5 +203,6 @@ class RunConfig:
         at_least("log.", self.log, {"waiting_s": 1})
         at_least("cluster.", self.cluster, {"workers": 1, "max_failures": -1})
         at_least("", self, {"seed": 0})
+        self.model.backbone.check()
         self.model.encoder.check()
         self.objective.check(self)

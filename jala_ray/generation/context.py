@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jala_ray.models.backbone import KVCache
+from jala_ray.models.backbones.base import KVCache
 from jala_ray.models.masks import may_attend
 from jala_ray.models.vla import VLA
 
@@ -17,7 +17,10 @@ VOID = {"ids": 0, "sample": -1, "position": 0, "block": -1, "hand": -1, "k": -1,
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive tokens of every row of a batch: columns (B, L) as in `collate.Batch`, and additions (B, L, D)."""
+    """Consecutive tokens of every row of a batch: columns (B, L) as in `collate.Batch`, and additions (B, L, D).
+
+    `position` is (B, L) or (B, L, axes), as `Backbone.positions` gives it for the whole rows.
+    """
 
     columns: dict[str, Tensor]
     extra: Tensor | None
@@ -26,11 +29,8 @@ class Piece:
     def cut(cls, batch: dict[str, Tensor], extra: Tensor | None, index: Tensor) -> Piece:
         """Tokens `index` (B, L) of each row; -1 is padding."""
         safe, void = index.clamp(min=0), index < 0
-        columns = {name: batch[name].gather(1, safe).masked_fill(void, fill) for name, fill in VOID.items()}
-        if extra is not None:
-            wide = safe[..., None].expand(*safe.shape, extra.shape[-1])
-            extra = extra.gather(1, wide) * ~void[..., None]
-        return cls(columns, extra)
+        columns = {name: _taken(batch[name], safe, void, fill) for name, fill in VOID.items()}
+        return cls(columns, None if extra is None else _taken(extra, safe, void, 0))
 
     def __len__(self) -> int:
         return self.columns["ids"].shape[1]
@@ -58,6 +58,13 @@ class Piece:
         return Piece(
             {name: torch.cat([column, other.columns[name]], 1) for name, column in self.columns.items()}, extra
         )
+
+
+def _taken(column: Tensor, index: Tensor, void: Tensor, fill: int) -> Tensor:
+    """Entries `index` (B, L) of each row of a column (B, T) or (B, T, D), `fill` where void."""
+    if column.ndim > index.ndim:
+        index, void = index[..., None].expand(*index.shape, column.shape[-1]), void[..., None]
+    return column.gather(1, index).masked_fill(void, fill)
 
 
 class Context:

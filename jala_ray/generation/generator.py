@@ -129,6 +129,7 @@ class Generator:
             slots = [prompt.slots for prompt in prompts]
             prefix, starts = _places(batch, vocab.mot_open, [len(s) for s in slots])
             context = Context(self.learner.vla, batch["images"])
+            batch["position"] = self.learner.vla.backbone.positions(batch)
             pending, rows = Piece.cut(batch, extra, prefix), torch.arange(len(prompts), device=self.device)
             for number in range(starts.shape[1]):
                 going = (starts[rows, number] >= 0).nonzero()[:, 0]
@@ -164,6 +165,7 @@ class Generator:
             extra = self.learner.objective.extra(batch, self.learner.features(batch))
             lengths = torch.tensor([len(sample.sequence) for sample in laid], device=self.device)
             index = torch.arange(batch["ids"].shape[1], device=self.device).expand(len(laid), -1)
+            batch["position"] = self.learner.vla.backbone.positions(batch)
             prompt = Piece.cut(batch, extra, torch.where(index < lengths[:, None], index, -1))
             context = Context(self.learner.vla, batch["images"])
             said, ended = decode_text(context, prompt, lengths, end=text.assistant_close()[0], most=most, watch=watch)

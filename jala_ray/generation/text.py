@@ -34,6 +34,7 @@ def decode_text(
     """
     vla, rows = context.vla, torch.arange(len(lengths), device=lengths.device)
     hidden = context.run(prompt, keep=len(prompt))[rows, lengths - 1]
+    after = prompt.columns["position"][rows, lengths - 1] + 1
     said: list[list[int]] = [[] for _ in lengths]
     ended = [False] * len(lengths)
     for number in range(most + 1):
@@ -50,11 +51,11 @@ def decode_text(
             context, rows, ids = context.fewer(going), rows[going], ids[going]
         for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
             said[row].append(token)
-        hidden = context.run(_token(rows, ids, lengths[rows] + number), keep=1)[:, 0]
+        hidden = context.run(_token(rows, ids, after[rows] + number), keep=1)[:, 0]
     return said, ended
 
 
 def _token(rows: Tensor, ids: Tensor, position: Tensor) -> Piece:
-    """One text token of each row."""
+    """One text token of each row, at `position` (M,) or (M, axes)."""
     columns = {name: torch.full_like(ids, fill)[:, None] for name, fill in VOID.items()}
     return Piece(columns | {"ids": ids[:, None], "sample": rows[:, None], "position": position[:, None]}, None)

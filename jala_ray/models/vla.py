@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jala_ray.models.backbone import Backbone
+from jala_ray.models.backbones.base import Backbone
 from jala_ray.models.masks import dense_mask, flex_mask
 from jala_ray.models.vocab import Vocab
 
@@ -85,7 +85,8 @@ class VLA(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], taps: tuple[int, ...] = (), extra: Tensor | None = None) -> Out:
         """See `jala_ray.data.samples.collate.Batch` for the columns. Taps are language blocks counted from 1."""
-        final, hidden, _ = self.backbone(self.embed(batch, extra), self.attention_mask(batch), batch["position"], taps)
+        positions = self.backbone.positions(batch)
+        final, hidden, _ = self.backbone(self.embed(batch, extra), self.attention_mask(batch), positions, taps)
         return Out(final, hidden)
 
     def motion_logits(self, hidden: Tensor, k: Tensor) -> Tensor:

@@ -131,6 +131,6 @@ def layers_of(base: Base) -> int:
     backbone = base.model.backbone
     if backbone.pretrained is None:
         return backbone.language.layers
-    from jala_ray.models.backbone import backbone_facts
+    from jala_ray.models.backbones.base import backbone_facts
 
     return backbone_facts(backbone, 0).n_layers

@@ -12,7 +12,7 @@ from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets, SequenceSpec
 from jala_ray.data.samples.instructions import all_templates
-from jala_ray.models.backbone import Backbone, backbone_facts
+from jala_ray.models.backbones.base import Backbone, backbone_facts
 from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vla import VLA
@@ -28,15 +28,15 @@ def build_assets(config: RunConfig, scratch: str | Path) -> Assets:
     """Text tokenizer, motion tokenizer and sequence numbers of a run; `scratch` holds what is downloaded."""
     folder = tokenizer_folder(config.motion_tokenizer, scratch, storage_options(config))
     motion = MotionTokenizer.load(folder).eval().requires_grad_(False)
-    text = config.model.text
+    text, kind = config.model.text, config.model.backbone.kind
     if text.pretrained is not None:
-        tokenizer = TextTokenizer.from_pretrained(text.pretrained, text.revision)
+        tokenizer = TextTokenizer.from_pretrained(text.pretrained, text.revision, kind)
     else:
-        tokenizer = TextTokenizer.train(all_templates(), text.vocab_size)
+        tokenizer = TextTokenizer.train(all_templates(), text.vocab_size, kind)
     facts = backbone_facts(config.model.backbone, tokenizer.vocab_size)
     vocab = Vocab(facts.text_vocab_size, motion.n_slots, motion.codes, tuple(motion.token_slots.tolist()))
     sizes = (config.model.backbone.image_size, config.model.encoder.image_size)
-    return Assets(tokenizer, motion, SequenceSpec(vocab, facts.image_tokens, *sizes))
+    return Assets(tokenizer, motion, SequenceSpec(vocab, facts.image_tokens, *sizes, kind))
 
 
 def tokenizer_folder(address: str, scratch: str | Path, options: StorageOptions | None = None) -> Path:

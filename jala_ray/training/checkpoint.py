@@ -31,8 +31,9 @@ import torch
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
+from jala_ray.config.backbones import DEFAULT
 from jala_ray.data.samples.assets import Assets, tokenizer_key
-from jala_ray.models.backbone import own_name
+from jala_ray.models.backbones.base import module_of
 from jala_ray.models.frame_encoder import encoder_key
 from jala_ray.models.tensor_files import Shape, TensorFiles, fill
 from jala_ray.parsing import load_json, override, to_dict
@@ -127,8 +128,14 @@ def stored_weights(folder: Path) -> TensorFiles:
     """All weights of a checkpoint or export under their names in a learner. Raises `CheckpointError`."""
     stored = TensorFiles.of_folder(folder)
     if (folder / BACKBONE_FOLDER).is_dir():
+        own_name = module_of(backbone_kind(folder)).own_name
         stored += TensorFiles.of_folder(folder / BACKBONE_FOLDER, lambda name: BACKBONE_PREFIX + own_name(name))
     return stored
+
+
+def backbone_kind(folder: Path) -> str:
+    """Of the backbone in a checkpoint or export."""
+    return json.loads((folder / "config.json").read_text())["model"]["backbone"].get("kind", DEFAULT)
 
 
 def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
@@ -208,6 +215,11 @@ def _parts(weights: Collection[str]) -> tuple[str, ...]:
 def check_tokenizers(folder: Path, assets: Assets) -> None:
     """Refuse weights learned with other tokenizers: equal sizes would load, and every code mean another motion."""
     theirs = Assets.load(folder)
+    if theirs.spec.backbone != assets.spec.backbone:
+        remedy = f"Pass --model.backbone.kind {theirs.spec.backbone} and that run's sizes and --model.text."
+        raise CheckpointError(
+            "init", str(folder), f"a checkpoint with a backbone of kind {assets.spec.backbone}", remedy
+        )
     same_motion = tokenizer_key(theirs) == tokenizer_key(assets)
     if not same_motion or theirs.spec.vocab != assets.spec.vocab:
         which = "text" if same_motion else "motion"

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jala_ray import storage
 from jala_ray.config import RunConfig, TokenizerConfig
@@ -90,7 +90,7 @@ def on_meta(config: RunConfig) -> Learner:
     """The run's modules with sizes alone: no memory, no files. Raises `ConfigError` for a pretrained model of unknown sizes."""
     import torch
 
-    from jala_ray.models.backbone import Backbone
+    from jala_ray.models.backbones.base import Backbone
     from jala_ray.models.frame_encoder import FrameEncoder
     from jala_ray.models.published import unweighted
     from jala_ray.models.vla import VLA
@@ -144,21 +144,21 @@ def compute(config: RunConfig, data: Data) -> Estimate:
 def _activation_bytes(learner: Learner, half: int) -> int:
     """Kept for the backward pass, per token of a forward pass."""
     backbone = learner.vla.backbone
-    text: Any = backbone.hf_config.text_config
-    width, blocks = text.hidden_size, text.num_hidden_layers
-    shared = width * text.num_key_value_heads // text.num_attention_heads
-    block = 8 * width + half * (5 * width + 3 * shared + 4 * text.intermediate_size)
+    sizes = backbone.sizes
+    width, blocks = sizes.hidden, sizes.layers
+    shared = width * sizes.kv_heads // sizes.heads
+    block = 8 * width + half * (5 * width + 3 * shared + 4 * sizes.mlp)
     return blocks * 4 * width + block if backbone.config.gradient_checkpointing else blocks * block
 
 
 def _flops(learner: Learner, tokens: float, seconds: float) -> float:
     """Of one sequence, forward and backward."""
     backbone = learner.vla.backbone
-    blocks = sum(p.numel() for p in backbone.language.layers.parameters())
+    blocks = sum(p.numel() for p in backbone.blocks.parameters())
     attention = 4 * backbone.n_layers * backbone.hidden_size * tokens
     passes = 4 if backbone.config.gradient_checkpointing else 3
     language = passes * tokens * (2 * blocks + attention)
-    tower = 2 * sum(p.numel() for p in backbone.vision.parameters()) * backbone.grid**2
+    tower = 2 * sum(p.numel() for p in backbone.parts()["vision"].parameters()) * backbone.patches
     encoder = learner.encoder
     frames = seconds / CHUNK_SECONDS + 1 if learner.objective.needs_features else 0.0
     return language + tower + 2 * sum(p.numel() for p in encoder.parameters()) * encoder.n_patches * frames

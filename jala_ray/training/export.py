@@ -23,18 +23,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from jala_ray import storage
 from jala_ray.config import LogConfig, RunConfig, StorageConfig
 from jala_ray.data.samples.assets import ASSET_FOLDERS
-from jala_ray.models.backbone import hub_name
+from jala_ray.models.backbones.base import module_of
 from jala_ray.models.tensor_files import SHARD_BYTES, TensorFiles, write_shards
 from jala_ray.models.text import TextTokenizer
 from jala_ray.parsing import load_json, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history, transfer
-from jala_ray.training.checkpoint import BACKBONE_FOLDER, BACKBONE_PREFIX, stored_weights
+from jala_ray.training.checkpoint import BACKBONE_FOLDER, BACKBONE_PREFIX, backbone_kind, stored_weights
 
 CARD = "README.md"
 Precision = Literal["float32", "bfloat16"]
@@ -70,6 +69,7 @@ def write_export(
         made.mkdir()
         _copy_facts(stored, made)
         weights, dtype = stored_weights(stored), getattr(torch, precision)
+        hub_name = module_of(backbone_kind(stored)).hub_name
         backbone = {name: hub_name(name.removeprefix(BACKBONE_PREFIX)) for name in weights if _of_backbone(name)}
         rest = {name: name for name in weights if not _of_backbone(name)}
         write_shards(made, weights, rest, dtype, shard_bytes)
@@ -104,10 +104,7 @@ def _copy_facts(stored: Path, made: Path) -> None:
 
 def _describe_backbone(made: Path, precision: Precision) -> None:
     """config.json and tokenizer of the backbone, for transformers."""
-    architecture = json.loads((made / "architecture.json").read_text())["backbone"]
-    text = TextTokenizer.from_pretrained(str(made / "text_tokenizer"))
-    config = InternVLConfig.from_dict(architecture)
-    config.architectures = [InternVLForConditionalGeneration.__name__]
-    config.dtype, config.image_token_id = getattr(torch, precision), text.img_context
-    config.save_pretrained(made / BACKBONE_FOLDER)
+    architecture, kind = json.loads((made / "architecture.json").read_text())["backbone"], backbone_kind(made)
+    text = TextTokenizer.from_pretrained(str(made / "text_tokenizer"), kind=kind)
+    module_of(kind).describe(made / BACKBONE_FOLDER, architecture, text, precision)
     text.save(made / BACKBONE_FOLDER)

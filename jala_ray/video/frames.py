@@ -39,7 +39,7 @@ Pictures = dict[str, np.ndarray]
 def clip_frames(clip: Clip, wanted: Wanted, options: StorageOptions | None = None) -> Pictures:
     """Boundary frames of one clip, every one decoded once and brought to the sizes it is wanted in.
 
-    Pictures are squashed to the size without keeping their aspect, as a one-tile InternVL input is (bicubic,
+    Pictures are squashed to the size without keeping their aspect, as the one square picture of a backbone is (bicubic,
     antialiased); a camera scales alike in `hands.camera.scale_camera`. Only the frames asked for, and what
     their codec needs to reach them, are decoded; with a packet index the file is not opened as a video at all.
 

@@ -16,6 +16,7 @@ from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.presets import PRESETS
 from jala_ray.reports.run.publish import publish_pretrain_report
+from jala_ray.training.checkpoint import load
 from jala_ray.training.local import run_local
 from jala_ray.types import HandState
 from tests.end_to_end.conftest import World, train_quickly
@@ -61,7 +62,10 @@ def main(folder: Path) -> None:
     world = World(manifest, train_quickly((manifest,), folder / "tokenizer", steps=20))
     trained(world, folder, "cloning", "tiny_motion_cloning")
     trained(world, folder, "raw", "tiny", model__encoder__kind="raw_patches")
-    runs = tuple(str(folder / "runs" / name) for name in ("cloning", "raw"))
+    trained(world, folder, "plain", "tiny", model__backbone__kind="plain")
+    assert jala(["export", str(folder / "runs" / "plain"), str(folder / "exported")]) == 0
+    assert load(str(folder / "exported")).learner.vla.backbone.config.kind == "plain"
+    runs = tuple(str(folder / "runs" / name) for name in ("cloning", "raw", "plain"))
     settings_of = GenerationConfig(passes=2, ensemble=1)
     assert run(Arguments(str(folder / "evaluation"), runs, generation=settings_of, videos=0, local=True)) == 0
 

@@ -1,4 +1,4 @@
-"""An objective without a perceiver, a metric, an adapter and a frozen encoder, each stored as a patch of new files alone.
+"""An objective without a perceiver, a metric, an adapter, a frozen encoder and a backbone, each stored as a patch of new files alone.
 
 A copy of the tracked files gets them; none of its own files changes, and they go through manifest, training, evaluation and report, and
 appear in help, tables and pages.
@@ -46,7 +46,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tree(clean: Path) -> Path:
-    """The copy with all four."""
+    """The copy with all five."""
     for patch in PATCHES:
         git(clean, "apply", "--check", str(patch))
         before = git(clean, "status", "--porcelain", "-uall").splitlines()
@@ -65,15 +65,21 @@ def made(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_there_are_four() -> None:
-    assert [patch.stem for patch in PATCHES] == ["adapter", "encoder", "metric", "objective"]
+def test_there_are_five() -> None:
+    assert [patch.stem for patch in PATCHES] == ["adapter", "backbone", "encoder", "metric", "objective"]
 
 
 def test_they_go_from_manifest_to_report(made: Path) -> None:
-    for name, kind, encoder in (("cloning", "motion_cloning", "dinov3"), ("raw", "jala", "raw_patches")):
+    for name, kind, encoder, backbone in (
+        ("cloning", "motion_cloning", "dinov3", "internvl"),
+        ("raw", "jala", "raw_patches", "internvl"),
+        ("plain", "jala", "dinov3", "plain"),
+    ):
         run = made / "runs" / name
         config = json.loads((run / "checkpoints/step-00000002/config.json").read_text())
-        assert (config["objective"]["kind"], config["model"]["encoder"]["kind"]) == (kind, encoder)
+        model = config["model"]
+        found = (config["objective"]["kind"], model["encoder"]["kind"], model["backbone"]["kind"])
+        assert found == (kind, encoder, backbone)
         steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert all(step["loss_mcp"] > 0 for step in steps if "loss_mcp" in step) and len(steps) >= 2
         assert kind in (run / "report.html").read_text()
@@ -81,7 +87,8 @@ def test_they_go_from_manifest_to_report(made: Path) -> None:
     assert figures["scores"]["units"]["jerk"] == "m/s^3" and figures["scores"]["metrics"][-1] == "jerk"
     whole = next(g for g in figures["scores"]["groups"] if g["hand"] is g["source"] is g["task_type"] is None)
     means = {row: cells["jerk"]["mean"] for row, cells in whole["rows"].items()}
-    assert means["hold_first"] == pytest.approx(0, abs=1e-6) and means["cloning"] > 0 and means["raw"] > 0
+    assert means["hold_first"] == pytest.approx(0, abs=1e-6) and min(means["cloning"], means["raw"], means["plain"]) > 0
+    assert "random plain decoder: 4 blocks" in (made / "exported/README.md").read_text()
     assert "Jerk, m/s^3" in (made / "evaluation/table.md").read_text()
     page = (made / "evaluation/report.html").read_text()
     assert "Jerk, m/s^3" in page and "third derivative" in page and "hand-tracks" in page
@@ -97,7 +104,15 @@ def test_help_names_them(tree: Path) -> None:
         "assert not {'torch', 'ray', 'transformers'} & sys.modules.keys()\n"
     )
     said = python(tree, "-c", code)
-    for word in ("motion_cloning", "tiny_motion_cloning", "raw_patches", "hand-tracks", "cloning_text", "jerk"):
+    for word in (
+        "motion_cloning",
+        "tiny_motion_cloning",
+        "raw_patches",
+        "plain",
+        "hand-tracks",
+        "cloning_text",
+        "jerk",
+    ):
         assert word in said, word
 
 
@@ -109,6 +124,7 @@ def test_tables_have_them(tree: Path) -> None:
     for row in (
         "| `motion_cloning` | `tiny_motion_cloning` |",
         "| `raw_patches` |",
+        "| `plain` | A plain decoder",
         "| Jerk | m/s^3 |",
         "| `hand-tracks` |",
     ):
@@ -117,8 +133,14 @@ def test_tables_have_them(tree: Path) -> None:
 
 def test_lists_of_tests_have_them(tree: Path) -> None:
     """They are tested as ours are, without a line about them."""
-    asked = ("tests/models/test_encoders.py", "tests/objectives/test_mixed_batches.py", "tests/test_registry.py")
-    chosen = "raw_patches or motion_cloning or complete"
+    asked = (
+        *("tests/models/test_encoders.py", "tests/models/test_backbones.py", "tests/training/test_backbones.py"),
+        *("tests/objectives/test_mixed_batches.py", "tests/test_registry.py"),
+    )
+    chosen = "raw_patches or motion_cloning or complete or plain"
     said = python(tree, "-m", "pytest", "-q", "-p", "no:xdist", "-rA", "-k", chosen, *asked)
-    for word in ("raw_patches", "tiny_motion_cloning", "test_metrics_are_complete", "test_adapters_are_complete"):
+    for word in (
+        *("raw_patches", "tiny_motion_cloning", "test_metrics_are_complete", "test_adapters_are_complete"),
+        *("test_a_resumed_run_is_the_unbroken_one[plain]", "test_pieces_over_a_cache_equal_one_pass[plain-tiny]"),
+    ):
         assert word in said, word

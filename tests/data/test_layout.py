@@ -215,7 +215,7 @@ def test_a_description_answers_in_text() -> None:
             assert not c["scored"].any() and np.all(c["pair"] == -1) and sequence.pairs == []
 
             words = text.encode("the hand moves the cup")
-            assert c["ids"][assistant].tolist() == [*words, text.im_end, *text.newline]
+            assert c["ids"][assistant].tolist() == [*words, *text.assistant_close()]
             predicted = np.flatnonzero(c["text_target"] >= 0)
             assert predicted.tolist() == list(range(assistant.start - 1, assistant.start + len(words)))
             assert np.array_equal(c["text_target"][predicted], c["ids"][predicted + 1])
@@ -228,7 +228,7 @@ def test_other_tasks_predict_no_text(name: str) -> None:
         assert np.all(sequence.columns["text_target"] == -1)
         _, assistant = turns(sequence)
         text = config_of("tiny")[1].text
-        assert sequence.columns["ids"][assistant][-2:].tolist() == [text.im_end, *text.newline][-2:]
+        assert sequence.columns["ids"][assistant][-2:].tolist() == text.assistant_close()
 
 
 @pytest.mark.parametrize("states", [(U, U), (A, U)])

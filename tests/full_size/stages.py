@@ -27,7 +27,7 @@ from transformers import (
 from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets
-from jala_ray.models.backbone import HUB_NAMES
+from jala_ray.models.backbones._internvl import InternVLBackbone
 from jala_ray.models.tensor_files import TensorFiles, weight_files
 from jala_ray.parsing import override
 from jala_ray.presets import PRESETS
@@ -126,6 +126,9 @@ def make(folder: Path) -> dict[str, Any]:
     motion.set_stats(torch.zeros(99), torch.ones(99))
     motion.save(folder / "tokenizer")
     return made
+
+
+HUB_NAMES = InternVLBackbone.hub_names
 
 
 def hub(name: str) -> str:

@@ -51,12 +51,12 @@ class Described(MemorySource):
         return replace(example, description=TEXTS[row])
 
 
-def model(name: str = "tiny") -> Generator:
-    config = small(PRESETS[name])
+def model(name: str = "tiny", **values: object) -> Generator:
+    config = small(PRESETS[name], **values)
     assets = make_assets(config)
     learner = make_learner(config, assets)
     with torch.no_grad():  # a random model hardly prefers any token
-        learner.vla.backbone.language.embed_tokens.weight.mul_(20)
+        learner.vla.backbone.words.weight.mul_(20)
     return Generator(Loaded(config, learner, assets, Position()), device=torch.device("cpu"))
 
 

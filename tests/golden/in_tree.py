@@ -41,7 +41,11 @@ def run(golden: GoldenRun, places: dict[str, str], record: Path) -> None:
     folder, said = Path(places["runs"]) / golden.name, io.StringIO()
     with recording(record) as kept:
         with contextlib.redirect_stdout(said), arguments("local", golden.preset, "--name", golden.name, *words):
-            runpy.run_module("jala_ray.training.local", run_name="__main__")
+            try:
+                runpy.run_module("jala_ray.training.local", run_name="__main__")
+            except SystemExit as end:  # commands end with a status, 0 where all went well
+                if end.code:
+                    raise
         for row in rows(folder / "metrics.jsonl", leave_out=TIMES):
             kept.add(f"metrics/step {row['step']:04d}", row)
         for number, row in enumerate(rows(folder / "errors.jsonl", keep=REASONED)):

@@ -1,4 +1,4 @@
-"""The backbone against hand-written attention and against the library's own InternVL."""
+"""InternVL against hand-written attention and against the library's own, and what all kinds share, seen at it."""
 
 import json
 from dataclasses import replace
@@ -12,15 +12,9 @@ from transformers import InternVLForConditionalGeneration
 from transformers.integrations import flex_attention as library_flex
 
 from jala_ray.config import BackboneConfig, LanguageSizes, VisionSizes
-from jala_ray.models.backbone import (
-    Backbone,
-    BackboneFacts,
-    KVCache,
-    backbone_facts,
-    normalise_pixels,
-    prepared,
-    random_config,
-)
+from jala_ray.models.backbones._internvl import InternVLBackbone
+from jala_ray.models.backbones.base import Backbone, BackboneFacts, KVCache, backbone_facts
+from jala_ray.models.pixels import normalise_pixels
 from jala_ray.types import ConfigError, UserError
 
 CONFIG = BackboneConfig(
@@ -30,9 +24,10 @@ CONFIG = BackboneConfig(
 VOCAB, B, T = 300, 2, 12
 
 
-def build(config: BackboneConfig = CONFIG, seed: int = 0, **kwargs) -> Backbone:
+def build(config: BackboneConfig = CONFIG, seed: int = 0, **kwargs) -> InternVLBackbone:
     torch.manual_seed(seed)
     backbone = Backbone.build(config, text_vocab_size=VOCAB, **kwargs)
+    assert isinstance(backbone, InternVLBackbone)
     with torch.no_grad():  # so that attention is far from uniform and biases aren't zero
         for parameter in backbone.language.layers.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -58,7 +53,7 @@ def tiles(n: int) -> Tensor:
     return torch.randint(0, 256, (n, 3, 56, 56), dtype=torch.uint8, generator=generator)
 
 
-def reference(backbone: Backbone, x: Tensor, mask: Tensor, position: Tensor) -> list[Tensor]:
+def reference(backbone: InternVLBackbone, x: Tensor, mask: Tensor, position: Tensor) -> list[Tensor]:
     """Qwen2 written out: the output of every block, float32."""
 
     def norm(module, x):
@@ -143,9 +138,9 @@ def test_equals_the_librarys_own_model(tied):
     """Text and an image through InternVLForConditionalGeneration and through our parts."""
     config = replace(CONFIG, language=replace(CONFIG.language, tie_embeddings=tied))
     torch.manual_seed(0)
-    model = InternVLForConditionalGeneration(prepared(random_config(config, VOCAB))).eval()
+    model = InternVLForConditionalGeneration(InternVLBackbone.at_random(config, VOCAB)).eval()
     model.config.image_token_id = 299
-    backbone = Backbone(model, config).eval()
+    backbone = InternVLBackbone(model, config).eval()
     assert (backbone.output is None) == tied
     images, ids = tiles(B), torch.randint(0, 299, (B, T))
     ids[:, 2 : 2 + backbone.image_tokens] = 299
@@ -244,7 +239,7 @@ def test_bf16_autocast_stays_close_and_trains():
 
 def test_pretrained_folder_grows_to_the_tokenizer(tmp_path):
     torch.manual_seed(1)
-    model = InternVLForConditionalGeneration(random_config(CONFIG, 280))
+    model = InternVLForConditionalGeneration(InternVLBackbone.random_config(CONFIG, 280))
     model.save_pretrained(tmp_path)
     config = replace(CONFIG, pretrained=str(tmp_path))
     same = Backbone.build(config, text_vocab_size=200)

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from jala_ray.config import EncoderConfig, VisionSizes
 from jala_ray.config.encoders import ENCODERS
-from jala_ray.models.backbone import normalise_pixels
 from jala_ray.models.encoders import random_config
 from jala_ray.models.encoders._transformers import TransformersKind
 from jala_ray.models.frame_encoder import FrameEncoder, encoder_key
+from jala_ray.models.pixels import normalise_pixels
 from jala_ray.types import ConfigError, UserError
 
 DINO, VJEPA = EncoderConfig(kind="dinov3"), EncoderConfig(kind="vjepa2")

@@ -15,7 +15,8 @@ from transformers import DINOv3ViTModel, InternVLForConditionalGeneration, VJEPA
 from jala_ray import storage
 from jala_ray.config import BackboneConfig, EncoderConfig, LanguageSizes, VisionSizes
 from jala_ray.models import encoders
-from jala_ray.models.backbone import Backbone, prepared, random_config
+from jala_ray.models.backbones._internvl import InternVLBackbone
+from jala_ray.models.backbones.base import Backbone
 from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.training import checkpoint
 from jala_ray.training.build import build_learner
@@ -38,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("whole")
     torch.manual_seed(0)
     models = {
-        "internvl": InternVLForConditionalGeneration(prepared(random_config(BACKBONE, VOCAB))),
+        "internvl": InternVLForConditionalGeneration(InternVLBackbone.at_random(BACKBONE, VOCAB)),
         "dinov3": DINOv3ViTModel(encoders.random_config(ENCODERS["dinov3"])),
         "vjepa2": VJEPA2Model(encoders.random_config(ENCODERS["vjepa2"])),
     }
@@ -197,7 +198,7 @@ def test_a_head_of_its_own_goes_through_checkpoints(tmp_path: Path) -> None:
     config = small(storage__root=str(tmp_path))
     assets = make_assets(config)
     sizes = replace(config.model.backbone, language=replace(config.model.backbone.language, tie_embeddings=False))
-    made = InternVLForConditionalGeneration(prepared(random_config(sizes, assets.spec.vocab.text)))
+    made = InternVLForConditionalGeneration(InternVLBackbone.at_random(sizes, assets.spec.vocab.text))
     made.save_pretrained(tmp_path / "files")
     path = tmp_path / "files" / "config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "tie_word_embeddings"}))

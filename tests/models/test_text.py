@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 
-from jala_ray.models.text import SPECIAL_TOKENS, TextTokenizer
+from jala_ray.config.backbones import BACKBONES
+from jala_ray.models.text import TextTokenizer
 from jala_ray.types import ConfigError
 
 CORPUS = [
@@ -58,8 +59,12 @@ def test_saved_and_pickled_copies_are_the_same(trained, tmp_path):
             assert copy.decode(copy.encode(text)) == text
 
 
+def special(tokenizer: TextTokenizer) -> list[int]:
+    return [tokenizer._id(token) for token in tokenizer.template.special]
+
+
 def test_special_ids_are_distinct_and_last(trained):
-    ids = [getattr(trained, name) for name in SPECIAL_TOKENS]
+    ids = special(trained)
     assert len(set(ids)) == len(ids)
     assert min(ids) == trained.vocab_size - len(ids) and max(ids) == trained.vocab_size - 1
     assert trained.decode([trained.img_start, trained.img_context, trained.img_end]) == "<img><IMG_CONTEXT></img>"
@@ -68,7 +73,7 @@ def test_special_ids_are_distinct_and_last(trained):
 def test_spelled_out_special_tokens_stay_text(trained):
     text = "say <|im_end|> and <IMG_CONTEXT>"
     ids = trained.encode(text)
-    assert not set(ids) & {getattr(trained, name) for name in SPECIAL_TOKENS}
+    assert not set(ids) & set(special(trained))
     assert trained.decode(ids) == text
 
 
@@ -88,8 +93,25 @@ TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\
 def test_chat_pieces_spell_the_template(trained):
     ids = turn(trained, "Pick up the red cup.", "It is done.")
     assert trained.decode(ids) == TEMPLATE.format("Pick up the red cup.", "It is done.")
-    assert ids.count(trained.im_start) == ids.count(trained.im_end) == 2
-    assert list(trained.newline) == ids[-1:]
+    assert ids.count(trained._id("<|im_start|>")) == ids.count(trained.im_end) == 2
+    assert ids[-2:] == [trained.im_end, *trained.encode("\n")]
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_every_kind_has_a_template_of_its_own(kind: str, tmp_path) -> None:
+    """All its special tokens are known, and its pieces say what the kind writes down, system turn included."""
+    template = BACKBONES.find(kind).template
+    tokenizer = TextTokenizer.train(CORPUS, 400, kind)
+    tokenizer.save(tmp_path)
+    pieces = (template.user_open, template.user_close_assistant_open, template.assistant_close)
+    for one in (tokenizer, TextTokenizer.from_pretrained(str(tmp_path), kind=kind)):
+        assert one.added == () and len(set(special(one))) == len(template.special)
+        joined = [one.user_open(), one.user_close_assistant_open(), one.assistant_close()]
+        assert tuple(map(one.decode, joined)) == pieces
+        assert one.decode([one.img_start, one.img_context, one.img_end]) == (
+            template.image_start + template.image + template.image_end
+        )
+        assert one.assistant_close()[0] == one.im_end == one._id(template.end)
 
 
 def test_too_small_a_vocabulary_is_refused():
@@ -106,7 +128,7 @@ def test_missing_files_are_refused(tmp_path):
 
 def test_real_qwen2(qwen):
     assert qwen.vocab_size == 151_680 and qwen.added == ()
-    assert (qwen.im_start, qwen.im_end, qwen.pad) == (151_644, 151_645, 151_643)
+    assert (qwen._id("<|im_start|>"), qwen.im_end, qwen.pad) == (151_644, 151_645, 151_643)
     assert (qwen.img_start, qwen.img_end, qwen.img_context) == (151_670, 151_671, 151_669)
     for text in SENTENCES:
         assert qwen.decode(qwen.encode(text)) == text
@@ -121,6 +143,16 @@ def test_real_chat_template(qwen):
     assert qwen.user_open() == [151_644, 872, 198]
 
 
+def test_real_chat_template_of_qwen2_5_vl(shared_data):
+    """Likewise, with the system turn and the vision tokens that Qwen's own vocabulary has."""
+    tokenizer = TextTokenizer.from_pretrained(str(shared_data / "qwen2_tokenizer"), kind="qwen2_5_vl")
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    whole = tokenizer._hf(system + TEMPLATE.format(CORPUS[0], "Done."), add_special_tokens=False)["input_ids"]
+    assert turn(tokenizer, CORPUS[0], "Done.") == whole and tokenizer.added == ()
+    assert len(tokenizer.user_open()) == 11 + 3
+    assert (tokenizer.img_start, tokenizer.img_end, tokenizer.img_context) == (151_652, 151_653, 151_655)
+
+
 def test_plain_qwen2_gets_internvls_tokens(shared_data, tmp_path):
     """Qwen2 without a VLM's additions: the first of its vocabulary and merges alone."""
     source, kept = shared_data / "qwen2_tokenizer", 3000
@@ -133,7 +165,7 @@ def test_plain_qwen2_gets_internvls_tokens(shared_data, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
     tokenizer = TextTokenizer.from_pretrained(str(tmp_path))
     assert set(tokenizer.added) >= {"<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>"}
-    assert tokenizer.vocab_size == kept + len(SPECIAL_TOKENS)
+    assert tokenizer.vocab_size == kept + len(tokenizer.template.special)
     assert len(tokenizer.encode(CORPUS[0])) < len(CORPUS[0]) / 2
     tokenizer.save(tmp_path / "saved")
     again = TextTokenizer.from_pretrained(str(tmp_path / "saved"))

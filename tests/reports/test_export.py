@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 import jala_ray
 from jala_ray import storage
 from jala_ray.commands import export as command
-from jala_ray.models.backbone import normalise_pixels
+from jala_ray.models.pixels import normalise_pixels
 from jala_ray.presets import PRESETS
 from jala_ray.training import checkpoint, history
 from jala_ray.training.checkpoint import Position

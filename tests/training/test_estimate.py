@@ -10,8 +10,9 @@ import pytest
 
 from jala_ray.commands import shell
 from jala_ray.config import RunConfig, VisionSizes
+from jala_ray.config.backbones import BACKBONES
 from jala_ray.data.manifest.table import write_manifest
-from jala_ray.models.published import BACKBONES, ENCODERS, unweighted
+from jala_ray.models.published import ENCODERS, unweighted
 from jala_ray.parsing import override
 from jala_ray.presets import PRESETS, TINY
 from jala_ray.storage import StorageOptions
@@ -75,7 +76,8 @@ def test_published_sizes() -> None:
     assert learner.vla.backbone.n_layers == 28 and learner.vla.backbone.image_tokens == 256
     for config in PRESETS.values():
         model = config.model
-        assert model.backbone.pretrained is None or model.backbone.pretrained in BACKBONES
+        known = BACKBONES.find(model.backbone.kind).published
+        assert model.backbone.pretrained is None or model.backbone.pretrained in known
         assert model.encoder.pretrained is None or model.encoder.pretrained in ENCODERS
 
 

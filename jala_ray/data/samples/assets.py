@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jala_ray import storage
+from jala_ray.config.backbones import DEFAULT
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
 from jala_ray.storage import StorageOptions
@@ -28,6 +29,8 @@ class SequenceSpec:
     """Side in pixels of the backbone's tile."""
     frame_size: int
     """Side in pixels of the frozen encoder's frames."""
+    backbone: str = DEFAULT
+    """Kind of the backbone, whose chat template is written."""
 
 
 @dataclass
@@ -64,11 +67,8 @@ class Assets:
         vocab = fields.pop("vocab")
         vocab["token_slots"] = tuple(vocab["token_slots"])
         motion = MotionTokenizer.load(folder / "motion_tokenizer").eval().requires_grad_(False)
-        return cls(
-            TextTokenizer.from_pretrained(str(folder / "text_tokenizer")),
-            motion,
-            SequenceSpec(Vocab(**vocab), **fields),
-        )
+        spec = SequenceSpec(Vocab(**vocab), **fields)
+        return cls(TextTokenizer.from_pretrained(str(folder / "text_tokenizer"), kind=spec.backbone), motion, spec)
 
 
 def tokenizer_key(assets: Assets) -> str:

@@ -61,7 +61,7 @@ class TransformersKind(EncoderKind):
         return EncoderFacts(model.config.hidden_size, int(model.config.patch_size), model.config.to_dict())
 
     def features(self, model: Any, frames: Tensor) -> Tensor:
-        from jala_ray.models.backbone import normalise_pixels
+        from jala_ray.models.pixels import normalise_pixels
 
         rows, columns = (side // int(model.config.patch_size) for side in frames.shape[-2:])
         return model(normalise_pixels(frames)).last_hidden_state[:, -rows * columns :]

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jala_ray.config import BackboneConfig, EncoderConfig, RunConfig
+from jala_ray.config.backbones import BACKBONES
 from jala_ray.types import MODEL_FPS
 
-LICENCES = {
-    "OpenGVLab/InternVL3": "MIT (InternVL), with Qwen2.5 as its language model (Apache-2.0 at 2B)",
-    "facebook/dinov3": "DINOv3 License, which passes on with the weights",
-}
-"""How a pretrained name begins -> the licence of its weights as its page tells. Others are named without."""
+LICENCES = {"facebook/dinov3": "DINOv3 License, which passes on with the weights"}
+"""How an encoder's pretrained name begins -> the licence of its weights as its page tells. Others are named without."""
 REGISTERED = ("loss", "val/", "monitor/rho", "monitor/effective_rank_z", "mcp_accuracy")
 """Metrics that the card shows: names that are, or that begin so."""
 
@@ -113,7 +111,7 @@ def _backbone(config: BackboneConfig) -> str:
     if config.pretrained:
         return f"{config.pretrained}, {config.image_size} px"
     language = config.language
-    return f"random InternVL: {language.layers} blocks of {language.hidden}, {config.image_size} px"
+    return f"random {BACKBONES.find(config.kind).title}: {language.layers} blocks of {language.hidden}, {config.image_size} px"
 
 
 def _encoder(config: EncoderConfig) -> str:
@@ -157,9 +155,9 @@ def _figures(facts: Facts) -> str:
 
 
 def _licences(config: RunConfig) -> str:
-    lines = []
+    lines, licences = [], LICENCES | dict(BACKBONES.find(config.model.backbone.kind).licences)
     for name in _pretrained(config):
-        known = next((text for prefix, text in LICENCES.items() if name.startswith(prefix)), "see its page")
+        known = next((text for prefix, text in licences.items() if name.startswith(prefix)), "see its page")
         lines.append(f"- Weights that began as [{name}](https://huggingface.co/{name}): {known}.")
     lines += [
         "- What jala_ray added: under the licence that whoever publishes this folder gives; the code is Apache-2.0.",

@@ -20,9 +20,9 @@ from jala_ray import storage
 from jala_ray.config import EncoderConfig, OptimConfig
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.evaluation.predict import rows_to_evaluate
-from jala_ray.models.backbone import normalise_pixels
 from jala_ray.models.encoders import random_config
 from jala_ray.models.frame_encoder import FrameEncoder
+from jala_ray.models.pixels import normalise_pixels
 from jala_ray.parsing import to_dict
 from jala_ray.studies.alignment.probing import Pairs, probe, read_pairs
 from jala_ray.studies.alignment.size import EncoderTraining

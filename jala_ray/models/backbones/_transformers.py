@@ -1,0 +1,228 @@
+"""What the kinds share whose models are the transformers library's: weights, growing vocabularies, attention, names in files."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from jala_ray.config import BackboneConfig, LanguageSizes
+from jala_ray.config.backbones import BACKBONES, BackboneFacts
+from jala_ray.models.backbones.base import Backbone, KVCache
+from jala_ray.models.pretrained import Pretrained
+from jala_ray.types import ConfigError
+
+if TYPE_CHECKING:
+    from jala_ray.models.text import TextTokenizer
+
+FIELD = "backbone.pretrained"
+MAX_POSITIONS = 32_768
+"""Positions a random language model's configuration declares; rotary positions need no table."""
+
+
+class TransformersBackbone(Backbone):
+    """Four parts: `vision`, `projector`, `language` and, when embeddings are untied, `output`."""
+
+    config_class: ClassVar[type[PreTrainedConfig]]
+    model_class: ClassVar[type[PreTrainedModel]]
+    hub_names: ClassVar[dict[str, str]]
+    """Parts -> how their tensors begin in files on the hub."""
+    vision: nn.Module
+    projector: nn.Module
+    language: Any
+    output: nn.Module | None
+
+    def __init__(self, model: Any, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config, self.hf_config = config, model.config
+        self.vision, self.projector, self.language = self.split(model)
+        tied = model.lm_head.weight is self.language.embed_tokens.weight
+        self.output = None if tied else model.lm_head
+        text = model.config.text_config
+        self.sizes = LanguageSizes(
+            text.hidden_size,
+            len(self.language.layers),
+            text.num_attention_heads,
+            text.num_key_value_heads,
+            text.intermediate_size,
+            text.rope_parameters["rope_theta"],
+            tied,
+        )
+        self.patches = (config.image_size // self.patch(model.config)) ** 2
+        self.image_tokens = self.tokens(config, model.config)
+
+    # --- what a kind says -------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def random_config(cls, config: BackboneConfig, text_vocab_size: int) -> Any:
+        """The library's configuration at the sizes of `config.vision` and `config.language`, which the kind has checked."""
+
+    @classmethod
+    @abstractmethod
+    def prepared(cls, hf: Any) -> Any:
+        """Switch dropout off, and refuse what this backbone doesn't run. Raises `ConfigError`."""
+
+    @classmethod
+    @abstractmethod
+    def patch(cls, hf: Any) -> int:
+        """Side of a patch, px."""
+
+    @classmethod
+    @abstractmethod
+    def fold(cls, hf: Any) -> int:
+        """So many by so many neighbouring patches become a token."""
+
+    @abstractmethod
+    def split(self, model: Any) -> tuple[nn.Module, nn.Module, Any]:
+        """Vision tower, projector, language model."""
+
+    # --- building -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def make(
+        cls, config: BackboneConfig, stored: dict[str, Any] | None, text_vocab_size: int | None
+    ) -> TransformersBackbone:
+        if stored is not None:
+            model: Any = cls.model_class(cls.prepared(cls.config_class.from_dict(stored)))
+        elif (files := cls.source(config)) is not None:
+            model = cls.load(files)
+        else:
+            assert text_vocab_size is not None
+            model = cls.model_class(cls.at_random(config, text_vocab_size))
+        if text_vocab_size is not None and text_vocab_size > model.config.text_config.vocab_size:
+            model.resize_token_embeddings(text_vocab_size, mean_resizing=False)
+        # The library says which classes make masks for flex_attention; here masks come from outside, and any block takes them.
+        model.model.language_model._supports_flex_attn = True
+        # The vision tower needs no mask, so flex_attention would only cost it compile time.
+        vision_attention = "eager" if config.attention == "eager" else "sdpa"
+        model.set_attn_implementation({"text_config": config.attention, "vision_config": vision_attention})
+        return cls(model, config)
+
+    @classmethod
+    def source(cls, config: BackboneConfig) -> Pretrained | None:
+        """Where a pretrained backbone's files lie."""
+        remedy = f"Give a hub name or folder in the transformers format, e.g. {BACKBONES.find(config.kind).example}."
+        return None if config.pretrained is None else Pretrained(FIELD, config.pretrained, config.revision, remedy)
+
+    @classmethod
+    def load(cls, files: Pretrained) -> Any:
+        """Weights and configuration, in float32. Raises `ConfigError`."""
+        model = files.load(cls.model_class, config=cls.prepared(files.config(cls.config_class)))
+        # Whether the head is the embedding is what the weights say: many a config.json is silent, and the library then takes it for tied.
+        # Said here, before the embedding grows, which would tie them; a checkpoint's architecture keeps it.
+        tied = model.lm_head.weight is model.model.language_model.embed_tokens.weight
+        model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = tied
+        return model
+
+    @classmethod
+    def at_random(cls, config: BackboneConfig, text_vocab_size: int) -> Any:
+        """`random_config`, checked. Raises `ConfigError`."""
+        BACKBONES.find(config.kind)().check(config)
+        return cls.prepared(cls.random_config(config, text_vocab_size))
+
+    @classmethod
+    def facts(cls, config: BackboneConfig, text_vocab_size: int) -> BackboneFacts:
+        files = cls.source(config)
+        hf = cls.at_random(config, text_vocab_size) if files is None else cls.prepared(files.config(cls.config_class))
+        text = hf.text_config
+        words = max(text.vocab_size, text_vocab_size)
+        return BackboneFacts(words, cls.tokens(config, hf), text.num_hidden_layers)
+
+    @classmethod
+    def tokens(cls, config: BackboneConfig, hf: Any) -> int:
+        """Tokens of a picture. Raises `ConfigError` for a size of pictures that patches don't fill."""
+        patch, fold = cls.patch(hf), cls.fold(hf)
+        if config.image_size % (patch * fold):
+            title = BACKBONES.find(config.kind).title
+            remedy = f"{title} folds {fold} x {fold} patches of {patch} px into one token."
+            raise ConfigError("backbone.image_size", config.image_size, f"a multiple of {patch * fold}", remedy)
+        return (config.image_size // patch // fold) ** 2
+
+    def hf_config_dict(self) -> dict[str, Any]:
+        return self.hf_config.to_dict()
+
+    # --- as files of others -----------------------------------------------------------------------------------
+
+    @classmethod
+    def hub_name(cls, name: str) -> str:
+        part, _, rest = name.partition(".")
+        return f"{cls.hub_names[part]}.{rest}"
+
+    @classmethod
+    def own_name(cls, name: str) -> str:
+        longest = sorted(cls.hub_names.items(), key=lambda item: -len(item[1]))
+        part, prefix = next((part, prefix) for part, prefix in longest if name.startswith(f"{prefix}."))
+        return part + name[len(prefix) :]
+
+    @classmethod
+    def describe(cls, folder: Path, architecture: dict[str, Any], text: TextTokenizer, precision: str) -> None:
+        hf: Any = cls.config_class.from_dict(architecture)
+        hf.architectures = [cls.model_class.__name__]
+        hf.dtype = getattr(torch, precision)
+        for name, value in cls.token_ids(text).items():
+            setattr(hf, name, value)
+        hf.save_pretrained(folder)
+
+    @classmethod
+    def token_ids(cls, text: TextTokenizer) -> dict[str, int]:
+        """Special tokens that the library's configuration names, as this tokenizer has them."""
+        return {"image_token_id": text.img_context}
+
+    # --- parts ------------------------------------------------------------------------------------------------
+
+    def parts(self) -> dict[str, nn.Module]:
+        named = {
+            "vision": self.vision,
+            "projector": self.projector,
+            "language": self.language,
+            "output": self.output,
+        }
+        return {name: module for name, module in named.items() if module is not None}
+
+    @property
+    def words(self) -> nn.Embedding:
+        return self.language.embed_tokens
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.language.layers
+
+    @property
+    def head(self) -> Tensor:
+        return cast("Tensor", (self.output or self.words).weight)
+
+    def norm(self, x: Tensor) -> Tensor:
+        return self.language.norm(x)
+
+    def block_arguments(
+        self, x: Tensor, mask: Tensor | BlockMask, position_ids: Tensor, cache: KVCache | None
+    ) -> dict[str, Any]:
+        return {
+            "attention_mask": self._prepare_mask(mask, x),
+            "position_embeddings": self._rotation(x, position_ids),
+            "past_key_values": cache,
+        }
+
+    def rotation(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B, T, d) of the positions."""
+        return self.language.rotary_emb(x, position_ids)
+
+    def _prepare_mask(self, mask: Tensor | BlockMask, x: Tensor) -> Tensor | BlockMask:
+        # A mask handed to a block is never None, so no attention kernel falls back to its own causal one.
+        if isinstance(mask, BlockMask) or self.config.attention == "sdpa":
+            return mask
+        return torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, torch.finfo(x.dtype).min)
+
+    def _rotation(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.rotation(x, position_ids)
+        if self.config.attention == "flex_attention" and torch.is_autocast_enabled(x.device.type):
+            # flex_attention wants one dtype: float32 rotations would lift queries and keys above bf16 values.
+            dtype = torch.get_autocast_dtype(x.device.type)
+            return cos.to(dtype), sin.to(dtype)
+        return cos, sin

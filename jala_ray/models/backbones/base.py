@@ -1,0 +1,321 @@
+"""The contract of a vision-language backbone: what model, losses, generation, export, estimates and data workers need of one (METHOD 3).
+
+The backbone knows text and pictures. Embeddings of motion tokens, hands and latent states come from outside (`VLA`), as does the
+attention mask, which is honoured exactly: nothing causal is added to it. Pictures are square, uint8, of `image_size`; how they are
+normalised and cut is the backbone's own affair, and so are positions beyond a token's place in its sample.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
+from torch.utils.checkpoint import checkpoint
+
+from jala_ray.config import BackboneConfig, LanguageSizes
+from jala_ray.config.backbones import BACKBONES, BackboneFacts
+from jala_ray.models.pixels import normalise_pixels
+from jala_ray.types import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from jala_ray.models.text import TextTokenizer
+
+__all__ = ["Backbone", "BackboneFacts", "KVCache", "backbone_facts", "module_of", "normalise_pixels"]
+
+
+class KVCache:
+    """Keys and values of the positions already seen, one pair (B, heads, T, d) for each language block.
+
+    While `growing`, a forward pass appends its positions. Set it False to read a fixed prefix any number of
+    times (the passes over one chunk share the prefix before it).
+    """
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.growing = True
+
+    def __len__(self) -> int:
+        return self.pairs[0][0].shape[2] if self.pairs else 0
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Called by block `layer_idx` (from 0) with its new keys and values; returns the whole of them."""
+        if layer_idx < len(self.pairs):
+            old_key, old_value = self.pairs[layer_idx]
+            key = torch.cat([old_key, key.to(old_key.dtype)], dim=2)
+            value = torch.cat([old_value, value.to(old_value.dtype)], dim=2)
+        if self.growing:
+            self.pairs[layer_idx : layer_idx + 1] = [(key, value)]
+        return key, value
+
+    def crop(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        self.pairs = [(key[:, :, :length], value[:, :, :length]) for key, value in self.pairs]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep or repeat batch rows: `rows` (B',) indices into B."""
+        self.pairs = [(key[rows], value[rows]) for key, value in self.pairs]
+
+
+class Backbone(nn.Module, ABC):
+    """A vision tower, a projector and a language model. A kind implements what is abstract here; the rest it has in common.
+
+    Weights are float32 masters; run it under `torch.autocast` for bf16. Build it with `Backbone.build`. Names in `state_dict` begin with
+    those of `parts`; `hub_name` says what files of others call them.
+    """
+
+    config: BackboneConfig
+    sizes: LanguageSizes
+    """Of the language model that was built, wherever its weights come from."""
+    image_tokens: int
+    """Tokens of a picture, row-major."""
+    patches: int
+    """Patches of a picture that the vision tower runs over."""
+    axes: ClassVar[int] = 1
+    """Coordinates of a token's position."""
+
+    # --- building -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def build(
+        cls,
+        config: BackboneConfig,
+        hf_config_dict: dict[str, Any] | None = None,
+        *,
+        text_vocab_size: int | None = None,
+    ) -> Backbone:
+        """Make a backbone of `config.kind`: from its stored architecture, pretrained weights, or random from the sizes.
+
+        `hf_config_dict` (see `hf_config_dict()`) rebuilds the architecture with random weights and never asks
+        the hub: a checkpoint loads its own weights into it. `text_vocab_size` is what the text tokenizer
+        needs: a random backbone gets exactly that many rows, a pretrained one grows to it and never shrinks.
+        Random weights follow torch's global seed.
+
+        Raises `ConfigError` when weights can't be found, lack a tensor or are of another architecture, or sizes don't fit.
+        """
+        if hf_config_dict is None and config.pretrained is None and text_vocab_size is None:
+            raise ConfigError("text_vocab_size", None, "the text tokenizer's size for a random backbone")
+        made = module_of(config.kind).make(config, hf_config_dict, text_vocab_size)
+        made.train()
+        if config.freeze_vision:
+            made.freeze("vision")
+        return made
+
+    @classmethod
+    @abstractmethod
+    def make(cls, config: BackboneConfig, stored: dict[str, Any] | None, text_vocab_size: int | None) -> Backbone:
+        """See `build`."""
+
+    @classmethod
+    @abstractmethod
+    def facts(cls, config: BackboneConfig, text_vocab_size: int) -> BackboneFacts:
+        """Facts from the architecture alone; `text_vocab_size` is the text tokenizer's. Raises `ConfigError`."""
+
+    @abstractmethod
+    def hf_config_dict(self) -> dict[str, Any]:
+        """The architecture as JSON-able values, for `build`."""
+
+    # --- as files of others -----------------------------------------------------------------------------------
+
+    @classmethod
+    def hub_name(cls, name: str) -> str:
+        """A tensor's name in `state_dict` -> its name in files of others."""
+        return name
+
+    @classmethod
+    def own_name(cls, name: str) -> str:
+        """The inverse of `hub_name`."""
+        return name
+
+    @classmethod
+    def describe(cls, folder: Path, architecture: dict[str, Any], text: TextTokenizer, precision: str) -> None:
+        """Write config.json beside an export's weights, whose dtype is `precision`."""
+        (folder / "config.json").write_text(json.dumps(architecture | {"dtype": precision}, indent=1))
+
+    # --- sizes ------------------------------------------------------------------------------------------------
+
+    @property
+    def hidden_size(self) -> int:
+        return self.sizes.hidden
+
+    @property
+    def n_layers(self) -> int:
+        return self.sizes.layers
+
+    @property
+    def text_vocab_size(self) -> int:
+        return self.words.num_embeddings
+
+    @property
+    def image_size(self) -> int:
+        return self.config.image_size
+
+    # --- who learns -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """Modules by the name of their attribute: `vision` (the tower, frozen by the config), `language`, and what else there is."""
+
+    def freeze(self, *names: str) -> None:
+        """Stop the gradients of parts (the vision tower by the config; more for post-training, METHOD 10)."""
+        for name in names:
+            if name not in self.parts():
+                raise ConfigError("freeze", name, f"one of {', '.join(self.parts())}")
+            self.parts()[name].requires_grad_(False)
+        self.train(self.training)
+
+    def trainable(self) -> list[str]:
+        """Names of the parameters that learn."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def sometimes_unused(self) -> list[nn.Parameter]:
+        """Parameters that a batch may leave without a gradient: image parts, and the untied language head."""
+        modules: Iterable[nn.Module] = (m for name, m in self.parts().items() if name != "language")
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    def vision_learns(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parts()["vision"].parameters())
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As usual, but a frozen vision tower stays in evaluation mode."""
+        super().train(mode)
+        if not self.vision_learns():
+            self.parts()["vision"].eval()
+        return self
+
+    # --- embeddings -----------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def words(self) -> nn.Embedding:
+        """The text embedding."""
+
+    @abstractmethod
+    def see(self, pixels: Tensor) -> Tensor:
+        """`encode_image` of at least one picture of the right size. The tower keeps no graph where it doesn't learn."""
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Text token ids (...) -> (..., D)."""
+        return self.words(ids)
+
+    @torch.no_grad()
+    def embedding_std(self) -> float:
+        """Standard deviation of the text embeddings: the scale for embeddings that join them; 1 where they have sizes alone."""
+        weight = self.words.weight
+        return 1.0 if weight.is_meta else float(weight.std())
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """uint8 RGB tiles (S, 3, image_size, image_size) -> (S, image_tokens, D), tokens row-major."""
+        if pixels.dtype != torch.uint8 or pixels.shape[1:] != (3, self.image_size, self.image_size):
+            expected = f"uint8 (S, 3, {self.image_size}, {self.image_size})"
+            raise UserError("pixels", (pixels.dtype, tuple(pixels.shape)), expected, "Resize when decoding.")
+        if pixels.shape[0] == 0:
+            return self.words.weight.new_zeros(0, self.image_tokens, self.hidden_size)
+        return self.see(pixels)
+
+    def positions(self, columns: Mapping[str, Tensor]) -> Tensor:
+        """Positions for `forward`, (B, T) or (B, T, axes), of whole rows of a batch, packed or not.
+
+        They come from the columns `position` (place within the sample) and `image_k` (of the picture's tokens, else -1).
+        """
+        return columns["position"]
+
+    # --- the language model ---------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def blocks(self) -> nn.ModuleList:
+        """The language model's blocks, in order."""
+
+    @property
+    @abstractmethod
+    def head(self) -> Tensor:
+        """(text_vocab_size, D), which next text tokens are predicted with."""
+
+    @abstractmethod
+    def norm(self, x: Tensor) -> Tensor:
+        """The last norm."""
+
+    @abstractmethod
+    def block_arguments(
+        self, x: Tensor, mask: Tensor | BlockMask, position_ids: Tensor, cache: KVCache | None
+    ) -> dict[str, Any]:
+        """What every block is called with beside its input, for the checked arguments of `forward`."""
+
+    def run_blocks(self, x: Tensor, first: int, last: int, arguments: dict[str, Any]) -> Tensor:
+        """Blocks `first`..`last`, counted from 1, over (B, T, D)."""
+        recompute = self._recomputes()
+        for block in self.blocks[first - 1 : last]:
+            x = checkpoint(block, x, use_reentrant=False, **arguments) if recompute else block(x, **arguments)
+        return x
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        mask: Tensor | BlockMask,
+        position_ids: Tensor,
+        taps: tuple[int, ...] = (),
+        cache: KVCache | None = None,
+    ) -> tuple[Tensor, dict[int, Tensor], KVCache | None]:
+        """Run the language model.
+
+        `inputs_embeds` (B, T, D); `mask` bool (B, 1, T, Tkv), True = may attend, or a `BlockMask` for
+        flex_attention, Tkv = positions in the cache + T; `position_ids` as `positions` gives them, (B, T) with one axis, (B, T, axes)
+        with more, free to restart for packed samples. Every query needs a key to attend to.
+
+        Returns `(final, hidden, cache)`: `final` (B, T, D) after the last norm; `hidden[tap]` (B, T, D) the
+        output of language block `tap`, counted from 1, before the last norm (METHOD 5). Raises `ConfigError`
+        for a tap that isn't there, `UserError` for a mask, positions or cache that don't fit.
+        """
+        if outside := [tap for tap in taps if not 1 <= tap <= self.n_layers]:
+            raise ConfigError("taps", outside, f"language blocks 1..{self.n_layers}, counted from 1")
+        if self._recomputes() and cache is not None:
+            raise UserError("cache", "given", "none under gradient checkpointing", "Call eval() to generate.")
+        self._check_positions(inputs_embeds, position_ids)
+        self._check_mask(mask, inputs_embeds, 0 if cache is None else len(cache))
+        arguments = self.block_arguments(inputs_embeds, mask, position_ids, cache)
+        x, hidden, done = inputs_embeds, {}, 0
+        for tap in sorted({*taps, self.n_layers}):
+            x, done = self.run_blocks(x, done + 1, tap, arguments), tap
+            if tap in taps:
+                hidden[tap] = x
+        return self.norm(x), hidden, cache
+
+    def lm_logits(self, hidden: Tensor) -> Tensor:
+        """Final hidden states (..., D) -> next-text-token logits (..., text_vocab_size)."""
+        return F.linear(hidden, self.head)
+
+    def _recomputes(self) -> bool:
+        return self.config.gradient_checkpointing and self.training and torch.is_grad_enabled()
+
+    def _check_positions(self, x: Tensor, position_ids: Tensor) -> None:
+        expected = (*x.shape[:2], *([self.axes] if self.axes > 1 else []))
+        if tuple(position_ids.shape) != expected:
+            raise UserError("position_ids", tuple(position_ids.shape), str(expected), "Take them from `positions`.")
+
+    def _check_mask(self, mask: Tensor | BlockMask, x: Tensor, past: int) -> None:
+        if (self.config.attention == "flex_attention") != isinstance(mask, BlockMask):
+            expected = "a BlockMask with flex_attention and a dense bool mask with sdpa and eager"
+            raise UserError("mask", type(mask).__name__, expected)
+        if isinstance(mask, BlockMask):
+            return
+        batch, length, _ = x.shape
+        expected_shape = (batch, 1, length, past + length)
+        if mask.dtype != torch.bool or tuple(mask.shape) != expected_shape:
+            raise UserError("mask", (mask.dtype, tuple(mask.shape)), f"bool {expected_shape}")
+
+
+def module_of(kind: str) -> type[Backbone]:
+    """The class of a kind's models. Raises `ConfigError` for an unknown one."""
+    return BACKBONES.find(kind, "model.backbone.kind")().module()
+
+
+def backbone_facts(config: BackboneConfig, text_vocab_size: int) -> BackboneFacts:
+    """Facts from the architecture alone; `text_vocab_size` is the text tokenizer's. Raises `ConfigError`."""
+    return module_of(config.kind).facts(config, text_vocab_size)
