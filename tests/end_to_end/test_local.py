@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,31 @@ def test_a_cache_trains_as_videos_do(world: World, tmp_path: Path, preset: str) 
                 if a.get(key) is not None:
                     same = a[key] if isinstance(a[key], str) else pytest.approx(a[key], abs=1e-4)
                     assert b[key] == same, (store, a["step"], key)
+
+
+def test_odd_surroundings(world: World, tmp_path: Path) -> None:
+    """Blanks and an umlaut in every path, TMPDIR's too, no home, and the C locale."""
+    odd = tmp_path / "Käse & Wein (2)" / "my run's  folder"
+    shutil.copytree(Path(world.manifest).parent, odd / "world")
+    (odd / "tmp").mkdir()
+    environment = os.environ | {"HOME": "/nonexistent", "LC_ALL": "C", "LANG": "C", "TMPDIR": str(odd / "tmp")}
+    for name in ("XDG_CACHE_HOME", "HF_HOME"):
+        environment.pop(name, None)
+    config = settings(world, odd / "runs", "run", train__steps=2, train__validate_every=2, log__tensorboard=True)
+    config = override(
+        config,
+        {"data.manifest": str(odd / "world/manifest.parquet"), "motion_tokenizer": str(odd / "world/tokenizer")},
+    )
+    (odd / "run.json").write_text(json.dumps(to_dict(config)))
+    program = "import sys; from jala_ray.commands.shell import main; "
+    program += "sys.exit(main(['validate', sys.argv[1]]) or main(['pretrain', sys.argv[2], '--local']) or main(['report', sys.argv[3]]))"
+    words = [config.data.manifest, str(odd / "run.json"), setup.run_folder(config)]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["step"] for row in rows(config)] == [1, 2]
+    assert (Path(setup.run_folder(config)) / "report.html").exists() and not list((odd / "tmp").iterdir())
 
 
 def test_a_stale_cache_is_refused(world: World, tmp_path: Path) -> None:

@@ -151,6 +151,26 @@ def test_a_store_that_stays_away_ends_the_run_once(world: World, cluster: None, 
 
 
 @pytest.mark.slow
+def test_a_deleted_checkpoint_and_a_change_of_ways(world: World, cluster: None, tmp_path: Path) -> None:
+    """Ray, one process, Ray again: each goes on from the newest checkpoint that is there, whoever removed the others."""
+    config = settings(world, tmp_path, "run", cluster__workers=1, cluster__cpus_per_worker=0.5)
+    folder = Path(setup.run_folder(config)) / "checkpoints"
+    launch(config)
+    for again in (run_local, launch):
+        shutil.rmtree(folder / "step-00000006")
+        again(config)
+        assert [r["attempt"] for r in rows(config)] == [1, 1, 1, 2, 2, 2], "the rows of what was deleted are gone"
+        assert [r["step"] for r in rows(config)] == list(range(1, 7))
+    shutil.rmtree(folder / "step-00000003")
+    launch(config)
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["step-00000006"]
+    assert [r["step"] for r in rows(config)] == list(range(1, 7))
+    alone = settings(world, tmp_path, "alone", cluster__workers=1)
+    run_local(alone)
+    for a, b in zip(rows(alone), rows(config), strict=True):
+        assert b["rows_digest"] == a["rows_digest"] and b["loss"] == pytest.approx(a["loss"], abs=2e-4)
+
+
 def test_a_run_over_a_cache_equals_one_over_videos(world: World, cluster: None, tmp_path: Path) -> None:
     """Ray Data makes the cache, and two Ray workers train from it: the losses are those of one process over the videos."""
     videos = settings(world, tmp_path, "videos", train__steps=4, train__validate_every=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import http.server
 import ipaddress
+import json
 import os
 import ssl
 import threading
@@ -97,6 +98,47 @@ def test_configuration_files_alone(store, s3_endpoint, monkeypatch, tmp_path, pr
     if profile != "setting":
         monkeypatch.delenv("AWS_PROFILE", raising=False)
         assert read_by_all(store) == ALL
+
+
+@pytest.mark.parametrize("source", ["container", "process"])
+def test_credentials_of_a_pod_and_of_a_program(store, s3_endpoint, monkeypatch, tmp_path, source) -> None:
+    """EKS gives a pod an address and a file with a token; a configuration may name a program that prints keys."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    keys = {"AccessKeyId": "PODKEY", "SecretAccessKey": "s", "Expiration": "2099-01-01T00:00:00Z"}
+    asked = list[str | None]()
+
+    class Agent(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Authorization"))
+            body = json.dumps(keys | {"Token": "t", "AccountId": "1"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silent."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Agent)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        if source == "container":
+            (tmp_path / "token").write_text("podtoken")
+            address = f"http://127.0.0.1:{server.server_address[1]}/v1/credentials"
+            monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", address)
+            monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(tmp_path / "token"))
+        else:
+            (tmp_path / "keys.json").write_text(json.dumps(keys | {"Version": 1, "SessionToken": "t"}))
+            configure(monkeypatch, tmp_path, f"[default]\ncredential_process = cat {tmp_path}/keys.json\n")
+        options = StorageOptions(endpoint_url=s3_endpoint, region="us-east-1")
+        assert read_by_all(store, options) == ALL
+        client = clients.s3_client(options.resolved(), os.getpid())
+        assert client._request_signer._credentials.get_frozen_credentials().access_key == "PODKEY"
+        assert set(asked) == ({"podtoken"} if source == "container" else set())
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_order_of_what_names_an_endpoint(store, s3_endpoint, monkeypatch, tmp_path) -> None:

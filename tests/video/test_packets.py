@@ -13,10 +13,11 @@ from jala_ray.data.__main__ import main
 from jala_ray.data.manifest.rows import clip_to_row, row_to_clip
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.types import PacketIndex, VideoError
-from jala_ray.video.decode import decode_frames, probe
+from jala_ray.video.decode import VideoReader, decode_frames, probe
 from jala_ray.video.frames import clip_frames, index_boundaries
 from jala_ray.video.packets import PacketScan, decode_packets, fetch_packets, runs
 from jala_ray.video.picture import Picture
+from tests.video.ffmpeg_frames import run_ffmpeg
 from tests.video.numbered import encode, number_of
 from tests.video.test_frames import clip_of
 
@@ -127,3 +128,26 @@ def test_convert_writes_indices_on_demand(make_video, tmp_path):
         (clip,) = Manifest(out)
         assert (clip.packets is not None) == indexed
         assert clip.packets is None or len(clip.packets.boundary) == clip.n_chunks + 1
+
+
+@pytest.mark.parametrize("sizes", [((64, 96), (128, 160), (64, 96)), ((64, 96), (96, 64))])
+def test_a_size_that_changes_on_the_way_is_read_alike_or_not_indexed(tmp_path, sizes):
+    parts = []
+    for number, (height, width) in enumerate(sizes):
+        path = tmp_path / f"{number}.ts"
+        source = f"testsrc2=s={width}x{height}:r=30:d=1.5"
+        assert run_ffmpeg("-f", "lavfi", "-i", source, "-c:v", "libx264", "-pix_fmt", "yuv420p", path).returncode == 0
+        parts.append(path)
+    (tmp_path / "list.txt").write_text("".join(f"file {path}\n" for path in parts))
+    video = tmp_path / "joined.mp4"
+    assert run_ffmpeg("-f", "concat", "-safe", "0", "-i", tmp_path / "list.txt", "-c", "copy", video).returncode == 0
+    times = np.arange(0.1, 1.5 * len(sizes) - 0.1, 0.4)
+    index = PacketScan(video).index(times, math.inf)
+    if index is None:
+        return
+    with VideoReader(video) as reader:
+        expected = reader.each(times, lambda picture: picture.rgb((48, 48)))
+    asked = list(range(len(times)))
+    found = decode_packets(str(video), index, fetch_packets(str(video), index, asked), asked, lambda p: p.rgb((48, 48)))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
