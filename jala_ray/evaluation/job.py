@@ -69,6 +69,8 @@ class EvaluationJob:
     gpu: bool = True
     """Use a GPU where the process has one."""
     options: StorageOptions = field(default_factory=StorageOptions)
+    frequent: str | None = None
+    """The most frequent description of the training split, which `begin` looks up once for all parts."""
 
     def address(self, number: int) -> str:
         return storage.join(self.out, "parts", _file(number))
@@ -95,7 +97,7 @@ def _open(job: EvaluationJob) -> Predictor | Describer:
     manifest = Manifest(job.manifest, job.options)
     models = {label: Generator.open(uri, job.settings, device, job.options) for label, uri in job.checkpoints}
     if job.task == "description":
-        return Describer(manifest, models, most_frequent_text(manifest), job.text_tokens, job.batch, job.options)
+        return Describer(manifest, models, job.frequent, job.text_tokens, job.batch, job.options)
     return Predictor(manifest, models, MeanMotion.of(manifest), job.task, job.batch, job.options)
 
 
@@ -145,7 +147,7 @@ def _rows(clips: Iterable[ClipRecord], labels: list[str]) -> tuple[str, ...]:
 
 
 def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
-    """Choose the rows and claim the folder `job.out`.
+    """Choose the rows and claim the folder `job.out`. The work's own job makes its parts: it knows what `begin` has looked up.
 
     Raises `ConfigError` when it holds another evaluation, by the key that differs, two checkpoints bear one label, or a text has no token.
     """
@@ -159,12 +161,15 @@ def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
     rows = chosen(manifest, split, samples)
     claim = dataclasses.asdict(job) | {"rows": rows.tolist(), "manifest_key": manifest_key(manifest)}
     idle = "settings" if job.task == "description" else "text_tokens"
-    for name in ("batch", "gpu", "options", "out", idle):
+    for name in ("batch", "gpu", "options", "out", "frequent", idle):
         claim.pop(name)
     storage.probe(job.out, job.options)
     remedy = "Choose another folder or delete it."
     Claim(job.out, "claim.json", claim, "evaluation", remedy, job.options).take()
-    return Work(job, _parts(rows.tolist()))
+    work = Work(job, _parts(rows.tolist()))
+    if job.task == "description" and work.missing():
+        work = dataclasses.replace(work, job=dataclasses.replace(job, frequent=most_frequent_text(manifest)))
+    return work
 
 
 def reopen(out: str, options: StorageOptions) -> Work:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -102,10 +103,14 @@ class MeanMotion:
 
     @classmethod
     def of(cls, manifest: Manifest, max_chunks: int = 2000, seed: int = 0) -> MeanMotion:
-        """Over a keyed random part of the training rows."""
+        """Over a keyed random part of the training rows; damaged ones are told."""
         stacks: tuple[list[list[np.ndarray]], ...] = ([], [])
         for row in rows_with_labels((manifest.path,), "train", max_chunks, seed, manifest.options):
-            motion, labelled = chunk_features(manifest.clip(row.index))
+            try:
+                motion, labelled = chunk_features(manifest.clip(row.index))
+            except ManifestError as error:
+                print(f"passed over: {error}", file=sys.stderr)
+                continue
             for hand in Hand:
                 for time in np.flatnonzero(labelled[hand]):
                     while len(stacks[hand]) <= time:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from jala_ray.data.manifest.table import Manifest, write_manifest
-from jala_ray.evaluation import record_files
+from jala_ray.evaluation import describe, record_files
 from jala_ray.evaluation.describe import MOST_FREQUENT, most_frequent_text, rows_to_describe
 from jala_ray.evaluation.records import ClipRecord
 from jala_ray.evaluation.texts import OTHERS, chrf, others_of, score_texts, summarise_texts, text_markdown
 from jala_ray.types import Domain, ManifestError
 from tests.evaluation.test_joint import clips_of
+from tests.support import damage_row
 
 SACREBLEU = [
     ("The hand pushes the cup away.", "The hand pushes the cup away.", 100.0),
@@ -108,6 +109,29 @@ def test_the_most_frequent_training_text(tmp_path: Path) -> None:
     assert most_frequent_text(found) == "a", "as frequent as b, and before it"
     mute = [dataclasses.replace(clip, description="") for clip in train]
     assert most_frequent_text(Manifest(write_manifest(mute, tmp_path / "n.parquet").path)) is None
+
+
+def test_the_most_frequent_text_is_of_rows_that_have_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = clips_of(lab_train=6, lab_val=0, wild_train=0, wild_val=0)
+    mute = [dataclasses.replace(clip, task_type="generation", description="") for clip in clips]
+    told = [
+        dataclasses.replace(c, task_type="description", description=w) for c, w in zip(clips, "bbbaaa", strict=True)
+    ]
+    both = Manifest(write_manifest([*mute, *told], tmp_path / "m.parquet").path)
+    assert most_frequent_text(both) == "a", "a clip's first row says nothing"
+    monkeypatch.setattr(describe, "TRAINING_TEXTS", 5)
+    assert {most_frequent_text(both, seed) for seed in range(8)} == {"a", "b"}, "of five clips, whatever their chunks"
+
+
+def test_a_damaged_row_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = Manifest(write_manifest(clips_of(lab_train=2, lab_val=4, wild_train=0, wild_val=0), tmp_path / "m").path)
+    rows = rows_to_describe(manifest, "val", None).tolist()
+    damage_row(manifest, rows[1])
+    assert rows_to_describe(manifest, "val", None).tolist() == [rows[0], *rows[2:]]
+    assert f"passed over: row at byte {manifest.address(rows[1]).offset}" in capsys.readouterr().err
+    train = next(row for row in range(len(manifest)) if row not in rows)
+    damage_row(manifest, train)
+    assert most_frequent_text(manifest) is not None
 
 
 def test_records_of_texts_survive_their_file() -> None:

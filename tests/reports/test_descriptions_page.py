@@ -11,7 +11,7 @@ import pytest
 from jala_ray.evaluation.describe import MOST_FREQUENT
 from jala_ray.evaluation.records import ClipRecord, Evaluation
 from jala_ray.evaluation.texts import others_of, score_texts, summarise_texts
-from jala_ray.reports.motion.descriptions import MAX_CLIPS, description_findings, description_page
+from jala_ray.reports.motion.descriptions import MAX_CLIPS, NO_FREQUENT, description_findings, description_page
 from tests.evaluation.test_texts import record
 from tests.reports.test_inspect import Inspection
 
@@ -63,6 +63,12 @@ def test_scores_have_intervals_and_baselines(tmp_path: Path, records: list[ClipR
     assert [name for name in names if name.startswith(MOST_FREQUENT)] and f"good less {others_of('good')}" in names
     assert "fewer than 10 clips have no interval" in page.sections["scores"]
     assert "100" in page.tile("chrF, Lab") and "the same texts on other clips" in page.tile("chrF, Lab")
+
+
+def test_a_page_without_the_most_frequent_text_says_so(tmp_path: Path, records: list[ClipRecord]) -> None:
+    assert NO_FREQUENT not in Page(tmp_path, records).sections["scores"]
+    lacking = [dataclasses.replace(r, texts={k: t for k, t in r.texts.items() if k != MOST_FREQUENT}) for r in records]
+    assert NO_FREQUENT in Page(tmp_path, lacking).sections["scores"]
 
 
 def test_what_fits_every_clip_is_warned_of(tmp_path: Path, records: list[ClipRecord]) -> None:

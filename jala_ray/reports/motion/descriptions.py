@@ -18,6 +18,7 @@ from jala_ray.types import DOMAINS
 MAX_CLIPS = 200
 """Shown; all are in evaluation.json."""
 CUT = "cut"
+NO_FREQUENT = "There is no most frequent text to beat: no labelled clip of the training split has a description."
 
 
 def description_page(evaluation: Evaluation, summary: TextSummary) -> str:
@@ -107,7 +108,8 @@ def _scores(scores: Mapping[str, Any]) -> Html:
         "nothing: a model has said something of its clips where it is better than its own texts dealt to other clips."
     )
     few = few_clips({METRIC: found} for line in scores["table"].values() for found in line.values())
-    return join(about(text, few), sheet((), heads, parts))
+    lacking = None if MOST_FREQUENT in scores["rows"] else absent(NO_FREQUENT)
+    return join(about(text, few), sheet((), heads, parts), lacking)
 
 
 def _line(line: Mapping[str, Cell], name: str, note: str | None, shown: Sequence[str]) -> Html:

@@ -119,7 +119,7 @@ def _latents(uri: str, work: Work, evaluation: Evaluation) -> dict[str, Any]:
         loaded.learner.cuda()
     rows = [clip.row for clip in evaluation.clips if clip.failure is None]
     manifest = Manifest(job.manifest, job.options)
-    split = cast("Split", str(manifest.row(evaluation.clips[0].row)["split"]))
+    split = cast("Split", str(manifest.index["split"][evaluation.clips[0].row]))
 
     def probed() -> dict[str, Any]:
         return latent_space.summary(latent_space.collect(loaded, manifest, job.options, rows=rows))
