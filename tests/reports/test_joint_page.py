@@ -80,6 +80,16 @@ def test_what_is_too_little_is_said(tmp_path, no_plotly, joint):
         motion_page(make_evaluation(), make_scores(), [], None, {"jala": joint | {"umap": {}}})
 
 
+def test_training_clips_and_failures_are_said(tmp_path, no_plotly, joint):
+    trained = {name: size | {"split": "train"} for name, size in joint["groups"].items()}
+    failures = [{"clip_id": "c7", "field": "instruction", "reason": "it has none"}] * 3
+    text = shown(tmp_path, jala=joint | {"groups": trained, "failures": failures}).text("joint")
+    assert "Lab and Wild, labelled and Wild, unlabelled: too few clips were held out" in text
+    assert "3 clips could not be read. The first, c7: it has none" in text
+    asked = joint | {"groups": trained, "settings": joint["settings"] | {"split": "train"}}
+    assert "too few clips" not in shown(tmp_path, jala=asked).text("joint")
+
+
 def test_nothing_of_a_map_becomes_markup(tmp_path, no_plotly, joint):
     evil = "</script><script>alert(1)</script><b>"
     points = joint["map"] | {"clip_id": [evil] * len(joint["map"]["x"]), "source": [evil] * len(joint["map"]["x"])}

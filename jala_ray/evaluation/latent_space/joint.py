@@ -15,8 +15,8 @@ from sklearn.preprocessing import StandardScaler
 from jala_ray.evaluation.bootstrap import LEVEL, RESAMPLES, bootstrap, estimates
 from jala_ray.evaluation.latent_space.groups import CHUNKS, CLIPS, GROUPS, MIN_CLIPS, balanced
 from jala_ray.evaluation.latent_space.pairs import Pairs
-from jala_ray.evaluation.latent_space.probes import FOLDS, clip_folds, directions, perplexity, plane
-from jala_ray.types import HAND_NAMES, UserError
+from jala_ray.evaluation.latent_space.probes import FOLDS, clip_folds, directions, perplexity, plane, refuse_nonfinite
+from jala_ray.types import HAND_NAMES, Split, UserError
 
 COMPONENTS = 64
 """That a probe of groups reads, at most; fewer where its training clips have fewer than four times as many chunks."""
@@ -24,23 +24,24 @@ DIGITS = 5
 """Of a point's place: what a chart can show."""
 
 
-def joint_summary(pairs: Pairs, seed: int = 0) -> dict[str, Any]:
-    """Everything a report shows of h and z together, ready for JSON.
+def joint_summary(pairs: Pairs, seed: int = 0, *, split: Split = "val") -> dict[str, Any]:
+    """Everything a report shows of h and z together, ready for JSON. `split` is the one that groups were asked of.
 
     ```
     groups        {group: {split, clips, chunks: read; used: of them on the map and in `separability`, 0 for fewer than 8 clips}}
     agreement     {group: {matched, shuffled, difference: {mean, low, high, clips}}}
     separability  [{of: h | z | both, classes: [...], chance, accuracy, low, high, clips}]
     map           {x, y, space: h | z, group, clip_id, source, hand: left | right, time}, columns of 2 M points: h, then z
-    settings      {seed, clips, chunks, components, folds, resamples, perplexity, directions}
+    settings      {split, seed, clips, chunks, components, folds, resamples, perplexity, directions}
     failures      [{clip_id, field, reason}]
     ```
     On the map and for the probes the groups have as many chunks each. Cosines are of all chunks read, h and z less their means over the
     hand's chunks of the group, so that what all chunks share is no agreement; `shuffled` is the mean over all other clips' z of the same
     hand and group. Accuracy is balanced, of a logistic regression on principal components judged on held-out clips: which group, from h
     or from z; and (`both`) whether a row is h or z. A clip is one observation, intervals are over resampled clips. Raises `UserError`
-    where no group has 8 clips.
+    where no group has 8 clips, and for rows that are not finite.
     """
+    refuse_nonfinite({"h": pairs.h, "z": pairs.z})
     sizes = {name: _size(pairs, name) for name in GROUPS}
     large = [name for name, size in sizes.items() if size["clips"] >= MIN_CLIPS]
     if not large:
@@ -50,7 +51,14 @@ def joint_summary(pairs: Pairs, seed: int = 0) -> dict[str, Any]:
     used = kept.take(balanced(kept.group, kept.labels.clip_id, seed))
     for name, size in sizes.items():
         size["used"] = int((used.group == name).sum())
-    settings = {"seed": seed, "clips": CLIPS, "chunks": CHUNKS, "components": COMPONENTS, "folds": FOLDS}
+    settings: dict[str, Any] = {
+        "split": split,
+        "seed": seed,
+        "clips": CLIPS,
+        "chunks": CHUNKS,
+        "components": COMPONENTS,
+        "folds": FOLDS,
+    }
     settings |= {"resamples": RESAMPLES, "perplexity": perplexity(2 * len(used)), "directions": used.directions}
     return {
         "groups": sizes,

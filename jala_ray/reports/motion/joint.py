@@ -56,12 +56,16 @@ def _told(model: str, joint: Joint) -> Html | None:
         f"{model}{GROUP_NAMES[name]} has {clips(joint['groups'][name]['clips'])}, fewer than {MIN_CLIPS}: it is in no figure below."
         for name in few
     ]
-    trained = [GROUP_NAMES[name] for name in GROUPS if name not in few and joint["groups"][name]["split"] == "train"]
-    held_out = any(joint["groups"][name]["split"] != "train" for name in GROUPS)
-    if trained and held_out:
+    asked = joint["settings"].get("split", "val")
+    trained = [GROUP_NAMES[name] for name in GROUPS if name not in few and joint["groups"][name]["split"] != asked]
+    if trained:
         lines.append(
             f"{model}{' and '.join(trained)}: too few clips were held out, so these are of the training split, which the model "
             "may know by heart."
+        )
+    if failed := joint["failures"]:
+        lines.append(
+            f"{model}{clips(len(failed))} could not be read. The first, {failed[0]['clip_id']}: {failed[0]['reason']}"
         )
     return join(*map(absent, lines)) if lines else None
 

@@ -125,7 +125,8 @@ def _latents(uri: str, work: Work, evaluation: Evaluation) -> dict[str, Any]:
         return latent_space.summary(latent_space.collect(loaded, manifest, job.options, rows=rows))
 
     def mapped() -> dict[str, Any]:
-        return joint_summary(collect_pairs(loaded, manifest, group_rows(manifest, split), job.options, batch=job.batch))
+        pairs = collect_pairs(loaded, manifest, group_rows(manifest, split), job.options, batch=job.batch)
+        return joint_summary(pairs, split=split)
 
     return {"latents": _or_why("latent space", probed), "joint": _or_why("map of h and z", mapped)}
 
