@@ -85,6 +85,11 @@ def true_features(clip: Clip, hand: Hand) -> tuple[np.ndarray, np.ndarray]:
     return pose_to_features(matrices[:, 1:], matrices[:, 0], torch.from_numpy(wrist), hand).numpy(), valid
 
 
+def floor_of(label: str) -> str:
+    """The row of the floor of a model that has another tokenizer than the first one."""
+    return f"{FLOOR} of {label}"
+
+
 def floor_features(tokenizer: MotionTokenizer, features: np.ndarray, labelled: np.ndarray) -> np.ndarray:
     """What remains of features (T, 99) after tokenising; chunks that are not `labelled` (N,) stay as they are."""
     out = features.reshape(-1, CHUNK_FRAMES, FEATURE_DIM).copy()
@@ -153,7 +158,7 @@ class Predictor(Asker[Prompt, Motion]):
 
     def _floor(self, label: str) -> str:
         """Models of the first one's tokenizer share a floor."""
-        return FLOOR if self._keys[label] == next(iter(self._keys.values())) else f"{FLOOR} of {label}"
+        return FLOOR if self._keys[label] == next(iter(self._keys.values())) else floor_of(label)
 
     def prompt(self, example: Example, picture: Visuals) -> Prompt:
         given = example.labelled.shape[1] // 2 if self.task == "continuation" else 0

@@ -17,7 +17,7 @@ import jala_ray
 from jala_ray.commands.evaluate import labelled
 from jala_ray.commands.shell import main as report
 from jala_ray.config import GenerationConfig, RunConfig
-from jala_ray.data.manifest.table import Manifest
+from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.evaluation import job as evaluation_job
 from jala_ray.evaluation import record_files
 from jala_ray.evaluation.describe import MOST_FREQUENT, rows_to_describe
@@ -126,6 +126,23 @@ def test_the_page_is_made_again_without_a_model(
     assert "Run `jala evaluate` again" in capsys.readouterr().err
 
 
+def test_a_page_made_again_shows_no_clips_of_another_manifest(
+    world: World, trained: RunConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(Path(world.manifest).parent, tmp_path / "world")
+    manifest, out = tmp_path / "world" / "manifest.parquet", tmp_path / "evaluation"
+    figures = run(out, setup.run_folder(trained), "--manifest", str(manifest), "--no-latents", "--videos", "1")
+    figures["facts"]["torch"] = "1.0 of another machine"
+    (out / "evaluation.json").write_text(json.dumps(figures))
+    write_manifest(list(Manifest(manifest))[::-1], manifest)
+    for reason in ("The manifest has changed since its clips were evaluated.", "The manifest cannot be read: "):
+        assert report(["report", str(out)]) == 0
+        page = (out / "report.html").read_text()
+        assert reason in page and "data:video" not in page and "lab/tiny" in page
+        assert json.loads((out / "evaluation.json").read_text()) == figures
+        manifest.unlink(missing_ok=True)
+
+
 def test_it_goes_on_where_it_stopped_and_refuses_another(trained: RunConfig, tmp_path: Path) -> None:
     out, folder = tmp_path / "evaluation", setup.run_folder(trained)
     once = run(out, folder, "--no-latents")
@@ -142,6 +159,9 @@ def test_it_goes_on_where_it_stopped_and_refuses_another(trained: RunConfig, tmp
         run(out, folder, "--no-latents", "--seed", "1")
     with pytest.raises(ConfigError, match="label"):
         run(tmp_path / "twice", folder, folder)
+    for taken in ("floor", "floor of a", "mean_motion", "most_frequent", "a, other clips"):
+        with pytest.raises(ConfigError, match="labels that no other row of the table has"):
+            run(tmp_path / "taken", f"{taken}={folder}")
     with pytest.raises(ConfigError, match="checkpoint folder"):
         run(tmp_path / "nothing", str(tmp_path))
 

@@ -72,7 +72,7 @@ def test_a_model_stands_beside_its_own_texts_on_other_clips() -> None:
 
 def test_other_clips_are_of_the_domain_and_never_the_own_one() -> None:
     """A model that says a clip's truth where the clip is another one scores 100 there if its partners are what they should be."""
-    lab = [record(i, texts={"m": "xx"}, description="aa") for i in range(30)]
+    lab = [record(i, texts={"m": "xx"}, description="ab" + "a" * i) for i in range(30)]
     wild = [record(i, "wild", texts={"m": "aa"}, description="xx") for i in range(30, 32)]
     own = record(32, "wild", texts={"m": "bb"}, description="aa")
     values = score_texts([*lab, *wild, own], ["m"]).values
@@ -80,6 +80,16 @@ def test_other_clips_are_of_the_domain_and_never_the_own_one() -> None:
     few = score_texts([record(0)], ["good"]).values
     assert few[0, 0] == 100.0 and np.isnan(few[-1, 0]), "no other clip"
     assert OTHERS < 30
+
+
+def test_clips_that_are_described_alike_are_no_others() -> None:
+    """Each text is what is true of its clip: dealt to one that is described alike it would score 100."""
+    acts = ["lifts a box", "lifts a box ", "turns the dial"]
+    records = [record(i, texts={"m": act}, description=act) for i, act in enumerate(acts)]
+    own, others = score_texts(records, ["m"]).values
+    assert own.tolist() == [100.0] * 3
+    assert others == pytest.approx([chrf(acts[2], acts[0])] * 2 + [chrf(acts[0], acts[2])])
+    assert np.isnan(score_texts(records[:2], ["m"]).values[1]).all()
 
 
 def test_clips_with_labels_and_words_are_described(tmp_path: Path) -> None:

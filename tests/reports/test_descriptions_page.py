@@ -83,6 +83,18 @@ def test_what_fits_every_clip_is_warned_of(tmp_path: Path, records: list[ClipRec
     assert len(found) == 3, "good twice, parrot once"
 
 
+def test_what_may_be_chance_is_not_said_to_be_so(records: list[ClipRecord]) -> None:
+    scores = summarise_texts(score_texts(records, MODELS), resamples=200).to_json()
+    for pair in scores["pairs"]:  # type: ignore[attr-defined]
+        pair |= {"mean": 3.0, "low": -1.0, "high": 7.0, "clips": 12} if pair["domain"] == "lab" else {"mean": None}
+    found = description_findings(scores)
+    assert {finding.level for finding in found} == {"warn"} and len(found) == 4
+    assert found[0].text == "good is not shown to be better than its own texts on other clips."
+    assert "difference 3.0 [-1.0, 7.0], 12 clips" in found[0].figure
+    scores["pairs"][0] |= {"mean": -3.0, "low": -7.0}  # type: ignore[index]
+    assert [finding.level for finding in description_findings(scores)] == ["bad", *["warn"] * 3]
+
+
 def test_many_clips_are_cut_short_and_nothing_becomes_markup(tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script><img src=x>"
     many = [record(i, texts={"good": evil, "parrot": evil}, description=evil) for i in range(MAX_CLIPS + 7)]
