@@ -126,9 +126,7 @@ def test_the_page_is_made_again_without_a_model(
     assert "Run `jala evaluate` again" in capsys.readouterr().err
 
 
-def test_a_page_made_again_shows_no_clips_of_another_manifest(
-    world: World, trained: RunConfig, tmp_path: Path
-) -> None:
+def test_a_page_made_again_shows_no_clips_of_another_manifest(world: World, trained: RunConfig, tmp_path: Path) -> None:
     shutil.copytree(Path(world.manifest).parent, tmp_path / "world")
     manifest, out = tmp_path / "world" / "manifest.parquet", tmp_path / "evaluation"
     figures = run(out, setup.run_folder(trained), "--manifest", str(manifest), "--no-latents", "--videos", "1")

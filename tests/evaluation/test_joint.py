@@ -158,9 +158,29 @@ def test_a_shuffled_partner_is_of_another_clip_and_the_same_hand() -> None:
     found = cosines(Pairs(labels, np.full(6, "lab"), h, h, False, {}))
     centred = h[:5] - h[:5].mean(axis=0)
     similar = centred @ centred.T / (np.linalg.norm(centred, axis=1)[:, None] * np.linalg.norm(centred, axis=1))
-    np.testing.assert_allclose(found[0], [1.0, similar[0, 2:5].mean()], atol=1e-6)
-    np.testing.assert_allclose(found[4], [1.0, similar[4, :4].mean()], atol=1e-6)
+    np.testing.assert_allclose(found[0], [1.0, similar[0, 2:5].mean(), similar[0, 1]], atol=1e-6)
+    np.testing.assert_allclose(found[4], [1.0, similar[4, :4].mean(), np.nan], atol=1e-6)
     assert np.isnan(found[5]).all(), "alone of its hand"
+
+
+def test_what_is_of_the_scene_is_shown_by_other_seconds() -> None:
+    pairs = planted(tie=1.0)
+    at = pairs.group == "lab"
+    clips = pairs.labels.clip_id
+    scene = np.stack(
+        [
+            pairs.z[(clips == c) & (pairs.labels.hand == s)].mean(0)
+            for c, s in zip(clips, pairs.labels.hand, strict=True)
+        ]
+    )
+    rows = {"of the moment": pairs, "of the scene": dataclasses.replace(pairs, h=scene, z=scene)}
+    found = {name: agreement(some.take(at)) for name, some in rows.items()}
+    for name, row in found.items():
+        assert row["matched"]["mean"] == pytest.approx(1.0, abs=1e-6) and row["difference"]["low"] > 0.8, name
+    assert found["of the scene"]["same_clip"]["mean"] == pytest.approx(1.0, abs=1e-6)
+    assert abs(found["of the moment"]["same_clip"]["mean"]) < 0.2
+    short = pairs.take(at & (pairs.labels.time == 0))
+    assert agreement(short)["same_clip"] == {"mean": None, "low": None, "high": None, "clips": 0}
 
 
 def test_groups_and_spaces_are_told_apart_only_where_they_are_apart() -> None:

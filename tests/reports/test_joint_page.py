@@ -52,6 +52,10 @@ def test_the_figures_stand_beside_the_map(tmp_path, no_plotly, joint):
     (cells,) = page.cells("joint", "Lab")
     mean, low, high = (lab["matched"][key] for key in ("mean", "low", "high"))
     assert cells[:2] == ["12 clips of val, 48 chunks", f"{mean:z.2f}{low:z.2f} to {high:z.2f}"]
+    assert cells[4].startswith(f"{lab['same_clip']['mean']:z.2f}")
+    older = {name: {k: v for k, v in row.items() if k != "same_clip"} for name, row in joint["agreement"].items()}
+    (before,) = shown(tmp_path, jala=joint | {"agreement": older}).cells("joint", "Lab")
+    assert before == [*cells[:4], "n/a"], "of a page made again"
     (few,) = page.cells("joint", "Wild, unlabelled")
     assert few[1] == f"{joint['agreement']['wild_unlabelled']['matched']['mean']:.2f}", "nine clips have no interval"
     assert "95 % intervals, of 10 clips or more." in page.text("joint")

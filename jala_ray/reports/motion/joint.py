@@ -121,15 +121,18 @@ def _agreement(model: str, joint: Joint) -> Html:
     for name in GROUPS:
         if name in joint["agreement"]:
             found, size = joint["agreement"][name], joint["groups"][name]
-            cells = [_figure(found[key]) for key in ("matched", "shuffled", "difference")]
+            keys = ("matched", "shuffled", "difference", "same_clip")
+            cells = [_figure(found.get(key, {"mean": None})) for key in keys]
             used = f"{clips(found['matched']['clips'])} of {size['split']}, {size['chunks']:,} chunks"
             rows.append([GROUP_NAMES[name], used, *cells])
     text = (
         "Cosine of h with the z of its own chunk (matched) and, on average, with those of all other clips (shuffled), of the same hand and "
-        "group and less their means, so that what all chunks share counts for nothing. Aligned is what has a difference; none is 0. "
+        "group and less their means, so that what all chunks share counts for nothing. Aligned is what has a difference; none is 0. It "
+        "counts the scene, too, as other clips have others: what matched pairs have above h with the z of other seconds of its own clip is "
+        "of the moment's motion. "
         f"Means over clips with 95 % intervals{_few(row['matched'] for row in joint['agreement'].values())}."
     )
-    head = ("Group", "Clips", "Matched", "Shuffled", "Difference")
+    head = ("Group", "Clips", "Matched", "Shuffled", "Difference", "Other seconds")
     return join(el("h3", f"{model}Matched and shuffled pairs", class_="above"), about(text), table(head, rows))
 
 
