@@ -218,6 +218,22 @@ def test_motion_is_described(
         export_checkpoint(folder, str(tmp_path / "export"), evaluation=str(out))
 
 
+def test_the_most_frequent_text_is_looked_up_once(
+    world: World, trained: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, looked = resolve(setup.run_folder(trained), StorageOptions()), []
+    asked = EvaluationJob(
+        str(tmp_path / "out"), world.manifest, (("a", checkpoint),), task="description", text_tokens=1
+    )
+    monkeypatch.setattr(evaluation_job, "most_frequent_text", lambda manifest: looked.append(manifest) or "It moves.")
+    work = begin(asked, "val", 1)
+    for part in work.missing():
+        work.job(part)
+    assert {clip.texts[MOST_FREQUENT] for clip in work.finish().clips} == {"It moves."}
+    begin(asked, "val", 1)
+    assert len(looked) == 1, "by no part, and not where all are done"
+
+
 def test_what_cannot_be_read_is_a_failure_of_its_clip(world: World, trained: RunConfig, tmp_path: Path) -> None:
     shutil.copytree(Path(world.manifest).parent, tmp_path / "world")
     manifest = Manifest(tmp_path / "world" / "manifest.parquet")
