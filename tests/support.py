@@ -11,6 +11,7 @@ import torch
 
 from jala_ray.config import LanguageSizes, RunConfig, VisionSizes
 from jala_ray.data.manifest.places import PLACE, Catalogue
+from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.samples.assets import Assets, SequenceSpec
 from jala_ray.data.samples.collate import Batch, Laid, collate
 from jala_ray.data.samples.source import BadRow, Example, Look, Visuals
@@ -189,3 +190,13 @@ def packed(share: StepShare) -> bytearray:
     out = bytearray(parcel.nbytes)
     parcel.write(np.frombuffer(out, np.uint8))
     return out
+
+
+def damage_row(manifest: Manifest, row: int) -> None:
+    """Flip the last byte of a row's stored form."""
+    place = manifest.address(row)
+    with open(place.file, "r+b") as file:
+        file.seek(place.offset + place.size - 1)
+        (last,) = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([last ^ 0xFF]))

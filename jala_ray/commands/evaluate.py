@@ -38,9 +38,9 @@ class Arguments:
     batch: int = 8
     """Clips per forward pass."""
     videos: int = 3
-    """Best, median and worst clips shown, of each domain."""
+    """Best, median and worst clips shown, of each domain; a description is shown with every clip's text instead."""
     no_latents: bool = False
-    """Leave probes, retrieval and t-SNE of the latent space out."""
+    """Leave out what the latent space knows: probes, retrieval, t-SNE, and the map of h and z with its tables. Descriptions have none."""
     gpus_per_task: float = 0.0
     """GPUs that Ray keeps for each task, e.g. 0.5: two tasks share a GPU."""
     local: bool = False
@@ -62,7 +62,7 @@ def run(arguments: Arguments) -> int:
     from dataclasses import replace
 
     from jala_ray import storage
-    from jala_ray.evaluation.job import EvaluationJob, begin, label_of, manifest_of, resolve
+    from jala_ray.evaluation.job import EvaluationJob, begin, label_of, manifest_of, release, resolve
     from jala_ray.reports.motion.publish import publish, warnings_of
     from jala_ray.training.parts import do_parts
 
@@ -83,7 +83,8 @@ def run(arguments: Arguments) -> int:
         options=options,
     )
     work = begin(job, asked.split, asked.samples)
-    do_parts(work.missing(), job, options, local=asked.local, num_gpus=asked.gpus_per_task)
+    do_parts(work.missing(), work.job, options, local=asked.local, num_gpus=asked.gpus_per_task)
+    release()
     print(publish(work, latents=not asked.no_latents, videos=asked.videos))
     for line in warnings_of(job.out, options):
         print(line)

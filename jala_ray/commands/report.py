@@ -35,6 +35,11 @@ def run(arguments: Arguments) -> int:
     if storage.exists(storage.join(folder, "evaluation.json"), options):
         return _evaluation(folder, options)
     if not storage.exists(place, options):
+        if storage.exists(storage.join(folder, "claim.json"), options):
+            expected = "a finished evaluation, with evaluation.json"
+            raise ConfigError(
+                "run", arguments.run, expected, "Run `jala evaluate` again: it does only what is missing."
+            )
         remedy = "`jala runs` lists runs; a sweep's page is written by its own command."
         raise ConfigError("run", arguments.run, "a run folder, with config.json, or an evaluation's", remedy)
     from jala_ray.reports.run.publish import publish_pretrain_report, publish_tokenizer_report, warnings_of

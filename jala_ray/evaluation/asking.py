@@ -90,9 +90,10 @@ class Asker(Generic[P, A]):
         answered: Mapping[str, Mapping[int, A]],
         failures: Mapping[int, UserError],
     ) -> ClipRecord:
-        stored, example = self.manifest.row(row), examples.get(row)
-        facts = {name: stored[name] for name in ("source", "domain", "task_type")}
-        facts |= {"clip_id": str(stored["clip_id"]), "row": row, "chunks": 0, "hands": tuple[HandRecord, ...]()}
+        index, example = self.manifest.index, examples.get(row)
+        facts: dict[str, Any] = {name: index[name][row].as_py() for name in ("source", "domain", "task_type")}
+        clip_id = str(index["clip_id"][row].as_py())
+        facts |= {"clip_id": clip_id, "row": row, "chunks": 0, "hands": tuple[HandRecord, ...]()}
         facts["instruction"] = example.instructions[0] if example is not None and len(example.instructions) else ""
         if row in failures or example is None or example.clip is None:
             return ClipRecord(**facts, failure=str(failures.get(row, "it cannot be read")))

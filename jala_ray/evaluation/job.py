@@ -32,18 +32,22 @@ from jala_ray.evaluation.predict import (
     MeanMotion,
     Predictor,
     Task,
+    floor_of,
     rows_to_evaluate,
 )
 from jala_ray.evaluation.records import ClipRecord, Evaluation
+from jala_ray.evaluation.texts import others_of
 from jala_ray.generation import Generator
 from jala_ray.parsing import from_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.claims import Claim, missing_parts
 from jala_ray.training import history
 from jala_ray.training.history import resolve as resolve
-from jala_ray.types import ConfigError, Split
+from jala_ray.types import ConfigError, Split, UserError
 
 PART_ROWS = 32
+RESERVED = (FLOOR, HOLD_FIRST, MEAN_MOTION, MOST_FREQUENT)
+"""Rows of the tables that are no model's, beside a model's floor and its texts on other clips."""
 
 
 class Part(NamedTuple):
@@ -69,6 +73,8 @@ class EvaluationJob:
     gpu: bool = True
     """Use a GPU where the process has one."""
     options: StorageOptions = field(default_factory=StorageOptions)
+    frequent: str | None = None
+    """The most frequent description of the training split, which `begin` looks up once for all parts."""
 
     def address(self, number: int) -> str:
         return storage.join(self.out, "parts", _file(number))
@@ -95,7 +101,7 @@ def _open(job: EvaluationJob) -> Predictor | Describer:
     manifest = Manifest(job.manifest, job.options)
     models = {label: Generator.open(uri, job.settings, device, job.options) for label, uri in job.checkpoints}
     if job.task == "description":
-        return Describer(manifest, models, most_frequent_text(manifest), job.text_tokens, job.batch, job.options)
+        return Describer(manifest, models, job.frequent, job.text_tokens, job.batch, job.options)
     return Predictor(manifest, models, MeanMotion.of(manifest), job.task, job.batch, job.options)
 
 
@@ -110,10 +116,20 @@ class Work:
 
     job: EvaluationJob
     parts: list[Part]
+    manifest_key: str
+    """Of the manifest as the evaluation began."""
 
     def missing(self) -> list[Part]:
         folder = storage.join(self.job.out, "parts")
         return missing_parts(self.parts, lambda part: _file(part.number), folder, self.job.options)
+
+    def changed(self) -> str | None:
+        """Why the manifest is not what was evaluated; None where it is."""
+        try:
+            same = manifest_key(Manifest(self.job.manifest, self.job.options)) == self.manifest_key
+        except UserError as error:
+            return f"The manifest cannot be read: {error}"
+        return None if same else "The manifest has changed since its clips were evaluated."
 
     def finish(self) -> Evaluation:
         """All records together, when all parts are there."""
@@ -145,26 +161,36 @@ def _rows(clips: Iterable[ClipRecord], labels: list[str]) -> tuple[str, ...]:
 
 
 def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
-    """Choose the rows and claim the folder `job.out`.
+    """Choose the rows and claim the folder `job.out`. The work's own job makes its parts: it knows what `begin` has looked up.
 
-    Raises `ConfigError` when it holds another evaluation, by the key that differs, two checkpoints bear one label, or a text has no token.
+    Raises `ConfigError` when it holds another evaluation, by the key that differs, two checkpoints bear one label or one a
+    row's, or a text has no token.
     """
     if job.text_tokens < 1:
         raise ConfigError("text_tokens", job.text_tokens, "1 or more")
     labels = [label for label, _ in job.checkpoints]
     if not labels or len(set(labels)) < len(labels):
         raise ConfigError("checkpoints", labels, "one or more, each with a label of its own", "Write LABEL=ADDRESS.")
+    if taken := [label for label in labels if label in RESERVED or _of_a_model(label)]:
+        raise ConfigError("checkpoints", taken, "labels that no other row of the table has", "Write LABEL=ADDRESS.")
     manifest = Manifest(job.manifest, job.options)
     chosen = rows_to_describe if job.task == "description" else rows_to_evaluate
     rows = chosen(manifest, split, samples)
     claim = dataclasses.asdict(job) | {"rows": rows.tolist(), "manifest_key": manifest_key(manifest)}
     idle = "settings" if job.task == "description" else "text_tokens"
-    for name in ("batch", "gpu", "options", "out", idle):
+    for name in ("batch", "gpu", "options", "out", "frequent", idle):
         claim.pop(name)
     storage.probe(job.out, job.options)
     remedy = "Choose another folder or delete it."
     Claim(job.out, "claim.json", claim, "evaluation", remedy, job.options).take()
-    return Work(job, _parts(rows.tolist()))
+    work = Work(job, _parts(rows.tolist()), claim["manifest_key"])
+    if job.task == "description" and work.missing():
+        work = dataclasses.replace(work, job=dataclasses.replace(job, frequent=most_frequent_text(manifest)))
+    return work
+
+
+def _of_a_model(label: str) -> bool:
+    return label.startswith(floor_of("")) or label.endswith(others_of(""))
 
 
 def reopen(out: str, options: StorageOptions) -> Work:
@@ -179,7 +205,7 @@ def reopen(out: str, options: StorageOptions) -> Work:
         text_tokens=claim.get("text_tokens", EvaluationJob.text_tokens),
         options=options,
     )
-    return Work(job, _parts(claim["rows"]))
+    return Work(job, _parts(claim["rows"]), claim["manifest_key"])
 
 
 def _parts(rows: list[int]) -> list[Part]:

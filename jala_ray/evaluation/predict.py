@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -84,6 +85,11 @@ def true_features(clip: Clip, hand: Hand) -> tuple[np.ndarray, np.ndarray]:
     return pose_to_features(matrices[:, 1:], matrices[:, 0], torch.from_numpy(wrist), hand).numpy(), valid
 
 
+def floor_of(label: str) -> str:
+    """The row of the floor of a model that has another tokenizer than the first one."""
+    return f"{FLOOR} of {label}"
+
+
 def floor_features(tokenizer: MotionTokenizer, features: np.ndarray, labelled: np.ndarray) -> np.ndarray:
     """What remains of features (T, 99) after tokenising; chunks that are not `labelled` (N,) stay as they are."""
     out = features.reshape(-1, CHUNK_FRAMES, FEATURE_DIM).copy()
@@ -102,10 +108,14 @@ class MeanMotion:
 
     @classmethod
     def of(cls, manifest: Manifest, max_chunks: int = 2000, seed: int = 0) -> MeanMotion:
-        """Over a keyed random part of the training rows."""
+        """Over a keyed random part of the training rows; damaged ones are told."""
         stacks: tuple[list[list[np.ndarray]], ...] = ([], [])
         for row in rows_with_labels((manifest.path,), "train", max_chunks, seed, manifest.options):
-            motion, labelled = chunk_features(manifest.clip(row.index))
+            try:
+                motion, labelled = chunk_features(manifest.clip(row.index))
+            except ManifestError as error:
+                print(f"passed over: {error}", file=sys.stderr)
+                continue
             for hand in Hand:
                 for time in np.flatnonzero(labelled[hand]):
                     while len(stacks[hand]) <= time:
@@ -148,7 +158,7 @@ class Predictor(Asker[Prompt, Motion]):
 
     def _floor(self, label: str) -> str:
         """Models of the first one's tokenizer share a floor."""
-        return FLOOR if self._keys[label] == next(iter(self._keys.values())) else f"{FLOOR} of {label}"
+        return FLOOR if self._keys[label] == next(iter(self._keys.values())) else floor_of(label)
 
     def prompt(self, example: Example, picture: Visuals) -> Prompt:
         given = example.labelled.shape[1] // 2 if self.task == "continuation" else 0

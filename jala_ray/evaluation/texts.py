@@ -68,7 +68,7 @@ class TextScores:
     clips: tuple[ClipRecord, ...]
     left_out: tuple[ClipRecord, ...]
     values: np.ndarray
-    """(R, C) chrF, NaN where a clip has no other in its domain."""
+    """(R, C) chrF, NaN where its domain has no clip that is described otherwise."""
 
     def baselines(self, model: str) -> list[str]:
         """The rows that a model must be better than to have said anything of a clip."""
@@ -92,13 +92,18 @@ def score_texts(records: Sequence[ClipRecord], models: Sequence[str], seed: int 
 
 
 def _partners(clips: Sequence[ClipRecord], seed: int) -> list[np.ndarray]:
-    """Up to `OTHERS` other clips of each one's domain: its next ones in a keyed random order."""
+    """Up to `OTHERS` other clips of each one's domain that are described otherwise: its next ones in a keyed random order.
+
+    Of a clip with the same description a text is as true as of its own.
+    """
+    _, words = np.unique([clip.description.strip() for clip in clips], return_inverse=True)
     found = [np.zeros(0, np.int64)] * len(clips)
     for number, domain in enumerate(DOMAINS):
         mine = [i for i, clip in enumerate(clips) if clip.domain == domain]
         order = np.random.default_rng((seed, number)).permutation(np.array(mine, np.int64))
         for place, clip in enumerate(order.tolist()):
-            found[clip] = np.roll(order, -place)[1 : OTHERS + 1]
+            others = np.roll(order, -place)
+            found[clip] = others[words[others] != words[clip]][:OTHERS]
     return found
 
 

@@ -187,7 +187,7 @@ def by_chance(model: str, retrieval: Mapping[str, object] | None, agreement: Agr
                 f"{GROUP_NAMES.get(name, name)}: cosine {own:.4f} matched, {foreign:.4f} shuffled, {count} clips"
             )
     if near:
-        detail = "What is predicted does not tell one chunk's motion from another's: see the cosines on the run's page."
+        detail = "What is predicted does not tell one chunk's motion from another's: see the cosines on the page."
         text = f"{model}: matched pairs of h and z are no nearer than shuffled ones."
         yield Finding("bad", text, detail, "; ".join(near))
 

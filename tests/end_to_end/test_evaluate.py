@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ import jala_ray
 from jala_ray.commands.evaluate import labelled
 from jala_ray.commands.shell import main as report
 from jala_ray.config import GenerationConfig, RunConfig
-from jala_ray.data.manifest.table import Manifest
+from jala_ray.data.manifest.table import Manifest, write_manifest
+from jala_ray.evaluation import job as evaluation_job
 from jala_ray.evaluation import record_files
 from jala_ray.evaluation.describe import MOST_FREQUENT, rows_to_describe
 from jala_ray.evaluation.job import EvaluationJob, begin, resolve
@@ -26,6 +28,7 @@ from jala_ray.evaluation.texts import chrf
 from jala_ray.generation.motion import joints_of
 from jala_ray.hands.metrics import hand_metrics
 from jala_ray.hands.resample import chunk_features
+from jala_ray.reports.motion import publish as publishing
 from jala_ray.reports.run.export import export as export_checkpoint
 from jala_ray.storage import StorageOptions
 from jala_ray.training import setup
@@ -34,6 +37,7 @@ from jala_ray.types import CHUNK_FRAMES, ConfigError, Hand, UserError
 from jobs.evaluate import main as evaluate
 from tests.end_to_end.conftest import World
 from tests.end_to_end.test_ray import settings
+from tests.support import damage_row
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,24 @@ def test_the_page_is_made_again_without_a_model(
     next((out / "parts").iterdir()).unlink()
     assert report(["report", str(out)]) == 2
     assert "Run `jala evaluate` again." in capsys.readouterr().err
+    (out / "evaluation.json").unlink()
+    assert report(["report", str(out)]) == 2
+    assert "Run `jala evaluate` again" in capsys.readouterr().err
+
+
+def test_a_page_made_again_shows_no_clips_of_another_manifest(world: World, trained: RunConfig, tmp_path: Path) -> None:
+    shutil.copytree(Path(world.manifest).parent, tmp_path / "world")
+    manifest, out = tmp_path / "world" / "manifest.parquet", tmp_path / "evaluation"
+    figures = run(out, setup.run_folder(trained), "--manifest", str(manifest), "--no-latents", "--videos", "1")
+    figures["facts"]["torch"] = "1.0 of another machine"
+    (out / "evaluation.json").write_text(json.dumps(figures))
+    write_manifest(list(Manifest(manifest))[::-1], manifest)
+    for reason in ("The manifest has changed since its clips were evaluated.", "The manifest cannot be read: "):
+        assert report(["report", str(out)]) == 0
+        page = (out / "report.html").read_text()
+        assert reason in page and "data:video" not in page and "lab/tiny" in page
+        assert json.loads((out / "evaluation.json").read_text()) == figures
+        manifest.unlink(missing_ok=True)
 
 
 def test_it_goes_on_where_it_stopped_and_refuses_another(trained: RunConfig, tmp_path: Path) -> None:
@@ -135,11 +157,24 @@ def test_it_goes_on_where_it_stopped_and_refuses_another(trained: RunConfig, tmp
         run(out, folder, "--no-latents", "--seed", "1")
     with pytest.raises(ConfigError, match="label"):
         run(tmp_path / "twice", folder, folder)
+    for taken in ("floor", "floor of a", "mean_motion", "most_frequent", "a, other clips"):
+        with pytest.raises(ConfigError, match="labels that no other row of the table has"):
+            run(tmp_path / "taken", f"{taken}={folder}")
     with pytest.raises(ConfigError, match="checkpoint folder"):
         run(tmp_path / "nothing", str(tmp_path))
 
 
-def test_continuation_scores_the_second_half(world: World, trained: RunConfig, tmp_path: Path) -> None:
+def test_continuation_scores_the_second_half(
+    trained: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def freed(*given: Any, **how: Any) -> str:
+        assert evaluation_job._open.cache_info().currsize == 0, (
+            "no model of the parts is in memory when the page loads its own"
+        )
+        return publish(*given, **how)
+
+    publish = publishing.publish
+    monkeypatch.setattr(publishing, "publish", freed)
     out = tmp_path / "evaluation"
     run(out, setup.run_folder(trained), "--task", "continuation", "--no-latents")
     longer = [r for r in records(out) if r.failure is None and r.chunks >= 2]
@@ -177,25 +212,45 @@ def test_motion_is_described(
     capsys.readouterr()
     assert report(["report", str(out)]) == 0 and (out / "report.html").read_text() == page
     assert capsys.readouterr().out.splitlines()[1:] == figures["warnings"]
-    with pytest.raises(ConfigError, match="this same evaluation"):
+    with pytest.raises(ConfigError, match=r"text_tokens: got 6, expected 5, as the evaluation began"):
         run(out, folder, f"other={folder}", "--task", "description", "--text-tokens", "6")
     with pytest.raises(ConfigError, match="of descriptions"):
         export_checkpoint(folder, str(tmp_path / "export"), evaluation=str(out))
 
 
-def test_a_video_that_fails_is_a_failure_of_its_clip(world: World, trained: RunConfig, tmp_path: Path) -> None:
+def test_the_most_frequent_text_is_looked_up_once(
+    world: World, trained: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, looked = resolve(setup.run_folder(trained), StorageOptions()), []
+    asked = EvaluationJob(
+        str(tmp_path / "out"), world.manifest, (("a", checkpoint),), task="description", text_tokens=1
+    )
+    monkeypatch.setattr(evaluation_job, "most_frequent_text", lambda manifest: looked.append(manifest) or "It moves.")
+    work = begin(asked, "val", 1)
+    for part in work.missing():
+        work.job(part)
+    assert {clip.texts[MOST_FREQUENT] for clip in work.finish().clips} == {"It moves."}
+    begin(asked, "val", 1)
+    assert len(looked) == 1, "by no part, and not where all are done"
+
+
+def test_what_cannot_be_read_is_a_failure_of_its_clip(world: World, trained: RunConfig, tmp_path: Path) -> None:
     shutil.copytree(Path(world.manifest).parent, tmp_path / "world")
     manifest = Manifest(tmp_path / "world" / "manifest.parquet")
     rows = rows_to_evaluate(manifest, "val", None)
     victim = manifest.clip(int(rows[1]))
     Path(str(victim.video_uri)).write_bytes(b"nothing")
+    damaged = manifest.clip(int(rows[0]))
+    damage_row(manifest, int(rows[0]))
+    damage_row(manifest, np.flatnonzero(np.array(manifest.index["split"].to_pylist()) == "train")[0])
     out = tmp_path / "evaluation"
     figures = run(
-        out, setup.run_folder(trained), "--manifest", str(tmp_path / "world" / "manifest.parquet"), "--no-latents"
+        out, setup.run_folder(trained), "--manifest", str(tmp_path / "world" / "manifest.parquet"), "--videos", "1"
     )
     failed = [record for record in records(out) if record.failure is not None]
-    assert [record.clip_id for record in failed] == [victim.clip_id] and not failed[0].hands
-    assert [left["clip_id"] for left in figures["scores"]["left_out"]] == [victim.clip_id]
+    assert [record.clip_id for record in failed] == [damaged.clip_id, victim.clip_id] and not failed[0].hands
+    assert failed[0].domain == damaged.domain and "other bytes" in str(failed[0].failure)
+    assert [left["clip_id"] for left in figures["scores"]["left_out"]] == [damaged.clip_id, victim.clip_id]
     assert victim.clip_id in (out / "report.html").read_text()
 
 

@@ -53,4 +53,7 @@ def test_everything_in_a_bucket(world: World, bucket: str, tmp_path: Path) -> No
     evaluate(["s3://lab/evaluation", run, *own])
     page = storage.read_bytes("s3://lab/evaluation/report.html", options)
     assert page.count(b"data:video/mp4") >= 2, "its clips are shown"
+    evaluate(["s3://lab/described", run, *own[:1], *own[-2:], "--task", "description", "--text-tokens", "2"])
+    said = json.loads(storage.read_bytes("s3://lab/described/evaluation.json", options))
+    assert "most_frequent" in said["scores"]["rows"], "texts of the training split are read from there, too"
     assert not any("ENDPOINT" in name for name in os.environ), "how the bucket is reached goes with what is opened"

@@ -59,6 +59,19 @@ def test_each_group_has_rows_of_its_own_and_the_training_split_helps_out(tmp_pat
     assert group_rows(manifest, "train")["lab"].split == "train"
 
 
+def test_rows_with_an_instruction_come_first(tmp_path: Path) -> None:
+    clips = clips_of(lab_train=10, lab_val=9, wild_train=0, wild_val=0)
+    told = [dataclasses.replace(clip, task_type="description", description="It moves.") for clip in clips]
+    asked = [dataclasses.replace(clip, task_type="generation") for clip in clips]
+    both = Manifest(write_manifest([*told, *asked], tmp_path / "m.parquet").path)
+    (rows, split) = vars(group_rows(both, "val")["lab"]).values()
+    assert split == "val" and {both.clip(int(row)).task_type for row in rows} == {"generation"} and len(rows) == 9
+    many = [dataclasses.replace(told[-1], clip_id=f"clip{i:03d}") for i in range(CLIPS + 20)]
+    mixed = Manifest(write_manifest([*many, *asked[10:]], tmp_path / "n.parquet").path)
+    drawn = {mixed.clip(int(row)).clip_id for row in group_rows(mixed, "val")["lab"].rows}
+    assert len(drawn) == CLIPS and drawn >= {clip.clip_id for clip in asked[10:]}
+
+
 def test_large_groups_are_a_lot_that_a_seed_decides(tmp_path: Path) -> None:
     one = clips_of(lab_train=1, lab_val=0, wild_train=0, wild_val=0)[0]
     many = [dataclasses.replace(one, clip_id=f"clip{i:03d}") for i in range(CLIPS + 20)]
@@ -145,9 +158,29 @@ def test_a_shuffled_partner_is_of_another_clip_and_the_same_hand() -> None:
     found = cosines(Pairs(labels, np.full(6, "lab"), h, h, False, {}))
     centred = h[:5] - h[:5].mean(axis=0)
     similar = centred @ centred.T / (np.linalg.norm(centred, axis=1)[:, None] * np.linalg.norm(centred, axis=1))
-    np.testing.assert_allclose(found[0], [1.0, similar[0, 2:5].mean()], atol=1e-6)
-    np.testing.assert_allclose(found[4], [1.0, similar[4, :4].mean()], atol=1e-6)
+    np.testing.assert_allclose(found[0], [1.0, similar[0, 2:5].mean(), similar[0, 1]], atol=1e-6)
+    np.testing.assert_allclose(found[4], [1.0, similar[4, :4].mean(), np.nan], atol=1e-6)
     assert np.isnan(found[5]).all(), "alone of its hand"
+
+
+def test_what_is_of_the_scene_is_shown_by_other_seconds() -> None:
+    pairs = planted(tie=1.0)
+    at = pairs.group == "lab"
+    clips = pairs.labels.clip_id
+    scene = np.stack(
+        [
+            pairs.z[(clips == c) & (pairs.labels.hand == s)].mean(0)
+            for c, s in zip(clips, pairs.labels.hand, strict=True)
+        ]
+    )
+    rows = {"of the moment": pairs, "of the scene": dataclasses.replace(pairs, h=scene, z=scene)}
+    found = {name: agreement(some.take(at)) for name, some in rows.items()}
+    for name, row in found.items():
+        assert row["matched"]["mean"] == pytest.approx(1.0, abs=1e-6) and row["difference"]["low"] > 0.8, name
+    assert found["of the scene"]["same_clip"]["mean"] == pytest.approx(1.0, abs=1e-6)
+    assert abs(found["of the moment"]["same_clip"]["mean"]) < 0.2
+    short = pairs.take(at & (pairs.labels.time == 0))
+    assert agreement(short)["same_clip"] == {"mean": None, "low": None, "high": None, "clips": 0}
 
 
 def test_groups_and_spaces_are_told_apart_only_where_they_are_apart() -> None:
@@ -186,6 +219,15 @@ def test_small_groups_are_left_out_and_told() -> None:
         joint_summary(planted((7, 7, 7)))
 
 
+@pytest.mark.parametrize("space", ["h", "z"])
+def test_a_model_that_has_diverged_is_no_map(space: str) -> None:
+    pairs = planted()
+    rows = getattr(pairs, space).copy()
+    rows[3, 1] = np.nan
+    with pytest.raises(UserError, match=rf"{space} of 192 chunks: got '1 not finite'"):
+        joint_summary(dataclasses.replace(pairs, **{space: rows}))
+
+
 def test_a_collapsed_space_is_told_by_chance() -> None:
     pairs = planted()
     flat = dataclasses.replace(pairs, z=np.ones_like(pairs.z))
@@ -205,10 +247,14 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def as_trained(loaded: Loaded, manifest: Manifest, row: int) -> tuple[dict[tuple[int, int], np.ndarray], np.ndarray]:
-    """h of every aligned chunk of a clip by (hand, time), and z (time, 2 hands, D), by the path of training: all chunks at once."""
+    """h of every aligned chunk of a clip by (hand, time), and z (time, 2 hands, D), by the path of training without labels: all chunks
+    at once.
+    """
     source = ManifestSource(manifest.base, loaded.assets)
     (example,) = source.examples([PlanRow(0, row, row, manifest.address(row))])
     assert isinstance(example, Example)
+    states = tuple(min(state, HandState.UNTRACKED) for state in example.states)
+    example = dataclasses.replace(example, states=states, labelled=np.zeros_like(example.labelled))
     spec, layout, objective = loaded.assets.spec, loaded.config.objective.layout, loaded.learner.objective
     chance = draw(
         *(np.random.default_rng(0), "pure_video", example.states, example.labelled, spec.vocab.chunk_tokens),
@@ -244,7 +290,7 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int) -> tuple[dict[tuple
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_change_head", "tiny_vjepa"])
-def test_h_and_z_of_an_unlabelled_clip_are_those_of_training(manifest: Manifest, name: str) -> None:
+def test_h_and_z_are_those_of_training_without_labels(manifest: Manifest, name: str) -> None:
     loaded = loaded_model(name)
     groups = group_rows(manifest, "val")
     pairs = collect_pairs(loaded, manifest, groups, batch=3)
@@ -252,13 +298,15 @@ def test_h_and_z_of_an_unlabelled_clip_are_those_of_training(manifest: Manifest,
         set(pairs.group) == set(GROUPS) and pairs.failures == [] and pairs.h.shape == pairs.z.shape == (len(pairs), 32)
     )
     assert pairs.directions == (name == "tiny_change_head")
-    mine = np.flatnonzero(pairs.group == "wild_unlabelled")
-    places = list(zip(pairs.labels.hand[mine].tolist(), pairs.labels.time[mine].tolist(), strict=True))
-    assert places == [(0, 0), (1, 0), (0, 1), (1, 1)]
-    h, z = as_trained(loaded, manifest, int(groups["wild_unlabelled"].rows[0]))
-    for i, (hand, time) in zip(mine, places, strict=True):
-        np.testing.assert_allclose(pairs.h[i], h[hand, time], atol=1e-4)
-        np.testing.assert_allclose(pairs.z[i], z[time, hand], atol=1e-5)
+    for group in GROUPS:
+        mine = np.flatnonzero(pairs.group == group)
+        places = list(zip(pairs.labels.hand[mine].tolist(), pairs.labels.time[mine].tolist(), strict=True))
+        assert {time for _, time in places} == {0, 1}
+        assert group != "wild_unlabelled" or places == [(0, 0), (1, 0), (0, 1), (1, 1)]
+        h, z = as_trained(loaded, manifest, int(groups[group].rows[0]))
+        for i, (hand, time) in zip(mine, places, strict=True):
+            np.testing.assert_allclose(pairs.h[i], h[hand, time], atol=1e-4)
+            np.testing.assert_allclose(pairs.z[i], z[time, hand], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["tiny_no_align", "tiny_next_token", "tiny_lapa_codes"])

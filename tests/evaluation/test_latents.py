@@ -88,6 +88,13 @@ def test_summary_refuses_few_clips() -> None:
 # --- what is read of a chunk ---------------------------------------------------------------------------------------------------
 
 
+def test_summary_refuses_a_model_that_has_diverged() -> None:
+    lost = planted(24, wild=4)
+    assert lost.z is not None
+    with pytest.raises(UserError, match=r"z of 96 chunks: got '2 not finite'"):
+        summary(dataclasses.replace(lost, z=np.where(np.arange(96)[:, None] < 2, np.inf, lost.z)))
+
+
 def test_default_layers() -> None:
     assert default_layers(28, 19) == (7, 14, 19, 28)
     assert default_layers(4, 3) == (1, 2, 3, 4)

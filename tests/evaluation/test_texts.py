@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from jala_ray.data.manifest.table import Manifest, write_manifest
-from jala_ray.evaluation import record_files
+from jala_ray.evaluation import describe, record_files
 from jala_ray.evaluation.describe import MOST_FREQUENT, most_frequent_text, rows_to_describe
 from jala_ray.evaluation.records import ClipRecord
 from jala_ray.evaluation.texts import OTHERS, chrf, others_of, score_texts, summarise_texts, text_markdown
 from jala_ray.types import Domain, ManifestError
 from tests.evaluation.test_joint import clips_of
+from tests.support import damage_row
 
 SACREBLEU = [
     ("The hand pushes the cup away.", "The hand pushes the cup away.", 100.0),
@@ -71,7 +72,7 @@ def test_a_model_stands_beside_its_own_texts_on_other_clips() -> None:
 
 def test_other_clips_are_of_the_domain_and_never_the_own_one() -> None:
     """A model that says a clip's truth where the clip is another one scores 100 there if its partners are what they should be."""
-    lab = [record(i, texts={"m": "xx"}, description="aa") for i in range(30)]
+    lab = [record(i, texts={"m": "xx"}, description="ab" + "a" * i) for i in range(30)]
     wild = [record(i, "wild", texts={"m": "aa"}, description="xx") for i in range(30, 32)]
     own = record(32, "wild", texts={"m": "bb"}, description="aa")
     values = score_texts([*lab, *wild, own], ["m"]).values
@@ -79,6 +80,16 @@ def test_other_clips_are_of_the_domain_and_never_the_own_one() -> None:
     few = score_texts([record(0)], ["good"]).values
     assert few[0, 0] == 100.0 and np.isnan(few[-1, 0]), "no other clip"
     assert OTHERS < 30
+
+
+def test_clips_that_are_described_alike_are_no_others() -> None:
+    """Each text is what is true of its clip: dealt to one that is described alike it would score 100."""
+    acts = ["lifts a box", "lifts a box ", "turns the dial"]
+    records = [record(i, texts={"m": act}, description=act) for i, act in enumerate(acts)]
+    own, others = score_texts(records, ["m"]).values
+    assert own.tolist() == [100.0] * 3
+    assert others == pytest.approx([chrf(acts[2], acts[0])] * 2 + [chrf(acts[0], acts[2])])
+    assert np.isnan(score_texts(records[:2], ["m"]).values[1]).all()
 
 
 def test_clips_with_labels_and_words_are_described(tmp_path: Path) -> None:
@@ -108,6 +119,29 @@ def test_the_most_frequent_training_text(tmp_path: Path) -> None:
     assert most_frequent_text(found) == "a", "as frequent as b, and before it"
     mute = [dataclasses.replace(clip, description="") for clip in train]
     assert most_frequent_text(Manifest(write_manifest(mute, tmp_path / "n.parquet").path)) is None
+
+
+def test_the_most_frequent_text_is_of_rows_that_have_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = clips_of(lab_train=6, lab_val=0, wild_train=0, wild_val=0)
+    mute = [dataclasses.replace(clip, task_type="generation", description="") for clip in clips]
+    told = [
+        dataclasses.replace(c, task_type="description", description=w) for c, w in zip(clips, "bbbaaa", strict=True)
+    ]
+    both = Manifest(write_manifest([*mute, *told], tmp_path / "m.parquet").path)
+    assert most_frequent_text(both) == "a", "a clip's first row says nothing"
+    monkeypatch.setattr(describe, "TRAINING_TEXTS", 5)
+    assert {most_frequent_text(both, seed) for seed in range(8)} == {"a", "b"}, "of five clips, whatever their chunks"
+
+
+def test_a_damaged_row_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = Manifest(write_manifest(clips_of(lab_train=2, lab_val=4, wild_train=0, wild_val=0), tmp_path / "m").path)
+    rows = rows_to_describe(manifest, "val", None).tolist()
+    damage_row(manifest, rows[1])
+    assert rows_to_describe(manifest, "val", None).tolist() == [rows[0], *rows[2:]]
+    assert f"passed over: row at byte {manifest.address(rows[1]).offset}" in capsys.readouterr().err
+    train = next(row for row in range(len(manifest)) if row not in rows)
+    damage_row(manifest, train)
+    assert most_frequent_text(manifest) is not None
 
 
 def test_records_of_texts_survive_their_file() -> None:

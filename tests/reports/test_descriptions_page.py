@@ -11,7 +11,7 @@ import pytest
 from jala_ray.evaluation.describe import MOST_FREQUENT
 from jala_ray.evaluation.records import ClipRecord, Evaluation
 from jala_ray.evaluation.texts import others_of, score_texts, summarise_texts
-from jala_ray.reports.motion.descriptions import MAX_CLIPS, description_findings, description_page
+from jala_ray.reports.motion.descriptions import MAX_CLIPS, NO_FREQUENT, description_findings, description_page
 from tests.evaluation.test_texts import record
 from tests.reports.test_inspect import Inspection
 
@@ -65,6 +65,12 @@ def test_scores_have_intervals_and_baselines(tmp_path: Path, records: list[ClipR
     assert "100" in page.tile("chrF, Lab") and "the same texts on other clips" in page.tile("chrF, Lab")
 
 
+def test_a_page_without_the_most_frequent_text_says_so(tmp_path: Path, records: list[ClipRecord]) -> None:
+    assert NO_FREQUENT not in Page(tmp_path, records).sections["scores"]
+    lacking = [dataclasses.replace(r, texts={k: t for k, t in r.texts.items() if k != MOST_FREQUENT}) for r in records]
+    assert NO_FREQUENT in Page(tmp_path, lacking).sections["scores"]
+
+
 def test_what_fits_every_clip_is_warned_of(tmp_path: Path, records: list[ClipRecord]) -> None:
     page = Page(tmp_path, records)
     text = re.sub(r"\s+", " ", page.sections["warnings"])
@@ -75,6 +81,18 @@ def test_what_fits_every_clip_is_warned_of(tmp_path: Path, records: list[ClipRec
     found = {finding.text: finding.figure for finding in description_findings(scores)}
     assert "difference 0.0 [0.0, 0.0], 12 clips" in found["good is no better than the most frequent training text."]
     assert len(found) == 3, "good twice, parrot once"
+
+
+def test_what_may_be_chance_is_not_said_to_be_so(records: list[ClipRecord]) -> None:
+    scores = summarise_texts(score_texts(records, MODELS), resamples=200).to_json()
+    for pair in scores["pairs"]:  # type: ignore[attr-defined]
+        pair |= {"mean": 3.0, "low": -1.0, "high": 7.0, "clips": 12} if pair["domain"] == "lab" else {"mean": None}
+    found = description_findings(scores)
+    assert {finding.level for finding in found} == {"warn"} and len(found) == 4
+    assert found[0].text == "good is not shown to be better than its own texts on other clips."
+    assert "difference 3.0 [-1.0, 7.0], 12 clips" in found[0].figure
+    scores["pairs"][0] |= {"mean": -3.0, "low": -7.0}  # type: ignore[index]
+    assert [finding.level for finding in description_findings(scores)] == ["bad", *["warn"] * 3]
 
 
 def test_many_clips_are_cut_short_and_nothing_becomes_markup(tmp_path: Path) -> None:

@@ -52,6 +52,10 @@ def test_the_figures_stand_beside_the_map(tmp_path, no_plotly, joint):
     (cells,) = page.cells("joint", "Lab")
     mean, low, high = (lab["matched"][key] for key in ("mean", "low", "high"))
     assert cells[:2] == ["12 clips of val, 48 chunks", f"{mean:z.2f}{low:z.2f} to {high:z.2f}"]
+    assert cells[4].startswith(f"{lab['same_clip']['mean']:z.2f}")
+    older = {name: {k: v for k, v in row.items() if k != "same_clip"} for name, row in joint["agreement"].items()}
+    (before,) = shown(tmp_path, jala=joint | {"agreement": older}).cells("joint", "Lab")
+    assert before == [*cells[:4], "n/a"], "of a page made again"
     (few,) = page.cells("joint", "Wild, unlabelled")
     assert few[1] == f"{joint['agreement']['wild_unlabelled']['matched']['mean']:.2f}", "nine clips have no interval"
     assert "95 % intervals, of 10 clips or more." in page.text("joint")
@@ -78,6 +82,16 @@ def test_what_is_too_little_is_said(tmp_path, no_plotly, joint):
     assert "h and z were not compared." in MotionPage(tmp_path, make_evaluation(), make_scores(), []).text("joint")
     with pytest.raises(UserError, match="joint"):
         motion_page(make_evaluation(), make_scores(), [], None, {"jala": joint | {"umap": {}}})
+
+
+def test_training_clips_and_failures_are_said(tmp_path, no_plotly, joint):
+    trained = {name: size | {"split": "train"} for name, size in joint["groups"].items()}
+    failures = [{"clip_id": "c7", "field": "instruction", "reason": "it has none"}] * 3
+    text = shown(tmp_path, jala=joint | {"groups": trained, "failures": failures}).text("joint")
+    assert "Lab and Wild, labelled and Wild, unlabelled: too few clips were held out" in text
+    assert "3 clips could not be read. The first, c7: it has none" in text
+    asked = joint | {"groups": trained, "settings": joint["settings"] | {"split": "train"}}
+    assert "too few clips" not in shown(tmp_path, jala=asked).text("joint")
 
 
 def test_nothing_of_a_map_becomes_markup(tmp_path, no_plotly, joint):

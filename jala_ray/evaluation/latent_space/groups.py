@@ -33,24 +33,31 @@ def group_rows(manifest: Manifest, split: Split, seed: int = 0) -> dict[str, Row
     """Rows of each group with a video, each clip once, `CLIPS` by lot; a group may have none.
 
     They are of `split`; a group that has fewer than `MIN_CLIPS` clips there is taken from the training split where that holds more. So
-    unlabelled clips are in the map of a manifest that validates on labelled ones alone.
+    unlabelled clips are in the map of a manifest that validates on labelled ones alone. A row of the task description need not have an
+    instruction, without which it can't be read: one of another task stands for its clip, and clips without any are drawn last.
     """
     index = manifest.index
     labelled = any_true(index["left_labelled"]) | any_true(index["right_labelled"])
     wild = equals(index["domain"], "wild")
     member = dict(zip(GROUPS, (~wild, wild & labelled, wild & ~labelled), strict=True))
     there = index["has_video"].to_numpy() & (index["n_chunks"].to_numpy() > 0)
+    mute = equals(index["task_type"], "description")
     clip_ids = np.array(index["clip_id"].to_pylist(), object)
     found = {}
     for number, name in enumerate(GROUPS):
         in_split: dict[Split, np.ndarray] = {}
         for source in dict.fromkeys((split, "train")):
-            rows = np.flatnonzero(member[name] & there & equals(index["split"], source))
+            rows = _last(mute, np.flatnonzero(member[name] & there & equals(index["split"], source)))
             in_split[source] = rows[np.sort(np.unique(clip_ids[rows].astype(str), return_index=True)[1])]
         taken = split if len(in_split[split]) >= min(MIN_CLIPS, len(in_split["train"])) else "train"
-        lot = np.random.default_rng((seed, number)).permutation(in_split[taken])[:CLIPS]
+        lot = _last(mute, np.random.default_rng((seed, number)).permutation(np.sort(in_split[taken])))[:CLIPS]
         found[name] = Rows(np.sort(lot), taken)
     return found
+
+
+def _last(which: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows in their order, those of `which` (R,) after the others."""
+    return rows[np.argsort(which[rows], kind="stable")]
 
 
 def chunk_lot(example: Example, seed: int = 0) -> list[tuple[int, int]]:

@@ -26,14 +26,15 @@ def device_of(learner: Learner) -> torch.device:
     return next(learner.parameters()).device
 
 
-def masked_tokens(loaded: Loaded, example: Example, hand: int, time: int) -> Tokens:
-    """The sequence up to one chunk of a hand that is there, fully masked and the only one scored; earlier labelled ones are intact.
+def masked_tokens(loaded: Loaded, example: Example, hand: int, time: int, *, context: bool = True) -> Tokens:
+    """The sequence up to one chunk of a hand that is there, fully masked and the only one scored; earlier labelled ones are intact
+    with `context`, else masked as those of a clip without labels are.
 
     Later chunks are left out: nothing before them sees them. Untracked chunks are masked, as in training. Every clip is told the same
     template, whatever its task type. Raises `UserError` for a clip without an instruction.
     """
     assets, upto = loaded.assets, slice(0, time + 1)
-    labelled, codes = example.labelled[:, upto], example.codes[:, upto]
+    labelled, codes = example.labelled[:, upto] & context, example.codes[:, upto]
     target = np.zeros(codes.shape, bool)
     target[hand, time] = True
     chance = Draw(0, 0, 0, (Hand(hand), time), target | ~labelled[..., None], target, np.zeros_like(target))

@@ -15,8 +15,8 @@ from sklearn.preprocessing import StandardScaler
 from jala_ray.evaluation.bootstrap import LEVEL, RESAMPLES, bootstrap, estimates
 from jala_ray.evaluation.latent_space.groups import CHUNKS, CLIPS, GROUPS, MIN_CLIPS, balanced
 from jala_ray.evaluation.latent_space.pairs import Pairs
-from jala_ray.evaluation.latent_space.probes import FOLDS, clip_folds, directions, perplexity, plane
-from jala_ray.types import HAND_NAMES, UserError
+from jala_ray.evaluation.latent_space.probes import FOLDS, clip_folds, directions, perplexity, plane, refuse_nonfinite
+from jala_ray.types import HAND_NAMES, Split, UserError
 
 COMPONENTS = 64
 """That a probe of groups reads, at most; fewer where its training clips have fewer than four times as many chunks."""
@@ -24,23 +24,25 @@ DIGITS = 5
 """Of a point's place: what a chart can show."""
 
 
-def joint_summary(pairs: Pairs, seed: int = 0) -> dict[str, Any]:
-    """Everything a report shows of h and z together, ready for JSON.
+def joint_summary(pairs: Pairs, seed: int = 0, *, split: Split = "val") -> dict[str, Any]:
+    """Everything a report shows of h and z together, ready for JSON. `split` is the one that groups were asked of.
 
     ```
     groups        {group: {split, clips, chunks: read; used: of them on the map and in `separability`, 0 for fewer than 8 clips}}
-    agreement     {group: {matched, shuffled, difference: {mean, low, high, clips}}}
+    agreement     {group: {matched, shuffled, difference, same_clip: {mean, low, high, clips}}}
     separability  [{of: h | z | both, classes: [...], chance, accuracy, low, high, clips}]
     map           {x, y, space: h | z, group, clip_id, source, hand: left | right, time}, columns of 2 M points: h, then z
-    settings      {seed, clips, chunks, components, folds, resamples, perplexity, directions}
+    settings      {split, seed, clips, chunks, components, folds, resamples, perplexity, directions}
     failures      [{clip_id, field, reason}]
     ```
     On the map and for the probes the groups have as many chunks each. Cosines are of all chunks read, h and z less their means over the
     hand's chunks of the group, so that what all chunks share is no agreement; `shuffled` is the mean over all other clips' z of the same
-    hand and group. Accuracy is balanced, of a logistic regression on principal components judged on held-out clips: which group, from h
-    or from z; and (`both`) whether a row is h or z. A clip is one observation, intervals are over resampled clips. Raises `UserError`
-    where no group has 8 clips.
+    hand and group, `same_clip` that over the other chunks of the hand in the clip itself, whose scene is the same. Accuracy is balanced,
+    of a logistic regression on principal components judged on held-out clips: which group, from h or from z; and (`both`) whether a row
+    is h or z. A clip is one observation, intervals are over resampled clips. Raises `UserError` where no group has 8 clips, and for rows
+    that are not finite.
     """
+    refuse_nonfinite({"h": pairs.h, "z": pairs.z})
     sizes = {name: _size(pairs, name) for name in GROUPS}
     large = [name for name, size in sizes.items() if size["clips"] >= MIN_CLIPS]
     if not large:
@@ -50,7 +52,14 @@ def joint_summary(pairs: Pairs, seed: int = 0) -> dict[str, Any]:
     used = kept.take(balanced(kept.group, kept.labels.clip_id, seed))
     for name, size in sizes.items():
         size["used"] = int((used.group == name).sum())
-    settings = {"seed": seed, "clips": CLIPS, "chunks": CHUNKS, "components": COMPONENTS, "folds": FOLDS}
+    settings: dict[str, Any] = {
+        "split": split,
+        "seed": seed,
+        "clips": CLIPS,
+        "chunks": CHUNKS,
+        "components": COMPONENTS,
+        "folds": FOLDS,
+    }
     settings |= {"resamples": RESAMPLES, "perplexity": perplexity(2 * len(used)), "directions": used.directions}
     return {
         "groups": sizes,
@@ -71,29 +80,42 @@ def _size(pairs: Pairs, name: str) -> dict[str, Any]:
 
 
 def cosines(pairs: Pairs) -> np.ndarray:
-    """(E, 2) cosine of each h with its own z, and its mean cosine with the z of all other clips, both of the same hand; NaN without any."""
-    found = np.full((len(pairs), 2), math.nan)
+    """(E, 3) cosine of each h with its own z, its mean cosine with the z of all other clips, and with the others of its own clip.
+
+    All are of the same hand. NaN without any other clip; the third NaN without another chunk.
+    """
+    found = np.full((len(pairs), 3), math.nan)
     for side in np.unique(pairs.labels.hand):
         at = np.flatnonzero(pairs.labels.hand == side)
         similar = directions(pairs.h[at]) @ directions(pairs.z[at]).T
         clips = pairs.labels.clip_id[at]
         other = clips[:, None] != clips[None, :]
         known = other.any(axis=1)
-        shuffled = np.where(other, similar, 0.0).sum(axis=1)[known] / other.sum(axis=1)[known]
-        found[at[known]] = np.stack([similar.diagonal()[known], shuffled], axis=1)
+        columns = (similar.diagonal(), _mean(similar, other), _mean(similar, ~other & ~np.eye(len(at), dtype=bool)))
+        found[at[known]] = np.stack(columns, axis=1)[known]
     return found
 
 
+def _mean(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """(M,) means of values (M, N) over where `among` (M, N) holds; NaN where it never does."""
+    count = among.sum(axis=1)
+    return np.where(count > 0, np.where(among, values, 0.0).sum(axis=1) / np.maximum(count, 1), math.nan)
+
+
 def agreement(pairs: Pairs, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Means over the clips of one group: `matched`, `shuffled` and their `difference`, each with its interval."""
+    """Means over the clips of one group: `matched`, `shuffled`, their `difference` and `same_clip`, each with its interval."""
     each, clips = cosines(pairs), pairs.labels.clip_id
     known = ~np.isnan(each[:, 0])
     names = np.unique(clips[known])
-    means = np.array([each[known & (clips == name)].mean(axis=0) for name in names]).reshape(-1, 2)
-    columns = np.column_stack([means, means[:, 0] - means[:, 1]])
-    chunks = np.array([int((known & (clips == name)).sum()) for name in names])
+    mine = known & (clips == names[:, None])
+    matched, shuffled, same = (
+        _mean(np.broadcast_to(column, mine.shape), mine & ~np.isnan(column)) for column in each.T
+    )
+    columns = np.column_stack([matched, shuffled, matched - shuffled, same])
+    chunks = mine.sum(axis=1)
     found = estimates(columns, chunks, seed=seed)
-    return {name: _plain(asdict(e)) for name, e in zip(("matched", "shuffled", "difference"), found, strict=True)}
+    names = ("matched", "shuffled", "difference", "same_clip")
+    return {name: _plain(asdict(e)) for name, e in zip(names, found, strict=True)}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from jala_ray.evaluation.latent_space.probes import (
     held_out,
     perplexity,
     plane,
+    refuse_nonfinite,
     retrieval,
 )
 from jala_ray.hands.resample import chunk_features
@@ -289,13 +290,15 @@ def summary(latents: Latents, seed: int = 0) -> dict[str, Any]:
     ```
     Subjects are those of `Latents.subjects`; v0 (context alone), pair (the ceiling: what frozen features of both frames tell),
     z_untrained and change_untrained are controls. R2 is over held-out clips, each predicted once by a probe that never saw the clip,
-    with its 95 % interval over resampled clips; null where the target does not move. Raises `UserError` for fewer than 8 clips in all.
+    with its 95 % interval over resampled clips; null where the target does not move. Raises `UserError` for fewer than 8 clips in all,
+    and for latents that are not finite.
     """
     labels = latents.labels
     clips = len(np.unique(labels.clip_id))
     if clips < MIN_CLIPS:
         remedy = "Probes are fitted on some clips and judged on others: give more rows."
         raise UserError("clips with labelled chunks", clips, f"at least {MIN_CLIPS}", remedy)
+    refuse_nonfinite(latents.subjects())
     groups = {domain: labels.domain == domain for domain in DOMAINS} | {"all": np.ones(len(labels), bool)}
     counts = {
         name: {"clips": len(np.unique(labels.clip_id[at])), "chunks": int(at.sum())} for name, at in groups.items()

@@ -30,7 +30,8 @@ class Pairs:
     group: np.ndarray
     """(E,) of `groups.GROUPS`."""
     h: np.ndarray
-    """(E, D) float32, the chunk fully masked: of the aligned block, as alignment compares it (through its head, if it has one)."""
+    """(E, D) float32, the chunk and all before it masked, with labels or without: of the aligned block, as alignment compares it (through
+    its head, if it has one)."""
     z: np.ndarray
     """(E, D) float32, what h is aligned with: LAP's latent action of (v_t, v_{t+delta}), or its change."""
     directions: bool
@@ -89,7 +90,7 @@ class _Reader:
         waiting: list[Masked] = []
         for example, chunks, pictures, look in self._looked(rows):
             try:
-                tokens = [masked_tokens(self.loaded, example, hand, time) for hand, time in chunks]
+                tokens = [masked_tokens(self.loaded, example, *chunk, context=False) for chunk in chunks]
             except UserError as error:
                 self._fail(example.clip_id, error)
                 continue

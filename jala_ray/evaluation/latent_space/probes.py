@@ -11,6 +11,7 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
 from jala_ray.evaluation.bootstrap import LEVEL, bootstrap
+from jala_ray.types import UserError
 
 FOLDS, INNER_FOLDS = 4, 4
 """Parts that clips are dealt into: held out in turn, and within the rest to choose the penalty."""
@@ -42,6 +43,14 @@ class Labels:
     def take(self, chosen: np.ndarray) -> Labels:
         """Some of the entries, by a mask or by places."""
         return Labels(*(getattr(self, name)[chosen] for name in ("clip_id", "source", "domain", "hand", "time")))
+
+
+def refuse_nonfinite(spaces: Mapping[str, np.ndarray]) -> None:
+    """Raises `UserError` for rows (E, D) that hold NaN or infinity: of a model that has diverged nothing can be probed or drawn."""
+    for name, rows in spaces.items():
+        if lost := int((~np.isfinite(rows)).any(axis=1).sum()):
+            remedy = "The model has diverged, or its precision is too low: evaluate an earlier checkpoint."
+            raise UserError(f"{name} of {len(rows)} chunks", f"{lost} not finite", "finite numbers", remedy)
 
 
 def clip_folds(labels: Labels, folds: int, seed: int) -> np.ndarray:

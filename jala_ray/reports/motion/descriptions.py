@@ -8,7 +8,7 @@ from typing import Any
 from jala_ray.evaluation.describe import MOST_FREQUENT
 from jala_ray.evaluation.records import Evaluation
 from jala_ray.evaluation.texts import METRIC, TextSummary, others_of
-from jala_ray.reports.kit.findings import Finding, counted, warning_list
+from jala_ray.reports.kit.findings import Finding, counted, warning_list, worst_first
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES, about, absent, badge, number, table, tile
 from jala_ray.reports.motion.provenance import facts_list, failure_list
@@ -18,6 +18,7 @@ from jala_ray.types import DOMAINS
 MAX_CLIPS = 200
 """Shown; all are in evaluation.json."""
 CUT = "cut"
+NO_FREQUENT = "There is no most frequent text to beat: no labelled clip of the training split has a description."
 
 
 def description_page(evaluation: Evaluation, summary: TextSummary) -> str:
@@ -42,18 +43,24 @@ def description_page(evaluation: Evaluation, summary: TextSummary) -> str:
 
 
 def description_findings(scores: Mapping[str, Any]) -> list[Finding]:
-    """Models whose texts are no nearer to their own clip than what says nothing of it, one finding a model and baseline with every domain.
+    """Models whose texts are no nearer to their own clip than what says nothing of it, or not shown to be: one finding a model, baseline
+    and of either, with every domain.
 
     `scores` is `TextSummary.to_json`.
     """
-    near: dict[tuple[str, str], list[str]] = {}
+    near: dict[tuple[str, str, bool], list[str]] = {}
     for pair in scores["pairs"]:
         if pair["mean"] is not None and (pair["low"] if _certain(pair) else pair["mean"]) <= 0:
-            near.setdefault((pair["row_a"], pair["row_b"]), []).append(_compared(scores, pair))
-    return [_finding(model, baseline, "; ".join(figures)) for (model, baseline), figures in near.items()]
+            key = (pair["row_a"], pair["row_b"], pair["mean"] <= 0)
+            near.setdefault(key, []).append(_compared(scores, pair))
+    return worst_first(_finding(*key, "; ".join(figures)) for key, figures in near.items())
 
 
-def _finding(model: str, baseline: str, figure: str) -> Finding:
+def _finding(model: str, baseline: str, settled: bool, figure: str) -> Finding:
+    """`settled`: the mean itself is no better; else its interval alone holds 0."""
+    if not settled:
+        other = "the most frequent training text" if baseline == MOST_FREQUENT else "its own texts on other clips"
+        return Finding("warn", f"{model} is not shown to be better than {other}.", "Evaluate more clips.", figure)
     if baseline == MOST_FREQUENT:
         text = f"{model} is no better than the most frequent training text."
         detail = "It may have learned how descriptions sound: train longer, or give description a larger share of the mixture."
@@ -107,7 +114,8 @@ def _scores(scores: Mapping[str, Any]) -> Html:
         "nothing: a model has said something of its clips where it is better than its own texts dealt to other clips."
     )
     few = few_clips({METRIC: found} for line in scores["table"].values() for found in line.values())
-    return join(about(text, few), sheet((), heads, parts))
+    lacking = None if MOST_FREQUENT in scores["rows"] else absent(NO_FREQUENT)
+    return join(about(text, few), sheet((), heads, parts), lacking)
 
 
 def _line(line: Mapping[str, Cell], name: str, note: str | None, shown: Sequence[str]) -> Html:

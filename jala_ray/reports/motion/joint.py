@@ -56,12 +56,16 @@ def _told(model: str, joint: Joint) -> Html | None:
         f"{model}{GROUP_NAMES[name]} has {clips(joint['groups'][name]['clips'])}, fewer than {MIN_CLIPS}: it is in no figure below."
         for name in few
     ]
-    trained = [GROUP_NAMES[name] for name in GROUPS if name not in few and joint["groups"][name]["split"] == "train"]
-    held_out = any(joint["groups"][name]["split"] != "train" for name in GROUPS)
-    if trained and held_out:
+    asked = joint["settings"].get("split", "val")
+    trained = [GROUP_NAMES[name] for name in GROUPS if name not in few and joint["groups"][name]["split"] != asked]
+    if trained:
         lines.append(
             f"{model}{' and '.join(trained)}: too few clips were held out, so these are of the training split, which the model "
             "may know by heart."
+        )
+    if failed := joint["failures"]:
+        lines.append(
+            f"{model}{clips(len(failed))} could not be read. The first, {failed[0]['clip_id']}: {failed[0]['reason']}"
         )
     return join(*map(absent, lines)) if lines else None
 
@@ -117,15 +121,18 @@ def _agreement(model: str, joint: Joint) -> Html:
     for name in GROUPS:
         if name in joint["agreement"]:
             found, size = joint["agreement"][name], joint["groups"][name]
-            cells = [_figure(found[key]) for key in ("matched", "shuffled", "difference")]
+            keys = ("matched", "shuffled", "difference", "same_clip")
+            cells = [_figure(found.get(key, {"mean": None})) for key in keys]
             used = f"{clips(found['matched']['clips'])} of {size['split']}, {size['chunks']:,} chunks"
             rows.append([GROUP_NAMES[name], used, *cells])
     text = (
         "Cosine of h with the z of its own chunk (matched) and, on average, with those of all other clips (shuffled), of the same hand and "
-        "group and less their means, so that what all chunks share counts for nothing. Aligned is what has a difference; none is 0. "
+        "group and less their means, so that what all chunks share counts for nothing. Aligned is what has a difference; none is 0. It "
+        "counts the scene, too, as other clips have others: what matched pairs have above h with the z of other seconds of its own clip is "
+        "of the moment's motion. "
         f"Means over clips with 95 % intervals{_few(row['matched'] for row in joint['agreement'].values())}."
     )
-    head = ("Group", "Clips", "Matched", "Shuffled", "Difference")
+    head = ("Group", "Clips", "Matched", "Shuffled", "Difference", "Other seconds")
     return join(el("h3", f"{model}Matched and shuffled pairs", class_="above"), about(text), table(head, rows))
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 
 from jala_ray import storage
 from jala_ray.data.manifest.table import Manifest
-from jala_ray.evaluation.job import Work, reopen
+from jala_ray.evaluation.job import EvaluationJob, Work, reopen
 from jala_ray.evaluation.latent_space import latents as latent_space
 from jala_ray.evaluation.latent_space.groups import group_rows
 from jala_ray.evaluation.latent_space.joint import joint_summary
@@ -20,10 +21,11 @@ from jala_ray.evaluation.predict import FLOOR
 from jala_ray.evaluation.records import Evaluation
 from jala_ray.evaluation.scores import markdown, score_clips, summarise
 from jala_ray.evaluation.texts import score_texts, summarise_texts, text_markdown
-from jala_ray.reports.kit.clip_videos import picked_videos
+from jala_ray.reports.kit.clip_videos import ClipVideo, picked_videos
 from jala_ray.reports.motion.descriptions import description_findings, description_page
 from jala_ray.reports.motion.inputs import page_latents, page_scores
 from jala_ray.reports.motion.page import findings_of, motion_page
+from jala_ray.reports.motion.tables import Pick
 from jala_ray.storage import StorageOptions
 from jala_ray.training import checkpoint
 from jala_ray.types import Split, UserError
@@ -55,13 +57,17 @@ def republish(out: str, options: StorageOptions | None = None) -> str:
         expected = "all parts of the evaluation"
         raise UserError(f"parts of {out}", f"{len(missing)} missing", expected, "Run `jala evaluate` again.")
     settings = {"videos": 3, "resamples": 10_000} | known.get("page", {})
+    evaluation = replace(work.finish(), facts=known["facts"])
     if work.job.task == "description":
-        return _write_texts(work, work.finish(), settings)
-    return _write(work, work.finish(), {name: known.get(name, {}) for name in ("latents", "joint")}, settings)
+        return _write_texts(work, evaluation, settings)
+    spaces = {name: known.get(name, {}) for name in ("latents", "joint")}
+    return _write(work, evaluation, spaces, settings, work.changed())
 
 
-def _write(work: Work, evaluation: Evaluation, spaces: dict[str, Any], settings: dict[str, int]) -> str:
-    """All files, from the records, `latents` and `joint` of each checkpoint by its label, and how much is shown."""
+def _write(
+    work: Work, evaluation: Evaluation, spaces: dict[str, Any], settings: dict[str, int], blind: str | None = None
+) -> str:
+    """All files, from the records, `latents` and `joint` of each checkpoint by its label, and how much is shown; `blind`: why no video."""
     job = work.job
     scores = score_clips(evaluation.clips, evaluation.rows)
     if not scores.clips:
@@ -70,9 +76,8 @@ def _write(work: Work, evaluation: Evaluation, spaces: dict[str, Any], settings:
     references = [row for row in evaluation.rows if row not in models]
     pairs = [(models[0], row) for row in (*models[1:], *(row for row in references if not row.startswith(FLOOR)))]
     summary = summarise(scores, pairs, resamples=settings["resamples"])
-    manifest = Manifest(job.manifest, job.options)
     shown = page_scores(summary, models, count=settings["videos"])
-    made = picked_videos(manifest, evaluation, shown["picked"])
+    made = _videos(job, evaluation, shown["picked"], blind)
     latents, joint = (
         {label: str(space["left_out"]) if "left_out" in space else read(space) for label, space in spaces[name].items()}
         for name, read in (("latents", page_latents), ("joint", dict))
@@ -81,6 +86,13 @@ def _write(work: Work, evaluation: Evaluation, spaces: dict[str, Any], settings:
     figures = {"facts": evaluation.facts, "scores": summary.to_json(), **spaces, "page": settings, "warnings": warnings}
     page = motion_page(evaluation, shown, made, latents, joint)
     return _files(work, figures, markdown(summary.groups), page)
+
+
+def _videos(job: EvaluationJob, evaluation: Evaluation, picked: Sequence[Pick], blind: str | None) -> list[ClipVideo]:
+    if blind is None:
+        return picked_videos(Manifest(job.manifest, job.options), evaluation, picked)
+    print(f"videos left out: {blind}", file=sys.stderr)
+    return [ClipVideo(pick["clip_id"], pick["row"], problem=blind) for pick in picked]
 
 
 def _write_texts(work: Work, evaluation: Evaluation, settings: dict[str, int]) -> str:
@@ -119,13 +131,14 @@ def _latents(uri: str, work: Work, evaluation: Evaluation) -> dict[str, Any]:
         loaded.learner.cuda()
     rows = [clip.row for clip in evaluation.clips if clip.failure is None]
     manifest = Manifest(job.manifest, job.options)
-    split = cast("Split", str(manifest.row(evaluation.clips[0].row)["split"]))
+    split = cast("Split", str(manifest.index["split"][evaluation.clips[0].row]))
 
     def probed() -> dict[str, Any]:
         return latent_space.summary(latent_space.collect(loaded, manifest, job.options, rows=rows))
 
     def mapped() -> dict[str, Any]:
-        return joint_summary(collect_pairs(loaded, manifest, group_rows(manifest, split), job.options, batch=job.batch))
+        pairs = collect_pairs(loaded, manifest, group_rows(manifest, split), job.options, batch=job.batch)
+        return joint_summary(pairs, split=split)
 
     return {"latents": _or_why("latent space", probed), "joint": _or_why("map of h and z", mapped)}
 
