@@ -18,20 +18,21 @@ import pytest
 
 from jala_ray import storage
 from jala_ray.commands import shell
+from jala_ray.config import RunConfig
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import Plan
 from jala_ray.evaluation.scores import PAPER_METRICS, PELA_TABLE_1
-from jala_ray.parsing import diff, override, to_dict
+from jala_ray.parsing import diff, from_dict, override, to_dict
 from jala_ray.presets import BASE, PRESETS, TINY, TINY_TOKENIZER, preset
 from jala_ray.storage import StorageOptions
 from jala_ray.studies.paper import runs as doing
 from jala_ray.studies.paper.asked import PaperStudy, begun_from
 from jala_ray.studies.paper.census import census, exposure, fitted
 from jala_ray.studies.paper.cost import costs
-from jala_ray.studies.paper.findings import of_settings, worse_than_still
-from jala_ray.studies.paper.plan import plan_study
-from jala_ray.studies.paper.results import Found, interval, printed_step
+from jala_ray.studies.paper.findings import STARTED, of_settings, of_study, unequal, worse_than_still
+from jala_ray.studies.paper.plan import Study, plan_study
+from jala_ray.studies.paper.results import Found, analyse, interval, load, printed_step
 from jala_ray.studies.paper.rows import CONTROL, ROWS, TABLE, changes, table
 from jala_ray.training import history, local
 from jala_ray.training.estimate import step_seconds
@@ -239,6 +240,16 @@ def test_dry_run_lists_exactly_the_rows(world: World, tmp_path: Path, capsys: An
 # --- the analysis ----------------------------------------------------------------------------------------------------
 
 
+def test_the_cause_of_unequal_rows_is_said_as_it_is() -> None:
+    reads = {"dino": {"samples": 100, "labelled": 0.5}, "next_token": {"samples": 100, "labelled": 1.0}}
+    found = {"rows": {name: {"reads": one} for name, one in reads.items()}}
+    base = override(TINY, {"train.steps": None, "data.epoch_rows": 100, "data.task_weights": (("generation", 1.0),)})
+    (finding,) = unequal(base, found)
+    assert finding.detail.startswith("--data.epoch_rows and --data.task_weights:")
+    (finding,) = unequal(TINY, found)
+    assert finding.detail.startswith("--train.steps:")
+
+
 def planted(errors: dict[str, tuple[float, ...]]) -> Found:
     """Rows with an error for each seed, over clips with their own difficulty; one run has failed on a clip."""
     rng = np.random.default_rng(0)
@@ -339,6 +350,10 @@ def straight(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "table"
 
 
+def planned(words: list[str], *more: str) -> Study:
+    return plan_study(PaperStudy.read([*words[2:], *more], "jala"))
+
+
 def results(folder: Path) -> dict[str, Any]:
     """table.json without clocks and addresses."""
     found = json.loads((folder / "table.json").read_text())
@@ -391,6 +406,51 @@ def test_a_run_that_is_there_tells_the_hours_of_all(world: World, straight: Path
     assert dino.hours is not None and dino.hours == pytest.approx(STEPS * step_seconds(like, StorageOptions()) / 3600)
     for cost in found.values():
         assert cost.hours == pytest.approx(dino.hours * cost.found.flops_step / dino.found.flops_step)
+
+
+def test_the_page_counts_steps_as_the_listing_does(world: World, straight: Path) -> None:
+    """An epoch of the first row, on labelled clips alone, has fewer; and it has no LAP."""
+    counted = planned(
+        begins(world, straight.parent, train__steps=None, train__epochs=10, objective__ema__alpha=0.87), "--dry-run"
+    )
+    own = {"train": to_dict(counted.base.train)}
+    runs = {
+        row: {s: {**one, "config": one["config"] | own} for s, one in of.items()}
+        for row, of in load(counted).runs.items()
+    }
+    found = analyse(counted, Found(runs))
+    steps = {row: facts["reads"]["steps"] for row, facts in found["rows"].items()}
+    left = {row: 0.87 ** steps[row] for row in ("next_token", "dino")}
+    assert left["dino"] < STARTED < left["next_token"]
+    listed = {finding.line for finding in of_study(counted)}
+    assert listed <= set(found["warnings"]) and not any("LAP" in line for line in found["warnings"])
+
+
+def test_what_may_change_is_no_row_s_own_change(world: World, straight: Path) -> None:
+    now = planned(begins(world, straight.parent), "--train.keep", "7", "--data.workers", "2", "--cluster.workers", "9")
+    before, found = results(straight)["rows"], analyse(now, load(now))["rows"]
+    assert {row: facts["changes"] for row, facts in found.items()} == {
+        r: facts["changes"] for r, facts in before.items()
+    }
+
+
+def test_what_a_killed_writer_left_is_no_score(world: World, straight: Path) -> None:
+    left = [straight / "scores/dino" / name for name in (".seed-0.json.1a2b3c4d.part", "notes.txt", "seed-0.json~")]
+    for file in left:
+        file.write_text("{")
+    found = load(planned(begins(world, straight.parent)))
+    for file in left:
+        file.unlink()
+    assert list(found.runs["dino"]) == [0]
+
+
+def test_an_earlier_run_of_another_manifest_begins_a_study(straight: Path) -> None:
+    stored = json.loads((straight / "runs/dino/seed-0/config.json").read_text())
+    stored["data"]["cache"], stored["init"] = "C", "runs/x/checkpoints/step-00000001"
+    (straight.parent / "earlier.json").write_text(json.dumps(stored))
+    base = PaperStudy.read(["--preset", str(straight.parent / "earlier.json"), "--manifest", "M"], "jala").base()
+    assert (base.data.manifest, base.data.cache, base.init) == ("M", "", None)
+    assert base.train == from_dict(RunConfig, stored).train and base.motion_tokenizer == stored["motion_tokenizer"]
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def publish(study: Study) -> str | None:
         return None
     results = analyse(study, found)
     study.write(results, FIGURES)
-    pages = {TABLE: markdown(results), PAGE: document(study, results, findings(study.base, results))}
+    pages = {TABLE: markdown(results), PAGE: document(study, results, findings(study, results))}
     for name, text in pages.items():
         storage.write_bytes(study.place(name), text.encode(), options=study.options)
     return study.place(PAGE)

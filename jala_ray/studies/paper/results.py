@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -27,9 +28,13 @@ from jala_ray.studies.paper.plan import Study
 from jala_ray.studies.paper.rows import BASE, CONTROL, OF_THE_RUN, Row, changes, table
 from jala_ray.studies.paper.runs import MODEL, scores_of
 from jala_ray.training.log import environment
+from jala_ray.training.setup import RESUMABLE
 from jala_ray.types import DOMAINS, Domain
 
 REFERENCES = (FLOOR, HOLD_FIRST, MEAN_MOTION)
+SCORES = re.compile(r"seed-(\d+)\.json")
+RUNS_OWN = (*OF_THE_RUN, *RESUMABLE)
+"""Beginnings of settings that a run may have of its own in any row."""
 SETTINGS_OF_THE_STUDY = ("name", "storage.", "log.", "cluster.", "data.manifest", "motion_tokenizer")
 
 
@@ -73,7 +78,7 @@ def load(study: Study) -> Found:
     runs: dict[str, dict[int, Any]] = {}
     for row in table(controls=True):
         names = sorted(storage.list_files(study.place("scores", row.name), study.options))
-        for seed in (int(name.removesuffix(".json").removeprefix("seed-")) for name in names):
+        for seed in (int(name[1]) for name in map(SCORES.fullmatch, names) if name):  # a killed writer leaves others
             runs.setdefault(row.name, {})[seed] = scores_of(study, row, seed)
     return Found(runs)
 
@@ -115,7 +120,7 @@ def analyse(study: Study, found: Found) -> dict[str, Any]:
         "settings": {key: list(pair) for key, pair in settings(study.base, study.asked.preset).items()},
         "environment": environment(),
     }
-    return results | {"warnings": [finding.line for finding in findings(study.base, results)]}
+    return results | {"warnings": [finding.line for finding in findings(study, results)]}
 
 
 def rows_of_table(found: Found) -> tuple[Row, ...]:
@@ -171,7 +176,7 @@ def _facts(study: Study, found: Found, row: Row) -> dict[str, Any]:
     seeds = found.seeds(row.name)
     runs = [found.runs[row.name][seed] for seed in seeds]
     config = from_dict(RunConfig, runs[0]["config"])
-    changed = {key: list(pair) for key, pair in changes(study.base, config).items() if key not in OF_THE_RUN}
+    changed = {key: list(pair) for key, pair in changes(study.base, config).items() if not key.startswith(RUNS_OWN)}
     measured = {name: float(np.mean([run["cost"][name] for run in runs])) for name in runs[0]["cost"]}
     return {
         "printed": row.printed,
