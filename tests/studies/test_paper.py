@@ -15,6 +15,7 @@ from typing import Any
 import boto3
 import numpy as np
 import pytest
+from transformers import VJEPA2Model
 
 from jala_ray import storage
 from jala_ray.commands import shell
@@ -23,9 +24,11 @@ from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import Plan
 from jala_ray.evaluation.scores import PAPER_METRICS, PELA_TABLE_1
+from jala_ray.models.encoders import random_config
 from jala_ray.parsing import diff, from_dict, override, to_dict
-from jala_ray.presets import BASE, PRESETS, TINY, TINY_TOKENIZER, preset
+from jala_ray.presets import BASE, PRESETS, TINY, TINY_TOKENIZER, VARIANTS, preset
 from jala_ray.storage import StorageOptions
+from jala_ray.studies.paper import page
 from jala_ray.studies.paper import runs as doing
 from jala_ray.studies.paper.asked import PaperStudy, begun_from
 from jala_ray.studies.paper.census import census, exposure, fitted
@@ -36,7 +39,8 @@ from jala_ray.studies.paper.results import Found, analyse, interval, load, print
 from jala_ray.studies.paper.rows import CONTROL, ROWS, TABLE, changes, table
 from jala_ray.training import history, local
 from jala_ray.training.estimate import step_seconds
-from jala_ray.types import DOMAINS, ConfigError, ManifestError
+from jala_ray.training.lease import LeaseLost
+from jala_ray.types import DOMAINS, ConfigError, ManifestError, StoreUnavailable
 from tests.end_to_end.conftest import World
 from tests.support import small
 
@@ -565,17 +569,70 @@ def test_shared_parts_are_made_once(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_costs_no_other(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """V-JEPA 2's folder is not there: dino has its row all the same, and the same command goes on once it is."""
+@pytest.mark.parametrize("how", [(), ("--cache",)], ids=["decoding", "cache"])
+def test_a_run_that_fails_costs_no_other(
+    world: World, tmp_path: Path, how: tuple[str, ...], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V-JEPA 2's folder is not there: what comes after it is done all the same, and the same command goes on once it is."""
+    monkeypatch.chdir(tmp_path)
     words = [*begins(world, tmp_path), "--local", "--rows", "dino", "vjepa", "--train.steps", "1", "--samples", "1"]
-    assert shell.main([*words, "--vjepa", str(tmp_path / "nowhere")]) == 2
+    words += ["--seeds", "2", "--vjepa", "./V", *how]
+    assert shell.main(words) == 2
     said = capsys.readouterr()
-    assert "nowhere" in said.err and "the runs that are done" in said.out
+    assert said.err.count("failed: vjepa") == 2 and "the runs that are done" in said.out
+    assert str(tmp_path / "V") in said.err.splitlines()[-1]
     found = results(tmp_path / "table")
-    assert list(found["table"]) == ["dino"] and "the row vjepa" in found["not_computed"] and found["steps"] == {}
-    plan_study(
-        PaperStudy.read(words[2:], "jala")
-    ).begin()  # the mistake binds nothing, for no run of that row had begun
+    assert found["rows"].keys() == {"dino"} and found["rows"]["dino"]["seeds"] == [0, 1]
+    assert "the row vjepa" in found["not_computed"] and found["steps"] == {}
+    VJEPA2Model(random_config(VARIANTS["vjepa"](TINY).model.encoder)).save_pretrained(tmp_path / "V")
+    assert shell.main(words) == 0
+    assert results(tmp_path / "table")["steps"]["vjepa"]["seeds"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "published"),
+    [
+        (RuntimeError("CUDA out of memory"), True),
+        (ConfigError("model", 1, "another"), True),
+        (StoreUnavailable("store", "gone", "an answer"), False),
+        (LeaseLost("run", "theirs", "ours"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failure_leaves_the_table_where_it_may(
+    world: World, straight: Path, error: Exception, published: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    asked = PaperStudy.read([*begins(world, straight.parent)[2:], "--local"], "jala")
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(doing, "work", fails)
+    text = (straight / "table.md").read_text()
+    (straight / "table.md").write_text("old")
+    with pytest.raises(type(error), match=str(error)):
+        asked.run()
+    assert (straight / "table.md").read_text() == (text if published else "old")
+    (straight / "table.md").write_text(text)
+    # What fails in publishing doesn't hide the cause.
+    monkeypatch.setattr(page, "publish", lambda _: 1 / 0)
+    with pytest.raises(type(error), match=str(error)):
+        asked.run()
+    assert ("division by zero" in capsys.readouterr().err) == published
+
+
+@pytest.mark.parametrize("row", ["dino", "vjepa"])
+def test_damaged_scores_say_what_helps(world: World, straight: Path, row: str, capsys: Any) -> None:
+    """Of a run that is asked for, and of one that only the table has."""
+    file = straight / "scores/vjepa/seed-0.json"
+    whole = file.read_text()
+    file.write_text(whole[:100])
+    try:
+        assert shell.main([*begins(world, straight.parent), "--local", "--rows", row]) == 2
+    finally:
+        file.write_text(whole)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {file}: ") and "Delete it" in last and "--name" not in last
 
 
 @pytest.mark.slow

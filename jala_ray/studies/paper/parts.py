@@ -69,25 +69,20 @@ def check_tokenizer(study: Study, address: str) -> dict[str, Any]:
     return facts
 
 
-def make_caches(study: Study, tokenizer: str) -> dict[str, str]:
-    """Kind of encoder -> address of a cache that holds everything; none where none is asked for. Only what is missing is made."""
+def cache_places(study: Study) -> dict[str, str]:
+    """Kind of encoder -> address of the cache that its rows read; none where none is asked for."""
     if not study.asked.cache:
         return {}
-    found: dict[str, RunConfig] = {}
-    for row in study.rows:
-        config = study.config(row, study.base.seed, tokenizer)
-        found.setdefault(config.model.encoder.kind, config)
-    return {kind: _make(study, kind, config) for kind, config in found.items()}
+    kinds = {study.config(row, study.base.seed).model.encoder.kind for row in study.rows}
+    return {kind: study.place("caches", kind) for kind in kinds}
 
 
-def _make(study: Study, kind: str, config: RunConfig) -> str:
-    gpus, local = config.cluster.gpus_per_worker, study.asked.local
+def make_cache(study: Study, config: RunConfig) -> None:
+    """The cache that a run reads, which holds everything. Only what is missing is made."""
+    encoder, gpus, local = config.model.encoder, config.cluster.gpus_per_worker, study.asked.local
     with storage.scratch("assets") as scratch:
         assets, gpu = build_assets(config, scratch), local or gpus > 0
-        making = begin(
-            study.place("caches", kind), study.manifest, assets, config.model.encoder, study.options, gpu=gpu, **CACHED
-        )
-    print(f"cache for {kind}: {making.job.cache.path}", flush=True)
+        making = begin(config.data.cache, study.manifest, assets, encoder, study.options, gpu=gpu, **CACHED)
+    print(f"cache for {encoder.kind}: {making.job.cache.path}", flush=True)
     do_parts(making.missing(), making.job, study.options, local=local, num_gpus=gpus)
-    cache, _ = making.finish(config.data.max_error_share)
-    return cache.path
+    making.finish(config.data.max_error_share)
