@@ -27,6 +27,7 @@ from jala_ray.evaluation.scores import PAPER_METRICS, PELA_TABLE_1
 from jala_ray.models.encoders import random_config
 from jala_ray.parsing import diff, from_dict, override, to_dict
 from jala_ray.presets import BASE, PRESETS, TINY, TINY_TOKENIZER, VARIANTS, preset
+from jala_ray.reports.motion.tables import MIN_CLIPS
 from jala_ray.storage import StorageOptions
 from jala_ray.studies.paper import page
 from jala_ray.studies.paper import runs as doing
@@ -35,7 +36,7 @@ from jala_ray.studies.paper.census import census, exposure, fitted
 from jala_ray.studies.paper.cost import costs
 from jala_ray.studies.paper.findings import STARTED, of_settings, of_study, unequal, worse_than_still
 from jala_ray.studies.paper.plan import Study, plan_study
-from jala_ray.studies.paper.results import Found, analyse, interval, load, printed_step
+from jala_ray.studies.paper.results import Found, analyse, interval, load, printed_step, shown
 from jala_ray.studies.paper.rows import CONTROL, ROWS, TABLE, changes, table
 from jala_ray.training import history, local
 from jala_ray.training.estimate import step_seconds
@@ -61,8 +62,8 @@ PELA-vjepa	7.05	11.54	0.94	1.32	5.85	10.04	6.73	11.87
 def test_the_printed_numbers_are_the_paper_s() -> None:
     lines = [line.split("\t") for line in PAPER.strip().splitlines()]
     assert [row.name for row in TABLE] == ["next_token", "next_token_dino", "no_align", "dino", "vjepa"]
-    for row, (_, *numbers) in zip(TABLE, lines, strict=True):
-        assert row.printed is not None
+    for row, (name, *numbers) in zip(TABLE, lines, strict=True):
+        assert row.printed is not None and row.label == name
         mine = [PELA_TABLE_1[row.printed][domain][metric] for metric in PAPER_METRICS for domain in ("lab", "wild")]
         assert mine == [float(number) for number in numbers], row.name
 
@@ -219,7 +220,7 @@ def test_dry_run_lists_exactly_the_rows(world: World, tmp_path: Path, capsys: An
     assert shell.main(words) == 0
     said = capsys.readouterr().out
     assert re.findall(r"^  (\w+) \((.+?(?:\))?)\)(?:, against (\w+))?:", said, re.MULTILINE) == [
-        (row.name, row.printed, row.against or "") for row in TABLE
+        (row.name, row.label, row.against or "") for row in TABLE
     ]
     assert "5 rows x 3 seeds = 15 runs" in said
     assert (
@@ -252,6 +253,11 @@ def test_the_cause_of_unequal_rows_is_said_as_it_is() -> None:
     assert finding.detail.startswith("--data.epoch_rows and --data.task_weights:")
     (finding,) = unequal(TINY, found)
     assert finding.detail.startswith("--train.steps:")
+
+
+def test_intervals_of_few_clips_are_shown_nowhere() -> None:
+    found = {"mean": 1.0, "low": 0.5, "high": 2.0, "clips": MIN_CLIPS}
+    assert shown(found) == "1.00 [0.50, 2.00]" and shown(found | {"clips": MIN_CLIPS - 1}) == "1.00"
 
 
 def planted(errors: dict[str, tuple[float, ...]]) -> Found:
@@ -374,8 +380,8 @@ def test_the_table_stands_beside_the_printed_one(straight: Path) -> None:
     for row in TABLE:
         assert found["printed"][row.name] == PELA_TABLE_1[row.printed or ""]
         numbers = [f"{PELA_TABLE_1[row.printed or ''][d][m]:.2f}" for m in PAPER_METRICS for d in DOMAINS]
-        assert f"| *printed: {row.printed}* | {' | '.join(numbers)} |" in text
-        assert all(f"PELA {number}" in page for number in numbers)
+        assert f"| *printed: {row.label}* | {' | '.join(numbers)} |" in text
+        assert all(f"PELA {number}" in page for number in numbers) and str(row.label) in page
         for domain in DOMAINS:
             one = found["table"][row.name][domain]["mpjpe"]
             assert one["low"] <= one["mean"] <= one["high"] and one["clips"] == 2
@@ -388,6 +394,7 @@ def test_the_table_stands_beside_the_printed_one(straight: Path) -> None:
     assert len(set(own.values())) == 5  # no two rows are one model
     for missing in (*found["not_computed"], "random weights", "LIBERO"):
         assert missing in page
+    assert f"fewer than {MIN_CLIPS} clips have no interval" in text and "[" not in text
     assert any("one run" in line for line in found["warnings"])
     assert any("unequally" in line for line in found["warnings"])
 

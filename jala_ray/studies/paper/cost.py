@@ -105,7 +105,7 @@ def _plain(value: Any) -> str:
 def _row(study: Study, cost: Cost) -> Iterator[str]:
     row, reads, found = cost.row, cost.reads, cost.found
     against = "" if row.against is None else f", against {row.against}"
-    yield f"  {row.name} ({row.printed or 'not in the paper'}){against}: {row.thing}"
+    yield f"  {row.name} ({row.label or 'not in the paper'}){against}: {row.thing}"
     yield f"      changes: {told(cost.changes) or 'nothing'}"
     fits = "fits" if found.memory <= study.asked.gpu_memory_gb * GB else "does NOT fit"
     hours = "" if cost.hours is None else f"; {cost.hours:.2f} h, {cost.hours * gpus(study):.2f} GPU-hours"

@@ -19,6 +19,7 @@ from jala_ray.hands.metrics import METRICS
 from jala_ray.parsing import diff, from_dict, to_dict
 from jala_ray.presets import PRESETS
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES
+from jala_ray.reports.motion.tables import few_clips, limits
 from jala_ray.studies.paper.asked import begun_from
 from jala_ray.studies.paper.census import Missing, exposure
 from jala_ray.studies.paper.cost import told
@@ -179,7 +180,7 @@ def _facts(study: Study, found: Found, row: Row) -> dict[str, Any]:
     changed = {key: list(pair) for key, pair in changes(study.base, config).items() if not key.startswith(RUNS_OWN)}
     measured = {name: float(np.mean([run["cost"][name] for run in runs])) for name in runs[0]["cost"]}
     return {
-        "printed": row.printed,
+        "printed": row.label,
         "thing": row.thing,
         "changes": changed,
         "seeds": seeds,
@@ -210,7 +211,8 @@ def _markdown(results: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     counts = ", ".join(f"{DOMAIN_NAMES[d]} {n:,}" for d, n in results["clips"].items())
     yield f"Means in cm, lower is better, with 95 % intervals by a bootstrap over {_seeds(results)} and clips ({counts})."
-    yield "Below each row stands what the paper prints, on its own data."
+    few = few_clips(line[d] for line in results["table"].values() for d in DOMAINS)
+    yield f"Below each row stands what the paper prints, on its own data.{few}"
     yield ""
     columns = [(d, m) for m in PAPER_METRICS for d in DOMAINS]
     yield from _head(["", *(f"{METRICS[m].label} {DOMAIN_NAMES[d]}" for d, m in columns)])
@@ -261,9 +263,14 @@ def _cells(first: str, rest: Iterator[str] | Sequence[str]) -> str:
     return "| " + " | ".join([first, *rest]) + " |"
 
 
-def shown(found: Mapping[str, float | None], sign: str = "") -> str:
-    """A mean with its limits."""
+def shown(found: Mapping[str, Any], sign: str = "") -> str:
+    """A mean with its limits, where it has some."""
     if found["mean"] is None:
         return "n/a"
-    limits = "" if found["low"] is None else f" [{found['low']:z.2f}, {found['high']:z.2f}]"
-    return f"{found['mean']:{sign}z.2f}{limits}"
+    reach = limits_of(found)
+    return f"{found['mean']:{sign}z.2f}" + ("" if reach is None else f" [{reach[0]:z.2f}, {reach[1]:z.2f}]")
+
+
+def limits_of(found: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Those to show, as on the page of an evaluation: none of few clips."""
+    return limits({key: found[key] for key in ("mean", "low", "high", "clips")})  # type: ignore[arg-type]
