@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from jala_ray import storage
-from jala_ray.config import RunConfig, TokenizerRunConfig
+from jala_ray.config import RunConfig
 from jala_ray.data.cache.making import begin
 from jala_ray.data.samples.assets import motion_key
-from jala_ray.data.samples.chunks import read_chunks
 from jala_ray.studies.paper.plan import Study
 from jala_ray.tokenizer.model import MotionTokenizer
-from jala_ray.training import setup
 from jala_ray.training.build import build_assets, tokenizer_folder
 from jala_ray.training.parts import do_parts
-from jala_ray.training.tokenizer import RESULT, Chunks, TokenizerRun, train_tokenizer
-from jala_ray.types import SPLITS, ConfigError
+from jala_ray.training.tokenizer import RESULT
+from jala_ray.types import ConfigError
 
 FACTS = "tokenizer.json"
 CACHED: dict[str, Any] = {"store": "all", "dtype": "float16"}
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_tokenizer(study: Study) -> str:
@@ -35,21 +27,14 @@ def make_tokenizer(study: Study) -> str:
     if not storage.is_committed(address, study.options):
         print(f"motion tokenizer: {study.place('tokenizer')}", flush=True)
         if study.asked.local:
-            train_here(study.tokenizer)
+            from jala_ray.training.local import run_local_tokenizer
+
+            run_local_tokenizer(study.tokenizer)
         else:
             from jala_ray.training.launch import launch_tokenizer
 
             launch_tokenizer(study.tokenizer)
     return address
-
-
-def train_here(config: TokenizerRunConfig) -> None:
-    """In this process, without Ray; a folder with checkpoints is continued."""
-    config = setup.absolute(config)
-    folder, options = setup.run_folder(config), setup.storage_options(config)
-    with setup.prepared_tokenizer(config) as ready:
-        train, held_out = (Chunks(**read_chunks(ready.rows[split])) for split in SPLITS)
-        train_tokenizer(TokenizerRun(config, folder, options, train, held_out, device(), lease=ready.lease))
 
 
 def check_tokenizer(study: Study, address: str) -> dict[str, Any]:
