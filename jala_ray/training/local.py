@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from jala_ray.config import RunConfig
+from jala_ray.config import RunConfig, TokenizerRunConfig
 from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.steps import StepBuilder, StepShare
 from jala_ray.presets import configuration
@@ -22,7 +22,10 @@ from jala_ray.training import history, setup
 from jala_ray.training.build import build_learner, make_deterministic
 from jala_ray.training.interrupts import guarded
 from jala_ray.training.loop import Run, train
-from jala_ray.types import DamagedCheckpoint, JalaError
+from jala_ray.types import SPLITS, DamagedCheckpoint, JalaError
+
+if TYPE_CHECKING:
+    from jala_ray.training.tokenizer import TokenizerRun
 
 
 class Shares(IterableDataset[StepShare | JalaError]):
@@ -56,7 +59,7 @@ def loader(builder: StepBuilder, first: int, last: int, workers: int) -> Iterato
 def run_local(config: RunConfig, device: torch.device | None = None) -> dict[str, Any]:
     """Train in this process; returns the last metrics. Continues the run folder's newest whole checkpoint."""
     config = setup.absolute(config)
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or best_device()
     if config.train.deterministic:
         make_deterministic()
     with setup.prepared(config) as ready:
@@ -67,6 +70,24 @@ def run_local(config: RunConfig, device: torch.device | None = None) -> dict[str
                 return train(run)
             except DamagedCheckpoint as error:
                 print(error, flush=True)  # set aside by now: the next turn finds an older one
+
+
+def run_local_tokenizer(config: TokenizerRunConfig, device: torch.device | None = None) -> TokenizerRun:
+    """Train a motion tokenizer in this process; returns the run with its chunks. A folder with checkpoints is continued."""
+    from jala_ray.data.samples.chunks import read_chunks  # reads manifests
+    from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
+
+    config = setup.absolute(config)
+    folder, options, device = setup.run_folder(config), setup.storage_options(config), device or best_device()
+    with setup.prepared_tokenizer(config) as ready:
+        train, held_out = (Chunks(**read_chunks(ready.rows[split])) for split in SPLITS)
+        run = TokenizerRun(config, folder, options, train, held_out, device, lease=ready.lease)
+        train_tokenizer(run)
+    return run
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def begins(run: Run) -> str:

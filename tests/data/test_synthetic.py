@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from jala_ray.data.synthetic import (
     read_instruction,
     split_compositions,
 )
+from jala_ray.data.synthetic.__main__ import main
 from jala_ray.data.synthetic.animation import ARM_LABELS, HAND_LABELS, make_animation
 from jala_ray.data.synthetic.grammar import FACTORS, write_description, write_instructions
 from jala_ray.hands.camera import project, transform_points
@@ -327,3 +329,17 @@ def test_rerun_keeps_repairs_and_refuses(world, tmp_path):
         "synthetic1-lab-train-000000.mp4",
         "synthetic1-lab-train-000001.mp4",
     }
+
+
+def test_a_damaged_world_may_be_overwritten(tmp_path, capsys, monkeypatch):
+    """Left alone it is refused, with the status of input that must change first."""
+    config = replace(TINY, lab_train=1, lab_val=0, wild_train=0, wild_val=0)
+    generate(tmp_path, config)
+    whole = (tmp_path / "world.json").read_text()
+    (tmp_path / "world.json").write_text(whole[: len(whole) // 2])
+    monkeypatch.setattr(sys, "argv", ["synthetic", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and "overwrite it" in capsys.readouterr().err
+    generate(tmp_path, config, overwrite=True)
+    assert (tmp_path / "world.json").read_text() == whole

@@ -15,27 +15,33 @@ from typing import Any
 import boto3
 import numpy as np
 import pytest
+from transformers import VJEPA2Model
 
 from jala_ray import storage
 from jala_ray.commands import shell
+from jala_ray.config import RunConfig
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import Plan
 from jala_ray.evaluation.scores import PAPER_METRICS, PELA_TABLE_1
-from jala_ray.parsing import diff, override, to_dict
-from jala_ray.presets import BASE, PRESETS, TINY, TINY_TOKENIZER, preset
+from jala_ray.models.encoders import random_config
+from jala_ray.parsing import diff, from_dict, override, to_dict
+from jala_ray.presets import BASE, PRESETS, TINY, TINY_TOKENIZER, VARIANTS, preset
+from jala_ray.reports.motion.tables import MIN_CLIPS
 from jala_ray.storage import StorageOptions
+from jala_ray.studies.paper import page
 from jala_ray.studies.paper import runs as doing
 from jala_ray.studies.paper.asked import PaperStudy, begun_from
 from jala_ray.studies.paper.census import census, exposure, fitted
 from jala_ray.studies.paper.cost import costs
-from jala_ray.studies.paper.findings import of_settings, worse_than_still
-from jala_ray.studies.paper.plan import plan_study
-from jala_ray.studies.paper.results import Found, interval, printed_step
+from jala_ray.studies.paper.findings import STARTED, of_settings, of_study, unequal, worse_than_still
+from jala_ray.studies.paper.plan import Study, plan_study
+from jala_ray.studies.paper.results import Found, analyse, interval, load, printed_step, shown
 from jala_ray.studies.paper.rows import CONTROL, ROWS, TABLE, changes, table
 from jala_ray.training import history, local
 from jala_ray.training.estimate import step_seconds
-from jala_ray.types import DOMAINS, ConfigError, ManifestError
+from jala_ray.training.lease import LeaseLost
+from jala_ray.types import DOMAINS, ConfigError, ManifestError, StoreUnavailable
 from tests.end_to_end.conftest import World
 from tests.support import small
 
@@ -56,8 +62,8 @@ PELA-vjepa	7.05	11.54	0.94	1.32	5.85	10.04	6.73	11.87
 def test_the_printed_numbers_are_the_paper_s() -> None:
     lines = [line.split("\t") for line in PAPER.strip().splitlines()]
     assert [row.name for row in TABLE] == ["next_token", "next_token_dino", "no_align", "dino", "vjepa"]
-    for row, (_, *numbers) in zip(TABLE, lines, strict=True):
-        assert row.printed is not None
+    for row, (name, *numbers) in zip(TABLE, lines, strict=True):
+        assert row.printed is not None and row.label == name
         mine = [PELA_TABLE_1[row.printed][domain][metric] for metric in PAPER_METRICS for domain in ("lab", "wild")]
         assert mine == [float(number) for number in numbers], row.name
 
@@ -214,7 +220,7 @@ def test_dry_run_lists_exactly_the_rows(world: World, tmp_path: Path, capsys: An
     assert shell.main(words) == 0
     said = capsys.readouterr().out
     assert re.findall(r"^  (\w+) \((.+?(?:\))?)\)(?:, against (\w+))?:", said, re.MULTILINE) == [
-        (row.name, row.printed, row.against or "") for row in TABLE
+        (row.name, row.label, row.against or "") for row in TABLE
     ]
     assert "5 rows x 3 seeds = 15 runs" in said
     assert (
@@ -237,6 +243,21 @@ def test_dry_run_lists_exactly_the_rows(world: World, tmp_path: Path, capsys: An
 
 
 # --- the analysis ----------------------------------------------------------------------------------------------------
+
+
+def test_the_cause_of_unequal_rows_is_said_as_it_is() -> None:
+    reads = {"dino": {"samples": 100, "labelled": 0.5}, "next_token": {"samples": 100, "labelled": 1.0}}
+    found = {"rows": {name: {"reads": one} for name, one in reads.items()}}
+    base = override(TINY, {"train.steps": None, "data.epoch_rows": 100, "data.task_weights": (("generation", 1.0),)})
+    (finding,) = unequal(base, found)
+    assert finding.detail.startswith("--data.epoch_rows and --data.task_weights:")
+    (finding,) = unequal(TINY, found)
+    assert finding.detail.startswith("--train.steps:")
+
+
+def test_intervals_of_few_clips_are_shown_nowhere() -> None:
+    found = {"mean": 1.0, "low": 0.5, "high": 2.0, "clips": MIN_CLIPS}
+    assert shown(found) == "1.00 [0.50, 2.00]" and shown(found | {"clips": MIN_CLIPS - 1}) == "1.00"
 
 
 def planted(errors: dict[str, tuple[float, ...]]) -> Found:
@@ -339,6 +360,10 @@ def straight(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "table"
 
 
+def planned(words: list[str], *more: str) -> Study:
+    return plan_study(PaperStudy.read([*words[2:], *more], "jala"))
+
+
 def results(folder: Path) -> dict[str, Any]:
     """table.json without clocks and addresses."""
     found = json.loads((folder / "table.json").read_text())
@@ -355,8 +380,8 @@ def test_the_table_stands_beside_the_printed_one(straight: Path) -> None:
     for row in TABLE:
         assert found["printed"][row.name] == PELA_TABLE_1[row.printed or ""]
         numbers = [f"{PELA_TABLE_1[row.printed or ''][d][m]:.2f}" for m in PAPER_METRICS for d in DOMAINS]
-        assert f"| *printed: {row.printed}* | {' | '.join(numbers)} |" in text
-        assert all(f"PELA {number}" in page for number in numbers)
+        assert f"| *printed: {row.label}* | {' | '.join(numbers)} |" in text
+        assert all(f"PELA {number}" in page for number in numbers) and str(row.label) in page
         for domain in DOMAINS:
             one = found["table"][row.name][domain]["mpjpe"]
             assert one["low"] <= one["mean"] <= one["high"] and one["clips"] == 2
@@ -369,6 +394,7 @@ def test_the_table_stands_beside_the_printed_one(straight: Path) -> None:
     assert len(set(own.values())) == 5  # no two rows are one model
     for missing in (*found["not_computed"], "random weights", "LIBERO"):
         assert missing in page
+    assert f"fewer than {MIN_CLIPS} clips have no interval" in text and "[" not in text
     assert any("one run" in line for line in found["warnings"])
     assert any("unequally" in line for line in found["warnings"])
 
@@ -391,6 +417,51 @@ def test_a_run_that_is_there_tells_the_hours_of_all(world: World, straight: Path
     assert dino.hours is not None and dino.hours == pytest.approx(STEPS * step_seconds(like, StorageOptions()) / 3600)
     for cost in found.values():
         assert cost.hours == pytest.approx(dino.hours * cost.found.flops_step / dino.found.flops_step)
+
+
+def test_the_page_counts_steps_as_the_listing_does(world: World, straight: Path) -> None:
+    """An epoch of the first row, on labelled clips alone, has fewer; and it has no LAP."""
+    counted = planned(
+        begins(world, straight.parent, train__steps=None, train__epochs=10, objective__ema__alpha=0.87), "--dry-run"
+    )
+    own = {"train": to_dict(counted.base.train)}
+    runs = {
+        row: {s: {**one, "config": one["config"] | own} for s, one in of.items()}
+        for row, of in load(counted).runs.items()
+    }
+    found = analyse(counted, Found(runs))
+    steps = {row: facts["reads"]["steps"] for row, facts in found["rows"].items()}
+    left = {row: 0.87 ** steps[row] for row in ("next_token", "dino")}
+    assert left["dino"] < STARTED < left["next_token"]
+    listed = {finding.line for finding in of_study(counted)}
+    assert listed <= set(found["warnings"]) and not any("LAP" in line for line in found["warnings"])
+
+
+def test_what_may_change_is_no_row_s_own_change(world: World, straight: Path) -> None:
+    now = planned(begins(world, straight.parent), "--train.keep", "7", "--data.workers", "2", "--cluster.workers", "9")
+    before, found = results(straight)["rows"], analyse(now, load(now))["rows"]
+    assert {row: facts["changes"] for row, facts in found.items()} == {
+        r: facts["changes"] for r, facts in before.items()
+    }
+
+
+def test_what_a_killed_writer_left_is_no_score(world: World, straight: Path) -> None:
+    left = [straight / "scores/dino" / name for name in (".seed-0.json.1a2b3c4d.part", "notes.txt", "seed-0.json~")]
+    for file in left:
+        file.write_text("{")
+    found = load(planned(begins(world, straight.parent)))
+    for file in left:
+        file.unlink()
+    assert list(found.runs["dino"]) == [0]
+
+
+def test_an_earlier_run_of_another_manifest_begins_a_study(straight: Path) -> None:
+    stored = json.loads((straight / "runs/dino/seed-0/config.json").read_text())
+    stored["data"]["cache"], stored["init"] = "C", "runs/x/checkpoints/step-00000001"
+    (straight.parent / "earlier.json").write_text(json.dumps(stored))
+    base = PaperStudy.read(["--preset", str(straight.parent / "earlier.json"), "--manifest", "M"], "jala").base()
+    assert (base.data.manifest, base.data.cache, base.init) == ("M", "", None)
+    assert base.train == from_dict(RunConfig, stored).train and base.motion_tokenizer == stored["motion_tokenizer"]
 
 
 @pytest.mark.slow
@@ -505,17 +576,70 @@ def test_shared_parts_are_made_once(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_costs_no_other(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """V-JEPA 2's folder is not there: dino has its row all the same, and the same command goes on once it is."""
+@pytest.mark.parametrize("how", [(), ("--cache",)], ids=["decoding", "cache"])
+def test_a_run_that_fails_costs_no_other(
+    world: World, tmp_path: Path, how: tuple[str, ...], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V-JEPA 2's folder is not there: what comes after it is done all the same, and the same command goes on once it is."""
+    monkeypatch.chdir(tmp_path)
     words = [*begins(world, tmp_path), "--local", "--rows", "dino", "vjepa", "--train.steps", "1", "--samples", "1"]
-    assert shell.main([*words, "--vjepa", str(tmp_path / "nowhere")]) == 2
+    words += ["--seeds", "2", "--vjepa", "./V", *how]
+    assert shell.main(words) == 2
     said = capsys.readouterr()
-    assert "nowhere" in said.err and "the runs that are done" in said.out
+    assert said.err.count("failed: vjepa") == 2 and "the runs that are done" in said.out
+    assert str(tmp_path / "V") in said.err.splitlines()[-1]
     found = results(tmp_path / "table")
-    assert list(found["table"]) == ["dino"] and "the row vjepa" in found["not_computed"] and found["steps"] == {}
-    plan_study(
-        PaperStudy.read(words[2:], "jala")
-    ).begin()  # the mistake binds nothing, for no run of that row had begun
+    assert found["rows"].keys() == {"dino"} and found["rows"]["dino"]["seeds"] == [0, 1]
+    assert "the row vjepa" in found["not_computed"] and found["steps"] == {}
+    VJEPA2Model(random_config(VARIANTS["vjepa"](TINY).model.encoder)).save_pretrained(tmp_path / "V")
+    assert shell.main(words) == 0
+    assert results(tmp_path / "table")["steps"]["vjepa"]["seeds"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "published"),
+    [
+        (RuntimeError("CUDA out of memory"), True),
+        (ConfigError("model", 1, "another"), True),
+        (StoreUnavailable("store", "gone", "an answer"), False),
+        (LeaseLost("run", "theirs", "ours"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failure_leaves_the_table_where_it_may(
+    world: World, straight: Path, error: Exception, published: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    asked = PaperStudy.read([*begins(world, straight.parent)[2:], "--local"], "jala")
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(doing, "work", fails)
+    text = (straight / "table.md").read_text()
+    (straight / "table.md").write_text("old")
+    with pytest.raises(type(error), match=str(error)):
+        asked.run()
+    assert (straight / "table.md").read_text() == (text if published else "old")
+    (straight / "table.md").write_text(text)
+    # What fails in publishing doesn't hide the cause.
+    monkeypatch.setattr(page, "publish", lambda _: 1 / 0)
+    with pytest.raises(type(error), match=str(error)):
+        asked.run()
+    assert ("division by zero" in capsys.readouterr().err) == published
+
+
+@pytest.mark.parametrize("row", ["dino", "vjepa"])
+def test_damaged_scores_say_what_helps(world: World, straight: Path, row: str, capsys: Any) -> None:
+    """Of a run that is asked for, and of one that only the table has."""
+    file = straight / "scores/vjepa/seed-0.json"
+    whole = file.read_text()
+    file.write_text(whole[:100])
+    try:
+        assert shell.main([*begins(world, straight.parent), "--local", "--rows", row]) == 2
+    finally:
+        file.write_text(whole)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {file}: ") and "Delete it" in last and "--name" not in last
 
 
 @pytest.mark.slow

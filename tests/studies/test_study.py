@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -357,6 +358,18 @@ def test_a_job_of_other_settings_is_refused(tmp_path: Path) -> None:
     elsewhere = Study(tmp_path / "moved", CPU)
     finished_stages(elsewhere)
     assert runs.settings(elsewhere, job) == runs.settings(study, job)
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "said"),
+    [("", ["--nope"], "option: got '--nope'"), (".runs", ["OUT", "smoke", "nope", "0"], "variants: got")],
+)
+def test_bad_input_has_its_status(module: str, words: list[str], said: str, capsys: Any, monkeypatch: Any) -> None:
+    """As that of `jala`: 2 where the input must change first."""
+    monkeypatch.setattr(sys, "argv", ["study", *words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"jala_ray.studies.alignment{module}", run_name="__main__")
+    assert ended.value.code == 2 and f"error: {said}" in capsys.readouterr().err
 
 
 def test_jobs_go_on_past_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

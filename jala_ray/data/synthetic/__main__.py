@@ -37,7 +37,8 @@ def main() -> None:
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         except JalaError as error:
-            sys.exit(f"error: {error}")
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(error.exit_status)
     print(manifest)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from jala_ray.data.synthetic.grammar import write_description, write_instruction
 from jala_ray.data.synthetic.plan import ClipPlan, WorldConfig, plan_world
 from jala_ray.parsing import to_dict
 from jala_ray.storage.claims import Claim
-from jala_ray.types import Clip, Hand, HandState, HandTrack
+from jala_ray.types import Clip, ConfigError, Hand, HandState, HandTrack
 from jala_ray.video.write import write_mp4
 
 WORLD_VERSION = 1
@@ -189,7 +190,9 @@ def _recorded(claim: Claim, plans: list[ClipPlan], overwrite: bool) -> dict[str,
 
     def clear() -> None:
         # Whatever lies there is of no world that goes on: start with its names and the plan's own free.
-        before = (claim.stored() or {}).get("clips", [])
+        before: list[dict[str, Any]] = []
+        with contextlib.suppress(ConfigError):  # damaged, to be overwritten: it names none
+            before = (claim.stored() or {}).get("clips", [])
         for clip_id in [*(clip["clip_id"] for clip in before), *(plan.clip_id for plan in plans)]:
             Path(claim.folder, "videos", f"{clip_id}.mp4").unlink(missing_ok=True)
 

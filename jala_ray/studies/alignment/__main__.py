@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
 from jala_ray.parsing import arguments
 from jala_ray.studies.alignment.asked import AlignmentStudy
-from jala_ray.types import JalaError
+from jala_ray.training.interrupts import guarded
 
 
-def main(argv: Sequence[str]) -> None:
-    arguments(AlignmentStudy, argv, "python -m jala_ray.studies.alignment").run()
+def main(argv: Sequence[str]) -> int:
+    return arguments(AlignmentStudy, argv, "python -m jala_ray.studies.alignment").run()
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        main(sys.argv[1:])
-    except JalaError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

@@ -21,6 +21,7 @@ from jala_ray.studies.alignment.size import SIZES
 from jala_ray.studies.alignment.stages import Study, done, result_of, stage, todays
 from jala_ray.studies.alignment.variants import Job, configs, last_checkpoint, named, variants, without_addresses
 from jala_ray.training import setup
+from jala_ray.training.interrupts import guarded
 from jala_ray.training.local import run_local
 from jala_ray.types import UserError
 
@@ -143,15 +144,13 @@ def _start(study: Study, job: Job, at_once: int) -> _Running:
     return _Running(job, process, log, time.monotonic())
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     out, size, name, seed = argv
     study = Study(Path(out), SIZES[size])
     (variant,) = named(variants(study.base()), [name])
     perform(study, Job(variant, int(seed)))
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

@@ -11,13 +11,12 @@ from jala_ray.config import StorageConfig
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.samples.chunks import ManifestRow, read_chunks
 from jala_ray.parsing import to_dict
-from jala_ray.studies.alignment.stages import Study, device, stage
+from jala_ray.studies.alignment.stages import Study, stage
 from jala_ray.studies.alignment.world import validation_rows
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.tokenizer.quality import measure_quality
-from jala_ray.training import setup
-from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
-from jala_ray.types import DOMAINS, SPLITS
+from jala_ray.training.local import run_local_tokenizer
+from jala_ray.types import DOMAINS
 
 ERRORS = ("mpjpe_cm", "wrist_cm", "wrist_rotation_deg", "finger_rotation_deg", "chunks")
 
@@ -31,12 +30,9 @@ def make_tokenizer(study: Study, world: dict[str, Any]) -> dict[str, Any]:
 def _make(study: Study) -> dict[str, Any]:
     manifests = (str(study.manifest),)
     config = replace(study.size.tokenizer, manifests=manifests, storage=StorageConfig(str(study.out)))
-    folder, options = setup.run_folder(config), setup.storage_options(config)
-    with setup.prepared_tokenizer(config) as ready:
-        train, held_out = (Chunks(**read_chunks(ready.rows[split])) for split in SPLITS)
-        train_tokenizer(TokenizerRun(config, folder, options, train, held_out, device(), lease=ready.lease))
+    run = run_local_tokenizer(config)
     tokenizer = MotionTokenizer.load(study.tokenizer)
-    return {"trained_chunks": len(train), "floor": {domain: _floor(study, tokenizer, domain) for domain in DOMAINS}}
+    return {"trained_chunks": len(run.train), "floor": {domain: _floor(study, tokenizer, domain) for domain in DOMAINS}}
 
 
 def _floor(study: Study, tokenizer: MotionTokenizer, domain: str) -> dict[str, float]:

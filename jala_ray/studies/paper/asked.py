@@ -17,14 +17,18 @@ from jala_ray.types import ConfigError
 
 TRAIN = "train"
 NAME = "paper"
-BEGIN = "jala, tiny or demo, or the config.json of an earlier run of them: the settings that all runs begin with."
+BEGIN = (
+    "jala, tiny or demo, or the config.json of an earlier run of them: the settings that all runs begin with, but for its data.manifest, "
+    "data.cache and init."
+)
 SOME = f"Of the table's rows only these: {', '.join(ROWS)}; empty: all."
 SIZES = f"Preset of a motion tokenizer that is trained ({', '.join(TOKENIZER_PRESETS)}), or a config.json; None: that of --preset's size."
 
 
 def begun_from(preset: RunConfig) -> RunConfig:
-    """A preset as the settings that all runs begin with; its name is the study's."""
-    return replace(preset, name=NAME, motion_tokenizer=preset.motion_tokenizer or TRAIN)
+    """A preset as the settings that all runs begin with; its name is the study's, and what an earlier run read or began from is not."""
+    data = replace(preset.data, manifest="", cache="")
+    return replace(preset, name=NAME, data=data, init=None, motion_tokenizer=preset.motion_tokenizer or TRAIN)
 
 
 @dataclass(frozen=True)

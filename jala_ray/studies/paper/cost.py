@@ -11,7 +11,7 @@ from jala_ray.evaluation.scores import PAPER_METRICS, PELA_TABLE_1
 from jala_ray.hands.metrics import METRICS
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES
 from jala_ray.studies.paper.census import Exposure, exposure
-from jala_ray.studies.paper.findings import of_settings
+from jala_ray.studies.paper.findings import of_study
 from jala_ray.studies.paper.plan import Study
 from jala_ray.studies.paper.rows import OF_THE_RUN, Row, changes
 from jala_ray.training.estimate import GB, HEADROOM, Estimate, compute, data_of, gpu_hours, step_seconds
@@ -80,7 +80,7 @@ def listing(study: Study) -> str:
         "",
         "not computed here:",
         *(f"  {what}: {why}" for what, why in study.census.missing().items()),
-        *(finding.line for finding in of_settings(study.base, exposure(study.base, study.manifest).steps)),
+        *(finding.line for finding in of_study(study)),
     ]
     return "\n".join(lines)
 
@@ -105,7 +105,7 @@ def _plain(value: Any) -> str:
 def _row(study: Study, cost: Cost) -> Iterator[str]:
     row, reads, found = cost.row, cost.reads, cost.found
     against = "" if row.against is None else f", against {row.against}"
-    yield f"  {row.name} ({row.printed or 'not in the paper'}){against}: {row.thing}"
+    yield f"  {row.name} ({row.label or 'not in the paper'}){against}: {row.thing}"
     yield f"      changes: {told(cost.changes) or 'nothing'}"
     fits = "fits" if found.memory <= study.asked.gpu_memory_gb * GB else "does NOT fit"
     hours = "" if cost.hours is None else f"; {cost.hours:.2f} h, {cost.hours * gpus(study):.2f} GPU-hours"

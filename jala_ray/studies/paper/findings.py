@@ -7,22 +7,31 @@ from dataclasses import replace
 from typing import Any
 
 from jala_ray.config import JalaConfig, RunConfig
+from jala_ray.parsing import flatten
 from jala_ray.reports.kit.findings import Finding, worst_first
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES
 from jala_ray.reports.warnings import holding_still
+from jala_ray.studies.paper.census import exposure
+from jala_ray.studies.paper.plan import Study
 from jala_ray.types import DOMAINS
 
 UNEQUAL = 0.01
 """Rows that see labelled samples more unequally than by this share are named."""
+OFTEN = ("train.steps", "data.epoch_rows", "data.task_weights", "data.source_weights")
+"""Settings by which a row may see a labelled clip more or less than once an epoch."""
 STARTED = 0.01
 """Of LAP's start, what may be left at a run's end: alpha^steps."""
 
 
-def findings(base: RunConfig, results: Mapping[str, Any]) -> list[Finding]:
+def findings(study: Study, results: Mapping[str, Any]) -> list[Finding]:
     """Warnings of the page, the serious ones first. `results` is what `results.analyse` gives."""
-    steps = next(iter(results["rows"].values()))["reads"]["steps"]
-    of_table = [*worse_than_still(results["table"], results["references"]), *_luck(results), *_unequal(results)]
-    return worst_first([*of_settings(base, steps), *of_table, *_of_runs(results)])
+    of_table = [*worse_than_still(results["table"], results["references"]), *_luck(results)]
+    return worst_first([*of_study(study), *of_table, *unequal(study.base, results), *_of_runs(results)])
+
+
+def of_study(study: Study) -> Iterator[Finding]:
+    """`of_settings` with the steps of the base, which has LAP."""
+    return of_settings(study.base, exposure(study.base, study.manifest).steps)
 
 
 def of_settings(base: RunConfig, steps: int) -> Iterator[Finding]:
@@ -66,15 +75,17 @@ def _luck(results: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("warn", text, f"The first, {clip}: {why}")
 
 
-def _unequal(results: Mapping[str, Any]) -> Iterator[Finding]:
+def unequal(base: RunConfig, results: Mapping[str, Any]) -> Iterator[Finding]:
     reads = {name: row["reads"] for name, row in results["rows"].items()}
     labelled = {name: one["samples"] * one["labelled"] for name, one in reads.items()}
     least, most = min(labelled.values()), max(labelled.values())
     if most - least > UNEQUAL * most:
         figure = ", ".join(f"{name} {count:,.0f} of {reads[name]['samples']:,}" for name, count in labelled.items())
+        known = flatten(base)
+        given = " and ".join(f"--{key}" for key in OFTEN if known[key])
         detail = (
-            "Steps are the same for all, and rows on labelled clips alone spend all of theirs there; without --train.steps each row sees "
-            "every labelled clip once an epoch."
+            f"{given}: a labelled clip comes as often as that has it, among all clips or among labelled ones alone; without it each row "
+            "sees every labelled clip once an epoch."
         )
         yield Finding("warn", "Rows see labelled samples unequally often.", detail, figure)
 

@@ -12,11 +12,11 @@ from jala_ray.reports.kit.figures import Charts, bars
 from jala_ray.reports.kit.findings import Finding, counted, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES, about, absent, clock, number, percent, table, tile, tree
-from jala_ray.reports.motion.tables import Part, clips, few_clips, leading, limits, named, sheet
+from jala_ray.reports.motion.tables import Part, clips, few_clips, leading, named, sheet
 from jala_ray.studies.paper.cost import told
 from jala_ray.studies.paper.findings import findings
 from jala_ray.studies.paper.plan import Study
-from jala_ray.studies.paper.results import analyse, load, markdown
+from jala_ray.studies.paper.results import analyse, limits_of, load, markdown
 from jala_ray.types import DOMAINS
 
 TABLE, FIGURES, PAGE = "table.md", "table.json", "results.html"
@@ -35,7 +35,7 @@ def publish(study: Study) -> str | None:
         return None
     results = analyse(study, found)
     study.write(results, FIGURES)
-    pages = {TABLE: markdown(results), PAGE: document(study, results, findings(study.base, results))}
+    pages = {TABLE: markdown(results), PAGE: document(study, results, findings(study, results))}
     for name, text in pages.items():
         storage.write_bytes(study.place(name), text.encode(), options=study.options)
     return study.place(PAGE)
@@ -129,7 +129,7 @@ def _cell(found: Mapping[str, Any], printed: str | None, best: bool = False, sig
     below = None if printed is None else el("span", printed, class_="interval")
     if found["mean"] is None:
         return el("td", "n/a", below, class_="number none")
-    reach = limits({key: found[key] for key in ("mean", "low", "high", "clips")})  # type: ignore[arg-type]
+    reach = limits_of(found)
     between = el("span", f"{reach[0]:{sign}.2f} – {reach[1]:{sign}.2f}", class_="interval") if reach else None
     mean = el("span", f"{found['mean']:{sign},.2f}", title=f"{found['mean']!r} cm, {clips(found['clips'])}")
     return el("td", mean, between, below, class_="number best" if best else "number")

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from jala_ray import storage
-from jala_ray.config import RunConfig, TokenizerRunConfig
+from jala_ray.config import RunConfig
 from jala_ray.data.cache.making import begin
 from jala_ray.data.samples.assets import motion_key
-from jala_ray.data.samples.chunks import read_chunks
 from jala_ray.studies.paper.plan import Study
 from jala_ray.tokenizer.model import MotionTokenizer
-from jala_ray.training import setup
 from jala_ray.training.build import build_assets, tokenizer_folder
 from jala_ray.training.parts import do_parts
-from jala_ray.training.tokenizer import RESULT, Chunks, TokenizerRun, train_tokenizer
-from jala_ray.types import SPLITS, ConfigError
+from jala_ray.training.tokenizer import RESULT
+from jala_ray.types import ConfigError
 
 FACTS = "tokenizer.json"
 CACHED: dict[str, Any] = {"store": "all", "dtype": "float16"}
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_tokenizer(study: Study) -> str:
@@ -35,21 +27,14 @@ def make_tokenizer(study: Study) -> str:
     if not storage.is_committed(address, study.options):
         print(f"motion tokenizer: {study.place('tokenizer')}", flush=True)
         if study.asked.local:
-            train_here(study.tokenizer)
+            from jala_ray.training.local import run_local_tokenizer
+
+            run_local_tokenizer(study.tokenizer)
         else:
             from jala_ray.training.launch import launch_tokenizer
 
             launch_tokenizer(study.tokenizer)
     return address
-
-
-def train_here(config: TokenizerRunConfig) -> None:
-    """In this process, without Ray; a folder with checkpoints is continued."""
-    config = setup.absolute(config)
-    folder, options = setup.run_folder(config), setup.storage_options(config)
-    with setup.prepared_tokenizer(config) as ready:
-        train, held_out = (Chunks(**read_chunks(ready.rows[split])) for split in SPLITS)
-        train_tokenizer(TokenizerRun(config, folder, options, train, held_out, device(), lease=ready.lease))
 
 
 def check_tokenizer(study: Study, address: str) -> dict[str, Any]:
@@ -69,25 +54,20 @@ def check_tokenizer(study: Study, address: str) -> dict[str, Any]:
     return facts
 
 
-def make_caches(study: Study, tokenizer: str) -> dict[str, str]:
-    """Kind of encoder -> address of a cache that holds everything; none where none is asked for. Only what is missing is made."""
+def cache_places(study: Study) -> dict[str, str]:
+    """Kind of encoder -> address of the cache that its rows read; none where none is asked for."""
     if not study.asked.cache:
         return {}
-    found: dict[str, RunConfig] = {}
-    for row in study.rows:
-        config = study.config(row, study.base.seed, tokenizer)
-        found.setdefault(config.model.encoder.kind, config)
-    return {kind: _make(study, kind, config) for kind, config in found.items()}
+    kinds = {study.config(row, study.base.seed).model.encoder.kind for row in study.rows}
+    return {kind: study.place("caches", kind) for kind in kinds}
 
 
-def _make(study: Study, kind: str, config: RunConfig) -> str:
-    gpus, local = config.cluster.gpus_per_worker, study.asked.local
+def make_cache(study: Study, config: RunConfig) -> None:
+    """The cache that a run reads, which holds everything. Only what is missing is made."""
+    encoder, gpus, local = config.model.encoder, config.cluster.gpus_per_worker, study.asked.local
     with storage.scratch("assets") as scratch:
         assets, gpu = build_assets(config, scratch), local or gpus > 0
-        making = begin(
-            study.place("caches", kind), study.manifest, assets, config.model.encoder, study.options, gpu=gpu, **CACHED
-        )
-    print(f"cache for {kind}: {making.job.cache.path}", flush=True)
+        making = begin(config.data.cache, study.manifest, assets, encoder, study.options, gpu=gpu, **CACHED)
+    print(f"cache for {encoder.kind}: {making.job.cache.path}", flush=True)
     do_parts(making.missing(), making.job, study.options, local=local, num_gpus=gpus)
-    cache, _ = making.finish(config.data.max_error_share)
-    return cache.path
+    making.finish(config.data.max_error_share)

@@ -21,6 +21,7 @@ from jala_ray.studies.paper.asked import TRAIN, PaperStudy
 from jala_ray.studies.paper.census import Census, census, fitted, refuse_unlabelled, refuse_unscored
 from jala_ray.studies.paper.rows import Row
 from jala_ray.training.setup import RESUMABLE, absolute, run_folder, storage_options
+from jala_ray.types import ConfigError
 
 CLAIM = "study.json"
 VJEPA_SIZE = 256
@@ -63,7 +64,7 @@ class Study:
         config = row.change(self.base)
         if row.name == "vjepa" and self.asked.vjepa is not None:
             given = {"model.encoder.pretrained": self.asked.vjepa, "model.encoder.image_size": VJEPA_SIZE}
-            config = override(config, given)
+            config = _absolute(override(config, given))
         data = fitted(config.data, self.manifest)
         data = replace(data, cache=(caches or {}).get(config.model.encoder.kind, ""))
         name, motion = f"{self.base.name}/runs/{row.name}/seed-{seed}", tokenizer or config.motion_tokenizer
@@ -73,9 +74,14 @@ class Study:
         return storage.join(self.folder, *names)
 
     def read(self, *names: str) -> Any:
-        """A JSON file of the folder; None where it is not there."""
+        """A JSON file of the folder; None where it is not there. Raises `ConfigError` where it is damaged."""
         place = self.place(*names)
-        return json.loads(storage.read_bytes(place, self.options)) if storage.exists(place, self.options) else None
+        if not storage.exists(place, self.options):
+            return None
+        try:
+            return json.loads(storage.read_bytes(place, self.options))
+        except ValueError as error:
+            raise ConfigError(place, str(error), "JSON", "Delete it: what it says is found again.") from error
 
     def write(self, value: Any, *names: str) -> None:
         text = json.dumps(value, indent=1, allow_nan=False) + "\n"

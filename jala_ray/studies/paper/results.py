@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from jala_ray.hands.metrics import METRICS
 from jala_ray.parsing import diff, from_dict, to_dict
 from jala_ray.presets import PRESETS
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES
+from jala_ray.reports.motion.tables import few_clips, limits
 from jala_ray.studies.paper.asked import begun_from
 from jala_ray.studies.paper.census import Missing, exposure
 from jala_ray.studies.paper.cost import told
@@ -27,9 +29,13 @@ from jala_ray.studies.paper.plan import Study
 from jala_ray.studies.paper.rows import BASE, CONTROL, OF_THE_RUN, Row, changes, table
 from jala_ray.studies.paper.runs import MODEL, scores_of
 from jala_ray.training.log import environment
+from jala_ray.training.setup import RESUMABLE
 from jala_ray.types import DOMAINS, Domain
 
 REFERENCES = (FLOOR, HOLD_FIRST, MEAN_MOTION)
+SCORES = re.compile(r"seed-(\d+)\.json")
+RUNS_OWN = (*OF_THE_RUN, *RESUMABLE)
+"""Beginnings of settings that a run may have of its own in any row."""
 SETTINGS_OF_THE_STUDY = ("name", "storage.", "log.", "cluster.", "data.manifest", "motion_tokenizer")
 
 
@@ -73,7 +79,7 @@ def load(study: Study) -> Found:
     runs: dict[str, dict[int, Any]] = {}
     for row in table(controls=True):
         names = sorted(storage.list_files(study.place("scores", row.name), study.options))
-        for seed in (int(name.removesuffix(".json").removeprefix("seed-")) for name in names):
+        for seed in (int(name[1]) for name in map(SCORES.fullmatch, names) if name):  # a killed writer leaves others
             runs.setdefault(row.name, {})[seed] = scores_of(study, row, seed)
     return Found(runs)
 
@@ -115,7 +121,7 @@ def analyse(study: Study, found: Found) -> dict[str, Any]:
         "settings": {key: list(pair) for key, pair in settings(study.base, study.asked.preset).items()},
         "environment": environment(),
     }
-    return results | {"warnings": [finding.line for finding in findings(study.base, results)]}
+    return results | {"warnings": [finding.line for finding in findings(study, results)]}
 
 
 def rows_of_table(found: Found) -> tuple[Row, ...]:
@@ -171,10 +177,10 @@ def _facts(study: Study, found: Found, row: Row) -> dict[str, Any]:
     seeds = found.seeds(row.name)
     runs = [found.runs[row.name][seed] for seed in seeds]
     config = from_dict(RunConfig, runs[0]["config"])
-    changed = {key: list(pair) for key, pair in changes(study.base, config).items() if key not in OF_THE_RUN}
+    changed = {key: list(pair) for key, pair in changes(study.base, config).items() if not key.startswith(RUNS_OWN)}
     measured = {name: float(np.mean([run["cost"][name] for run in runs])) for name in runs[0]["cost"]}
     return {
-        "printed": row.printed,
+        "printed": row.label,
         "thing": row.thing,
         "changes": changed,
         "seeds": seeds,
@@ -205,7 +211,8 @@ def _markdown(results: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     counts = ", ".join(f"{DOMAIN_NAMES[d]} {n:,}" for d, n in results["clips"].items())
     yield f"Means in cm, lower is better, with 95 % intervals by a bootstrap over {_seeds(results)} and clips ({counts})."
-    yield "Below each row stands what the paper prints, on its own data."
+    few = few_clips(line[d] for line in results["table"].values() for d in DOMAINS)
+    yield f"Below each row stands what the paper prints, on its own data.{few}"
     yield ""
     columns = [(d, m) for m in PAPER_METRICS for d in DOMAINS]
     yield from _head(["", *(f"{METRICS[m].label} {DOMAIN_NAMES[d]}" for d, m in columns)])
@@ -256,9 +263,14 @@ def _cells(first: str, rest: Iterator[str] | Sequence[str]) -> str:
     return "| " + " | ".join([first, *rest]) + " |"
 
 
-def shown(found: Mapping[str, float | None], sign: str = "") -> str:
-    """A mean with its limits."""
+def shown(found: Mapping[str, Any], sign: str = "") -> str:
+    """A mean with its limits, where it has some."""
     if found["mean"] is None:
         return "n/a"
-    limits = "" if found["low"] is None else f" [{found['low']:z.2f}, {found['high']:z.2f}]"
-    return f"{found['mean']:{sign}z.2f}{limits}"
+    reach = limits_of(found)
+    return f"{found['mean']:{sign}z.2f}" + ("" if reach is None else f" [{reach[0]:z.2f}, {reach[1]:z.2f}]")
+
+
+def limits_of(found: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Those to show, as on the page of an evaluation: none of few clips."""
+    return limits({key: found[key] for key in ("mean", "low", "high", "clips")})  # type: ignore[arg-type]

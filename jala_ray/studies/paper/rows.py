@@ -37,6 +37,8 @@ class Row:
     """As its preset, but for `dino`, which is the base itself."""
     printed: str | None
     """Its key in `evaluation.scores.PELA_TABLE_1`; None: the paper has no such row."""
+    label: str | None
+    """As the paper's table calls it."""
     against: str | None
     """The row that it differs from in one thing."""
     thing: str
@@ -72,6 +74,7 @@ TABLE = (
     Row(
         "next_token",
         "Being-H0-2B (next token)",
+        "Being-H0-2B",
         "next_token_dino",
         "no features of the first frame",
         ("objective.state",),
@@ -80,6 +83,7 @@ TABLE = (
     Row(
         "next_token_dino",
         "Being-H0-2B + dino",
+        "Being-H0-2B+dino",
         "no_align",
         TWO_THINGS,
         OBJECTIVE + LABELS,
@@ -88,13 +92,14 @@ TABLE = (
     Row(
         "no_align",
         "w/o align (MCP only)",
+        "PELA w/o align",
         BASE,
         "no alignment: lambda = 0, no LAP, so LSP's queries, which followed it, learn by gradient",
         ("objective.lap", "objective.updates", "objective.align.weight"),
         VARIANTS["no_align"],
     ),
-    Row(BASE, "JALA-dino", None, "the base", (), jala),
-    Row("vjepa", "JALA-vjepa", BASE, "V-JEPA 2's features of frame pairs", ("model.encoder.",), vjepa),
+    Row(BASE, "JALA-dino", "PELA-dino", None, "the base", (), jala),
+    Row("vjepa", "JALA-vjepa", "PELA-vjepa", BASE, "V-JEPA 2's features of frame pairs", ("model.encoder.",), vjepa),
 )
 """In the paper's order."""
 ROWS = tuple(row.name for row in TABLE)
@@ -105,7 +110,7 @@ def table(controls: bool = False) -> tuple[Row, ...]:
     if not controls:
         return TABLE
     why = "labelled clips alone"
-    control = Row(CONTROL, None, "no_align", why, LABELS, no_align_labelled_only)
+    control = Row(CONTROL, None, None, "no_align", why, LABELS, no_align_labelled_only)
     parted = {"next_token_dino": {"against": CONTROL, "thing": PARADIGM, "keys": OBJECTIVE}}
     rows = [replace(row, **parted.get(row.name, {})) for row in TABLE]
     rows.insert(ROWS.index("no_align"), control)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Mapping
+import sys
+from copy import copy
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from jala_ray.parsing import to_dict
 from jala_ray.reports.run.folder import lineage
 from jala_ray.reports.run.publish import warnings_of
 from jala_ray.storage.claims import Claim
+from jala_ray.studies.paper.parts import cache_places, make_cache
 from jala_ray.studies.paper.plan import Study, todays_run
 from jala_ray.studies.paper.rows import Row
 from jala_ray.training import history, setup
@@ -36,24 +38,45 @@ def scores_of(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
     return study.read("scores", row.name, f"seed-{seed}.json")
 
 
-def work(study: Study, tokenizer: str, caches: Mapping[str, str]) -> None:
-    """Do all runs that are not done, in order; one that was cut off goes on where it was."""
+def work(study: Study, tokenizer: str) -> None:
+    """Do all runs that are not done, in order, each after the cache that it reads; one that was cut off goes on where it was.
+
+    A run that fails with a `UserError` does not stop the others: the first one's is raised at the end. Raises at once what is none, and
+    `ConfigError` where a run was done with other settings.
+    """
+    caches, made, failed = cache_places(study), {""}, list[UserError]()
     every = [(row, seed, study.config(row, seed, tokenizer, caches)) for row, seed in study.runs()]
     waiting = [run for run in every if not done(study, *run)]
     for number, (row, seed, config) in enumerate(waiting, 1):
         print(f"run {number} of {len(waiting)} left: {row.name}, seed {seed}", flush=True)
-        checkpoint = trained(study, config)
-        found = scored(study, row, seed, checkpoint)
-        found |= {"checkpoint": checkpoint, "steps": history.step_of(checkpoint), "cost": cost(study, config)}
-        found |= {"warnings": warnings_of(setup.run_folder(config), study.options), "config": to_dict(config)}
-        study.write(found, "scores", row.name, f"seed-{seed}.json")
+        try:
+            if config.data.cache not in made:
+                make_cache(study, config)
+                made.add(config.data.cache)
+            perform(study, row, seed, config)
+        except UserError as error:
+            failed.append(copy(error))  # without its frames: they hold a learner, and the next one needs the room
+            print(f"failed: {row.name}, seed {seed}: {error}", file=sys.stderr, flush=True)
+    if failed:
+        raise failed[0]
+
+
+def perform(study: Study, row: Row, seed: int, config: RunConfig) -> None:
+    """Train, score, and write down what was found."""
+    checkpoint = trained(study, config)
+    found = scored(study, row, seed, checkpoint)
+    found |= {"checkpoint": checkpoint, "steps": history.step_of(checkpoint), "cost": cost(study, config)}
+    found |= {"warnings": warnings_of(setup.run_folder(config), study.options), "config": to_dict(config)}
+    study.write(found, "scores", row.name, f"seed-{seed}.json")
 
 
 def done(study: Study, row: Row, seed: int, config: RunConfig) -> bool:
     """Whether a run is trained and scored. Raises `ConfigError` where it was with other settings."""
+    name = f"seed-{seed}.json"
     claim = Claim(
-        *(study.place("scores", row.name), f"seed-{seed}.json", to_dict(config), "run", "Choose another --name."),
+        *(study.place("scores", row.name), name, to_dict(config), "run", "Choose another --name."),
         options=study.options,
+        hints={name: "Delete it: the run is scored again."},
         free=setup.RESUMABLE,
         under="config",
         upgrade=todays_run,
@@ -74,8 +97,9 @@ def trained(study: Study, config: RunConfig) -> str:
     if study.asked.local:
         from jala_ray.training.local import run_local
 
+        gc.collect()  # what cycles hold of a learner that failed makes room for this one
         run_local(config)
-        gc.collect()  # what cycles hold of this learner makes room for the next one
+        gc.collect()  # and of this one, for the evaluation
     else:
         from jala_ray.training.launch import launch
 
