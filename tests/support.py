@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from jala_ray.batch import Batch
 from jala_ray.config import LanguageSizes, RunConfig, VisionSizes
 from jala_ray.data.manifest.places import PLACE, Catalogue
 from jala_ray.data.samples.assets import Assets, SequenceSpec
-from jala_ray.data.samples.collate import Batch, Laid, collate
+from jala_ray.data.samples.collate import Laid, collate
 from jala_ray.data.samples.source import BadRow, Example, Look, Visuals
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder, StepShare
 from jala_ray.data.sampling.plan import Plan, PlanRow
@@ -181,6 +183,39 @@ def lay_out(config: RunConfig, assets: Assets, kinds: Sequence[Kind] = MIXED, ep
 
 def make_batch(laid: Sequence[Laid], packing: bool = False, max_tokens: int = 4096, pad_multiple: int = 1) -> Batch:
     return collate(laid, packing=packing, max_tokens=max_tokens, pad_multiple=pad_multiple)
+
+
+def void_batch(rows: int, length: int, samples: int, **columns: Tensor) -> Batch:
+    """Padding alone, and black pictures of one pixel, but for `columns`."""
+    void = {"ids": 0, "position": 0} | dict.fromkeys(("scored", "state"), False)
+    names = (
+        "ids",
+        "sample",
+        "position",
+        "block",
+        "hand",
+        "k",
+        "image_k",
+        "target",
+        "scored",
+        "state",
+        "pair",
+        "text_target",
+    )
+    made = {name: torch.full((rows, length), void.get(name, -1)) for name in names}
+    made |= {"weight": torch.ones(samples), "plan_row": torch.full((samples,), -1)}
+    return Batch(**{**made, "images": torch.zeros(samples, 3, 1, 1, dtype=torch.uint8), **columns})
+
+
+def same_batch(a: Batch, b: Batch) -> None:
+    """Assert that the same tensors are there, and equal bit for bit."""
+    mine, theirs = a.tensors(), b.tensors()
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        other = theirs[name]
+        assert (tensor.dtype, tensor.shape) == (other.dtype, other.shape), name
+        bits = [t.contiguous().reshape(-1).view(torch.uint8) for t in (tensor, other)]
+        assert torch.equal(*bits), name
 
 
 def packed(share: StepShare) -> bytearray:

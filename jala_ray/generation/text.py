@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jala_ray.generation.context import VOID, Context, Piece
+from jala_ray.generation.context import Context, Piece
 
 Watch = Callable[[Tensor, Tensor], None]
 """Called after each pass with the rows (M,) that go on, and their next token's logits (M, text vocabulary)."""
@@ -34,7 +34,7 @@ def decode_text(
     """
     vla, rows = context.vla, torch.arange(len(lengths), device=lengths.device)
     hidden = context.run(prompt, keep=len(prompt))[rows, lengths - 1]
-    after = prompt.columns["position"][rows, lengths - 1] + 1
+    after = prompt.position[rows, lengths - 1] + 1
     said: list[list[int]] = [[] for _ in lengths]
     ended = [False] * len(lengths)
     for number in range(most + 1):
@@ -57,5 +57,5 @@ def decode_text(
 
 def _token(rows: Tensor, ids: Tensor, position: Tensor) -> Piece:
     """One text token of each row, at `position` (M,) or (M, axes)."""
-    columns = {name: torch.full_like(ids, fill)[:, None] for name, fill in VOID.items()}
-    return Piece(columns | {"ids": ids[:, None], "sample": rows[:, None], "position": position[:, None]}, None)
+    void = torch.full_like(ids, -1)[:, None]
+    return Piece(ids[:, None], rows[:, None], position[:, None], block=void, hand=void, image_k=void)

@@ -1,5 +1,7 @@
 """Who may look at whom (METHOD 3), seen at the hidden states."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -20,11 +22,11 @@ def hidden_change(name: str, hand: int, time: int) -> tuple[torch.Tensor, dict]:
     features = learner.features(batch)
     extra = learner.objective.extra(batch, features)
     before = learner.vla(batch, (tap,), extra).hidden[tap]
-    block_start = [i for i, v in enumerate(batch["k"][0].tolist()) if v == 0][2 * time + hand]
-    other = dict(batch, ids=batch["ids"].clone())
+    block_start = [i for i, v in enumerate(batch.k[0].tolist()) if v == 0][2 * time + hand]
+    other = replace(batch, ids=batch.ids.clone())
     slot = assets.motion.token_slots[3].item()
     first = assets.spec.vocab.text + slot * assets.spec.vocab.codes
-    other["ids"][0, block_start + 3] = first + (batch["ids"][0, block_start + 3] - first + 1) % assets.spec.vocab.codes
+    other.ids[0, block_start + 3] = first + (batch.ids[0, block_start + 3] - first + 1) % assets.spec.vocab.codes
     after = learner.vla(other, (tap,), extra).hidden[tap]
     return (after - before).abs().amax(-1)[0], {"batch": batch, "changed": block_start + 3, "start": block_start - 1}
 
@@ -33,7 +35,7 @@ def hidden_change(name: str, hand: int, time: int) -> tuple[torch.Tensor, dict]:
 def test_chunks_are_blocks(hand: int, time: int) -> None:
     change, facts = hidden_change("tiny", hand, time)
     start = facts["start"]  # <mot> of the changed chunk
-    size = facts["batch"]["k"].max().item() + 3
+    size = facts["batch"].k.max().item() + 3
     assert change[:start].max() == 0, "earlier chunks and the prefix must not see the change"
     assert change[start : start + size].min() > 0, "all of the chunk, before and after the code, must see it"
     assert change[start + size :].min() > 0, "later tokens must see it"

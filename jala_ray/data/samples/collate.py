@@ -9,18 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jala_ray.batch import Batch
 from jala_ray.data.samples.layout import TOKEN_COLUMNS, Sequence
 from jala_ray.types import UserError
-
-Batch = dict[str, Tensor]
-"""A batch, by column.
-
-Tokens (B, T) int64: `ids`, `sample` (index among the S samples, -1 padding), `position` (restarts per sample), `block`, `hand`,
-`k`, `image_k`, `target`, `pair` (row of `pairs`), `text_target`, all -1 where void; `scored`, `state` bool.
-Samples (S,): `weight` float (0 for padding rows), `plan_row` int64; `images` (S, 3, H, W) uint8.
-Perceivers, per-frame features: `frames` (F, 3, h, w) uint8 or `frame_features` (F, P, Dv); `pairs` (C, 2) and `first` (S, 2) rows
-of it. Features of pairs from a cache: `pair_features` (C, P, Dv), `still_features` (C, P, Dv) of (v_t, v_t), `first_features` (S, P, Dv).
-"""
 
 
 @dataclass
@@ -86,15 +77,16 @@ def collate(samples: Seq[Laid], *, packing: bool, max_tokens: int, pad_multiple:
             tokens["position"][r, span] = np.arange(lengths[i])
             start += lengths[i]
 
-    batch = {name: torch.from_numpy(column) for name, column in tokens.items()}
-    batch["scored"], batch["state"] = batch["scored"].bool(), batch["state"].bool()
-    batch["weight"] = torch.tensor([s.weight for s in samples], dtype=torch.float32)
-    batch["plan_row"] = torch.tensor([s.plan_row for s in samples])
-    batch["images"] = torch.from_numpy(np.stack([s.image for s in samples]))
-    return batch | _perceiver_columns(samples)
+    flags = {name: tokens.pop(name).astype(bool) for name in ("scored", "state")}
+    columns = {name: torch.from_numpy(column) for name, column in (tokens | flags).items()}
+    columns["weight"] = torch.tensor([s.weight for s in samples], dtype=torch.float32)
+    columns["plan_row"] = torch.tensor([s.plan_row for s in samples])
+    columns["images"] = torch.from_numpy(np.stack([s.image for s in samples]))
+    return Batch.from_tensors(columns | _perceiver_inputs(samples))
 
 
-def _perceiver_columns(samples: Seq[Laid]) -> Batch:
+def _perceiver_inputs(samples: Seq[Laid]) -> dict[str, Tensor]:
+    """Those fields of `PerceiverInputs` that there are."""
     if samples[0].pair_features is not None:
         stacks = [s.pair_features for s in samples if s.pair_features is not None]
         stills = [s.still_features for s in samples if s.still_features is not None]
