@@ -69,8 +69,10 @@ class Batch(PerceiverInputs):
     """int64 index among the S samples; void -1."""
     position: Tensor
     """int64 place within the sample, from 0; void 0."""
-    block: Tensor
-    """int64 id of the motion chunk whose tokens see one another, within the sample; void -1."""
+    lo: Tensor
+    """int64 first place of the row that the token sees: its sample's start; of padding, where the row's padding begins."""
+    hi: Tensor
+    """int64 end of what it sees, [lo, hi): one past itself or, in a bidirectional motion chunk, one past the chunk. Never empty."""
     hand: Tensor
     """int64, 0 left or 1 right at all tokens of a chunk or a state prefix; void -1."""
     k: Tensor

@@ -15,6 +15,7 @@ from jala_ray.config import LanguageSizes, RunConfig, VisionSizes
 from jala_ray.data.manifest.places import PLACE, Catalogue
 from jala_ray.data.samples.assets import Assets, SequenceSpec
 from jala_ray.data.samples.collate import Laid, collate
+from jala_ray.data.samples.layout import TOKEN_COLUMNS
 from jala_ray.data.samples.source import BadRow, Example, Look, Visuals
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder, StepShare
 from jala_ray.data.sampling.plan import Plan, PlanRow
@@ -187,21 +188,8 @@ def make_batch(laid: Sequence[Laid], packing: bool = False, max_tokens: int = 40
 
 def void_batch(rows: int, length: int, samples: int, **columns: Tensor) -> Batch:
     """Padding alone, and black pictures of one pixel, but for `columns`."""
-    void = {"ids": 0, "position": 0} | dict.fromkeys(("scored", "state"), False)
-    names = (
-        "ids",
-        "sample",
-        "position",
-        "block",
-        "hand",
-        "k",
-        "image_k",
-        "target",
-        "scored",
-        "state",
-        "pair",
-        "text_target",
-    )
+    void = {"ids": 0, "position": 0, "lo": 0, "hi": length} | dict.fromkeys(("scored", "state"), False)
+    names = {*TOKEN_COLUMNS, "sample", "position", "lo", "hi"} - {"block"}
     made = {name: torch.full((rows, length), void.get(name, -1)) for name in names}
     made |= {"weight": torch.ones(samples), "plan_row": torch.full((samples,), -1)}
     return Batch(**{**made, "images": torch.zeros(samples, 3, 1, 1, dtype=torch.uint8), **columns})

@@ -13,8 +13,8 @@ from jala_ray.models.backbones.base import KVCache
 from jala_ray.models.masks import may_attend
 from jala_ray.models.vla import VLA
 
-VOID = {"ids": 0, "sample": -1, "position": 0, "block": -1, "hand": -1, "image_k": -1}
-"""Columns of a piece, and what stands in its padding."""
+VOID = {"ids": 0, "sample": -1, "position": 0, "place": -1, "lo": -1, "hi": 0, "hand": -1, "image_k": -1}
+"""Columns of a piece, and what stands in its padding, which sees padding alone."""
 
 
 @dataclass
@@ -25,7 +25,10 @@ class Piece:
     sample: Tensor
     position: Tensor
     """(B, L) or (B, L, axes), as `Backbone.positions` gives it for the whole rows."""
-    block: Tensor
+    place: Tensor
+    """Index of the token in its row, which `lo` and `hi` count; keys of a cache keep theirs, whatever padding lies between them."""
+    lo: Tensor
+    hi: Tensor
     hand: Tensor
     image_k: Tensor
     extra: Tensor | None = None
@@ -33,7 +36,8 @@ class Piece:
     @classmethod
     def whole(cls, batch: Batch, positions: Tensor, extra: Tensor | None) -> Piece:
         """All tokens of a batch."""
-        return cls(batch.ids, batch.sample, positions, batch.block, batch.hand, batch.image_k, extra)
+        place = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
+        return cls(batch.ids, batch.sample, positions, place, batch.lo, batch.hi, batch.hand, batch.image_k, extra)
 
     def __len__(self) -> int:
         return self.ids.shape[1]
@@ -77,13 +81,14 @@ def _taken(column: Tensor, index: Tensor, void: Tensor, fill: int) -> Tensor:
 
 
 class Context:
-    """What the rows of a batch have seen so far: keys, values, and the columns that say who may look at them."""
+    """What the rows of a batch have seen so far: keys, values, and their places in the rows, which say who may look at them."""
 
     def __init__(self, vla: VLA, images: Tensor) -> None:
         """`images` (S, 3, H, W) uint8, which `sample` of the pieces counts."""
         self.vla, self.images = vla, images
         self.cache = KVCache()
-        self.columns: dict[str, Tensor] = {}
+        self.place: Tensor | None = None
+        """(B, len(self)), -1 for padding."""
         self.passes = 0
         """Forward passes of the backbone so far."""
 
@@ -92,40 +97,29 @@ class Context:
 
     def run(self, piece: Piece, keep: int) -> Tensor:
         """Final hidden states (B, L, D) of a piece; the first `keep` of its tokens stay for later pieces to see."""
-        past, length = len(self), len(piece)
-        seen = {"sample": piece.sample, "block": piece.block}
-        if past:
-            seen = {name: torch.cat([self.columns[name], column], 1) for name, column in seen.items()}
-        sample, block = piece.sample, piece.block
-        index = torch.arange(past + length, device=sample.device)
-        mask = may_attend(
-            sample[:, :, None],
-            seen["sample"][:, None, :],
-            block[:, :, None],
-            seen["block"][:, None, :],
-            index[past:, None],
-            index[None, :],
-        )
+        past = len(self)
+        place = piece.place if self.place is None else torch.cat([self.place, piece.place], 1)
+        mask = may_attend(piece.lo[:, :, None], piece.hi[:, :, None], place[:, None, :])
         has_picture = bool((piece.image_k >= 0).any())
         embedded = self.vla.embed(piece, self.images if has_picture else self.images[:0], piece.extra)
         self.cache.growing = keep > 0
         final, _, _ = self.vla.backbone(embedded, mask[:, None], piece.position, (), self.cache)
         self.passes += 1
         if keep:
-            self.columns = seen
+            self.place = place
             self.crop(past + keep)
         return final
 
     def crop(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
         self.cache.crop(length)
-        self.columns = {name: column[:, :length] for name, column in self.columns.items()}
+        self.place = None if self.place is None else self.place[:, :length]
 
     def take(self, rows: Tensor) -> Context:
         """A context of its own for batch rows `rows` (B',), repeats allowed."""
         other = Context(self.vla, self.images)
         other.cache.pairs = [(key[rows], value[rows]) for key, value in self.cache.pairs]
-        other.columns = {name: column[rows] for name, column in self.columns.items()}
+        other.place = None if self.place is None else self.place[rows]
         return other
 
     def fewer(self, rows: Tensor) -> Context:

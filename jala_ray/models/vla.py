@@ -91,7 +91,7 @@ class VLA(nn.Module):
 
     def attention_mask(self, batch: Batch) -> Any:
         make = flex_mask if self.backbone.config.attention == "flex_attention" else dense_mask
-        return make(batch.sample, batch.block)
+        return make(batch.lo, batch.hi)
 
     def forward(self, batch: Batch, taps: tuple[int, ...] = (), extra: Tensor | None = None) -> Out:
         """Taps are language blocks counted from 1."""

@@ -74,7 +74,7 @@ def test_a_collated_batch_is_what_its_fields_say() -> None:
     assert padding.any() and rows < samples
     for name, value in {"ids": 0, "position": 0, "scored": False, "state": False}.items():
         assert (getattr(batch, name)[padding] == value).all(), name
-    for name in ("block", "hand", "k", "image_k", "target", "pair", "text_target"):
+    for name in ("hand", "k", "image_k", "target", "pair", "text_target"):
         assert (getattr(batch, name)[padding] == -1).all(), name
     for f in fields(Batch):
         if f.name in ("scored", "state"):

@@ -1,12 +1,20 @@
 """Who may look at whom (METHOD 3), seen at the hidden states."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
-from jala_ray.models.masks import dense_mask
+from jala_ray.batch import Batch
+from jala_ray.data.samples.collate import Laid, collate
+from jala_ray.data.samples.layout import TOKEN_COLUMNS
+from jala_ray.data.samples.layout import Sequence as Tokens
+from jala_ray.models.masks import dense_mask, flex_mask
 from jala_ray.presets import PRESETS
 from tests.support import Kind, L, lay_out, make_assets, make_batch, make_learner, small
 
@@ -47,26 +55,60 @@ def test_next_token_is_causal_inside_a_chunk() -> None:
     assert change[facts["changed"] :].min() > 0
 
 
-def test_mask_equals_its_definition() -> None:
-    rng = np.random.default_rng(0)
-    sample = torch.tensor([[0] * 9 + [1] * 5 + [-1] * 2, [2] * 16])
-    block = torch.tensor(rng.choice([-1, 0, 0, 1], (2, 16))).sort(dim=1).values
-    mask = dense_mask(sample, block)[:, 0]
-    for b in range(2):
-        for q in range(16):
-            for k in range(16):
-                same_chunk = block[b, q] == block[b, k] and block[b, q] >= 0
-                expected = sample[b, q] == sample[b, k] and (k <= q or same_chunk)
-                assert bool(mask[b, q, k]) == bool(expected)
+def by_definition(batch: Batch, laid: Sequence[Laid]) -> Tensor:
+    """Masks (B, T, T) from samples and chunks: the keys of q's sample that are not later than q, and all of its own chunk."""
+    rows, length = batch.ids.shape
+    block = torch.full((rows, length), -1)
+    for b, t in (batch.sample >= 0).nonzero().tolist():
+        block[b, t] = int(laid[batch.sample[b, t]].sequence.columns["block"][batch.position[b, t]])
+    place = torch.arange(length)
+    not_later = place[None, :] <= place[:, None]
+    same_chunk = (block[:, :, None] == block[:, None, :]) & (block >= 0)[:, :, None]
+    return (batch.sample[:, :, None] == batch.sample[:, None, :]) & (not_later | same_chunk)
 
 
-def test_flex_attention_uses_the_same_predicate() -> None:
-    from jala_ray.models.masks import flex_mask
+def sample_of(parts: Sequence[tuple[bool, int]], number: int) -> Laid:
+    """A sample of `parts`: whether each is a bidirectional chunk, and its tokens."""
+    block = np.concatenate([np.full(length, i if chunk else -1) for i, (chunk, length) in enumerate(parts)])
+    columns = {name: np.zeros(len(block), np.int64) for name in TOKEN_COLUMNS} | {"block": block}
+    return Laid(number, 1.0, Tokens(columns | {"pair": block * 0 - 1}), np.zeros((3, 1, 1), np.uint8), [])
 
-    sample, block = torch.tensor([[0] * 100 + [1] * 156]), torch.full((1, 256), -1)
-    block[0, 40:60], block[0, 150:170] = 0, 0
-    dense, flex = dense_mask(sample, block)[0, 0], flex_mask(sample, block)
-    index = torch.arange(256)
-    zero = torch.tensor(0)
-    again = torch.stack([flex.mask_mod(zero, zero, q, index) for q in index])
-    assert torch.equal(again, dense)
+
+PARTS = st.lists(st.tuples(st.booleans(), st.integers(1, 5)), min_size=1, max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(PARTS, min_size=1, max_size=6), st.booleans(), st.sampled_from([1, 8]))
+def test_one_interval_is_what_a_token_may_see(
+    samples: list[list[tuple[bool, int]]], packing: bool, multiple: int
+) -> None:
+    """Of real tokens, and of padding, which sees the padding before it and is never without a key."""
+    laid = [sample_of(parts, i) for i, parts in enumerate(samples)]
+    batch = collate(laid, packing=packing, max_tokens=40, pad_multiple=multiple)
+    expected = by_definition(batch, laid)
+    assert torch.equal(dense_mask(batch.lo, batch.hi)[:, 0], expected)
+    assert (expected.sum(-1) == batch.hi - batch.lo).all() and (batch.hi > batch.lo).all()
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("name", ["tiny", "tiny_no_align", "tiny_next_token", "tiny_lapa_codes"])
+def test_layouts_have_intervals(name: str, packing: bool) -> None:
+    config = small(PRESETS[name], data__labels="all")
+    laid = lay_out(config, make_assets(config))
+    batch = make_batch(laid, packing=packing, max_tokens=700, pad_multiple=16)
+    assert torch.equal(dense_mask(batch.lo, batch.hi)[:, 0], by_definition(batch, laid))
+    ahead = batch.hi - torch.arange(batch.ids.shape[1])
+    assert (ahead.max() > 1) == config.objective.layout.bidirectional
+
+
+def test_flex_attention_has_the_same_mask() -> None:
+    parts = [[(False, 40), (True, 20), (False, 40)], [(False, 50), (True, 20), (False, 86)], [(False, 130)]]
+    batch = collate([sample_of(p, i) for i, p in enumerate(parts)], packing=True, max_tokens=256)
+    assert batch.ids.shape == (2, 256)
+    dense, flex = dense_mask(batch.lo, batch.hi), flex_mask(batch.lo, batch.hi)
+    index, zero = torch.arange(256), torch.tensor(0)
+    for b in (0, 1):
+        again = torch.stack([flex.mask_mod(torch.tensor(b), zero, q, index) for q in index])
+        assert torch.equal(again, dense[b, 0])
+    blocks = dense.unflatten(-1, (2, 128)).unflatten(-3, (2, 128)).any(-1).any(-2)
+    assert torch.equal(flex.to_dense().bool(), blocks)

@@ -13,6 +13,9 @@ from jala_ray.batch import Batch
 from jala_ray.data.samples.layout import TOKEN_COLUMNS, Sequence
 from jala_ray.types import UserError
 
+_STORED = tuple(name for name in TOKEN_COLUMNS if name != "block")
+"""Columns of a sample that a batch has, too; its chunks are in `lo` and `hi`."""
+
 
 @dataclass
 class Laid:
@@ -52,6 +55,15 @@ def first_fit(lengths: Seq[int], capacity: int) -> list[list[int]]:
     return rows
 
 
+def seen_until(block: np.ndarray) -> np.ndarray:
+    """Chunk ids (T,) of one sample, -1 outside -> (T,) the first place that each token does not see: past itself and its chunk.
+
+    A chunk is a run of one id: tokens of one id with others between them would be two chunks.
+    """
+    ends = np.flatnonzero(np.append(block[1:] != block[:-1], True)) + 1
+    return np.where(block >= 0, np.repeat(ends, np.diff(ends, prepend=0)), np.arange(len(block)) + 1)
+
+
 def collate(samples: Seq[Laid], *, packing: bool, max_tokens: int, pad_multiple: int = 1) -> Batch:
     """Pack or pad `samples` into one batch; every sample's numbers are the same wherever it lies."""
     lengths = [len(s.sequence) for s in samples]
@@ -60,22 +72,26 @@ def collate(samples: Seq[Laid], *, packing: bool, max_tokens: int, pad_multiple:
     width = -(-width // pad_multiple) * pad_multiple
     shape = (len(rows), width)
 
-    tokens = {name: np.full(shape, -1, np.int64) for name in (*TOKEN_COLUMNS, "sample")}
+    tokens = {name: np.full(shape, -1, np.int64) for name in (*_STORED, "sample")}
     for name in ("ids", "scored", "state"):
         tokens[name][:] = 0
-    tokens["position"] = np.zeros(shape, np.int64)
+    tokens["position"], tokens["lo"] = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    tokens["hi"] = np.broadcast_to(np.arange(width) + 1, shape).copy()
     pair_base = np.cumsum([0, *(len(s.sequence.pairs) for s in samples)])
     for r, row in enumerate(rows):
         start = 0
         for i in row:
             columns, span = samples[i].sequence.columns, slice(start, start + lengths[i])
-            for name in TOKEN_COLUMNS:
+            for name in _STORED:
                 tokens[name][r, span] = columns[name]
             pair = columns["pair"]
             tokens["pair"][r, span] = np.where(pair >= 0, pair + pair_base[i], -1)
             tokens["sample"][r, span] = i
             tokens["position"][r, span] = np.arange(lengths[i])
+            tokens["lo"][r, span] = start
+            tokens["hi"][r, span] = start + seen_until(columns["block"])
             start += lengths[i]
+        tokens["lo"][r, start:] = start
 
     flags = {name: tokens.pop(name).astype(bool) for name in ("scored", "state")}
     columns = {name: torch.from_numpy(column) for name, column in (tokens | flags).items()}
