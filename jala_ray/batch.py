@@ -18,6 +18,11 @@ SIGNALS = "signals/"
 """What the names of signals begin with among a batch's tensors."""
 
 
+def rows_at(column: Tensor, at: Tensor) -> Tensor:
+    """Entries of a column (B, T, ...) at places `at` (M,) among B * T -> (M, ...). Does not hold up the host, as a mask would."""
+    return column.flatten(0, 1)[at]
+
+
 @dataclass(kw_only=True)
 class PerceiverInputs:
     """What the frozen encoder's features are made of, or the features themselves; None where a run does without.
@@ -81,14 +86,22 @@ class Batch(PerceiverInputs):
     """int64 index of the picture's token; void -1."""
     target: Tensor
     """int64 true code within its slot, where the chunk is labelled; void -1."""
-    scored: Tensor
-    """bool: the code's loss counts; void False."""
-    state: Tensor
-    """bool: the LSP latent of this hand and k is added here; void False."""
     pair: Tensor
     """int64 boundary pair (of C) that the position is aligned with; void -1."""
     text_target: Tensor
     """int64 id of the next text token to predict here; void -1."""
+    image_at: Tensor
+    """Where pictures' tokens lie (`image_k` >= 0). This and the other lists `*_at`: (M,) int64, places among B * T, rising; M may be 0."""
+    state_at: Tensor
+    """Where the LSP latent of the token's hand and k is added."""
+    scored_at: Tensor
+    """Where a code's loss counts."""
+    text_at: Tensor
+    """Where the next text token is predicted (`text_target` >= 0)."""
+    pair_at: Tensor
+    """Where h is aligned with a pair (`pair` >= 0)."""
+    read_at: Tensor
+    """Where a loss may read the last hidden state; all others are for nobody."""
     weight: Tensor
     """(S,) float32, 0 for samples that only fill a batch."""
     plan_row: Tensor

@@ -186,11 +186,15 @@ def make_batch(laid: Sequence[Laid], packing: bool = False, max_tokens: int = 40
     return collate(laid, packing=packing, max_tokens=max_tokens, pad_multiple=pad_multiple)
 
 
+LISTS = ("image", "state", "scored", "text", "pair", "read")
+
+
 def void_batch(rows: int, length: int, samples: int, **columns: Tensor) -> Batch:
     """Padding alone, and black pictures of one pixel, but for `columns`."""
-    void = {"ids": 0, "position": 0, "lo": 0, "hi": length} | dict.fromkeys(("scored", "state"), False)
-    names = {*TOKEN_COLUMNS, "sample", "position", "lo", "hi"} - {"block"}
+    void = {"ids": 0, "position": 0, "lo": 0, "hi": length}
+    names = {*TOKEN_COLUMNS, "sample", "position", "lo", "hi"} - {"block", "scored", "state", "read"}
     made = {name: torch.full((rows, length), void.get(name, -1)) for name in names}
+    made |= {f"{name}_at": torch.zeros(0, dtype=torch.int64) for name in LISTS}
     made |= {"weight": torch.ones(samples), "plan_row": torch.full((samples,), -1)}
     return Batch(**{**made, "images": torch.zeros(samples, 3, 1, 1, dtype=torch.uint8), **columns})
 

@@ -42,6 +42,11 @@ class Piece:
     def __len__(self) -> int:
         return self.ids.shape[1]
 
+    @property
+    def image_at(self) -> Tensor:
+        """Where the picture's tokens lie among B * L."""
+        return (self.image_k.flatten() >= 0).nonzero()[:, 0]
+
     def at(self, index: Tensor) -> Piece:
         """Tokens `index` (B, L) of each row; -1 is padding."""
         safe, void = index.clamp(min=0), index < 0
@@ -100,8 +105,8 @@ class Context:
         past = len(self)
         place = piece.place if self.place is None else torch.cat([self.place, piece.place], 1)
         mask = may_attend(piece.lo[:, :, None], piece.hi[:, :, None], place[:, None, :])
-        has_picture = bool((piece.image_k >= 0).any())
-        embedded = self.vla.embed(piece, self.images if has_picture else self.images[:0], piece.extra)
+        images = self.images if len(piece.image_at) else self.images[:0]
+        embedded = self.vla.embed(piece, images, piece.extra)
         self.cache.growing = keep > 0
         final, _, _ = self.vla.backbone(embedded, mask[:, None], piece.position, (), self.cache)
         self.passes += 1

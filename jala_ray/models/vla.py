@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from jala_ray.batch import Batch
+from jala_ray.batch import Batch, rows_at
 from jala_ray.models.backbones.base import Backbone
 from jala_ray.models.masks import dense_mask, flex_mask
 from jala_ray.models.vocab import Vocab
@@ -29,6 +29,9 @@ class Tokens(Protocol):
     sample: Tensor
     hand: Tensor
     image_k: Tensor
+
+    @property
+    def image_at(self) -> Tensor: ...
 
 
 class MotionHead(nn.Module):
@@ -84,9 +87,8 @@ class VLA(nn.Module):
         embedded = torch.where(is_motion[..., None], motion, text)
         on_hand = self.hand_embedding(hand.clamp(min=0)).to(text.dtype) * (hand >= 0)[..., None]
         embedded = embedded + on_hand
-        at_image = tokens.image_k >= 0
-        pictures = self.backbone.encode_image(images).to(text.dtype)
-        embedded[at_image] = pictures[tokens.sample[at_image], tokens.image_k[at_image]]
+        at, pictures = tokens.image_at, self.backbone.encode_image(images).to(text.dtype)
+        embedded.flatten(0, 1)[at] = pictures[rows_at(tokens.sample, at), rows_at(tokens.image_k, at)]
         return embedded if extra is None else embedded + extra.to(text.dtype)
 
     def attention_mask(self, batch: Batch) -> Any:

@@ -94,7 +94,7 @@ class Learner(nn.Module):
         real = batch.sample >= 0
         sums["samples"] = (weight > 0).sum().double()
         sums["tokens"] = real.sum().double()
-        sums["slots"] = torch.tensor(real.numel(), dtype=torch.float64, device=real.device)
+        sums["slots"] = torch.full((), real.numel(), dtype=torch.float64, device=real.device)
         sums["chunks"] = (batch.ids == self.vla.vocab.mot_open).sum().double()
         return sums
 

@@ -25,7 +25,7 @@ def share(step: int, rows: int) -> StepShare:
         *(rows, 5, rows),
         ids=torch.randint(0, 99, (rows, 5), generator=generator),
         frames=torch.randint(0, 255, (rows, 3, 4, 4), generator=generator).to(torch.uint8),
-        scored=torch.rand(rows, 5, generator=generator) > 0.5,
+        scored_at=torch.arange(rows),
         first_features=torch.rand(rows, 3, 2, generator=generator).half(),
         weight=torch.rand(rows, generator=generator),
         pairs=torch.zeros(0, 2, dtype=torch.int64),

@@ -12,12 +12,26 @@ import torch
 from torch import Tensor
 
 
-def columns(batch: Any) -> dict[str, Tensor]:
-    """Of a `Batch`, or of the dictionary that it once was. Raises `ValueError` for facts that the columns of now cannot hold."""
-    found = dict(batch) if isinstance(batch, dict) else batch.tensors()
-    if "block" in found:
-        found["lo"], found["hi"] = intervals(found["sample"], found.pop("block"))
-    return found
+def columns(batch: Any, reads: str = "scored") -> dict[str, Tensor]:
+    """Of a `Batch`, or of the dictionary that it once was, in a run whose losses read last hidden states where `reads` says.
+
+    Raises `ValueError` for facts that the columns of now cannot hold.
+    """
+    if not isinstance(batch, dict):
+        return batch.tensors()
+    found = dict(batch)
+    found["lo"], found["hi"] = intervals(found["sample"], found.pop("block"))
+    scored = found.pop("scored")
+    there = {"scored": scored, "state": found.pop("state")}
+    there |= {"image": found["image_k"] >= 0, "text": found["text_target"] >= 0, "pair": found["pair"] >= 0}
+    motion = {
+        "scored": scored,
+        "before": scored.roll(-1, 1),
+        "aligned": there["pair"],
+        "none": torch.zeros_like(scored),
+    }
+    there["read"] = motion[reads] | there["text"]
+    return found | {f"{name}_at": flag.flatten().nonzero()[:, 0] for name, flag in there.items()}
 
 
 def intervals(sample: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:

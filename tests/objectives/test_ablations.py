@@ -221,12 +221,12 @@ def test_without_lsp_masks_are_plain() -> None:
     laid = lay_out(config, assets)
     batch = make_batch(laid)
     assert learner.objective.lsp is None and not any(".lsp." in name for name in learner.state_dict())
-    assert not batch.state.any()
+    assert not len(batch.state_at)
     assert learner.objective.extra(batch, learner.features(batch)) is None
     learner.objective.after_step()  # nothing to follow
     jala_config, jala_assets = setting("tiny")
     jala = make_batch(lay_out(jala_config, jala_assets))
-    for column in ("ids", "pair", "scored", "target", "pairs", "frames"):
+    for column in ("ids", "pair", "scored_at", "target", "pairs", "frames"):
         assert torch.equal(getattr(batch, column), getattr(jala, column)), column
     assert learner.monitors(batch)["rho"] > 0
 
@@ -246,7 +246,8 @@ def test_alignment_alone_is_jala_without_its_code_loss() -> None:
     config, assets = setting("tiny_align_only")
     jala_config, _ = setting("tiny")
     batch, same = (make_batch(lay_out(c, assets)) for c in (config, jala_config))
-    same_batch(batch, same)
+    assert set(batch.read_at.tolist()) < set(same.read_at.tolist()), "no code is read"
+    same_batch(replace(batch, read_at=same.read_at), same)
 
     alone, jala = make_learner(config, assets), make_learner(jala_config, assets)
     output = alone(batch)

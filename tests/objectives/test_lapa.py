@@ -128,7 +128,7 @@ def toy(rows: int, seed: int) -> tuple[Batch, Features]:
     first = torch.randn(rows, 4, 12, generator=draw)
     pairs = torch.stack([first, first + actions[torch.randint(3, (rows,), generator=draw)]], 1)
     index = torch.arange(rows)[None]
-    return void_batch(1, rows, rows, pair=index, sample=index), Features(pairs[:, :0], pairs)
+    return void_batch(1, rows, rows, pair=index, sample=index, pair_at=index[0]), Features(pairs[:, :0], pairs)
 
 
 def test_codes_come_to_carry_the_action() -> None:
@@ -235,7 +235,7 @@ def test_labels_are_not_seen() -> None:
         known, unknown = (make_batch(lay_out(config, assets, [Kind(task, (s, s), 3)])) for s in (L, U))
         same_batch(known, unknown)
         chunk = known.k >= 0
-        assert (known.ids[chunk] == assets.spec.vocab.mask).all() and not known.scored.any()
+        assert (known.ids[chunk] == assets.spec.vocab.mask).all() and not len(known.scored_at)
         assert ((known.pair >= 0) == (chunk & (torch.tensor(task != "description")))).all()
 
 

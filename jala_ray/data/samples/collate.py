@@ -13,8 +13,10 @@ from jala_ray.batch import Batch
 from jala_ray.data.samples.layout import TOKEN_COLUMNS, Sequence
 from jala_ray.types import UserError
 
-_STORED = tuple(name for name in TOKEN_COLUMNS if name != "block")
-"""Columns of a sample that a batch has, too; its chunks are in `lo` and `hi`."""
+_FLAGS = ("state", "scored", "read")
+"""Columns of a sample that say yes or no; a batch has them as lists of places."""
+_STORED = tuple(name for name in TOKEN_COLUMNS if name not in ("block", *_FLAGS))
+"""Columns of a sample that a batch has as they are; its chunks are in `lo` and `hi`."""
 
 
 @dataclass
@@ -70,35 +72,46 @@ def collate(samples: Seq[Laid], *, packing: bool, max_tokens: int, pad_multiple:
     rows = first_fit(lengths, max_tokens) if packing else [[i] for i in range(len(samples))]
     width = max(sum(lengths[i] for i in row) for row in rows)
     width = -(-width // pad_multiple) * pad_multiple
-    shape = (len(rows), width)
-
-    tokens = {name: np.full(shape, -1, np.int64) for name in (*_STORED, "sample")}
-    for name in ("ids", "scored", "state"):
-        tokens[name][:] = 0
-    tokens["position"], tokens["lo"] = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    tokens["hi"] = np.broadcast_to(np.arange(width) + 1, shape).copy()
-    pair_base = np.cumsum([0, *(len(s.sequence.pairs) for s in samples)])
+    grid = _padding(len(rows), width)
+    pairs_before = np.cumsum([0, *(len(s.sequence.pairs) for s in samples)])
     for r, row in enumerate(rows):
         start = 0
         for i in row:
-            columns, span = samples[i].sequence.columns, slice(start, start + lengths[i])
-            for name in _STORED:
-                tokens[name][r, span] = columns[name]
-            pair = columns["pair"]
-            tokens["pair"][r, span] = np.where(pair >= 0, pair + pair_base[i], -1)
-            tokens["sample"][r, span] = i
-            tokens["position"][r, span] = np.arange(lengths[i])
-            tokens["lo"][r, span] = start
-            tokens["hi"][r, span] = start + seen_until(columns["block"])
-            start += lengths[i]
-        tokens["lo"][r, start:] = start
+            end = start + lengths[i]
+            for name, column in _placed(samples[i], i, start, int(pairs_before[i])).items():
+                grid[name][r, start:end] = column
+            start = end
+        grid["lo"][r, start:] = start
 
-    flags = {name: tokens.pop(name).astype(bool) for name in ("scored", "state")}
-    columns = {name: torch.from_numpy(column) for name, column in (tokens | flags).items()}
+    flags = {name: grid.pop(name) for name in _FLAGS}
+    flags |= {"image": grid["image_k"] >= 0, "text": grid["text_target"] >= 0, "pair": grid["pair"] >= 0}
+    columns = {name: torch.from_numpy(column) for name, column in grid.items()}
+    columns |= {f"{name}_at": torch.from_numpy(np.flatnonzero(flag)) for name, flag in flags.items()}
     columns["weight"] = torch.tensor([s.weight for s in samples], dtype=torch.float32)
     columns["plan_row"] = torch.tensor([s.plan_row for s in samples])
     columns["images"] = torch.from_numpy(np.stack([s.image for s in samples]))
     return Batch.from_tensors(columns | _perceiver_inputs(samples))
+
+
+def _padding(rows: int, width: int) -> dict[str, np.ndarray]:
+    """Columns (rows, width) and flags of padding alone."""
+    void = dict.fromkeys((*_STORED, "sample"), -1) | dict.fromkeys(("ids", "position", "lo", *_FLAGS), 0)
+    grid = {name: np.full((rows, width), value, np.int64) for name, value in void.items()}
+    return grid | {"hi": np.tile(np.arange(width) + 1, (rows, 1))}
+
+
+def _placed(sample: Laid, number: int, start: int, pairs_before: int) -> dict[str, np.ndarray | int]:
+    """Columns and flags of a sample that lies from `start` on in its row."""
+    columns = sample.sequence.columns
+    pair = columns["pair"]
+    return {
+        **{name: columns[name] for name in (*_STORED, *_FLAGS)},
+        "sample": number,
+        "position": np.arange(len(sample.sequence)),
+        "pair": np.where(pair >= 0, pair + pairs_before, -1),
+        "lo": start,
+        "hi": start + seen_until(columns["block"]),
+    }
 
 
 def _perceiver_inputs(samples: Seq[Laid]) -> dict[str, Tensor]:

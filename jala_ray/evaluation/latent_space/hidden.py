@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jala_ray.batch import PerceiverInputs
+from jala_ray.batch import PerceiverInputs, rows_at
 from jala_ray.data.samples.collate import Laid, collate
 from jala_ray.data.samples.instructions import render
 from jala_ray.data.samples.layout import SampleText, build_sequence
@@ -105,8 +105,7 @@ def hidden_means(
     first = torch.stack([chunk.first for chunk in chunks])
     with autocast(device, config.train.precision):
         out = learner.vla(batch, layers, learner.objective.extra(batch, Features(first, first[:0])))
-        at = batch.scored
-        hidden = {layer: out.hidden[layer][at] for layer in layers}
+        hidden = {layer: rows_at(out.hidden[layer], batch.scored_at) for layer in layers}
         if compared:
             hidden = {layer: learner.objective.compared(rows) for layer, rows in hidden.items()}
     of_chunk = {layer: rows.float().unflatten(0, (len(chunks), -1)) for layer, rows in hidden.items()}
