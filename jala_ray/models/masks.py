@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK = 128
+"""Side of FlexAttention's blocks."""
 
 
 def may_attend(lo: Tensor, hi: Tensor, place: Tensor) -> Tensor:
@@ -25,11 +29,25 @@ def dense_mask(lo: Tensor, hi: Tensor) -> Tensor:
 
 
 def flex_mask(lo: Tensor, hi: Tensor) -> Any:
-    """The same mask as a FlexAttention `BlockMask`."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """The same mask as a FlexAttention `BlockMask`, whose blocks come of the intervals: no T x T mask is made on the way."""
+    from torch.nn.attention.flex_attention import BlockMask
 
     def predicate(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return may_attend(lo[b, q], hi[b, q], k)
 
-    rows, length = lo.shape
-    return create_block_mask(predicate, rows, None, length, length, device=str(lo.device))
+    length = lo.shape[1]
+    short = -length % BLOCK
+    first, end = (
+        F.pad(x, (0, short)).unflatten(1, (-1, BLOCK))[..., None] for x in (lo, hi)
+    )  # (B, Q blocks, BLOCK, 1)
+    edge = torch.arange(0, length, BLOCK, device=lo.device)
+    full = ((first <= edge) & (edge + BLOCK <= end)).all(2)
+    partial = ((first < edge + BLOCK) & (edge < end)).any(2) & ~full
+    sizes: dict[str, Any] = {"BLOCK_SIZE": BLOCK, "seq_lengths": (length, length)}
+    return BlockMask.from_kv_blocks(*_ordered(partial), *_ordered(full), mask_mod=predicate, **sizes)
+
+
+def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, Q blocks, KV blocks) bool -> how many are set in each row, and their columns before all others: int32, with an axis for heads."""
+    count, columns = blocks.sum(-1), blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return count[:, None].int(), columns[:, None].int()

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
 from jala_ray.batch import Batch
 from jala_ray.data.samples.collate import Laid, collate
@@ -101,14 +102,20 @@ def test_layouts_have_intervals(name: str, packing: bool) -> None:
     assert (ahead.max() > 1) == config.objective.layout.bidirectional
 
 
-def test_flex_attention_has_the_same_mask() -> None:
-    parts = [[(False, 40), (True, 20), (False, 40)], [(False, 50), (True, 20), (False, 86)], [(False, 130)]]
-    batch = collate([sample_of(p, i) for i, p in enumerate(parts)], packing=True, max_tokens=256)
-    assert batch.ids.shape == (2, 256)
+LONG = st.lists(st.tuples(st.booleans(), st.integers(1, 150)), min_size=1, max_size=4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(LONG, min_size=1, max_size=4), st.booleans(), st.sampled_from([1, 128]))
+def test_flex_attention_has_the_same_mask(samples: list[list[tuple[bool, int]]], packing: bool, multiple: int) -> None:
+    """Its blocks are those that the library finds by looking at every pair of tokens."""
+    laid = [sample_of(parts, i) for i, parts in enumerate(samples)]
+    batch = collate(laid, packing=packing, max_tokens=800, pad_multiple=multiple)
     dense, flex = dense_mask(batch.lo, batch.hi), flex_mask(batch.lo, batch.hi)
-    index, zero = torch.arange(256), torch.tensor(0)
-    for b in (0, 1):
-        again = torch.stack([flex.mask_mod(torch.tensor(b), zero, q, index) for q in index])
-        assert torch.equal(again, dense[b, 0])
-    blocks = dense.unflatten(-1, (2, 128)).unflatten(-3, (2, 128)).any(-1).any(-2)
-    assert torch.equal(flex.to_dense().bool(), blocks)
+    (rows, length), index, zero = batch.ids.shape, torch.arange(batch.ids.shape[1]), torch.tensor(0)
+    for b in range(rows):
+        assert torch.equal(flex.mask_mod(torch.tensor(b), zero, index[:, None], index), dense[b, 0])
+    theirs = create_block_mask(lambda b, h, q, k: dense[b, 0, q, k], rows, None, length, length, device="cpu")
+    for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices"):
+        assert torch.equal(getattr(flex, name), getattr(theirs, name)), name
+    assert (flex.shape, flex.BLOCK_SIZE) == (theirs.shape, theirs.BLOCK_SIZE)

@@ -73,11 +73,10 @@ class _Builder:
     def finish(self, pairs: list[int], layout: LayoutSpec) -> Sequence:
         columns = {name: np.concatenate(parts) for name, parts in self.parts.items()}
         scored = columns["scored"] > 0
+        # The first token is never scored: a sequence starts with the user turn.
         motion = {
             "scored": scored,
-            "before": np.append(
-                scored[1:], False
-            ),  # the first token is never scored: a sequence starts with the user turn
+            "before": np.append(scored[1:], False),
             "aligned": columns["pair"] >= 0,
             "none": np.zeros_like(scored),
         }
