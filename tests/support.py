@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from jala_ray.batch import Batch
 from jala_ray.config import LanguageSizes, RunConfig, VisionSizes
 from jala_ray.data.manifest.places import PLACE, Catalogue
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.samples.assets import Assets, SequenceSpec
-from jala_ray.data.samples.collate import Batch, Laid, collate
+from jala_ray.data.samples.collate import Laid, collate
+from jala_ray.data.samples.layout import TOKEN_COLUMNS
 from jala_ray.data.samples.source import BadRow, Example, Look, Visuals
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder, StepShare
 from jala_ray.data.sampling.plan import Plan, PlanRow
@@ -182,6 +185,30 @@ def lay_out(config: RunConfig, assets: Assets, kinds: Sequence[Kind] = MIXED, ep
 
 def make_batch(laid: Sequence[Laid], packing: bool = False, max_tokens: int = 4096, pad_multiple: int = 1) -> Batch:
     return collate(laid, packing=packing, max_tokens=max_tokens, pad_multiple=pad_multiple)
+
+
+LISTS = ("image", "state", "scored", "text", "pair", "read")
+
+
+def void_batch(rows: int, length: int, samples: int, **columns: Tensor) -> Batch:
+    """Padding alone, and black pictures of one pixel, but for `columns`."""
+    void = {"ids": 0, "position": 0, "lo": 0, "hi": length}
+    names = {*TOKEN_COLUMNS, "sample", "position", "lo", "hi"} - {"block", "scored", "state", "read"}
+    made = {name: torch.full((rows, length), void.get(name, -1)) for name in names}
+    made |= {f"{name}_at": torch.zeros(0, dtype=torch.int64) for name in LISTS}
+    made |= {"weight": torch.ones(samples), "plan_row": torch.full((samples,), -1)}
+    return Batch(**{**made, "images": torch.zeros(samples, 3, 1, 1, dtype=torch.uint8), **columns})
+
+
+def same_batch(a: Batch, b: Batch) -> None:
+    """Assert that the same tensors are there, and equal bit for bit."""
+    mine, theirs = a.tensors(), b.tensors()
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        other = theirs[name]
+        assert (tensor.dtype, tensor.shape) == (other.dtype, other.shape), name
+        bits = [t.contiguous().reshape(-1).view(torch.uint8) for t in (tensor, other)]
+        assert torch.equal(*bits), name
 
 
 def packed(share: StepShare) -> bytearray:

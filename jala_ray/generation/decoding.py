@@ -44,7 +44,7 @@ class Job:
         drawn = [
             _gumbel(shape, self.settings.seed, key, self.number, e) for e in range(self.members) for key in self.keys
         ]
-        return torch.stack(drawn).to(self.chunk.columns["ids"].device) * self.settings.temperature
+        return torch.stack(drawn).to(self.chunk.ids.device) * self.settings.temperature
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final hidden states (M, n, D) at the chunk's first n places -> float32 logits over each place's own codes (M, n, codes)."""
@@ -70,9 +70,9 @@ def decode_masked(job: Job) -> Tensor:
     tokens = vocab.chunk_tokens
     hidden = job.context.run(job.pending + chunk, keep=len(job.pending))[:, len(job.pending) + 1 : -1]
     logits = job.logits(hidden).repeat(members, 1, 1)
-    rows = torch.arange(len(chunk.columns["ids"]), device=hidden.device).repeat(members)
+    rows = torch.arange(len(chunk.ids), device=hidden.device).repeat(members)
     noise = job.noise(vocab.codes)
-    ids = chunk.columns["ids"][rows]
+    ids = chunk.ids[rows]
     base = _base(job, rows)
     open_ = torch.ones(len(rows), tokens, dtype=torch.bool, device=hidden.device)
     codes = torch.zeros(len(rows), tokens, dtype=torch.int64, device=hidden.device)
@@ -101,7 +101,7 @@ def decode_causal(job: Job) -> Tensor:
     """Codes (E, B, K) within their slots, one after another: K passes, the first of which reads what is pending."""
     vocab, members, chunk = job.context.vla.vocab, job.members, job.chunk
     tokens, start = vocab.chunk_tokens, len(job.context) + len(job.pending)
-    rows = torch.arange(len(chunk.columns["ids"]), device=chunk.columns["ids"].device).repeat(members)
+    rows = torch.arange(len(chunk.ids), device=chunk.ids.device).repeat(members)
     noise, base = job.noise(vocab.codes), _base(job, rows)
     hidden = job.context.run(job.pending + chunk.tokens(0, 1), keep=len(job.pending) + 1)[:, -1:]
     hidden = hidden.repeat(members, 1, 1)

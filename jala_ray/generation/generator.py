@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from jala_ray import storage
+from jala_ray.batch import Batch
 from jala_ray.config import GenerationConfig
 from jala_ray.data.samples.collate import collate
 from jala_ray.data.samples.source import Example, Visuals
@@ -128,21 +129,20 @@ class Generator:
             extra = self.learner.objective.extra(batch, self.learner.features(batch))
             slots = [prompt.slots for prompt in prompts]
             prefix, starts = _places(batch, vocab.mot_open, [len(s) for s in slots])
-            context = Context(self.learner.vla, batch["images"])
-            batch["position"] = self.learner.vla.backbone.positions(batch)
-            pending, rows = Piece.cut(batch, extra, prefix), torch.arange(len(prompts), device=self.device)
+            context = Context(self.learner.vla, batch.images)
+            whole = self._whole(batch, extra)
+            pending, rows = whole.at(prefix), torch.arange(len(prompts), device=self.device)
             for number in range(starts.shape[1]):
                 going = (starts[rows, number] >= 0).nonzero()[:, 0]
                 if len(going) < len(rows):
                     context, pending, rows = context.fewer(going), pending.take(going), rows[going]
                 index = starts[rows, number, None] + torch.arange(vocab.chunk_tokens + 2, device=self.device)
-                mine = {name: column[rows] for name, column in batch.items() if column.shape[:2] == batch["ids"].shape}
-                chunk = Piece.cut(mine, None if extra is None else extra[rows], index)
+                chunk = whole.take(rows).at(index)
                 keys = [prompts[int(row)].key for row in rows]
                 codes = decode(Job(context, pending, chunk, keys, number, self.settings, watch))
                 ids, features = self._consensus(codes)
                 made.put(rows.tolist(), [slots[int(row)][number] for row in rows], ids, features)
-                finished = chunk.columns["ids"].clone()
+                finished = chunk.ids.clone()
                 finished[:, 1:-1] = vocab.text + ids
                 pending = chunk.with_ids(finished)
         self.passes += context.passes
@@ -164,13 +164,15 @@ class Generator:
         with autocast(self.device, self._precision):
             extra = self.learner.objective.extra(batch, self.learner.features(batch))
             lengths = torch.tensor([len(sample.sequence) for sample in laid], device=self.device)
-            index = torch.arange(batch["ids"].shape[1], device=self.device).expand(len(laid), -1)
-            batch["position"] = self.learner.vla.backbone.positions(batch)
-            prompt = Piece.cut(batch, extra, torch.where(index < lengths[:, None], index, -1))
-            context = Context(self.learner.vla, batch["images"])
+            index = torch.arange(batch.ids.shape[1], device=self.device).expand(len(laid), -1)
+            prompt = self._whole(batch, extra).at(torch.where(index < lengths[:, None], index, -1))
+            context = Context(self.learner.vla, batch.images)
             said, ended = decode_text(context, prompt, lengths, end=text.assistant_close()[0], most=most, watch=watch)
         self.passes += 1 + max(map(len, said))
         return [Said(text.decode(ids), whole) for ids, whole in zip(said, ended, strict=True)]
+
+    def _whole(self, batch: Batch, extra: Tensor | None) -> Piece:
+        return Piece.whole(batch, self.learner.vla.backbone.positions(batch.position, batch.image_k), extra)
 
     @property
     def _precision(self) -> Literal["bf16", "fp32"]:
@@ -211,9 +213,9 @@ class _Made:
         return [Motion(p.hands, motion, ids) for p, motion, ids in zip(self.prompts, flat, self.ids, strict=True)]
 
 
-def _places(batch: dict[str, Tensor], mot_open: int, counts: list[int]) -> tuple[Tensor, Tensor]:
+def _places(batch: Batch, mot_open: int, counts: list[int]) -> tuple[Tensor, Tensor]:
     """Token indices of each row's prefix (B, L) and of its chunks' beginnings (B, J), both filled up with -1."""
-    ids = batch["ids"]
+    ids = batch.ids
     starts = torch.full((len(ids), max(counts)), -1, device=ids.device)
     for row, count in enumerate(counts):
         starts[row, :count] = (ids[row] == mot_open).nonzero()[-count:, 0]

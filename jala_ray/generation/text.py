@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jala_ray.generation.context import VOID, Context, Piece
+from jala_ray.generation.context import Context, Piece
 
 Watch = Callable[[Tensor, Tensor], None]
 """Called after each pass with the rows (M,) that go on, and their next token's logits (M, text vocabulary)."""
@@ -34,7 +34,7 @@ def decode_text(
     """
     vla, rows = context.vla, torch.arange(len(lengths), device=lengths.device)
     hidden = context.run(prompt, keep=len(prompt))[rows, lengths - 1]
-    after = prompt.columns["position"][rows, lengths - 1] + 1
+    after, place = prompt.position[rows, lengths - 1] + 1, prompt.place[rows, lengths - 1] + 1
     said: list[list[int]] = [[] for _ in lengths]
     ended = [False] * len(lengths)
     for number in range(most + 1):
@@ -51,11 +51,12 @@ def decode_text(
             context, rows, ids = context.fewer(going), rows[going], ids[going]
         for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
             said[row].append(token)
-        hidden = context.run(_token(rows, ids, after[rows] + number), keep=1)[:, 0]
+        hidden = context.run(_token(rows, ids, after[rows] + number, place[rows] + number), keep=1)[:, 0]
     return said, ended
 
 
-def _token(rows: Tensor, ids: Tensor, position: Tensor) -> Piece:
-    """One text token of each row, at `position` (M,) or (M, axes)."""
-    columns = {name: torch.full_like(ids, fill)[:, None] for name, fill in VOID.items()}
-    return Piece(columns | {"ids": ids[:, None], "sample": rows[:, None], "position": position[:, None]}, None)
+def _token(rows: Tensor, ids: Tensor, position: Tensor, place: Tensor) -> Piece:
+    """One text token of each row, at `position` (M,) or (M, axes) and index `place` (M,); it sees all that is before it."""
+    place = place[:, None]
+    sees, void = {"lo": torch.zeros_like(place), "hi": place + 1}, torch.full_like(place, -1)
+    return Piece(ids[:, None], rows[:, None], position[:, None], place, **sees, hand=void, image_k=void)

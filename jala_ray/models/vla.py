@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from jala_ray.batch import Batch, rows_at
 from jala_ray.models.backbones.base import Backbone
 from jala_ray.models.masks import dense_mask, flex_mask
 from jala_ray.models.vocab import Vocab
@@ -19,6 +20,18 @@ class Out:
 
     final: Tensor
     hidden: dict[int, Tensor]
+
+
+class Tokens(Protocol):
+    """What `VLA.embed` reads of a batch, or of a piece of one: columns (B, T) as in `Batch`."""
+
+    ids: Tensor
+    sample: Tensor
+    hand: Tensor
+    image_k: Tensor
+
+    @property
+    def image_at(self) -> Tensor: ...
 
 
 class MotionHead(nn.Module):
@@ -62,31 +75,31 @@ class VLA(nn.Module):
         self.register_buffer("token_slots", torch.tensor(vocab.token_slots), persistent=False)
         self.token_slots: Tensor
 
-    def embed(self, batch: dict[str, Tensor], extra: Tensor | None = None) -> Tensor:
+    def embed(self, tokens: Tokens, images: Tensor, extra: Tensor | None = None) -> Tensor:
         """Token, image and hand embeddings, plus `extra` (B, T, D), an objective's own additions (LSP latents).
 
-        Batch columns: `ids`, `hand`, `image_k`, `sample` (B, T); `images` (S, 3, H, W) uint8.
+        `images` (S, 3, H, W) uint8, which `tokens.sample` counts.
         """
-        ids, hand = batch["ids"], batch["hand"]
+        ids, hand = tokens.ids, tokens.hand
         is_motion = ids >= self.vocab.text
         text = self.backbone.embed_text(ids.masked_fill(is_motion, 0))
         motion = self.motion_embedding((ids - self.vocab.text).clamp(min=0)).to(text.dtype)
         embedded = torch.where(is_motion[..., None], motion, text)
         on_hand = self.hand_embedding(hand.clamp(min=0)).to(text.dtype) * (hand >= 0)[..., None]
         embedded = embedded + on_hand
-        at_image = batch["image_k"] >= 0
-        pictures = self.backbone.encode_image(batch["images"]).to(text.dtype)
-        embedded[at_image] = pictures[batch["sample"][at_image], batch["image_k"][at_image]]
+        at, pictures = tokens.image_at, self.backbone.encode_image(images).to(text.dtype)
+        embedded.flatten(0, 1)[at] = pictures[rows_at(tokens.sample, at), rows_at(tokens.image_k, at)]
         return embedded if extra is None else embedded + extra.to(text.dtype)
 
-    def attention_mask(self, batch: dict[str, Tensor]) -> Any:
+    def attention_mask(self, batch: Batch) -> Any:
         make = flex_mask if self.backbone.config.attention == "flex_attention" else dense_mask
-        return make(batch["sample"], batch["block"])
+        return make(batch.lo, batch.hi)
 
-    def forward(self, batch: dict[str, Tensor], taps: tuple[int, ...] = (), extra: Tensor | None = None) -> Out:
-        """See `jala_ray.data.samples.collate.Batch` for the columns. Taps are language blocks counted from 1."""
-        positions = self.backbone.positions(batch)
-        final, hidden, _ = self.backbone(self.embed(batch, extra), self.attention_mask(batch), positions, taps)
+    def forward(self, batch: Batch, taps: tuple[int, ...] = (), extra: Tensor | None = None) -> Out:
+        """Taps are language blocks counted from 1."""
+        positions = self.backbone.positions(batch.position, batch.image_k)
+        embedded = self.embed(batch, batch.images, extra)
+        final, hidden, _ = self.backbone(embedded, self.attention_mask(batch), positions, taps)
         return Out(final, hidden)
 
     def motion_logits(self, hidden: Tensor, k: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from jala_ray.batch import Batch, rows_at
 from jala_ray.models.perceiver import Perceiver
 from jala_ray.models.vla import VLA, Out
 
@@ -49,11 +50,11 @@ class Objective(nn.Module):
     directions: bool = False
     """Alignment compares directions of h and its targets, not lengths."""
 
-    def extra(self, batch: dict[str, Tensor], features: Features | None) -> Tensor | None:
+    def extra(self, batch: Batch, features: Features | None) -> Tensor | None:
         """Additions (B, T, D) to the input embeddings, or None."""
         return None
 
-    def loss(self, vla: VLA, batch: dict[str, Tensor], features: Features | None, out: Out) -> Losses:
+    def loss(self, vla: VLA, batch: Batch, features: Features | None, out: Out) -> Losses:
         raise NotImplementedError(f"{type(self).__name__} must implement loss")
 
     def latent_actions(self) -> Perceiver | None:
@@ -80,7 +81,7 @@ class Objective(nn.Module):
     def after_step(self) -> None:
         """Called after each optimizer step (EMA)."""
 
-    def monitors(self, batch: dict[str, Tensor], features: Features | None, out: Out) -> dict[str, float]:
+    def monitors(self, batch: Batch, features: Features | None, out: Out) -> dict[str, float]:
         """Health figures logged every N steps; called without gradients."""
         return {}
 
@@ -92,25 +93,24 @@ def sample_mean(values: Tensor, sample: Tensor, n_samples: int) -> tuple[Tensor,
     return total / count.clamp(min=1), count > 0
 
 
-def text_loss(vla: VLA, batch: dict[str, Tensor], out: Out) -> tuple[Tensor, Tensor]:
+def text_loss(vla: VLA, batch: Batch, out: Out) -> tuple[Tensor, Tensor]:
     """Next-token cross-entropy on the answers of description samples, through the language head: (S,) mean, (S,) has."""
-    at = batch["text_target"] >= 0
-    logits = vla.backbone.lm_logits(out.final[at]).float()
-    loss = nn.functional.cross_entropy(logits, batch["text_target"][at], reduction="none")
-    return sample_mean(loss, batch["sample"][at], len(batch["weight"]))
+    at = batch.text_at
+    logits = vla.backbone.lm_logits(rows_at(out.final, at)).float()
+    loss = nn.functional.cross_entropy(logits, rows_at(batch.text_target, at), reduction="none")
+    return sample_mean(loss, rows_at(batch.sample, at), len(batch.weight))
 
 
-def code_loss(
-    vla: VLA, batch: dict[str, Tensor], hidden: Tensor, at: Tensor
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Cross-entropy over each position's own codes.
+def code_loss(vla: VLA, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Cross-entropy over each scored position's own codes.
 
-    `hidden` (M, D) final states that predict the M positions where `at` (B, T) holds -> (S,) mean, (S,) has, counts.
+    `hidden` (M, D) final states that predict the M positions `batch.scored_at` -> (S,) mean, (S,) has, counts.
     """
-    target = batch["target"][at]
-    logits = vla.motion_logits(hidden, batch["k"][at]).float()
+    at = batch.scored_at
+    target, sample = rows_at(batch.target, at), rows_at(batch.sample, at)
+    logits = vla.motion_logits(hidden, rows_at(batch.k, at)).float()
     loss = nn.functional.cross_entropy(logits, target, reduction="none")
-    real = batch["weight"][batch["sample"][at]] > 0
+    real = batch.weight[sample] > 0
     correct = (logits.argmax(-1) == target) & real
-    mean, has = sample_mean(loss, batch["sample"][at], len(batch["weight"]))
+    mean, has = sample_mean(loss, sample, len(batch.weight))
     return mean, has, {"mcp_correct": correct.sum(), "mcp_tokens": real.sum()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jala_ray.batch import Batch, rows_at
 from jala_ray.config import AlignConfig, JalaConfig
 from jala_ray.config.checking import check_layer
 from jala_ray.models.perceiver import Perceiver, decoupled_ema, teacher_ema
@@ -16,18 +17,18 @@ from jala_ray.objectives.base import Features, Losses, Objective, code_loss, sam
 from jala_ray.objectives.monitors import alignment_monitors
 
 
-def gather_latents(latents: Tensor, row: Tensor, batch: dict[str, Tensor], at: Tensor) -> Tensor:
-    """Latents (R, 2 hands, K, D) at the positions `at` (B, T): row `row` (M,), the position's own hand and k -> (M, D)."""
-    return latents[row, batch["hand"][at], batch["k"][at]]
+def gather_latents(latents: Tensor, row: Tensor, batch: Batch, at: Tensor) -> Tensor:
+    """Latents (R, 2 hands, K, D) at places `at` (M,) of the batch: row `row` (M,), the token's own hand and k -> (M, D)."""
+    return latents[row, rows_at(batch.hand, at), rows_at(batch.k, at)]
 
 
-def state_embeddings(lsp: Perceiver, batch: dict[str, Tensor], features: Features, width: int) -> Tensor:
-    """LSP latents of each sample's first frame, placed where the `state` column asks for them -> (B, T, D)."""
-    at = batch["state"]
-    latents = gather_latents(lsp(features.first), batch["sample"][at], batch, at)
-    placed = latents.new_zeros(*at.shape, width)
+def state_embeddings(lsp: Perceiver, batch: Batch, features: Features, width: int) -> Tensor:
+    """LSP latents of each sample's first frame, placed where the batch asks for them -> (B, T, D)."""
+    at = batch.state_at
+    latents = gather_latents(lsp(features.first), rows_at(batch.sample, at), batch, at)
+    placed = latents.new_zeros(batch.ids.numel(), width)
     placed[at] = latents
-    return placed
+    return placed.unflatten(0, batch.ids.shape)
 
 
 def scheduled(align: AlignConfig, progress: float) -> float:
@@ -78,26 +79,26 @@ class Jala(Objective):
         if not config.mcp:  # a head that nothing trains must not decay either
             vla.motion_head.requires_grad_(False)
 
-    def extra(self, batch: dict[str, Tensor], features: Features | None) -> Tensor | None:
+    def extra(self, batch: Batch, features: Features | None) -> Tensor | None:
         if self.lsp is None:
             return None
         assert features is not None
         return state_embeddings(self.lsp, batch, features, self.width)
 
-    def loss(self, vla: VLA, batch: dict[str, Tensor], features: Features | None, out: Out) -> Losses:
+    def loss(self, vla: VLA, batch: Batch, features: Features | None, out: Out) -> Losses:
         """`L = 1[labelled] L_MCP + lambda L_align + L_text` (eq. 4), as per-sample terms."""
         losses = Losses({}, {})
         if self.config.mcp:
-            at = batch["scored"]
-            losses.terms["mcp"], losses.has["mcp"], losses.counts = code_loss(vla, batch, out.final[at], at)
+            hidden = rows_at(out.final, batch.scored_at)
+            losses.terms["mcp"], losses.has["mcp"], losses.counts = code_loss(vla, batch, hidden)
         losses.terms["text"], losses.has["text"] = text_loss(vla, batch, out)
         if self.lap is not None:
             assert features is not None
-            at = batch["pair"] >= 0
-            h = self.compared(out.hidden[self.config.align.layer][at]).float()
-            z = gather_latents(self.targets(features), batch["pair"][at], batch, at).float()
+            at = batch.pair_at
+            h = self.compared(rows_at(out.hidden[self.config.align.layer], at)).float()
+            z = gather_latents(self.targets(features), rows_at(batch.pair, at), batch, at).float()
             distance = DISTANCES[self.config.align.distance](h, z)
-            align, has_align = sample_mean(distance, batch["sample"][at], len(batch["weight"]))
+            align, has_align = sample_mean(distance, rows_at(batch.sample, at), len(batch.weight))
             losses.terms["align"], losses.has["align"] = align, has_align
         return losses
 
@@ -130,7 +131,7 @@ class Jala(Objective):
             follow(self.lap, self.lsp, self.config.ema.alpha)
 
     @torch.no_grad()
-    def monitors(self, batch: dict[str, Tensor], features: Features | None, out: Out) -> dict[str, float]:
+    def monitors(self, batch: Batch, features: Features | None, out: Out) -> dict[str, float]:
         if self.lap is None or features is None or len(features.pairs) < 2:
             return {}
         hidden = self.compared(out.hidden[self.config.align.layer])

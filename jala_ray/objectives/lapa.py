@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jala_ray.batch import Batch, rows_at
 from jala_ray.config import LapaActionsConfig, LapaCodesConfig, LatentActionConfig, PerceiverConfig
 from jala_ray.models.perceiver import Perceiver, PerceiverLayer, patch_positions
 from jala_ray.models.vla import VLA, MotionHead, Out
@@ -163,16 +164,16 @@ class LapaActions(Objective):
         self.actions = LatentActions(config.actions, config.perceiver, feature_dim, grid)
         self.forward_model = ForwardModel(config.actions, config.perceiver, feature_dim, grid)
 
-    def loss(self, vla: VLA, batch: dict[str, Tensor], features: Features | None, out: Out) -> Losses:
+    def loss(self, vla: VLA, batch: Batch, features: Features | None, out: Out) -> Losses:
         """Reconstruction of v_{t+delta}'s features, and commitment of the latents to their codes; means over a sample's pairs."""
         assert features is not None
         reconstruction, commitment = self._errors(normalised(features.pairs))
-        at = batch["pair"] >= 0
+        at = batch.pair_at
         owner = torch.zeros(len(reconstruction), dtype=torch.int64, device=at.device)
-        owner[batch["pair"][at]] = batch["sample"][at]
+        owner[rows_at(batch.pair, at)] = rows_at(batch.sample, at)
         losses = Losses({}, {})
         for name, value in {"reconstruction": reconstruction, "commitment": commitment}.items():
-            losses.terms[name], losses.has[name] = sample_mean(value, owner, len(batch["weight"]))
+            losses.terms[name], losses.has[name] = sample_mean(value, owner, len(batch.weight))
         return losses
 
     def _errors(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +196,7 @@ class LapaActions(Objective):
         self.actions.codebooks.update()
 
     @torch.no_grad()
-    def monitors(self, batch: dict[str, Tensor], features: Features | None, out: Out) -> dict[str, float]:
+    def monitors(self, batch: Batch, features: Features | None, out: Out) -> dict[str, float]:
         """Do the codes carry what happens? {} for fewer than two pairs.
 
         `copy_ratio` reconstruction error / error of v_t's features in its place (1: nothing gained); `swap_ratio` error with the next
@@ -243,30 +244,28 @@ class LapaCodes(Objective):
         self.actions = LatentActions(config.actions, config.perceiver, feature_dim, grid).requires_grad_(False)
         self.head = MotionHead(vla.backbone.hidden_size, self.tokens, config.actions.codes)
 
-    def loss(self, vla: VLA, batch: dict[str, Tensor], features: Features | None, out: Out) -> Losses:
+    def loss(self, vla: VLA, batch: Batch, features: Features | None, out: Out) -> Losses:
         """Cross-entropy of the codes at every chunk's positions, and of the answers of description samples."""
         logits, target, at, _ = self._predictions(batch, features, out)
         values = F.cross_entropy(logits, target, reduction="none")
-        codes, has_codes = sample_mean(values, batch["sample"][at], len(batch["weight"]))
+        codes, has_codes = sample_mean(values, rows_at(batch.sample, at), len(batch.weight))
         text, has_text = text_loss(vla, batch, out)
         return Losses({"codes": codes, "text": text}, {"codes": has_codes, "text": has_text})
 
-    def _predictions(
-        self, batch: dict[str, Tensor], features: Features | None, out: Out
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits (X, V) and codes (X,) at the X aligned positions, which positions those are (B, T), and their codebooks (X,)."""
+    def _predictions(self, batch: Batch, features: Features | None, out: Out) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits (X, V) and codes (X,) at the X aligned positions, their places (X,), and their codebooks (X,)."""
         assert features is not None
-        at = batch["pair"] >= 0
-        book = batch["k"][at] * self.tokens // self.chunk_tokens
+        at = batch.pair_at
+        book = rows_at(batch.k, at) * self.tokens // self.chunk_tokens
         with torch.no_grad():
             codes = self.actions(normalised(features.pairs))
-        return self.head(out.final[at], book).float(), codes[batch["pair"][at], book], at, book
+        return self.head(rows_at(out.final, at), book).float(), codes[rows_at(batch.pair, at), book], at, book
 
     def term_weights(self) -> dict[str, float]:
         return {"codes": 1.0, "text": 1.0}
 
     @torch.no_grad()
-    def monitors(self, batch: dict[str, Tensor], features: Features | None, out: Out) -> dict[str, float]:
+    def monitors(self, batch: Batch, features: Features | None, out: Out) -> dict[str, float]:
         """`code_accuracy` share of the codes predicted right, `code_majority` that of always naming a codebook's most frequent one."""
         logits, target, _, book = self._predictions(batch, features, out)
         if not len(target):

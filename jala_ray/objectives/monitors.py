@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jala_ray.batch import Batch, rows_at
 from jala_ray.models.perceiver import Perceiver
 from jala_ray.objectives.base import Features
 
@@ -23,7 +24,7 @@ def effective_rank(x: Tensor, scale: Tensor) -> float:
 
 @torch.no_grad()
 def alignment_monitors(
-    lap: Perceiver, batch: dict[str, Tensor], features: Features, hidden: Tensor, targets: Tensor
+    lap: Perceiver, batch: Batch, features: Features, hidden: Tensor, targets: Tensor
 ) -> dict[str, float]:
     """Collapse monitors of one batch; {} when all of its pairs are of one clip. `targets` (C, 2 hands, K, D) are what h is compared with.
 
@@ -31,11 +32,11 @@ def alignment_monitors(
     effective rank z is centred for each (hand, k), so that only what depends on the pictures counts. Cosines compare h with its
     own chunk's target and with another clip's.
     """
-    at = batch["pair"] >= 0
-    row, hand, k = batch["pair"][at], batch["hand"][at], batch["k"][at]
+    at = batch.pair_at
+    row, hand, k = (rows_at(column, at) for column in (batch.pair, batch.hand, batch.k))
     pairs, hands = torch.unique(torch.stack([row, hand]), dim=1)  # every aligned hand-chunk once, C'
     owner = torch.empty(len(features.pairs), dtype=torch.int64, device=row.device)
-    owner[row] = batch["sample"][at]
+    owner[row] = rows_at(batch.sample, at)
     other = _another(owner)
     if other is None:
         return {}
@@ -52,7 +53,7 @@ def alignment_monitors(
         figures["rho"] = float(moved / between.clamp(min=1e-12))
 
     # Means over each hand-chunk's aligned positions (of a labelled target only the masked ones).
-    h = hidden[at].float()
+    h = rows_at(hidden, at).float()
     index = torch.searchsorted(pairs * 2 + hands, row * 2 + hand)
     h_mean = _group_mean(h, index, len(pairs))
     targets = targets.float()

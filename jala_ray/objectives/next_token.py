@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from jala_ray.batch import Batch, rows_at
 from jala_ray.config import NextTokenConfig
 from jala_ray.models.perceiver import Perceiver
 from jala_ray.models.vla import VLA, Out
@@ -24,16 +24,16 @@ class NextToken(Objective):
         if self.needs_features:
             self.lsp = Perceiver(config.perceiver, vla.vocab.chunk_tokens, feature_dim, grid, self.width)
 
-    def extra(self, batch: dict[str, Tensor], features: Features | None) -> Tensor | None:
+    def extra(self, batch: Batch, features: Features | None) -> Tensor | None:
         if self.lsp is None or features is None:
             return None
         return state_embeddings(self.lsp, batch, features, self.width)
 
-    def loss(self, vla: VLA, batch: dict[str, Tensor], features: Features | None, out: Out) -> Losses:
-        at = batch["scored"]
-        before = torch.zeros_like(at)
-        before[:, :-1] = at[:, 1:]  # position 0 is never scored: a sequence starts with the user turn
-        codes, has_codes, counts = code_loss(vla, batch, out.final[before], at)
+    def loss(self, vla: VLA, batch: Batch, features: Features | None, out: Out) -> Losses:
+        before = (
+            batch.scored_at - 1
+        )  # in the same sample: its first token is never scored, it starts with the user turn
+        codes, has_codes, counts = code_loss(vla, batch, rows_at(out.final, before))
         text, has_text = text_loss(vla, batch, out)
         return Losses({"mcp": codes, "text": text}, {"mcp": has_codes, "text": has_text}, counts)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from jala_ray.batch import Batch, PerceiverInputs
 from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.models.vla import VLA, Out
 from jala_ray.objectives.base import Features, Losses, Objective
@@ -28,48 +30,52 @@ class Learner(nn.Module):
         super().__init__()
         self.vla, self.encoder, self.objective = vla, encoder, objective
 
-    def check_columns(self, batch: dict[str, Tensor]) -> None:
+    def check_columns(self, batch: Batch) -> None:
         """Refuse a batch that lacks what the objective needs. Raises `UserError` with the missing columns."""
-        if self.objective.needs_features and ("pair_features" in batch or "first_features" in batch):
-            needed: tuple[str, ...] = ("first_features", "pair_features", "still_features")
-        else:
-            needed = self.objective.columns
-        missing = [name for name in needed if name not in batch]
+        present = batch.tensors()
+        cached = ("first_features", "pair_features", "still_features")
+        from_cache = self.objective.needs_features and not present.keys().isdisjoint(cached)
+        needed = cached if from_cache else self.objective.columns
+        missing = [name for name in needed if name not in present]
         if missing:
             remedy = f"{type(self.objective).__name__} needs {', '.join(needed)}; check LayoutSpec and the data path."
-            raise UserError("batch", sorted(batch), f"the columns {', '.join(missing)}", remedy)
+            raise UserError("batch", sorted(present), f"the columns {', '.join(missing)}", remedy)
 
     @torch.no_grad()
-    def features(self, batch: dict[str, Tensor], still: bool = False) -> Features | None:
-        """Frozen features of first frames and boundary pairs, from pixels or from a cache; see `collate.Batch`."""
+    def features(self, given: PerceiverInputs, still: bool = False) -> Features | None:
+        """Frozen features of first frames and boundary pairs, from pixels or from a cache."""
         if not self.objective.needs_features:
             return None
-        if "first_features" in batch:
-            first, pairs, unmoved = (batch[f"{name}_features"][:, None].float() for name in ("first", "pair", "still"))
+        if given.first_features is not None:
+            assert given.pair_features is not None and given.still_features is not None
+            stored = (given.first_features, given.pair_features, given.still_features)
+            first, pairs, unmoved = (features[:, None].float() for features in stored)
             return Features(first, pairs, unmoved if still else None)
-        pairs = batch["pairs"]
-        stills = pairs[:, :1].expand(-1, 2)
+        assert given.first is not None and given.pairs is not None
+        stills = given.pairs[:, :1].expand(-1, 2)
+        encode = self._encoded(given)
+        return Features(encode(given.first), encode(given.pairs), encode(stills) if still else None)
+
+    def _encoded(self, given: PerceiverInputs) -> Callable[[Tensor], Tensor]:
+        """From pairs (M, 2) of frames to their features (M, 2, P, Dv), or (M, 1, P, Dv) of an encoder of pairs."""
+        frames = given.frames
         if self.encoder.pairs:
-            frames = batch["frames"]
-
-            def encode(index: Tensor) -> Tensor:
-                return self.encoder(frames[index])[:, None]
-
-            return Features(encode(batch["first"]), encode(pairs), encode(stills) if still else None)
+            assert frames is not None
+            return lambda pairs: self.encoder(frames[pairs])[:, None]
         # A cache may hold halves, which modules in float32 refuse.
-        rows = batch["frame_features"].float() if "frame_features" in batch else self.encoder(batch["frames"])
-        return Features(rows[batch["first"]], rows[pairs], rows[stills] if still else None)
+        rows = given.frame_features.float() if given.frame_features is not None else self.encoder(frames)
+        return lambda pairs: rows[pairs]
 
-    def run(self, batch: dict[str, Tensor], still: bool = False) -> tuple[Features | None, Out, Losses]:
+    def run(self, batch: Batch, still: bool = False) -> tuple[Features | None, Out, Losses]:
         """Forward pass and per-sample losses."""
         features = self.features(batch, still or self.objective.needs_still)
         out = self.vla(batch, self.objective.taps, self.objective.extra(batch, features))
         return features, out, self.objective.loss(self.vla, batch, features, out)
 
-    def forward(self, batch: dict[str, Tensor]) -> StepOutput:
+    def forward(self, batch: Batch) -> StepOutput:
         """Sum over real sequences of the weighted per-sample terms (METHOD 4, reduction)."""
         _, _, losses = self.run(batch)
-        weight = batch["weight"]
+        weight = batch.weight
         factors = self.objective.term_weights()
         loss = sum(factors[name] * (weight * term).sum() for name, term in losses.terms.items())
         # A rank whose batch lacks a term would otherwise leave parameters without gradient and stall DDP's reduction.
@@ -79,21 +85,21 @@ class Learner(nn.Module):
     def _sometimes_unused(self) -> list[nn.Parameter]:
         return self.vla.own_parameters() + [p for p in self.objective.parameters() if p.requires_grad]
 
-    def _sums(self, batch: dict[str, Tensor], losses: Losses) -> dict[str, Tensor]:
-        weight = batch["weight"]
+    def _sums(self, batch: Batch, losses: Losses) -> dict[str, Tensor]:
+        weight = batch.weight
         sums = {name: count.double() for name, count in losses.counts.items()}
         for name, term in losses.terms.items():
             sums[f"{name}/sum"] = (weight * term.detach()).sum().double()
             sums[f"{name}/count"] = (weight * losses.has[name]).sum().double()
-        real = batch["sample"] >= 0
+        real = batch.sample >= 0
         sums["samples"] = (weight > 0).sum().double()
         sums["tokens"] = real.sum().double()
-        sums["slots"] = torch.tensor(real.numel(), dtype=torch.float64, device=real.device)
-        sums["chunks"] = (batch["ids"] == self.vla.vocab.mot_open).sum().double()
+        sums["slots"] = torch.full((), real.numel(), dtype=torch.float64, device=real.device)
+        sums["chunks"] = (batch.ids == self.vla.vocab.mot_open).sum().double()
         return sums
 
     @torch.no_grad()
-    def monitors(self, batch: dict[str, Tensor]) -> dict[str, float]:
+    def monitors(self, batch: Batch) -> dict[str, float]:
         """The objective's health figures on one batch."""
         features, out, _ = self.run(batch, still=True)
         return self.objective.monitors(batch, features, out)

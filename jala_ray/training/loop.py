@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jala_ray import storage
+from jala_ray.batch import Batch, PerceiverInputs
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets
-from jala_ray.data.samples.collate import Batch
 from jala_ray.data.samples.steps import StepShare
 from jala_ray.data.sampling.plan import rows_digest
 from jala_ray.training import checkpoint, history, transfer, watch
@@ -34,6 +34,7 @@ from jala_ray.types import DOMAINS, UserError
 
 HEALTH = ("loss", "grad_norm")
 EVENTS = ("log", "monitor", "validate", "checkpoint")
+Inputs = TypeVar("Inputs", bound=PerceiverInputs)
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Meters:
         self.errors += share.errors
         self.rows += share.rows
         self.steps += 1
-        trained = torch.cat([batch["plan_row"][batch["plan_row"] >= 0] for batch in share.micro]).numpy()
+        trained = torch.cat([batch.plan_row[batch.plan_row >= 0] for batch in share.micro]).numpy()
         bad = np.array([error["plan_row"] for error in share.errors], np.int64)
         self.digest += rows_digest(epoch, trained.astype(np.int64))
         self.quarantined_digest += rows_digest(epoch, bad)
@@ -154,7 +155,7 @@ def run_steps(run: Run, optimizer: torch.optim.Optimizer, start: Position, log: 
 
         # The step's loss is the sum over real sequences divided by their number over all ranks and micro-batches.
         micro = [to_device(batch, run.device) for batch in share.micro]
-        real = reduce_sum(torch.stack([batch["weight"].sum() for batch in micro]).sum(), run.world)
+        real = reduce_sum(torch.stack([batch.weight.sum() for batch in micro]).sum(), run.world)
         scale = run.world / real.clamp(min=1.0)
         count = HostCopy(real)
         learner.objective.before_step(step / run.total_steps)
@@ -248,10 +249,8 @@ class HostCopy:
         return float(self.value)
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+def to_device(batch: Inputs, device: torch.device) -> Inputs:
+    return batch if device.type == "cpu" else batch.pin().to(device)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

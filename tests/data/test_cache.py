@@ -39,7 +39,7 @@ from jala_ray.video.frames import clip_frames, index_boundaries
 from jala_ray.video.packets import PacketScan
 from jala_ray.video.write import write_mp4
 from tests.data.test_source import make_clip
-from tests.support import make_assets, make_batch, make_learner, packed, small
+from tests.support import make_assets, make_batch, make_learner, packed, same_batch, small
 from tests.video.numbered import numbered
 
 PRESET = ("tiny", "tiny_vjepa")
@@ -186,7 +186,7 @@ def test_features_are_those_of_the_pictures(world: Manifest, tmp_path: Path, sto
     same_samples(laid, expected)
 
     pixels, cached = make_batch(expected), make_batch(laid)
-    assert "frames" in pixels and "frames" not in cached
+    assert pixels.frames is not None and cached.frames is None
     for still in (False, True):
         wanted, found = learner.features(pixels, still), learner.features(cached, still)
         assert wanted is not None and found is not None
@@ -201,8 +201,8 @@ def test_features_are_those_of_the_pictures(world: Manifest, tmp_path: Path, sto
     builder = ShareBuilder(config, lambda: (opened.source, parts_of(preset)[1]), 0)
     empty = make_batch([builder._padding()])
     learner.check_columns(empty)
-    assert empty.keys() == cached.keys() and learner.features(empty, still=True) is not None
-    assert StepShare.from_buffer(packed(StepShare(0, [cached], 1))).micro[0].keys() == cached.keys()
+    assert empty.tensors().keys() == cached.tensors().keys() and learner.features(empty, still=True) is not None
+    same_batch(StepShare.from_buffer(packed(StepShare(0, [cached], 1))).micro[0], cached)
 
 
 @pytest.mark.parametrize("preset", PRESET)
@@ -212,7 +212,7 @@ def test_halves_are_near_and_reach_the_model(world: Manifest, tmp_path: Path, pr
     opened = open_cache(tmp_path / "cache", preset)
     laid, _ = lay_out(opened.source, opened.rows, preset)
     pixels, cached = make_batch(from_manifest(world, opened.rows, preset)), make_batch(laid)
-    halves = [tensor for name, tensor in cached.items() if name.endswith("_features")]
+    halves = [tensor for name, tensor in cached.tensors().items() if name.endswith("_features")]
     assert halves and all(tensor.dtype == torch.float16 for tensor in halves)
     wanted, found = learner.features(pixels), learner.features(cached)
     assert wanted is not None and found is not None and found.pairs.dtype == torch.float32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,28 +16,28 @@ import torch
 from jala_ray.data.pipeline import cells, column, explained
 from jala_ray.data.samples.steps import ALIGNED, StepShare
 from jala_ray.types import StoreUnavailable
-from tests.support import packed
+from tests.support import packed, same_batch, void_batch
 
 
 def share(step: int, rows: int) -> StepShare:
     generator = torch.Generator().manual_seed(step)
-    micro = {
-        "ids": torch.randint(0, 99, (rows, 5), generator=generator),
-        "frames": torch.randint(0, 255, (rows, 3, 4, 4), generator=generator).to(torch.uint8),
-        "real": torch.rand(rows, generator=generator) > 0.5,
-        "features": torch.rand(rows, 3, generator=generator).half(),
-        "weight": torch.rand((), generator=generator),
-        "none": torch.zeros(0, 7),
-    }
-    return StepShare(step, [micro, {"ids": micro["ids"] + 1}], rows, [{"clip_id": "a", "reason": "é"}])
+    batch = void_batch(
+        *(rows, 5, rows),
+        ids=torch.randint(0, 99, (rows, 5), generator=generator),
+        frames=torch.randint(0, 255, (rows, 3, 4, 4), generator=generator).to(torch.uint8),
+        scored_at=torch.arange(rows),
+        first_features=torch.rand(rows, 3, 2, generator=generator).half(),
+        weight=torch.rand(rows, generator=generator),
+        pairs=torch.zeros(0, 2, dtype=torch.int64),
+    )
+    other = replace(batch, ids=batch.ids + 1, frames=None)
+    return StepShare(step, [batch, other], rows, [{"clip_id": "a", "reason": "é"}])
 
 
 def same(a: StepShare, b: StepShare) -> None:
     assert (a.step, a.rows, a.errors, len(a.micro)) == (b.step, b.rows, b.errors, len(b.micro))
     for mine, theirs in zip(a.micro, b.micro, strict=True):
-        assert mine.keys() == theirs.keys()
-        for name, tensor in mine.items():
-            assert theirs[name].dtype == tensor.dtype and torch.equal(theirs[name], tensor), name
+        same_batch(mine, theirs)
 
 
 def test_shares_come_back_as_they_went() -> None:
@@ -52,7 +53,7 @@ def test_the_bytes_are_safetensors_and_a_few_to_align_the_next() -> None:
     end = 8 + length + max(entry["data_offsets"][1] for entry in header.values())
     assert 0 <= len(payload) - end < ALIGNED and len(payload) % ALIGNED == 0
     found = safetensors.torch.load(payload[:end])
-    assert torch.equal(found["0/frames"], share(3, 2).micro[0]["frames"])
+    assert torch.equal(found["0/frames"], share(3, 2).micro[0].frames)
 
 
 def test_a_column_holds_every_share_aligned_and_empty_cells_at_the_end() -> None:

@@ -58,8 +58,8 @@ def predict(loaded: checkpoint.Loaded, source: ManifestSource, row: PlanRow, han
     learner = loaded.learner
     with torch.no_grad():
         _, out, _ = learner.run(batch)
-        at = batch["scored"]
-        within = learner.vla.motion_logits(out.final[at], batch["k"][at]).argmax(-1).numpy()
+        at = batch.scored_at
+        within = learner.vla.motion_logits(out.final[at], batch.k[at]).argmax(-1).numpy()
     return within + loaded.assets.motion.token_slots.numpy() * spec.vocab.codes
 
 

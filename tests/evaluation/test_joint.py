@@ -283,7 +283,7 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int) -> tuple[dict[tuple
     found = {}
     for hand in Hand:
         for i, time in enumerate(tokens.pairs):
-            at = (batch["pair"][0] == i) & (batch["hand"][0] == hand)
+            at = (batch.pair[0] == i) & (batch.hand[0] == hand)
             if at.any():
                 found[int(hand), time] = hidden[at].mean(dim=0).numpy()
     return found, z

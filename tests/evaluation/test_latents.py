@@ -172,9 +172,9 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int, hand: int, time: in
     with torch.no_grad():
         features, out, _ = loaded.learner.run(batch)
         assert features is not None
-        at = batch["pair"] >= 0
+        at = batch.pair >= 0
         z, still = (
-            objective.lap(of)[batch["pair"][at], batch["hand"][at], batch["k"][at]]
+            objective.lap(of)[batch.pair[at], batch.hand[at], batch.k[at]]
             for of in (features.pairs, features.pairs[:, :1].expand(-1, 2, -1, -1))
         )
         h = out.hidden[loaded.config.objective.align.layer][at]

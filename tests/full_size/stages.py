@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from jala_ray import storage
+from jala_ray.batch import Batch
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets
 from jala_ray.models.backbones._internvl import InternVLBackbone
@@ -184,7 +185,7 @@ def train(folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     learner.train()(batch_of(folder, assets)).loss.backward()
     grads = {name: p.grad for name, p in learned.named_parameters()}
-    told |= {"backward_s": time.monotonic() - began, "tokens": int(batch_of(folder, assets)["ids"].numel())}
+    told |= {"backward_s": time.monotonic() - began, "tokens": int(batch_of(folder, assets).ids.numel())}
     told["blocks_with_gradient"] = len(
         {n.split(".")[0] for n, g in grads.items() if g is not None and bool(g.abs().sum() > 0)}
     )
@@ -253,7 +254,7 @@ def size_of(learner: Learner) -> int:
     return sum(tensor.nbytes for tensor in learner.state_dict().values())
 
 
-def batch_of(folder: Path, assets: Assets) -> dict[str, Tensor]:
+def batch_of(folder: Path, assets: Assets) -> Batch:
     """One labelled second of one hand, with its picture at full size."""
     return make_batch(lay_out(config_of(folder), assets, [Kind("generation", (A, L), 1)]))
 

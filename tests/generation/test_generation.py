@@ -83,15 +83,18 @@ def without_cache(model: Generator, asked: Prompt, motion: Motion, number: int, 
     """Logits (K, codes) of chunk `number`, whose ids are `ids` (K,) (masked) or its first few (next token), by one whole forward pass."""
     layout, vocab, vla = model.config.objective.layout, model.assets.spec.vocab, model.learner.vla
     batch = collate([lay_out(asked, model.assets, layout)], packing=False, max_tokens=4096)
-    starts = (batch["ids"][0] == vocab.mot_open).nonzero()[-len(asked.slots) :, 0].tolist()
+    state = torch.zeros(batch.ids.shape[1], dtype=torch.bool)
+    state[batch.state_at] = True
+    starts = (batch.ids[0] == vocab.mot_open).nonzero()[-len(asked.slots) :, 0].tolist()
     for slot, start in zip(asked.slots[:number], starts, strict=False):
         place = slice(start + 1, start + 1 + vocab.chunk_tokens)
-        batch["ids"][0, place] = torch.from_numpy(motion.ids[slot[1], slot[0]]) + vocab.text
-        batch["state"][0, place] = False
+        batch.ids[0, place] = torch.from_numpy(motion.ids[slot[1], slot[0]]) + vocab.text
+        state[place] = False
     place = slice(starts[number] + 1, starts[number] + 1 + len(ids))
-    batch["ids"][0, place] = ids
+    batch.ids[0, place] = ids
     if layout.bidirectional:
-        batch["state"][0, place] &= ids == vocab.mask
+        state[place] &= ids == vocab.mask
+    batch.state_at = state.nonzero()[:, 0]
     features = model.learner.features(batch)
     final = vla(batch, (), model.learner.objective.extra(batch, features)).final[0]
     k = torch.arange(vocab.chunk_tokens)

@@ -124,7 +124,7 @@ def teacher_forced(of: Generator, clip: tuple[Example, Visuals], said: list[int]
     """Logits (len(said) + 1, text vocabulary) of the answer's tokens by one whole forward pass of training."""
     laid = lay_out_description(*clip, of.assets, of.config.objective.layout)
     columns, length = laid.sequence.columns, len(laid.sequence)
-    void = {"ids": said, "scored": 0, "state": 0}
+    void = {"ids": said, "scored": 0, "state": 0, "read": 0}
     more = {name: np.broadcast_to(void.get(name, -1), (len(said),)) for name in columns}
     tokens = Tokens({name: np.concatenate([column, more[name]]) for name, column in columns.items()})
     batch = collate([replace(laid, sequence=tokens)], packing=False, max_tokens=4096, pad_multiple=8)

@@ -15,11 +15,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .batches import columns
 from .inputs import CACHES, arguments, make_all, make_tokenizer, make_world
 from .recording import recording
 from .runs import RUNS, SHARED, GoldenRun
@@ -39,7 +41,7 @@ def run(golden: GoldenRun, places: dict[str, str], record: Path) -> None:
     """Train as the command does, and record."""
     words = [word.format(**places) for word in (*SHARED, *golden.settings)]
     folder, said = Path(places["runs"]) / golden.name, io.StringIO()
-    with recording(record) as kept:
+    with recording(record, partial(columns, reads=golden.reads)) as kept:
         with contextlib.redirect_stdout(said), arguments("local", golden.preset, "--name", golden.name, *words):
             try:
                 runpy.run_module("jala_ray.training.local", run_name="__main__")

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,11 @@ def flat(name: str, value: object) -> Iterator[tuple[str, Any]]:
 
 
 @contextlib.contextmanager
-def recording(folder: Path) -> Iterator[Record]:
+def recording(folder: Path, form: Callable[[Any], object] = lambda given: given) -> Iterator[Record]:
     """Record all that happens inside: `step 0003/train 1/in/...`, `.../out/...`, and at the end `weights/`, `optimizer/`, `steps`.
 
-    What is added inside comes before these. Raises `ValueError` where no optimizer made a step: the hooks have missed the run.
+    `form` makes of a micro-batch what is recorded of it. What is added inside comes before these.
+    Raises `ValueError` where no optimizer made a step: the hooks have missed the run.
     """
     record, steps, calls = Record(folder), 0, 0
     trained: nn.Module | None = None
@@ -108,7 +109,7 @@ def recording(folder: Path) -> Iterator[Record]:
         nonlocal trained
         if type(module).__name__ in ROOTS:
             trained = module
-            record.add(f"{where(module)}/in", given[0] if len(given) == 1 else given)
+            record.add(f"{where(module)}/in", form(given[0]) if len(given) == 1 else given)
 
     def after(module: nn.Module, given: tuple[Any, ...], out: object) -> None:
         nonlocal calls

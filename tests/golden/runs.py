@@ -19,6 +19,8 @@ class GoldenRun:
     preset: str
     settings: tuple[str, ...]
     why: str
+    reads: str = "scored"
+    """`LayoutSpec.reads` of its objective."""
 
 
 SHARED = (
@@ -57,17 +59,20 @@ RUNS = (
         "tiny_next_token_dino",
         (*VIDEOS, "--data.packing", "False", "--train.precision", "bf16"),
         "next token: causal rows, labelled clips alone; samples padded one a row; bf16",
+        "before",
     ),
     GoldenRun(
         "tiny_lapa_actions",
         "tiny_lapa_actions",
         VIDEOS,
         "latent actions: no VLA learns, labels are not seen, a codebook is trained",
+        "none",
     ),
     GoldenRun(
         "tiny_lapa_codes",
         "tiny_lapa_codes",
         (*VIDEOS, "--init", f"{{runs}}/tiny_lapa_actions/checkpoints/step-{STEPS:08d}"),
         "latent codes as targets; a start from another objective's checkpoint, written by the run before",
+        "aligned",
     ),
 )

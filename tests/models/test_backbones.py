@@ -49,8 +49,7 @@ def rows(backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
     image_k[:, TEXT : TEXT + n] = torch.arange(n)
     mask = torch.ones(length, length, dtype=torch.bool).tril().expand(B, 1, -1, -1).clone()
     mask[..., -4:, -4:] = True
-    columns = {"position": torch.arange(length).repeat(B, 1), "image_k": image_k}
-    return x, mask, backbone.positions(columns)
+    return x, mask, backbone.positions(torch.arange(length).repeat(B, 1), image_k)
 
 
 def test_a_kind_is_complete(kind: str) -> None:
@@ -149,7 +148,7 @@ def test_samples_of_a_row_do_not_know_each_other(kind: str) -> None:
     image_k = torch.full((1, 2 * length + 1), -1)
     image_k[0, TEXT : TEXT + n] = image_k[0, length + TEXT : length + TEXT + n] = torch.arange(n)
     place = torch.cat([torch.arange(length), torch.arange(length), torch.zeros(1, dtype=torch.int64)])[None]
-    packed = backbone.positions({"position": place, "image_k": image_k})
+    packed = backbone.positions(place, image_k)
     assert torch.equal(packed[0, length:-1], positions[0]) and torch.equal(packed[0, :length], positions[0])
     row = torch.cat([x[1], x[0], x[0, :1]])[None]
     torch.testing.assert_close(backbone(row, apart, packed)[0][0, length:-1], backbone(x, mask, positions)[0][0])

@@ -65,9 +65,10 @@ def causal(length: int, rows: int) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool).tril().expand(rows, 1, -1, -1)
 
 
-def columns(at_image: Tensor) -> dict[str, Tensor]:
+def columns(at_image: Tensor) -> tuple[Tensor, Tensor]:
+    """`position` and `image_k` (B, T)."""
     place = torch.arange(at_image.shape[1]).expand(at_image.shape)
-    return {"position": place, "image_k": (at_image.cumsum(1) - 1).masked_fill(~at_image, -1)}
+    return place, (at_image.cumsum(1) - 1).masked_fill(~at_image, -1)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -88,13 +89,13 @@ def test_equals_the_librarys_own_model(tmp_path: Path, tied: bool, attention: An
     kinds = at_image.int()
     theirs = model(input_ids=ids, mm_token_type_ids=kinds, attention_mask=torch.ones_like(ids), **given).logits
     positions, _ = model.model.get_rope_index(ids, kinds, given["image_grid_thw"])
-    own = backbone.positions(columns(at_image))
+    own = backbone.positions(*columns(at_image))
     assert torch.equal(own, positions.movedim(0, -1)) and own[0, -1].tolist() == [2 * TEXT + 6 - 1] * 3
     x = backbone.embed_text(ids)
     x[at_image] = backbone.encode_image(images).flatten(0, 1)
     final, _, _ = backbone(x, causal(ids.shape[1], 2), own)
     torch.testing.assert_close(backbone.lm_logits(final), theirs, atol=1e-4, rtol=1e-4)
-    flat = backbone(x, causal(ids.shape[1], 2), columns(at_image)["position"][..., None].expand(own.shape))[0]
+    flat = backbone(x, causal(ids.shape[1], 2), columns(at_image)[0][..., None].expand(own.shape))[0]
     assert not torch.allclose(backbone.lm_logits(flat), theirs, atol=1e-2), "positions matter here"
 
 
@@ -104,9 +105,9 @@ def test_several_pictures_of_a_sample() -> None:
     ids, at_image = prompt(backbone, 1)
     ids, at_image = torch.cat([ids, ids], 1), torch.cat([at_image, at_image], 1)
     theirs, _ = model.model.get_rope_index(ids, at_image.int(), torch.tensor([[1, 12, 12]] * 2))
-    given = columns(at_image)
-    given["image_k"] = given["image_k"].remainder(backbone.image_tokens).masked_fill(~at_image, -1)
-    assert torch.equal(backbone.positions(given), theirs.movedim(0, -1))
+    place, image_k = columns(at_image)
+    image_k = image_k.remainder(backbone.image_tokens).masked_fill(~at_image, -1)
+    assert torch.equal(backbone.positions(place, image_k), theirs.movedim(0, -1))
 
 
 def test_one_axis_is_refused() -> None:
@@ -125,7 +126,7 @@ def test_flex_attention_equals_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     flex.load_state_dict(dense.state_dict())
     _, at_image = prompt(dense, 2)
-    x, positions = torch.randn(*at_image.shape, 64), dense.positions(columns(at_image))
+    x, positions = torch.randn(*at_image.shape, 64), dense.positions(*columns(at_image))
     length = x.shape[1]
     block_mask = create_block_mask(lambda b, h, q, k: k <= q, 2, None, length, length, device="cpu")
     expected = dense(x, causal(length, 2), positions)[0]

@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor, nn
+from torch import nn
 
+from jala_ray.batch import Batch
 from jala_ray.config import LapaActionsConfig, LatentActionConfig, PerceiverConfig, RunConfig
 from jala_ray.objectives.base import Features
 from jala_ray.objectives.lapa import Codebooks, LapaActions, perplexity
@@ -21,7 +22,20 @@ from jala_ray.training import history
 from jala_ray.training.loop import train
 from jala_ray.training.optim import build_optimizer
 from jala_ray.types import ConfigError
-from tests.support import MIXED, A, Kind, L, U, lay_out, make_assets, make_batch, make_learner, small
+from tests.support import (
+    MIXED,
+    A,
+    Kind,
+    L,
+    U,
+    lay_out,
+    make_assets,
+    make_batch,
+    make_learner,
+    same_batch,
+    small,
+    void_batch,
+)
 from tests.training.run import make_run
 
 SIZES = LatentActionConfig(tokens=2, codes=4, width=8)
@@ -107,14 +121,14 @@ def test_perplexity() -> None:
 # --- first stage -----------------------------------------------------------------------------------------------------
 
 
-def toy(rows: int, seed: int) -> tuple[dict[str, Tensor], Features]:
+def toy(rows: int, seed: int) -> tuple[Batch, Features]:
     """Pairs that one of three actions leads through: the same change of every patch of a random first frame."""
     actions = 2.0 * torch.randn(3, 1, 12, generator=torch.Generator().manual_seed(1))
     draw = torch.Generator().manual_seed(seed)
     first = torch.randn(rows, 4, 12, generator=draw)
     pairs = torch.stack([first, first + actions[torch.randint(3, (rows,), generator=draw)]], 1)
     index = torch.arange(rows)[None]
-    return {"pair": index, "sample": index, "weight": torch.ones(rows)}, Features(pairs[:, :0], pairs)
+    return void_batch(1, rows, rows, pair=index, sample=index, pair_at=index[0]), Features(pairs[:, :0], pairs)
 
 
 def test_codes_come_to_carry_the_action() -> None:
@@ -164,7 +178,7 @@ def test_evaluation_leaves_the_codebooks_alone() -> None:
     assert figures.keys() == {"copy_ratio", "swap_ratio", "code_perplexity"}
     assert all(math.isfinite(value) for value in figures.values())
     learner.train().run(batch)
-    assert codebooks.met.sum() == codebooks.met.shape[0] * len(batch["pairs"])
+    assert codebooks.met.sum() == codebooks.met.shape[0] * len(batch.pairs)
 
 
 def test_resume_is_exact(tmp_path: Path) -> None:
@@ -219,10 +233,10 @@ def test_labels_are_not_seen() -> None:
     assets = make_assets(config)
     for task in ("generation", "continuation", "description"):
         known, unknown = (make_batch(lay_out(config, assets, [Kind(task, (s, s), 3)])) for s in (L, U))
-        assert all(torch.equal(known[name], unknown[name]) for name in known), task
-        chunk = known["k"] >= 0
-        assert (known["ids"][chunk] == assets.spec.vocab.mask).all() and not known["scored"].any()
-        assert ((known["pair"] >= 0) == (chunk & (torch.tensor(task != "description")))).all()
+        same_batch(known, unknown)
+        chunk = known.k >= 0
+        assert (known.ids[chunk] == assets.spec.vocab.mask).all() and not len(known.scored_at)
+        assert ((known.pair >= 0) == (chunk & (torch.tensor(task != "description")))).all()
 
 
 def test_every_chunk_predicts_the_codes_of_its_pair() -> None:
@@ -239,10 +253,10 @@ def test_every_chunk_predicts_the_codes_of_its_pair() -> None:
     weight = objective.head.weight.unflatten(0, (objective.tokens, -1))
     for i, kind in enumerate(MIXED):
         values = []
-        for b, t in ((batch["pair"] >= 0) & (batch["sample"] == i)).nonzero().tolist():
-            m = int(batch["k"][b, t]) // per_code
+        for b, t in ((batch.pair >= 0) & (batch.sample == i)).nonzero().tolist():
+            m = int(batch.k[b, t]) // per_code
             logits = out.final[b, t] @ weight[m].T
-            values.append(-torch.log_softmax(logits, -1)[codes[batch["pair"][b, t], m]].item())
+            values.append(-torch.log_softmax(logits, -1)[codes[batch.pair[b, t], m]].item())
         expected = sum(values) / len(values) if values else 0.0
         assert losses.terms["codes"][i].item() == pytest.approx(expected, abs=1e-4), kind
         assert bool(losses.has["codes"][i]) == (kind.task != "description")

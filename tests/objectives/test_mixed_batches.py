@@ -21,7 +21,7 @@ def test_each_sample_keeps_its_loss(name: str, packing: bool) -> None:
     laid = lay_out(config, assets)
     batch = make_batch(laid, packing=packing, max_tokens=700, pad_multiple=16)
     if packing:
-        assert len(batch["ids"]) < len(laid)
+        assert len(batch.ids) < len(laid)
     _, _, together = learner.run(batch)
     for i, sample in enumerate(laid):
         _, _, alone = learner.run(make_batch([sample]))
@@ -73,7 +73,7 @@ def test_packed_positions_and_samples() -> None:
     laid = lay_out(config, assets)
     batch = make_batch(laid, packing=True, max_tokens=700)
     for i, sample in enumerate(laid):
-        at = batch["sample"] == i
+        at = batch.sample == i
         assert at.sum() == len(sample.sequence)
-        assert batch["position"][at].tolist() == list(range(len(sample.sequence)))
-        assert batch["ids"][at].tolist() == sample.sequence.columns["ids"].tolist()
+        assert batch.position[at].tolist() == list(range(len(sample.sequence)))
+        assert batch.ids[at].tolist() == sample.sequence.columns["ids"].tolist()

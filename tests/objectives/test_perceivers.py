@@ -1,6 +1,7 @@
 """LAP, LSP, who learns from what, and the decoupled EMA (METHOD 5)."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -124,8 +125,8 @@ def test_collapse_is_seen() -> None:
     batch = make_batch(lay_out(config, assets))
     alive = learner.monitors(batch)
     assert alive["rho"] > 0.05 and alive["effective_rank_z"] > 2
-    still = dict(batch, pairs=batch["pairs"][:, :1].expand(-1, 2).contiguous())
+    still = replace(batch, pairs=batch.pairs[:, :1].expand(-1, 2).contiguous())
     assert learner.monitors(still)["rho"] == pytest.approx(0.0, abs=1e-6)
-    blind = dict(batch, frames=torch.zeros_like(batch["frames"]))
+    blind = replace(batch, frames=torch.zeros_like(batch.frames))
     dead = learner.monitors(blind)
     assert dead["effective_rank_z"] < 1.0 and dead["spread_z"] < 1e-5

@@ -139,7 +139,7 @@ def test_the_librarys_own_class_loads_qwens_export(tmp_path: Path, tied: bool) -
     embedded[at_image] = own.encode_image(pixels)[0]
     n = ids.shape[1]
     place = torch.arange(n)[None]
-    positions = own.positions({"position": place, "image_k": (at_image.cumsum(1) - 1).masked_fill(~at_image, -1)})
+    positions = own.positions(place, (at_image.cumsum(1) - 1).masked_fill(~at_image, -1))
     final, _, _ = own(embedded, torch.ones(n, n, dtype=torch.bool).tril()[None, None], positions)
     torch.testing.assert_close(own.lm_logits(final), theirs, atol=1e-5, rtol=1e-4)
 
@@ -164,14 +164,14 @@ def test_pieces_over_a_cache_equal_one_pass(kind: str, preset: str) -> None:
     extra = learner.objective.extra(batch, learner.features(batch))
     whole = learner.vla(batch, (), extra).final
     assert whole.dtype == torch.float64
-    batch["position"] = learner.vla.backbone.positions(batch)
+    tokens = Piece.whole(batch, learner.vla.backbone.positions(batch.position, batch.image_k), extra)
     vocab = model.assets.spec.vocab
     prefix, starts = _places(batch, vocab.mot_open, [2, 2])
     assert (prefix < 0).any(), "one row is padded"
     chunks = [starts[:, number, None] + torch.arange(vocab.chunk_tokens + 2) for number in (0, 1)]
-    context = Context(learner.vla, batch["images"])
+    context = Context(learner.vla, batch.images)
     for index in (prefix, *chunks):
-        piece = Piece.cut(batch, extra, index)
+        piece = tokens.at(index)
         for keep in (0, len(piece)):  # read, as the passes over a chunk do, and then kept
             found = context.run(piece, keep)
             expected = whole.gather(1, index.clamp(min=0)[..., None].expand(found.shape))

@@ -62,6 +62,9 @@ class LayoutSpec:
     align_all_target: bool = False
     labels: bool = True
     """False: labelled chunks are laid out like untracked ones, as [MASK] without targets (LAPA sees no labels)."""
+    reads: Literal["scored", "before", "aligned", "none"] = "scored"
+    """Of motion tokens, whose last hidden states its losses read: the scored ones', the ones before those, the aligned ones', nobody's.
+    Those that predict an answer's text are read in any case."""
 
     @property
     def frames(self) -> bool:

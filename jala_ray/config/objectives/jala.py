@@ -85,7 +85,9 @@ class JalaConfig(ObjectiveConfig):
 
     @property
     def layout(self) -> LayoutSpec:
-        return LayoutSpec(True, self.masking, self.state, self.lap, self.align.positions == "target")
+        whole = self.align.positions == "target"
+        reads = "scored" if self.mcp else "none"
+        return LayoutSpec(True, self.masking, self.state, self.lap, whole, reads=reads)
 
     @property
     def generates(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jala_ray.config.objectives._latent_actions import LatentActionConfig, LatentActionObjective
-from jala_ray.config.objectives.base import OBJECTIVES, PerceiverConfig
+from jala_ray.config.objectives.base import OBJECTIVES, LayoutSpec, PerceiverConfig
 from jala_ray.types import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ class LapaCodesConfig(LatentActionObjective):
     """As in the first stage."""
 
     implementation: ClassVar[str] = "jala_ray.objectives.lapa:LapaCodes"
+
+    @property
+    def layout(self) -> LayoutSpec:
+        return replace(super().layout, reads="aligned")
 
     @property
     def inherits(self) -> tuple[str, ...]:

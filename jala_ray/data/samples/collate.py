@@ -9,18 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jala_ray.batch import Batch
 from jala_ray.data.samples.layout import TOKEN_COLUMNS, Sequence
 from jala_ray.types import UserError
 
-Batch = dict[str, Tensor]
-"""A batch, by column.
-
-Tokens (B, T) int64: `ids`, `sample` (index among the S samples, -1 padding), `position` (restarts per sample), `block`, `hand`,
-`k`, `image_k`, `target`, `pair` (row of `pairs`), `text_target`, all -1 where void; `scored`, `state` bool.
-Samples (S,): `weight` float (0 for padding rows), `plan_row` int64; `images` (S, 3, H, W) uint8.
-Perceivers, per-frame features: `frames` (F, 3, h, w) uint8 or `frame_features` (F, P, Dv); `pairs` (C, 2) and `first` (S, 2) rows
-of it. Features of pairs from a cache: `pair_features` (C, P, Dv), `still_features` (C, P, Dv) of (v_t, v_t), `first_features` (S, P, Dv).
-"""
+_FLAGS = ("state", "scored", "read")
+"""Columns of a sample that say yes or no; a batch has them as lists of places."""
+_STORED = tuple(name for name in TOKEN_COLUMNS if name not in ("block", *_FLAGS))
+"""Columns of a sample that a batch has as they are; its chunks are in `lo` and `hi`."""
 
 
 @dataclass
@@ -61,40 +57,65 @@ def first_fit(lengths: Seq[int], capacity: int) -> list[list[int]]:
     return rows
 
 
+def seen_until(block: np.ndarray) -> np.ndarray:
+    """Chunk ids (T,) of one sample, -1 outside -> (T,) the first place that each token does not see: past itself and its chunk.
+
+    A chunk is a run of one id: tokens of one id with others between them would be two chunks.
+    """
+    ends = np.flatnonzero(np.append(block[1:] != block[:-1], True)) + 1
+    return np.where(block >= 0, np.repeat(ends, np.diff(ends, prepend=0)), np.arange(len(block)) + 1)
+
+
 def collate(samples: Seq[Laid], *, packing: bool, max_tokens: int, pad_multiple: int = 1) -> Batch:
     """Pack or pad `samples` into one batch; every sample's numbers are the same wherever it lies."""
     lengths = [len(s.sequence) for s in samples]
     rows = first_fit(lengths, max_tokens) if packing else [[i] for i in range(len(samples))]
     width = max(sum(lengths[i] for i in row) for row in rows)
     width = -(-width // pad_multiple) * pad_multiple
-    shape = (len(rows), width)
-
-    tokens = {name: np.full(shape, -1, np.int64) for name in (*TOKEN_COLUMNS, "sample")}
-    for name in ("ids", "scored", "state"):
-        tokens[name][:] = 0
-    tokens["position"] = np.zeros(shape, np.int64)
-    pair_base = np.cumsum([0, *(len(s.sequence.pairs) for s in samples)])
+    grid = _padding(len(rows), width)
+    pairs_before = np.cumsum([0, *(len(s.sequence.pairs) for s in samples)])
     for r, row in enumerate(rows):
         start = 0
         for i in row:
-            columns, span = samples[i].sequence.columns, slice(start, start + lengths[i])
-            for name in TOKEN_COLUMNS:
-                tokens[name][r, span] = columns[name]
-            pair = columns["pair"]
-            tokens["pair"][r, span] = np.where(pair >= 0, pair + pair_base[i], -1)
-            tokens["sample"][r, span] = i
-            tokens["position"][r, span] = np.arange(lengths[i])
-            start += lengths[i]
+            end = start + lengths[i]
+            for name, column in _placed(samples[i], i, start, int(pairs_before[i])).items():
+                grid[name][r, start:end] = column
+            start = end
+        grid["lo"][r, start:] = start
 
-    batch = {name: torch.from_numpy(column) for name, column in tokens.items()}
-    batch["scored"], batch["state"] = batch["scored"].bool(), batch["state"].bool()
-    batch["weight"] = torch.tensor([s.weight for s in samples], dtype=torch.float32)
-    batch["plan_row"] = torch.tensor([s.plan_row for s in samples])
-    batch["images"] = torch.from_numpy(np.stack([s.image for s in samples]))
-    return batch | _perceiver_columns(samples)
+    flags = {name: grid.pop(name) for name in _FLAGS}
+    flags |= {"image": grid["image_k"] >= 0, "text": grid["text_target"] >= 0, "pair": grid["pair"] >= 0}
+    columns = {name: torch.from_numpy(column) for name, column in grid.items()}
+    columns |= {f"{name}_at": torch.from_numpy(np.flatnonzero(flag)) for name, flag in flags.items()}
+    columns["weight"] = torch.tensor([s.weight for s in samples], dtype=torch.float32)
+    columns["plan_row"] = torch.tensor([s.plan_row for s in samples])
+    columns["images"] = torch.from_numpy(np.stack([s.image for s in samples]))
+    return Batch.from_tensors(columns | _perceiver_inputs(samples))
 
 
-def _perceiver_columns(samples: Seq[Laid]) -> Batch:
+def _padding(rows: int, width: int) -> dict[str, np.ndarray]:
+    """Columns (rows, width) and flags of padding alone."""
+    void = dict.fromkeys((*_STORED, "sample"), -1) | dict.fromkeys(("ids", "position", "lo", *_FLAGS), 0)
+    grid = {name: np.full((rows, width), value, np.int64) for name, value in void.items()}
+    return grid | {"hi": np.tile(np.arange(width) + 1, (rows, 1))}
+
+
+def _placed(sample: Laid, number: int, start: int, pairs_before: int) -> dict[str, np.ndarray | int]:
+    """Columns and flags of a sample that lies from `start` on in its row."""
+    columns = sample.sequence.columns
+    pair = columns["pair"]
+    return {
+        **{name: columns[name] for name in (*_STORED, *_FLAGS)},
+        "sample": number,
+        "position": np.arange(len(sample.sequence)),
+        "pair": np.where(pair >= 0, pair + pairs_before, -1),
+        "lo": start,
+        "hi": start + seen_until(columns["block"]),
+    }
+
+
+def _perceiver_inputs(samples: Seq[Laid]) -> dict[str, Tensor]:
+    """Those fields of `PerceiverInputs` that there are."""
     if samples[0].pair_features is not None:
         stacks = [s.pair_features for s in samples if s.pair_features is not None]
         stills = [s.still_features for s in samples if s.still_features is not None]

@@ -24,7 +24,7 @@ class SampleText:
     answer: str = ""
 
 
-TOKEN_COLUMNS = ("ids", "block", "hand", "k", "image_k", "target", "scored", "state", "pair", "text_target")
+TOKEN_COLUMNS = ("ids", "block", "hand", "k", "image_k", "target", "scored", "state", "pair", "text_target", "read")
 _FILL = {
     "block": -1,
     "hand": -1,
@@ -35,6 +35,7 @@ _FILL = {
     "state": 0,
     "pair": -1,
     "text_target": -1,
+    "read": 0,
 }
 
 
@@ -45,7 +46,7 @@ class Sequence:
     `ids` token ids; `block` chunk id for attention, -1 outside; `hand` 0 / 1 / -1; `k` position in the chunk or -1;
     `image_k` index of the image token or -1; `target` code (0..codes-1, within the position's slot) or -1; `scored` its loss
     counts; `state` the LSP latent k of this hand is added here; `pair` row of `pairs` this position is aligned with or -1;
-    `text_target` the next token to predict here or -1.
+    `text_target` the next token to predict here or -1; `read` a loss reads the last hidden state here (`LayoutSpec.reads`).
     """
 
     columns: dict[str, np.ndarray]
@@ -69,8 +70,18 @@ class _Builder:
             self.parts[name].append(np.broadcast_to(np.asarray(columns.pop(name, fill), np.int64), ids.shape))
         assert not columns, f"unknown columns {sorted(columns)}"
 
-    def finish(self, pairs: list[int]) -> Sequence:
-        return Sequence({name: np.concatenate(parts) for name, parts in self.parts.items()}, pairs)
+    def finish(self, pairs: list[int], layout: LayoutSpec) -> Sequence:
+        columns = {name: np.concatenate(parts) for name, parts in self.parts.items()}
+        scored = columns["scored"] > 0
+        # The first token is never scored: a sequence starts with the user turn.
+        motion = {
+            "scored": scored,
+            "before": np.append(scored[1:], False),
+            "aligned": columns["pair"] >= 0,
+            "none": np.zeros_like(scored),
+        }
+        columns["read"] = (motion[layout.reads] | (columns["text_target"] >= 0)).astype(np.int64)
+        return Sequence(columns, pairs)
 
 
 def build_sequence(
@@ -127,7 +138,7 @@ def build_sequence(
         build.add([*words, *close], text_target=np.array([*targets[1:], *[-1] * len(close)]))
     else:
         build.add(tokenizer.assistant_close())
-    return build.finish(pairs)
+    return build.finish(pairs, layout)
 
 
 def _add_chunk(

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jala_ray.batch import Batch
 from jala_ray.config import RunConfig
-from jala_ray.data.samples.collate import Batch, Laid, collate
+from jala_ray.data.samples.collate import Laid, collate
 from jala_ray.data.samples.instructions import TEMPLATES, render
 from jala_ray.data.samples.layout import SampleText, Sequence, build_sequence
 from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource, Source, Visuals
@@ -45,7 +46,9 @@ class StepShare:
     def parcel(self) -> Parcel:
         """Ready to be written into a buffer. Raises `UserError` where it would not fit one cell of Arrow."""
         facts = {"step": self.step, "rows": self.rows, "errors": self.errors, "micro": len(self.micro)}
-        tensors = {f"{i}/{name}": t.contiguous() for i, batch in enumerate(self.micro) for name, t in batch.items()}
+        tensors = {
+            f"{i}/{name}": t.contiguous() for i, batch in enumerate(self.micro) for name, t in batch.tensors().items()
+        }
         tensors["facts"] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
         made = Parcel.of(tensors)
         if made.nbytes > MAX_SHARE_BYTES:
@@ -55,7 +58,10 @@ class StepShare:
 
     @classmethod
     def from_buffer(cls, payload: bytes | bytearray | memoryview) -> StepShare:
-        """The share of a parcel, its tensors views of the buffer, which is not copied. They must not be written to."""
+        """The share of a parcel, its tensors views of the buffer, which is not copied. They must not be written to.
+
+        Raises `UserError` for batches with other columns than this version's.
+        """
         view = memoryview(payload)
         (length,) = struct.unpack_from("<Q", view)
         header = json.loads(bytes(view[8 : 8 + length]))
@@ -67,7 +73,7 @@ class StepShare:
         for key, tensor in tensors.items():
             i, name = key.split("/", 1)
             micro[int(i)][name] = tensor
-        return cls(facts["step"], micro, facts["rows"], facts["errors"])
+        return cls(facts["step"], [Batch.from_tensors(columns) for columns in micro], facts["rows"], facts["errors"])
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class Parcel:
         entries, at = {}, 0
         for name, tensor in ordered:
             entries[name] = {
-                "dtype": _NAMES[tensor.dtype],
+                "dtype": _dtype_name(name, tensor.dtype),
                 "shape": list(tensor.shape),
                 "data_offsets": [at, at + tensor.nbytes],
             }
@@ -111,14 +117,31 @@ class Parcel:
 MAX_SHARE_BYTES = 2**31 - 2**20
 ALIGNED = 64
 _DTYPES = {
-    "U8": torch.uint8,
     "BOOL": torch.bool,
-    "I64": torch.int64,
-    "F32": torch.float32,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "U16": torch.uint16,
+    "I16": torch.int16,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
 }
+"""By the name that safetensors gives each."""
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def _dtype_name(tensor: str, dtype: torch.dtype) -> str:
+    if dtype not in _NAMES:
+        raise UserError(f"dtype of {tensor}", dtype, f"one of {', '.join(map(str, _NAMES))}")
+    return _NAMES[dtype]
 
 
 def _tensor(body: memoryview, entry: dict[str, Any]) -> Tensor:

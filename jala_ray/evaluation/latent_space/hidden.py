@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jala_ray.batch import PerceiverInputs, rows_at
 from jala_ray.data.samples.collate import Laid, collate
 from jala_ray.data.samples.instructions import render
 from jala_ray.data.samples.layout import SampleText, build_sequence
@@ -78,14 +79,14 @@ class Sight:
         """Frozen features of (v_0, v_0), one row, and of the look's pairs, C rows."""
         place = {boundary: i for i, boundary in enumerate(look.boundaries)}
         assert pictures.frames is not None
-        batch = {
-            "frames": torch.from_numpy(pictures.frames),
-            "first": torch.tensor([[place[0], place[0]]]),
-            "pairs": torch.tensor([[place[time], place[time + 1]] for time in look.pairs]),
-        }
+        given = PerceiverInputs(
+            frames=torch.from_numpy(pictures.frames),
+            first=torch.tensor([[place[0], place[0]]]),
+            pairs=torch.tensor([[place[time], place[time + 1]] for time in look.pairs]),
+        )
         device = device_of(self.learner)
         with autocast(device, self.loaded.config.train.precision):
-            features = self.learner.features(to_device(batch, device), still)
+            features = self.learner.features(to_device(given, device), still)
         assert features is not None
         return features
 
@@ -105,8 +106,7 @@ def hidden_means(
     first = torch.stack([chunk.first for chunk in chunks])
     with autocast(device, config.train.precision):
         out = learner.vla(batch, layers, learner.objective.extra(batch, Features(first, first[:0])))
-        at = batch["scored"]
-        hidden = {layer: out.hidden[layer][at] for layer in layers}
+        hidden = {layer: rows_at(out.hidden[layer], batch.scored_at) for layer in layers}
         if compared:
             hidden = {layer: learner.objective.compared(rows) for layer, rows in hidden.items()}
     of_chunk = {layer: rows.float().unflatten(0, (len(chunks), -1)) for layer, rows in hidden.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -134,17 +133,16 @@ class Qwen2_5VLBackbone(TransformersBackbone):
             merged = self.vision(flat, grid_thw=grid, **(places | on_device)).pooler_output
         return self.projector(merged).unflatten(0, (len(pixels), -1))
 
-    def positions(self, columns: Mapping[str, Tensor]) -> Tensor:
+    def positions(self, place: Tensor, image_k: Tensor) -> Tensor:
         """(B, T, 3): time, row and column. A picture's tokens share a time and count rows and columns from it; what follows goes on
         after the larger of them, as in the library's `get_rope_index`.
         """
-        place, k = columns["position"], columns["image_k"]
-        inside = k >= 0
+        inside = image_k >= 0
         seen = inside.cumsum(-1) - inside.long()
         first = (torch.arange(place.shape[-1], device=place.device) - place).clamp(min=0)
         pictures = (seen - seen.gather(-1, first)) // self.image_tokens
         side = round(self.image_tokens**0.5)
-        step = torch.where(inside, k, 0)
+        step = torch.where(inside, image_k, 0)
         time = place - pictures * (self.image_tokens - side) - step
         return torch.stack([time, time + step // side, time + step % side], -1)
 

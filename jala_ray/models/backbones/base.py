@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -219,12 +219,12 @@ class Backbone(nn.Module, ABC):
             return self.words.weight.new_zeros(0, self.image_tokens, self.hidden_size)
         return self.see(pixels)
 
-    def positions(self, columns: Mapping[str, Tensor]) -> Tensor:
+    def positions(self, place: Tensor, image_k: Tensor) -> Tensor:
         """Positions for `forward`, (B, T) or (B, T, axes), of whole rows of a batch, packed or not.
 
-        They come from the columns `position` (place within the sample) and `image_k` (of the picture's tokens, else -1).
+        `place` (B, T) within the sample (`Batch.position`); `image_k` (B, T) of the picture's tokens, else -1.
         """
-        return columns["position"]
+        return place
 
     # --- the language model ---------------------------------------------------------------------------------
 
