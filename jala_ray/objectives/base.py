@@ -39,7 +39,8 @@ class Losses:
 class Objective(nn.Module):
     """Base of all objectives.
 
-    `taps` language blocks whose outputs `loss` reads; `columns` batch columns it needs, checked before the first step;
+    `taps` language blocks whose outputs `loss` reads; `columns` fields of the batch that may be None and it needs (a signal is
+    `signals/NAME`), checked before the first step;
     `needs_features` whether the frozen encoder runs, `needs_still` whether also on pairs in which nothing moves.
     """
 

@@ -15,8 +15,8 @@ from jala_ray.types import UserError
 
 _FLAGS = ("state", "scored", "read")
 """Columns of a sample that say yes or no; a batch has them as lists of places."""
-_STORED = tuple(name for name in TOKEN_COLUMNS if name not in ("block", *_FLAGS))
-"""Columns of a sample that a batch has as they are; its chunks are in `lo` and `hi`."""
+_STORED = tuple(name for name in TOKEN_COLUMNS if name not in _FLAGS)
+"""Its other columns; a batch has them as they are, but `block` as `hi`."""
 
 
 @dataclass
@@ -57,13 +57,17 @@ def first_fit(lengths: Seq[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def seen_until(block: np.ndarray) -> np.ndarray:
-    """Chunk ids (T,) of one sample, -1 outside -> (T,) the first place that each token does not see: past itself and its chunk.
+def seen_until(sample: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """Samples and chunk ids (B, T), -1 outside -> (B, T) the first place of the row past the token and past its chunk.
 
-    A chunk is a run of one id: tokens of one id with others between them would be two chunks.
+    A chunk is a run of one id in a sample: tokens of one id with others between them would be two chunks.
     """
-    ends = np.flatnonzero(np.append(block[1:] != block[:-1], True)) + 1
-    return np.where(block >= 0, np.repeat(ends, np.diff(ends, prepend=0)), np.arange(len(block)) + 1)
+    rows, width = block.shape
+    last = np.ones(block.shape, bool)
+    last[:, :-1] = (block[:, 1:] != block[:, :-1]) | (sample[:, 1:] != sample[:, :-1])
+    ends = np.flatnonzero(last) + 1
+    end = np.repeat(ends, np.diff(ends, prepend=0)).reshape(rows, width) - width * np.arange(rows)[:, None]
+    return np.where(block >= 0, end, np.arange(width) + 1)
 
 
 def collate(samples: Seq[Laid], *, packing: bool, max_tokens: int, pad_multiple: int = 1) -> Batch:
@@ -83,6 +87,7 @@ def collate(samples: Seq[Laid], *, packing: bool, max_tokens: int, pad_multiple:
             start = end
         grid["lo"][r, start:] = start
 
+    grid["hi"] = seen_until(grid["sample"], grid.pop("block"))
     flags = {name: grid.pop(name) for name in _FLAGS}
     flags |= {"image": grid["image_k"] >= 0, "text": grid["text_target"] >= 0, "pair": grid["pair"] >= 0}
     columns = {name: torch.from_numpy(column) for name, column in grid.items()}
@@ -96,8 +101,7 @@ def collate(samples: Seq[Laid], *, packing: bool, max_tokens: int, pad_multiple:
 def _padding(rows: int, width: int) -> dict[str, np.ndarray]:
     """Columns (rows, width) and flags of padding alone."""
     void = dict.fromkeys((*_STORED, "sample"), -1) | dict.fromkeys(("ids", "position", "lo", *_FLAGS), 0)
-    grid = {name: np.full((rows, width), value, np.int64) for name, value in void.items()}
-    return grid | {"hi": np.tile(np.arange(width) + 1, (rows, 1))}
+    return {name: np.full((rows, width), value, np.int64) for name, value in void.items()}
 
 
 def _placed(sample: Laid, number: int, start: int, pairs_before: int) -> dict[str, np.ndarray | int]:
@@ -110,7 +114,6 @@ def _placed(sample: Laid, number: int, start: int, pairs_before: int) -> dict[st
         "position": np.arange(len(sample.sequence)),
         "pair": np.where(pair >= 0, pair + pairs_before, -1),
         "lo": start,
-        "hi": start + seen_until(columns["block"]),
     }
 
 
