@@ -55,7 +55,7 @@ def examples(
 
 def _joints(features: Tensor, side: Tensor, beta: Tensor, hands: tuple[ManoHand, ManoHand]) -> Tensor:
     """(C, 15, 99) -> joints (C, 15, 21, 3) in metres."""
-    joints = torch.empty(*features.shape[:2], 21, 3)
+    joints = features.new_empty(*features.shape[:2], 21, 3)
     for hand in Hand:
         rows = side == int(hand)
         if rows.any():
