@@ -215,7 +215,7 @@ def test_load_says_what_is_wrong(tmp_path: Path) -> None:
     ],
 )
 def test_config_is_checked(change: dict[str, float], field: str) -> None:
-    with pytest.raises(ConfigError, match=f"tokenizer.{field}"):
+    with pytest.raises(ConfigError, match=f"model.{field}"):
         dataclasses.replace(SMALL, **change)
 
 
