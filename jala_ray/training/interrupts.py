@@ -66,6 +66,8 @@ def guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        _before.clear()  # of this run alone
 
 
 def before_last_line(call: Callable[[], object]) -> None:
@@ -75,7 +77,7 @@ def before_last_line(call: Callable[[], object]) -> None:
 
 def _let_others_speak() -> None:
     """At most for `SPEAKING_S`, whatever comes of it: the error is still to be told."""
-    calls, _before[:] = list(_before), []
+    calls = list(_before)
 
     def speak() -> None:
         for call in calls:

@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from jala_ray.config import BackboneConfig
-from jala_ray.models.backbones._transformers import MAX_POSITIONS, TransformersBackbone
+from jala_ray.models.backbones._transformers import TransformersBackbone, qwen2_sizes
 from jala_ray.models.backbones.base import KVCache
 from jala_ray.models.pixels import normalise_pixels
 from jala_ray.types import ConfigError
@@ -44,15 +44,7 @@ class InternVLBackbone(TransformersBackbone):
             },
             text_config={
                 "model_type": "qwen2",
-                "vocab_size": text_vocab_size,
-                "hidden_size": language.hidden,
-                "num_hidden_layers": language.layers,
-                "num_attention_heads": language.heads,
-                "num_key_value_heads": language.kv_heads,
-                "intermediate_size": language.mlp,
-                "max_position_embeddings": MAX_POSITIONS,
-                # The usual 0.02 is about 1 / sqrt(hidden) of a full-size model; narrow ones learn slowly with it.
-                "initializer_range": language.hidden**-0.5,
+                **qwen2_sizes(language, text_vocab_size),
                 "rope_parameters": {"rope_type": "default", "rope_theta": language.rope_theta},
                 "tie_word_embeddings": language.tie_embeddings,
             },

@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from jala_ray.config import BackboneConfig
-from jala_ray.models.backbones._transformers import MAX_POSITIONS, TransformersBackbone
+from jala_ray.models.backbones._transformers import TransformersBackbone, qwen2_sizes
 from jala_ray.models.backbones.qwen2_5_vl import AXES
 from jala_ray.models.pixels import CLIP_MEAN, CLIP_STD, normalise_pixels
 from jala_ray.models.text import TextTokenizer
@@ -64,15 +64,7 @@ class Qwen2_5VLBackbone(TransformersBackbone):
             },
             text_config={
                 "model_type": "qwen2_5_vl_text",
-                "vocab_size": text_vocab_size,
-                "hidden_size": language.hidden,
-                "num_hidden_layers": language.layers,
-                "num_attention_heads": language.heads,
-                "num_key_value_heads": language.kv_heads,
-                "intermediate_size": language.mlp,
-                "max_position_embeddings": MAX_POSITIONS,
-                # The usual 0.02 is about 1 / sqrt(hidden) of a full-size model; narrow ones learn slowly with it.
-                "initializer_range": language.hidden**-0.5,
+                **qwen2_sizes(language, text_vocab_size),
                 "rope_parameters": {
                     "rope_type": "default",
                     "rope_theta": language.rope_theta,

@@ -25,6 +25,21 @@ MAX_POSITIONS = 32_768
 """Positions a random language model's configuration declares; rotary positions need no table."""
 
 
+def qwen2_sizes(language: LanguageSizes, text_vocab_size: int) -> dict[str, Any]:
+    """What the configuration of a random Qwen2 says, whatever its positions."""
+    return {
+        "vocab_size": text_vocab_size,
+        "hidden_size": language.hidden,
+        "num_hidden_layers": language.layers,
+        "num_attention_heads": language.heads,
+        "num_key_value_heads": language.kv_heads,
+        "intermediate_size": language.mlp,
+        "max_position_embeddings": MAX_POSITIONS,
+        # The usual 0.02 is about 1 / sqrt(hidden) of a full-size model; narrow ones learn slowly with it.
+        "initializer_range": language.hidden**-0.5,
+    }
+
+
 class TransformersBackbone(Backbone):
     """Four parts: `vision`, `projector`, `language` and, when embeddings are untied, `output`."""
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jala_ray.hands.joints import MANO_PARENTS
 from jala_ray.reports.kit.html import Html, el, join
-from jala_ray.reports.kit.overlay import HAND_COLORS
+from jala_ray.reports.kit.overlay import BONES, HAND_COLORS
 from jala_ray.reports.kit.widgets import about, absent, number
 from jala_ray.types import Hand
 
@@ -17,7 +16,6 @@ FRAMES = (0, 4, 7, 11, 14)
 SIZE = 150
 """px of a drawing's sides."""
 MARGIN = 0.06
-BONES = [(joint, parent) for joint, parent in enumerate(MANO_PARENTS) if parent >= 0]
 
 
 def section(examples: Sequence[Mapping[str, Any]] | None) -> Html:

@@ -26,8 +26,9 @@ from jala_ray.models.pixels import normalise_pixels
 from jala_ray.parsing import to_dict
 from jala_ray.studies.alignment.probing import Pairs, probe, read_pairs
 from jala_ray.studies.alignment.size import EncoderTraining
-from jala_ray.studies.alignment.stages import Study, device, plain, stage, write_json
+from jala_ray.studies.alignment.stages import Study, plain, stage, write_json
 from jala_ray.studies.alignment.world import training_frames
+from jala_ray.training.local import best_device
 from jala_ray.training.loop import autocast
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 
@@ -89,7 +90,7 @@ def _make(study: Study) -> dict[str, Any]:
     settings, manifest = study.size.encoder, Manifest(study.manifest)
     frames = training_frames(manifest, settings.image_size, settings.every)
     rows = rows_to_evaluate(manifest, "train", settings.probe_clips)
-    log = train(settings, frames, read_pairs(manifest, rows, settings.image_size), study.encoder, device())
+    log = train(settings, frames, read_pairs(manifest, rows, settings.image_size), study.encoder, best_device())
     weights = storage.read_commit(str(study.encoder)).files[WEIGHTS].sha256
     probes = [row for row in log if "pair" in row]
     return {"frames": len(frames), "weights": weights, "loss": log[-1]["loss"], "probes": probes}

@@ -17,9 +17,10 @@ from jala_ray.evaluation.records import Evaluation
 from jala_ray.evaluation.scores import BOTH, score_clips
 from jala_ray.hands.metrics import METRICS
 from jala_ray.rows import load_row
-from jala_ray.studies.alignment.stages import Study, device
+from jala_ray.studies.alignment.stages import Study
 from jala_ray.studies.alignment.variants import Job, last_checkpoint
 from jala_ray.training import checkpoint, setup
+from jala_ray.training.local import best_device
 from jala_ray.training.parts import do_parts
 from jala_ray.types import UserError
 
@@ -87,7 +88,7 @@ def _listed(values: Iterable[float | None]) -> list[float | None]:
 def _latents(study: Study, config: RunConfig) -> dict[str, Any]:
     """`latents.summary` over the validation clips, without its t-SNE."""
     loaded = checkpoint.load(last_checkpoint(config))
-    loaded.learner.to(device())
+    loaded.learner.to(best_device())
     found = latents.summary(latents.collect(loaded, str(study.manifest)))
     return {name: value for name, value in found.items() if name != "tsne"}
 

@@ -20,9 +20,10 @@ from jala_ray.studies.alignment.evaluate import MODEL
 from jala_ray.studies.alignment.probing import probe, read_pairs
 from jala_ray.studies.alignment.results import Found, load
 from jala_ray.studies.alignment.runs import inputs, work
-from jala_ray.studies.alignment.stages import Study, device, plain, result_of, stage, todays, write_json
+from jala_ray.studies.alignment.stages import Study, plain, result_of, stage, todays, write_json
 from jala_ray.studies.alignment.variants import described, jobs, named, variants
 from jala_ray.studies.alignment.world import PRIMARY_PART
+from jala_ray.training.local import best_device
 from jala_ray.types import DOMAINS, ConfigError, UserError
 
 PAIR_AT_LEAST, FIRST_AT_MOST, GAIN_AT_LEAST = 0.5, 0.3, 0.3
@@ -101,7 +102,7 @@ def _probes(study: Study) -> dict[str, Any]:
     """Of frozen features on training clips of the twin, a domain."""
 
     def make() -> dict[str, Any]:
-        encoder, manifest = FrameEncoder.build(study.encoder_config).to(device()), Manifest(study.twin)
+        encoder, manifest = FrameEncoder.build(study.encoder_config).to(best_device()), Manifest(study.twin)
         rows = rows_to_evaluate(manifest, "train", study.size.gate_clips)
         domain = manifest.index["domain"].to_pylist()
         parts = {name: [row for row in rows if domain[row] == name] for name in DOMAINS}

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from jala_ray import storage
 from jala_ray.config import EncoderConfig, RunConfig
 from jala_ray.parsing import from_dict, override, to_dict
@@ -70,10 +68,6 @@ class Study:
             "model.encoder.image_size": encoder.image_size,
         }
         return override(self.size.run, addresses)
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def todays(run: Mapping[str, Any]) -> dict[str, Any]:
