@@ -30,7 +30,7 @@ from jala_ray.config import (
     VisionSizes,
 )
 from jala_ray.data.samples.assets import Assets, SequenceSpec
-from jala_ray.data.samples.source import Visuals
+from jala_ray.data.samples.source import Pictures
 from jala_ray.generation import Generator, Prompt
 from jala_ray.generation.prompt import words
 from jala_ray.models.text import TextTokenizer
@@ -70,7 +70,7 @@ def prompts(model: Generator, batch: int, chunks: int) -> list[Prompt]:
     frames = rng.integers(0, 256, (1, 3, 224, 224), np.uint8) if model.config.objective.layout.frames else None
     hands = (Hand.RIGHT,)
     text = words("Use the hand as the activity in view requires", chunks, hands)
-    return [Prompt(str(i), text, hands, chunks, Visuals(image, frames=frames)) for i in range(batch)]
+    return [Prompt(str(i), text, hands, chunks, Pictures(image, frames=frames)) for i in range(batch)]
 
 
 def main() -> None:

@@ -43,7 +43,8 @@ from benchmarks.form import report
 from benchmarks.rgw import ObjectStore
 from infra.local_head import local_head
 from jala_ray.config import RunConfig
-from jala_ray.data.samples.steps import StepBuilder, StepShare
+from jala_ray.data.samples.share import StepShare
+from jala_ray.data.samples.steps import StepBuilder
 from jala_ray.parsing import override
 from jala_ray.storage import StorageOptions
 from jala_ray.training.setup import plans

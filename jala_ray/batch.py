@@ -102,12 +102,14 @@ class Batch(PerceiverInputs):
     """Where h is aligned with a pair (`pair` >= 0)."""
     read_at: Tensor
     """Where a loss may read the last hidden state; all others are for nobody."""
+    picture: Tensor
+    """(M,) int64 for `image_at`: which of `images` the token is of."""
     weight: Tensor
     """(S,) float32, 0 for samples that only fill a batch."""
     plan_row: Tensor
     """(S,) int64 row of the plan; void -1."""
     images: Tensor
-    """(S, 3, H, W) uint8 RGB, v_1 for the backbone."""
+    """(I, 3, H, W) uint8 RGB for the backbone: v_1 of every sample, or the several pictures that each wants, I >= S."""
     signals: dict[str, Tensor] = field(default_factory=dict)
     """What else samples bring, by name, of any dtype and shape; empty for hands, which are tokens."""
 

@@ -5,7 +5,7 @@ Shape legend used in all docstrings: B packed sequences, S samples, N chunks, K 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import ClassVar, Literal, get_args
@@ -26,10 +26,12 @@ WRIST_DIM, FINGER_DIM = 9, 90
 FEATURE_DIM = WRIST_DIM + FINGER_DIM
 """Features a frame: wrist = 6-D rotation + translation (9), fingers = 15 x 6-D (90); wrist first."""
 
-TaskType = Literal["generation", "continuation", "description", "pure_video"]
-TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
-Domain = Literal["lab", "wild"]
-DOMAINS: tuple[Domain, ...] = get_args(Domain)
+TaskType = str
+"""A word of `jala_ray.tasks`."""
+Domain = str
+"""A word of `jala_ray.domains`."""
+DOMAINS: tuple[Domain, ...] = ("lab", "wild")
+"""The papers' two, those of hand motion, which their tables are of."""
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -191,6 +193,40 @@ class PacketIndex:
 
 
 @dataclass(frozen=True)
+class Signal:
+    """What was measured along a clip beside its hands: a robot's state or action, a force, a gaze."""
+
+    values: np.ndarray
+    """(T, ...) of any dtype in `SIGNAL_DTYPES`."""
+    time_s: np.ndarray
+    """(T,) float64 seconds after the clip's beginning (source time), ascending; a signal has times of its own."""
+    valid: np.ndarray | None = None
+    """(T,) bool: the value was measured; None: all were."""
+
+    @property
+    def usable(self) -> np.ndarray:
+        """(T,) bool."""
+        return np.ones(len(self.time_s), bool) if self.valid is None else np.asarray(self.valid, bool)
+
+
+SIGNAL_DTYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64"),
+)
+"""By numpy's names."""
+
+
+@dataclass(frozen=True)
+class SideView:
+    """Another camera that saw the same moments."""
+
+    video_uri: str
+    """Path or s3:// address."""
+    start_s: float = 0.0
+    """Presentation time in its own file of the clip's first moment, seconds; time runs alike in both."""
+
+
+@dataclass(frozen=True)
 class Clip:
     """One manifest row: a span of a video (or of motion alone) with its text, camera and hands.
 
@@ -223,6 +259,10 @@ class Clip:
     """(T, 3, 4) first-camera coordinates -> camera of pose frame t, or (0, 3, 4) when the camera is still or unknown."""
     packets: PacketIndex | None = None
     """Of the boundary frames in `video_uri`; without it the file is opened and searched for each of them."""
+    signals: Mapping[str, Signal] = field(default_factory=dict)
+    """What else was measured, by name."""
+    views: Mapping[str, SideView] = field(default_factory=dict)
+    """Other cameras, by name; `video_uri` is the main one."""
 
     @property
     def model_seconds(self) -> float:

@@ -15,10 +15,11 @@ from jala_ray.config import LanguageSizes, RunConfig, VisionSizes
 from jala_ray.data.manifest.places import PLACE, Catalogue
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.samples.assets import Assets, SequenceSpec
-from jala_ray.data.samples.collate import Laid, collate
-from jala_ray.data.samples.layout import TOKEN_COLUMNS
-from jala_ray.data.samples.source import BadRow, Example, Look, Visuals
-from jala_ray.data.samples.steps import ShareBuilder, StepBuilder, StepShare
+from jala_ray.data.samples.collate import collate
+from jala_ray.data.samples.layout import TOKEN_COLUMNS, Laid
+from jala_ray.data.samples.share import StepShare
+from jala_ray.data.samples.source import BadRow, Look, Pictures, Sample
+from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
 from jala_ray.data.sampling.plan import Plan, PlanRow
 from jala_ray.models.backbones.base import backbone_facts
 from jala_ray.models.text import TextTokenizer
@@ -119,14 +120,14 @@ class MemorySource:
     def expect(self, rows: Iterable[PlanRow]) -> None:
         """Everything is in memory."""
 
-    def examples(self, rows: Sequence[PlanRow]) -> list[Example | BadRow]:
-        return [self._example(row.index) for row in rows]
+    def samples(self, rows: Sequence[PlanRow]) -> list[Sample | BadRow]:
+        return [self._sample(row.index) for row in rows]
 
-    def _example(self, row: int) -> Example | BadRow:
+    def _sample(self, row: int) -> Sample | BadRow:
         if row in self.bad:
             return BadRow(f"clip{row}", UserError("video", f"clip{row}", "a readable video"))
         kind, rng = self.kinds[row % len(self.kinds)], np.random.default_rng(row)
-        n, motion = kind.chunks, self.assets.motion
+        n, motion = kind.chunks, self.assets.tokenizer
         labelled = np.array([[state == L] * n for state in kind.states])
         for place in kind.unlabelled:
             labelled[place] = False
@@ -134,25 +135,25 @@ class MemorySource:
         codes = within + motion.token_slots.numpy() * motion.codes
         codes[~labelled] = 0
         words = (("move the cup", "push the cup"), "the hand moves the cup", float(n), row)
-        return Example(f"clip{row}", kind.task, kind.states, labelled, codes, *words)
+        return Sample(f"clip{row}", kind.task, kind.states, labelled, codes, *words)
 
-    def visuals(self, looks: Sequence[Look]) -> Iterator[Visuals | UserError]:
-        return (self._visuals(look.example.row, look.boundaries) for look in looks)
+    def pictures(self, looks: Sequence[Look]) -> Iterator[Pictures | UserError]:
+        return (self._pictures(look.sample.row, look.boundaries) for look in looks)
 
-    def _visuals(self, row: int, boundaries: Sequence[int]) -> Visuals:
+    def _pictures(self, row: int, boundaries: Sequence[int]) -> Pictures:
         rng, spec = np.random.default_rng(1000 + row), self.assets.spec
         image = rng.integers(0, 256, (3, spec.image_size, spec.image_size), np.uint8)
         frames = rng.integers(
             0, 256, (self.kinds[row % len(self.kinds)].chunks + 1, 3, spec.frame_size, spec.frame_size), np.uint8
         )
-        return Visuals(image, frames=frames[list(boundaries)] if boundaries else None)
+        return {"image": image} | ({"frames": frames[list(boundaries)]} if boundaries else {})
 
-    def blank(self) -> Visuals:
+    def blank(self) -> Pictures:
         spec = self.assets.spec
-        return Visuals(
-            np.zeros((3, spec.image_size, spec.image_size), np.uint8),
-            frames=np.zeros((1, 3, spec.frame_size, spec.frame_size), np.uint8),
-        )
+        return {
+            "image": np.zeros((3, spec.image_size, spec.image_size), np.uint8),
+            "frames": np.zeros((1, 3, spec.frame_size, spec.frame_size), np.uint8),
+        }
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ def void_batch(rows: int, length: int, samples: int, **columns: Tensor) -> Batch
     names = {*TOKEN_COLUMNS, "sample", "position", "lo", "hi"} - {"block", "scored", "state", "read"}
     made = {name: torch.full((rows, length), void.get(name, -1)) for name in names}
     made |= {f"{name}_at": torch.zeros(0, dtype=torch.int64) for name in LISTS}
+    made["picture"] = torch.zeros(0, dtype=torch.int64)
     made |= {"weight": torch.ones(samples), "plan_row": torch.full((samples,), -1)}
     return Batch(**{**made, "images": torch.zeros(samples, 3, 1, 1, dtype=torch.uint8), **columns})
 

@@ -174,7 +174,7 @@ class RunConfig:
     name: str
     """The run folder is `storage.root`/`name`."""
     motion_tokenizer: str = ""
-    """Folder or s3:// address of a trained motion tokenizer."""
+    """Folder or s3:// address of a trained motion tokenizer. An objective without motion codes needs none."""
     init: str | None = None
     """Checkpoint whose weights the run starts from (not its optimizer or data position). Made with another objective, it gives its
     VLA and what the new one inherits; the rest starts anew (`training/checkpoint.py`)."""
@@ -192,7 +192,7 @@ class RunConfig:
     def check(self) -> None:
         """Refuse what cannot work, before anything starts; every part checks itself. Raises `ConfigError`."""
         self.data.check()
-        if not self.motion_tokenizer:
+        if not self.motion_tokenizer and self.objective.codes:
             remedy = "Train one with `jala tokenizer` and pass --motion-tokenizer PATH."
             raise ConfigError("motion_tokenizer", self.motion_tokenizer, "a trained motion tokenizer", remedy)
         if not self.name or ".." in self.name.split("/") or self.name.startswith("/"):

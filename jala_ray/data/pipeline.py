@@ -22,7 +22,8 @@ import torch
 from ray.exceptions import RayTaskError
 
 from jala_ray.data.samples.chunks import ManifestRow, read_chunks
-from jala_ray.data.samples.steps import Parcel, ShareBuilder, StepBuilder, StepShare, Unit
+from jala_ray.data.samples.share import Parcel, StepShare
+from jala_ray.data.samples.steps import ShareBuilder, StepBuilder, Unit
 from jala_ray.data.sampling.plan import Plan, PlanRow, Span, Steps, plan_rows
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, JalaError, UserError
 

@@ -15,7 +15,7 @@ from jala_ray.data.manifest import rowfile
 from jala_ray.data.manifest.examine import refuse_contradictions
 from jala_ray.data.manifest.places import RowAddress
 from jala_ray.data.manifest.table import Manifest, batched
-from jala_ray.data.samples.source import Example, Visuals
+from jala_ray.data.samples.source import Pictures, Sample
 from jala_ray.data.sampling.catalogue import equals
 from jala_ray.evaluation.asking import Asker
 from jala_ray.evaluation.predict import by_lot, labelled_rows
@@ -85,7 +85,7 @@ def _read(options: StorageOptions | None, address: RowAddress) -> dict[str, Any]
 
 
 @dataclass
-class Describer(Asker[tuple[Example, Visuals], Said]):
+class Describer(Asker[tuple[Sample, Pictures], Said]):
     """Has several models describe the same clips."""
 
     manifest: Manifest
@@ -97,17 +97,17 @@ class Describer(Asker[tuple[Example, Visuals], Said]):
     batch: int = 8
     options: StorageOptions | None = None
 
-    def prompt(self, example: Example, picture: Visuals) -> tuple[Example, Visuals]:
-        if not example.labelled.any():
-            raise UserError(f"motion of {example.clip_id}", "unlabelled", "a labelled chunk to describe")
-        return example, picture
+    def prompt(self, sample: Sample, pictures: Pictures) -> tuple[Sample, Pictures]:
+        if not sample.labelled.any():
+            raise UserError(f"motion of {sample.clip_id}", "unlabelled", "a labelled chunk to describe")
+        return sample, pictures
 
-    def answers(self, model: Generator, prompts: Sequence[tuple[Example, Visuals]]) -> list[Said]:
+    def answers(self, model: Generator, prompts: Sequence[tuple[Sample, Pictures]]) -> list[Said]:
         return model.describe(prompts, self.most)
 
-    def record(self, facts: Mapping[str, Any], example: Example, answers: Mapping[str, Said]) -> ClipRecord:
+    def record(self, facts: Mapping[str, Any], sample: Sample, answers: Mapping[str, Said]) -> ClipRecord:
         texts = {label: said.text for label, said in answers.items()}
         if self.frequent is not None:
             texts[MOST_FREQUENT] = self.frequent
         cut = tuple(label for label, said in answers.items() if not said.ended)
-        return replace(ClipRecord(**facts), description=example.description.strip(), texts=texts, cut=cut)
+        return replace(ClipRecord(**facts), description=sample.description.strip(), texts=texts, cut=cut)

@@ -13,7 +13,7 @@ import torch
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.samples.assets import tokenizer_key
 from jala_ray.data.samples.chunks import rows_with_labels
-from jala_ray.data.samples.source import Example, Visuals
+from jala_ray.data.samples.source import Pictures, Sample
 from jala_ray.data.sampling.catalogue import equals
 from jala_ray.evaluation.asking import Asker
 from jala_ray.evaluation.records import ClipRecord, HandRecord
@@ -160,18 +160,18 @@ class Predictor(Asker[Prompt, Motion]):
         """Models of the first one's tokenizer share a floor."""
         return FLOOR if self._keys[label] == next(iter(self._keys.values())) else floor_of(label)
 
-    def prompt(self, example: Example, picture: Visuals) -> Prompt:
-        given = example.labelled.shape[1] // 2 if self.task == "continuation" else 0
-        return prompt_of(example, picture, given)
+    def prompt(self, sample: Sample, pictures: Pictures) -> Prompt:
+        given = sample.labelled.shape[1] // 2 if self.task == "continuation" else 0
+        return prompt_of(sample, pictures, given)
 
     def answers(self, model: Generator, prompts: Sequence[Prompt]) -> list[Motion]:
         return model.batch(prompts)
 
-    def record(self, facts: Mapping[str, Any], example: Example, answers: Mapping[str, Motion]) -> ClipRecord:
-        clip = example.clip
+    def record(self, facts: Mapping[str, Any], sample: Sample, answers: Mapping[str, Motion]) -> ClipRecord:
+        clip = sample.clip
         assert clip is not None
         hands = [
-            self._hand(clip, hand, answers, example.labelled[hand])
+            self._hand(clip, hand, answers, sample.labelled[hand])
             for hand in Hand
             if clip.hands[hand].state is HandState.LABELLED
         ]

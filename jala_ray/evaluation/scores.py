@@ -16,7 +16,8 @@ import numpy as np
 from jala_ray.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, estimates
 from jala_ray.evaluation.records import ClipRecord, HandRecord
 from jala_ray.hands.metrics import METRICS, frame_errors, hand_metrics
-from jala_ray.types import CHUNK_FRAMES, DOMAINS, HAND_NAMES, TASK_TYPES, Domain, Hand, TaskType, UserError
+from jala_ray.tasks import TASKS
+from jala_ray.types import CHUNK_FRAMES, DOMAINS, HAND_NAMES, Domain, Hand, TaskType, UserError
 
 LABELS = {key: metric.label for key, metric in METRICS.items()}
 PAPER_METRICS = ("mpjpe", "pa_mpjpe", "mwte", "mde")
@@ -235,7 +236,7 @@ def standard_groups(scores: Scores) -> list[Group]:
     for domain in DOMAINS:
         found += [Group(domain, hand=hand) for hand in Hand]
         found += [Group(domain, source=source) for source in sorted({clip.source for clip in scores.clips})]
-        found += [Group(domain, task_type=task) for task in TASK_TYPES]
+        found += [Group(domain, task_type=task) for task in TASKS]
     return [group for group in found if len(scores.select(group))]
 
 

@@ -47,6 +47,11 @@ class Piece:
         """Where the picture's tokens lie among B * L."""
         return (self.image_k.flatten() >= 0).nonzero()[:, 0]
 
+    @property
+    def picture(self) -> Tensor:
+        """The picture of each of those: a sample has one."""
+        return self.sample.flatten()[self.image_at]
+
     def at(self, index: Tensor) -> Piece:
         """Tokens `index` (B, L) of each row; -1 is padding."""
         safe, void = index.clamp(min=0), index < 0

@@ -18,7 +18,8 @@ from jala_ray import storage
 from jala_ray.batch import Batch
 from jala_ray.config import GenerationConfig
 from jala_ray.data.samples.collate import collate
-from jala_ray.data.samples.source import Example, Visuals
+from jala_ray.data.samples.hand_recipe import HandRecipe
+from jala_ray.data.samples.source import Pictures, Sample
 from jala_ray.generation.context import Context, Piece
 from jala_ray.generation.decoding import Job, Watch, decode_causal, decode_masked
 from jala_ray.generation.motion import Motion, mean_motion
@@ -52,7 +53,8 @@ class Generator:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.config, self.assets = loaded.config, loaded.assets
         self.learner = loaded.learner.eval().to(self.device)
-        self.motion = loaded.assets.motion
+        self.motion = loaded.assets.tokenizer
+        self.recipe = HandRecipe(loaded.config, loaded.assets)
         self.options: StorageOptions | None = None
         """How s3:// addresses of videos are reached."""
         self.passes = 0
@@ -90,39 +92,39 @@ class Generator:
         frames, chunks = length(seconds)
         chosen = chosen_hands(hands)
         text = words(instruction, chunks, chosen)
-        visuals, pixels = self.look(image, start_s)
+        pictures, pixels = self.look(image, start_s)
         key = hashlib.blake2b(pixels + instruction.encode(), digest_size=8).hexdigest()
-        return self.batch([Prompt(key, text, chosen, chunks, visuals)])[0].first(frames)
+        return self.batch([Prompt(key, text, chosen, chunks, pictures)])[0].first(frames)
 
-    def look(self, image: Picture, start_s: float = 0.0) -> tuple[Visuals, bytes]:
+    def look(self, image: Picture, start_s: float = 0.0) -> tuple[Pictures, bytes]:
         """What the model sees of a picture, or of a video's frame at `start_s`; and bytes that stand for the picture."""
         if (rgb := read_picture(image)) is not None:
             return self.see(rgb), rgb.tobytes()
         with VideoReader(os.fspath(cast(str, image)), options=self.options) as reader:
-            visuals = reader.each([start_s], self._visuals)[0]
-        return visuals, visuals.image.tobytes()
+            pictures = reader.each([start_s], self._pictures)[0]
+        return pictures, pictures["image"].tobytes()
 
-    def see(self, rgb: np.ndarray) -> Visuals:
+    def see(self, rgb: np.ndarray) -> Pictures:
         """What the model sees of a picture (H, W, 3) uint8."""
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
-        return self._visuals(Shown(frame, 1.0, indexed_turns=0))
+        return self._pictures(Shown(frame, 1.0, indexed_turns=0))
 
-    def _visuals(self, picture: Shown) -> Visuals:
+    def _pictures(self, picture: Shown) -> Pictures:
         """By the same scaler as training's frames."""
         spec = self.assets.spec
         image, frame = (
             picture.rgb((side, side)).transpose(2, 0, 1).copy() for side in (spec.image_size, spec.frame_size)
         )
-        return Visuals(image, frames=frame[None] if self.config.objective.layout.frames else None)
+        return {"image": image} | ({"frames": frame[None]} if self.recipe.layout.frames else {})
 
     @torch.no_grad()
     def batch(self, prompts: Sequence[Prompt], watch: Watch | None = None) -> list[Motion]:
         """Motion of every prompt, in order. It does not depend on what else is in the batch, but for rounding."""
         if not prompts:
             return []
-        layout, vocab = self.config.objective.layout, self.assets.spec.vocab
-        decode = decode_masked if layout.bidirectional else decode_causal
-        laid = [lay_out(prompt, self.assets, layout) for prompt in prompts]
+        vocab = self.assets.spec.vocab
+        decode = decode_masked if self.recipe.layout.bidirectional else decode_causal
+        laid = [lay_out(prompt, self.recipe) for prompt in prompts]
         batch = to_device(collate(laid, packing=False, max_tokens=self.config.data.max_tokens), self.device)
         made = _Made(prompts, self.motion)
         with autocast(self.device, self._precision):
@@ -150,7 +152,7 @@ class Generator:
 
     @torch.no_grad()
     def describe(
-        self, clips: Sequence[tuple[Example, Visuals]], most: int = 64, watch: TextWatch | None = None
+        self, clips: Sequence[tuple[Sample, Pictures]], most: int = 64, watch: TextWatch | None = None
     ) -> list[Said]:
         """What each clip's labelled motion and first frame show, in words, of at most `most` tokens; greedy, in order.
 
@@ -158,12 +160,12 @@ class Generator:
         """
         if not clips:
             return []
-        layout, text = self.config.objective.layout, self.assets.text
-        laid = [lay_out_description(example, visuals, self.assets, layout) for example, visuals in clips]
+        text = self.assets.text
+        laid = [lay_out_description(sample, pictures, self.recipe) for sample, pictures in clips]
         batch = to_device(collate(laid, packing=False, max_tokens=self.config.data.max_tokens), self.device)
         with autocast(self.device, self._precision):
             extra = self.learner.objective.extra(batch, self.learner.features(batch))
-            lengths = torch.tensor([len(sample.sequence) for sample in laid], device=self.device)
+            lengths = torch.tensor([len(one) for one in laid], device=self.device)
             index = torch.arange(batch.ids.shape[1], device=self.device).expand(len(laid), -1)
             prompt = self._whole(batch, extra).at(torch.where(index < lengths[:, None], index, -1))
             context = Context(self.learner.vla, batch.images)

@@ -6,13 +6,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from jala_ray.config import LayoutSpec
-from jala_ray.data.samples.assets import Assets
-from jala_ray.data.samples.collate import Laid
+from jala_ray.data.samples.draw import Draw
+from jala_ray.data.samples.hand_recipe import HandRecipe
 from jala_ray.data.samples.instructions import render
-from jala_ray.data.samples.layout import SampleText, Sequence, build_sequence
-from jala_ray.data.samples.source import Example, Visuals
-from jala_ray.data.sampling.draw import Draw, draw
+from jala_ray.data.samples.layout import Laid, SampleText
+from jala_ray.data.samples.source import Pictures, Sample
 from jala_ray.types import Hand, HandState, UserError
 
 TEMPLATE = 0
@@ -31,7 +29,7 @@ class Prompt:
     """Those that get motion."""
     chunks: int
     """N, seconds of model time."""
-    visuals: Visuals
+    pictures: Pictures
     """v_1 for the backbone; the first frame (or its features) for the perceiver, where the model has one."""
     given: np.ndarray = field(default_factory=lambda: np.zeros((2, 0, 0), np.int64))
     """(2, m, K) motion ids of the first m time steps (continuation), 0 <= m < N."""
@@ -61,72 +59,50 @@ def words(instruction: str, chunks: int, hands: tuple[Hand, ...], given: int = 0
     return render(task, TEMPLATE, instruction=instruction, seconds=float(chunks), hands=hands)
 
 
-def prompt_of(example: Example, visuals: Visuals, given: int = 0) -> Prompt:
+def prompt_of(sample: Sample, pictures: Pictures, given: int = 0) -> Prompt:
     """The prompt of a manifest row: its first rephrasing, every hand that is in the picture, `given` true time steps.
 
     Raises `UserError` where those time steps have no labels.
     """
-    left, right = (example.states[hand] != HandState.ABSENT for hand in Hand)
+    left, right = (sample.states[hand] != HandState.ABSENT for hand in Hand)
     hands = tuple(hand for hand, present in zip(Hand, (left, right), strict=True) if present)
-    if given and not all(example.labelled[hand, :given].all() for hand in hands):
-        raise UserError(f"first {given} chunks of {example.clip_id}", "unlabelled", "labels of every hand")
-    instruction = example.instructions[0] if len(example.instructions) else ""
-    chunks = example.labelled.shape[1]
+    if given and not all(sample.labelled[hand, :given].all() for hand in hands):
+        raise UserError(f"first {given} chunks of {sample.clip_id}", "unlabelled", "labels of every hand")
+    instruction = sample.instructions[0] if len(sample.instructions) else ""
+    chunks = sample.labelled.shape[1]
     text = words(instruction, chunks, hands, given)
-    return Prompt(example.clip_id, text, hands, chunks, visuals, example.codes[:, :given])
+    return Prompt(sample.clip_id, text, hands, chunks, pictures, sample.codes[:, :given])
 
 
-def lay_out(prompt: Prompt, assets: Assets, layout: LayoutSpec) -> Laid:
+def lay_out(prompt: Prompt, recipe: HandRecipe) -> Laid:
     """The whole sequence with every chunk to generate as [MASK] (masked prediction) or as placeholders (next token)."""
-    spec, m = assets.spec, prompt.given.shape[1]
-    shape = (2, prompt.chunks, spec.vocab.chunk_tokens)
+    m = prompt.given.shape[1]
+    shape = (2, prompt.chunks, recipe.spec.vocab.chunk_tokens)
     codes = np.zeros(shape, np.int64)
     if m:
         codes[:, :m] = prompt.given
     masked = np.zeros(shape, bool)
-    masked[:, m:] = layout.bidirectional
-    nothing = np.zeros(shape, bool)
-    sequence = build_sequence(
-        "continuation" if m else "generation",
-        SampleText(prompt.text),
-        prompt.states,
-        np.ones(shape[:2], bool),
-        codes,
-        Draw(TEMPLATE, 0, m, None, masked, nothing, nothing),
-        tokenizer=assets.text,
-        vocab=spec.vocab,
-        layout=replace(layout, pairs=False),
-        image_tokens=spec.image_tokens,
-    )
-    return _laid(sequence, prompt.visuals, layout)
+    masked[:, m:] = recipe.layout.bidirectional
+    nothing, task = np.zeros(shape, bool), "continuation" if m else "generation"
+    known = np.ones(shape[:2], bool)
+    sample = Sample(prompt.key, task, prompt.states, known, codes, (), "", float(prompt.chunks), -1)
+    chance = Draw(TEMPLATE, 0, m, None, masked, nothing, nothing)
+    return _seen(recipe.lay_out(sample, chance, SampleText(prompt.text)), prompt.pictures)
 
 
-def lay_out_description(example: Example, visuals: Visuals, assets: Assets, layout: LayoutSpec) -> Laid:
+def lay_out_description(sample: Sample, pictures: Pictures, recipe: HandRecipe) -> Laid:
     """A clip's motion and picture up to where its description begins: what training lays out before the answer, by the first template.
 
     The last token is the one that predicts the answer's first. Untracked chunks are [MASK], as in training.
     """
-    vocab = assets.spec.vocab
-    chance = draw(
-        *(np.random.default_rng(0), "description", example.states, example.labelled, vocab.chunk_tokens),
-        n_templates=TEMPLATE + 1,
-        n_instructions=1,
-        layout=layout,
-    )
-    hands = [hand for hand in Hand if example.states[hand] != HandState.ABSENT]
-    text = render("description", TEMPLATE, instruction="", seconds=example.seconds, hands=hands)
-    whole = build_sequence(
-        *("description", SampleText(text), example.states, example.labelled, example.codes, chance),
-        tokenizer=assets.text,
-        vocab=vocab,
-        layout=layout,
-        image_tokens=assets.spec.image_tokens,
-    )
-    end = int(np.flatnonzero(whole.columns["text_target"] >= 0)[0]) + 1
-    prompt = Sequence({name: column[:end] for name, column in whole.columns.items()})
-    return _laid(prompt, visuals, layout)
+    described = replace(sample, task="description")
+    text = recipe.words(replace(described, description=""), TEMPLATE, 0)
+    laid = recipe.lay_out(described, recipe.draw(np.random.default_rng(0), described), text)
+    end = int(np.flatnonzero(laid.columns["text_target"] >= 0)[0]) + 1
+    laid.columns = {name: column[:end] for name, column in laid.columns.items()}
+    return _seen(laid, pictures)
 
 
-def _laid(sequence: Sequence, visuals: Visuals, layout: LayoutSpec) -> Laid:
-    pictures = (visuals.frames, visuals.features, visuals.pair_features, visuals.still_features)
-    return Laid(0, 1.0, sequence, visuals.image, [0] if layout.frames else [], *pictures)
+def _seen(laid: Laid, pictures: Pictures) -> Laid:
+    laid.plan_row, laid.pictures = 0, pictures
+    return laid

@@ -10,7 +10,7 @@ import numpy as np
 
 from jala_ray import storage
 from jala_ray.data.manifest.table import Manifest
-from jala_ray.data.samples.source import BadRow, Look, ManifestSource, Visuals
+from jala_ray.data.samples.source import BadRow, Look, ManifestSource
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.generation.generator import Generator, chosen_hands, length, read_picture
 from jala_ray.generation.motion import Motion
@@ -154,26 +154,25 @@ def generate_clip(model: Generator, manifest: Manifest, row: int, asked: Asked) 
     the clip's seconds. Raises `UserError` for a row that can't be read, or has no text, and for a continuation without labels.
     """
     source = ManifestSource(manifest.base, model.assets, model.options)
-    (example,) = source.examples([PlanRow(0, 0, row, manifest.address(row))])
-    if isinstance(example, BadRow):
-        raise example.error
-    clip = example.clip
+    (sample,) = source.samples([PlanRow(0, 0, row, manifest.address(row))])
+    if isinstance(sample, BadRow):
+        raise sample.error
+    clip = sample.clip
     assert clip is not None
-    frames = [0] if model.config.objective.layout.frames else []
-    (visuals,) = source.visuals([Look(example, frames, [])])
-    if not isinstance(visuals, Visuals):
-        raise visuals
-    text = asked.text or (example.instructions[0] if len(example.instructions) else "")
+    (pictures,) = source.pictures([Look(sample, [0] if model.recipe.layout.frames else [])])
+    if isinstance(pictures, UserError):
+        raise pictures
+    text = asked.text or (sample.instructions[0] if len(sample.instructions) else "")
     if not text:
         raise UserError("text", text, "an instruction", f"Clip {clip.clip_id} has none: say one with --text.")
-    seconds = example.labelled.shape[1] if asked.seconds is None else asked.seconds
-    given = example.labelled.shape[1] // 2 if asked.task == "continuation" else 0
+    seconds = sample.labelled.shape[1] if asked.seconds is None else asked.seconds
+    given = sample.labelled.shape[1] // 2 if asked.task == "continuation" else 0
     if asked.task == "continuation" and not given:
         raise UserError("task", asked.task, "a clip of two seconds or more", "Its first half is what is continued.")
     if asked.hands is not None:
-        example = replace(example, states=_states(chosen_hands(asked.hands)))
+        sample = replace(sample, states=_states(chosen_hands(asked.hands)))
     count, chunks = length(seconds)
-    prompt = prompt_of(example, visuals, given)
+    prompt = prompt_of(sample, pictures, given)
     prompt = replace(prompt, chunks=chunks, text=words(text, chunks, prompt.hands, given))
     return model.batch([prompt])[0].first(count), text, clip
 

@@ -26,12 +26,13 @@ class Tokens(Protocol):
     """What `VLA.embed` reads of a batch, or of a piece of one: columns (B, T) as in `Batch`."""
 
     ids: Tensor
-    sample: Tensor
     hand: Tensor
     image_k: Tensor
 
     @property
     def image_at(self) -> Tensor: ...
+    @property
+    def picture(self) -> Tensor: ...
 
 
 class MotionHead(nn.Module):
@@ -78,7 +79,7 @@ class VLA(nn.Module):
     def embed(self, tokens: Tokens, images: Tensor, extra: Tensor | None = None) -> Tensor:
         """Token, image and hand embeddings, plus `extra` (B, T, D), an objective's own additions (LSP latents).
 
-        `images` (S, 3, H, W) uint8, which `tokens.sample` counts.
+        `images` (I, 3, H, W) uint8, which `tokens.picture` counts.
         """
         ids, hand = tokens.ids, tokens.hand
         is_motion = ids >= self.vocab.text
@@ -88,7 +89,7 @@ class VLA(nn.Module):
         on_hand = self.hand_embedding(hand.clamp(min=0)).to(text.dtype) * (hand >= 0)[..., None]
         embedded = embedded + on_hand
         at, pictures = tokens.image_at, self.backbone.encode_image(images).to(text.dtype)
-        embedded.flatten(0, 1)[at] = pictures[rows_at(tokens.sample, at), rows_at(tokens.image_k, at)]
+        embedded.flatten(0, 1)[at] = pictures[tokens.picture, rows_at(tokens.image_k, at)]
         return embedded if extra is None else embedded + extra.to(text.dtype)
 
     def attention_mask(self, batch: Batch) -> Any:

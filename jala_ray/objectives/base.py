@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,9 @@ from torch import Tensor, nn
 from jala_ray.batch import Batch, rows_at
 from jala_ray.models.perceiver import Perceiver
 from jala_ray.models.vla import VLA, Out
+
+if TYPE_CHECKING:
+    from jala_ray.data.samples.signals import SignalStatistics
 
 
 @dataclass
@@ -50,6 +55,11 @@ class Objective(nn.Module):
     needs_still: bool = False
     directions: bool = False
     """Alignment compares directions of h and its targets, not lengths."""
+
+    def attach(self, signals: Mapping[str, SignalStatistics]) -> None:
+        """Called once, before weights are loaded, with the statistics of the signals that the configuration names: their sizes are known
+        here, so this is where modules over them are made.
+        """
 
     def extra(self, batch: Batch, features: Features | None) -> Tensor | None:
         """Additions (B, T, D) to the input embeddings, or None."""

@@ -26,17 +26,26 @@ from jala_ray.training.setup import storage_options
 
 def build_assets(config: RunConfig, scratch: str | Path) -> Assets:
     """Text tokenizer, motion tokenizer and sequence numbers of a run; `scratch` holds what is downloaded."""
-    folder = tokenizer_folder(config.motion_tokenizer, scratch, storage_options(config))
-    motion = MotionTokenizer.load(folder).eval().requires_grad_(False)
+    motion = None
+    if config.objective.codes:
+        folder = tokenizer_folder(config.motion_tokenizer, scratch, storage_options(config))
+        motion = MotionTokenizer.load(folder).eval().requires_grad_(False)
     text, kind = config.model.text, config.model.backbone.kind
     if text.pretrained is not None:
         tokenizer = TextTokenizer.from_pretrained(text.pretrained, text.revision, kind)
     else:
         tokenizer = TextTokenizer.train(all_templates(), text.vocab_size, kind)
     facts = backbone_facts(config.model.backbone, tokenizer.vocab_size)
-    vocab = Vocab(facts.text_vocab_size, motion.n_slots, motion.codes, tuple(motion.token_slots.tolist()))
+    vocab = vocabulary(facts.text_vocab_size, motion)
     sizes = (config.model.backbone.image_size, config.model.encoder.image_size)
     return Assets(tokenizer, motion, SequenceSpec(vocab, facts.image_tokens, *sizes, kind))
+
+
+def vocabulary(text: int, motion: MotionTokenizer | None) -> Vocab:
+    """Of so many text tokens and a motion tokenizer's codes; none without one."""
+    if motion is None:
+        return Vocab(text, 0, 0, ())
+    return Vocab(text, motion.n_slots, motion.codes, tuple(motion.token_slots.tolist()))
 
 
 def tokenizer_folder(address: str, scratch: str | Path, options: StorageOptions | None = None) -> Path:
@@ -64,6 +73,7 @@ def build_learner(config: RunConfig, assets: Assets, architecture: dict[str, Any
     encoder = FrameEncoder.build(config.model.encoder, stored["encoder"])
     vla = VLA(backbone, vocab)
     objective = build_objective(config.objective, vla, encoder.dim, encoder.grid)
+    objective.attach({} if assets.statistics is None else assets.statistics.signals)
     return Learner(vla, encoder, objective)
 
 

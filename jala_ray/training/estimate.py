@@ -166,6 +166,7 @@ def _flops(learner: Learner, tokens: float, seconds: float) -> float:
 
 def data_of(config: RunConfig, options: StorageOptions) -> Data:
     """From the manifest, where it can be reached; else clips of the longest kind."""
+    from jala_ray.data.manifest.places import RowFilter
     from jala_ray.data.manifest.table import Manifest
     from jala_ray.data.sampling.catalogue import catalogue
 
@@ -175,7 +176,9 @@ def data_of(config: RunConfig, options: StorageOptions) -> Data:
     except UserError:
         why = f"{address} cannot be read" if address else "no manifest is named"
         return Data(config.data.epoch_rows, MAX_CLIP_SECONDS, f"an assumption, clips of {MAX_CLIP_SECONDS:g} s: {why}")
-    rows = config.data.epoch_rows or len(catalogue(manifest, config.data, "train", None))
+    rows = config.data.epoch_rows or len(
+        catalogue(manifest, config.data, "train", RowFilter(signals=config.objective.signals))
+    )
     table = manifest.columns(["start_s", "end_s", "time_scale"])
     spans = [column.to_numpy() for column in table.columns]
     return Data(rows, float(((spans[1] - spans[0]) / spans[2]).mean()), f"the manifest {address}")

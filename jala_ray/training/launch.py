@@ -22,7 +22,8 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from jala_ray import storage
 from jala_ray.config import ClusterConfig, RunConfig, TokenizerRunConfig
 from jala_ray.data.pipeline import Segment, UnitConfig, cause_of, chunk_arrays, read_shares
-from jala_ray.data.samples.steps import StepBuilder, StepShare
+from jala_ray.data.samples.share import StepShare
+from jala_ray.data.samples.steps import StepBuilder
 from jala_ray.parsing import from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history

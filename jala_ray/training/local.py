@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from jala_ray.config import RunConfig, TokenizerRunConfig
 from jala_ray.data.samples.assets import Assets
-from jala_ray.data.samples.steps import StepBuilder, StepShare
+from jala_ray.data.samples.share import StepShare
+from jala_ray.data.samples.steps import StepBuilder
 from jala_ray.presets import configuration
 from jala_ray.training import history, setup
 from jala_ray.training.build import build_learner, make_deterministic

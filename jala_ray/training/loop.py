@@ -20,7 +20,7 @@ from jala_ray import storage
 from jala_ray.batch import Batch, PerceiverInputs
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets
-from jala_ray.data.samples.steps import StepShare
+from jala_ray.data.samples.share import StepShare
 from jala_ray.data.sampling.plan import rows_digest
 from jala_ray.training import checkpoint, history, transfer, watch
 from jala_ray.training.checkpoint import Position

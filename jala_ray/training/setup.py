@@ -12,23 +12,26 @@ import numpy as np
 
 from jala_ray import storage
 from jala_ray.config import AnyRun, DataConfig, ModelConfig, RunConfig, TokenizerRunConfig
-from jala_ray.data.manifest.places import Catalogue
+from jala_ray.data.manifest.places import Catalogue, RowFilter
 from jala_ray.data.samples.foresight import foresee
+from jala_ray.data.samples.signals import SignalStatistics, Statistics
+from jala_ray.data.samples.source import Sample
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
 from jala_ray.data.sampling.plan import Plan
+from jala_ray.domains import DOMAIN_KINDS
 from jala_ray.parsing import from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.claims import Claim
 from jala_ray.training import history, lease
 from jala_ray.training.lease import Lease
-from jala_ray.types import DOMAINS, SPLITS, ConfigError, Domain, Split
+from jala_ray.types import SPLITS, ConfigError, Signal, Split
 
 if TYPE_CHECKING:
     from jala_ray.data.samples.assets import Assets
     from jala_ray.data.samples.chunks import ManifestRows
     from jala_ray.data.samples.source import Source
 
-Rows = Callable[[Split, Domain | None, DataConfig], Catalogue]
+Rows = Callable[[Split, DataConfig, RowFilter], Catalogue]
 
 VAL_SEED = 1_000_003
 """Added to the run's seed for held-out draws, which are the same at every validation."""
@@ -129,9 +132,36 @@ def prepare_assets(config: RunConfig, folder: str, options: StorageOptions) -> s
         from jala_ray.training.build import build_assets  # loads transformers, which a continued run does without
 
         with storage.scratch("assets") as scratch:
-            build_assets(config, str(scratch)).save(scratch / "assets")
+            made = build_assets(config, str(scratch))
+            made.save(scratch / "assets")
+            if config.objective.signals:
+                found = signal_statistics(config, plans(config, str(scratch / "assets")))
+                replace(made, statistics=found).save(scratch / "assets")
             storage.upload_dir(scratch / "assets", assets, options, replace_unfinished=True)
     return assets
+
+
+STATISTICS_ROWS = 4096
+"""Training rows that signals' statistics are of, at most; all, where there are no more."""
+STATISTICS_SALT = 0x51A7
+STATISTICS_AT_ONCE = 64
+
+
+def signal_statistics(config: RunConfig, ready: Plans) -> Statistics:
+    """Of the signals that the objective reads, over a keyed random part of the training rows. Reads no video.
+
+    A row that cannot be read is left out; training says why. Raises `UserError` where no row has a signal, or rows disagree about one.
+    """
+    builder, plan = ready.train.builder, ready.train.plan
+    found: dict[str, list[Signal]] = {name: [] for name in config.objective.signals}
+    rows = plan.sample(STATISTICS_ROWS, STATISTICS_SALT)
+    for first in range(0, len(rows), STATISTICS_AT_ONCE):
+        for sample in builder.source.samples(rows[first : first + STATISTICS_AT_ONCE]):
+            for name in found:
+                if isinstance(sample, Sample) and name in sample.signals:
+                    found[name].append(sample.signals[name])
+    of = {name: SignalStatistics.of(name, signals) for name, signals in found.items()}
+    return Statistics(of, plan.catalogue.digest())
 
 
 @dataclass(frozen=True)
@@ -285,12 +315,12 @@ def plans(config: RunConfig, assets: str) -> Plans:
 
 
 def _plans(config: RunConfig, rows: Rows, opener: Callable[[], tuple[Source, Assets]]) -> Plans:
-    batch, seed = config.train.batch, config.seed
-    plan = Plan(rows("train", None, config.data), batch, seed, config.data)
+    batch, seed, signals = config.train.batch, config.seed, config.objective.signals
+    plan = Plan(rows("train", config.data, RowFilter(signals=signals)), batch, seed, config.data)
     train = StepBuilder(ShareBuilder(config, opener, seed), plan)
     held_out = {}
-    for domain in DOMAINS:
-        found = rows("val", domain, replace(config.data, labels="all"))
+    for domain in DOMAIN_KINDS:
+        found = rows("val", replace(config.data, labels="all"), RowFilter(domain, signals))
         if len(found):
             # A fixed random part of the held-out rows, in a fixed order.
             alone = DataConfig(window=1)
@@ -310,8 +340,8 @@ def manifest_plans(config: RunConfig, assets: str) -> Plans:
     options = storage_options(config)
     manifest = Manifest(config.data.manifest, options)
 
-    def rows(split: Split, domain: Domain | None, data: DataConfig) -> Catalogue:
-        return catalogue(manifest, data, split, domain)
+    def rows(split: Split, data: DataConfig, wanted: RowFilter) -> Catalogue:
+        return catalogue(manifest, data, split, wanted)
 
     return _plans(config, rows, OpenManifest(manifest.base, assets, options))
 
@@ -344,7 +374,7 @@ def cache_plans(config: RunConfig, assets: str) -> Plans:
     )
     index = CacheIndex.read(cache, options)
 
-    def rows(split: Split, domain: Domain | None, data: DataConfig) -> Catalogue:
-        return index.catalogue(cache, data, split, domain)
+    def rows(split: Split, data: DataConfig, wanted: RowFilter) -> Catalogue:
+        return index.catalogue(cache, data, split, wanted)
 
     return _plans(config, rows, OpenCache(cache, base, assets, options, features))

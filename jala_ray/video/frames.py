@@ -87,6 +87,31 @@ def decode_clip(
     return {name: _stack([pictures[b] for b in chosen], size) for name, (size, chosen) in wanted.items()}
 
 
+def view_pictures(
+    clip: Clip, view: str, times_s: Sequence[float], size: Size, options: StorageOptions | None = None
+) -> np.ndarray:
+    """(M, 3, h, w) uint8 upright RGB of one of a clip's cameras ("" is the main one), at seconds after the clip's beginning in any order.
+
+    Each is the frame shown then; the file is opened once. Raises VideoError: no such view, a time outside the clip, a file or frame that
+    cannot be decoded. StorageError: no access.
+    """
+    if not view and clip.video_uri is not None:
+        uri, start_s = clip.video_uri, clip.start_s
+    elif view in clip.views:
+        uri, start_s = clip.views[view].video_uri, clip.views[view].start_s
+    else:
+        known = ([""] if clip.video_uri is not None else []) + sorted(clip.views)
+        raise VideoError(f"view of clip {clip.clip_id}", view, f"one of {known}", 'The main view is "".')
+    span, wanted = clip.end_s - clip.start_s, np.asarray(times_s, np.float64)
+    if len(wanted) and not 0 <= wanted.min() <= wanted.max() <= span + 1e-6:
+        raise VideoError(f"times of clip {clip.clip_id}", list(times_s), f"seconds from 0 to {span:g}")
+    order = np.argsort(wanted, kind="stable")
+    with VideoReader(uri, options=options) as reader:
+        decoded = reader.each(start_s + wanted[order], _kept, end_s=start_s + span)
+    back = np.argsort(order)
+    return _stack([decoded[i] for i in back], size)
+
+
 def _kept(picture: Picture) -> Picture:
     return picture
 

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jala_ray.batch import Batch, rows_at
 from jala_ray.data.samples import collate
 from jala_ray.data.samples.collate import Laid
-from jala_ray.data.samples.steps import _DTYPES, StepShare
+from jala_ray.data.samples.share import StepShare
+from jala_ray.data.samples.steps import _DTYPES
 from jala_ray.models.vla import Out
 from jala_ray.presets import PRESETS, VARIANTS
 from jala_ray.training.learner import Learner

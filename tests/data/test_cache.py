@@ -25,8 +25,9 @@ from jala_ray.data.cache.source import CacheSource
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.samples.assets import Assets, tokenizer_key
 from jala_ray.data.samples.collate import Laid
-from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource, Source, Visuals
-from jala_ray.data.samples.steps import OpenManifest, ShareBuilder, StepShare
+from jala_ray.data.samples.share import StepShare
+from jala_ray.data.samples.source import BadRow, Look, ManifestSource, Pictures, Sample, Source
+from jala_ray.data.samples.steps import OpenManifest, ShareBuilder
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import Plan, PlanRow, plan_rows
 from jala_ray.hands.resample import chunk_features
@@ -246,10 +247,10 @@ def test_codes_alone_leave_the_pictures_to_the_videos(
 def test_an_objective_without_features_reads_none(world: Manifest, tmp_path: Path) -> None:
     make(start(tmp_path / "cache", world, store="all"))
     opened = open_cache(tmp_path / "cache", "tiny_next_token")
-    (example,) = opened.source.examples(opened.rows[:1])
-    assert isinstance(example, Example)
-    (seen,) = opened.source.visuals([Look(example, [], [])])
-    assert isinstance(seen, Visuals) and seen.features is None and seen.frames is None
+    (example,) = opened.source.samples(opened.rows[:1])
+    assert isinstance(example, Sample)
+    (seen,) = opened.source.pictures([Look(example, [], [])])
+    assert isinstance(seen, Pictures) and seen.features is None and seen.frames is None
 
 
 def test_only_what_a_sample_needs_is_read(world: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,12 +272,12 @@ def test_only_what_a_sample_needs_is_read(world: Manifest, tmp_path: Path, monke
     monkeypatch.setattr(storage, "read_ranges", ranges)
 
     def bytes_of(one: Opened, boundaries: list[int], pairs: list[int]) -> int:
-        (example,) = one.source.examples(one.rows[:1])
-        assert isinstance(example, Example)
+        (example,) = one.source.samples(one.rows[:1])
+        assert isinstance(example, Sample)
         assert one.rows[0].address is not None and read == [one.rows[0].address.size]
         read.clear()
-        (seen,) = one.source.visuals([Look(example, boundaries, pairs)])
-        assert isinstance(seen, Visuals)
+        (seen,) = one.source.pictures([Look(example, boundaries, pairs)])
+        assert isinstance(seen, Pictures)
         total = sum(read)
         read.clear()
         return total
@@ -416,15 +417,15 @@ def test_damage_costs_the_samples_that_need_it(world: Manifest, tmp_path: Path) 
     second, third = opened.rows[1].address, opened.rows[2]
     assert second is not None
     flip(Path(second.file), second.offset + second.size // 2)
-    (example,) = opened.source.examples([third])
-    assert isinstance(example, Example)
+    (example,) = opened.source.samples([third])
+    assert isinstance(example, Sample)
     image, unit = 3 * 28 * 28, 4 * 4 * 16
     flip(tmp_path / "cache/parts/00000/arrays", example.at + image + 2 * unit)  # type: ignore[attr-defined]
 
-    first, bad, good, *_ = opened.source.examples(opened.rows)
+    first, bad, good, *_ = opened.source.samples(opened.rows)
     assert isinstance(bad, BadRow) and bad.clip_id == "row 1" and "other bytes" in str(bad.error)
     looks = [Look(first, [0], []), Look(good, [0, 1], []), Look(good, [0, 2], []), Look(first, [0, 1, 2], [])]  # type: ignore[arg-type]
-    seen = list(opened.source.visuals(looks))
+    seen = list(opened.source.pictures(looks))
     assert [isinstance(one, UserError) for one in seen] == [False, False, True, False]
     assert "arrays" in str(seen[2]) and "Delete that part's folder and run `jala cache` again" in str(seen[2])
     laid, errors = lay_out(opened.source, opened.rows)
@@ -432,7 +433,7 @@ def test_damage_costs_the_samples_that_need_it(world: Manifest, tmp_path: Path) 
     assert len(laid) + len(errors) == len(opened.rows)
 
     shutil.rmtree(tmp_path / "cache/parts/00000")
-    gone = opened.source.examples(opened.rows)
+    gone = opened.source.samples(opened.rows)
     assert [isinstance(one, BadRow) for one in gone] == [True] * 4 + [False] * 7
     make(start(tmp_path / "cache", world, store="all"))
     assert not lay_out(opened.source, opened.rows)[1], "the part was made again"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jala_ray.config import JalaConfig, LayoutSpec
-from jala_ray.data.sampling.draw import draw, generator
+from jala_ray.data.samples.draw import draw, generator
 from jala_ray.types import HandState
 
 A, U, L = HandState.ABSENT, HandState.UNTRACKED, HandState.LABELLED

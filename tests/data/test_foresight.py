@@ -13,7 +13,7 @@ from jala_ray.config import DataConfig
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.samples.chunks import rows_with_labels
 from jala_ray.data.samples.foresight import SAMPLED, foresee
-from jala_ray.data.samples.source import BadRow, Example, Look, Visuals
+from jala_ray.data.samples.source import BadRow, Look, Pictures, Sample
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.types import ManifestError, UserError
 from tests.data.test_manifest import make_clip
@@ -28,14 +28,14 @@ class Wordy(MemorySource):
 
     one_in: int = 1
 
-    def _example(self, row: int) -> Example | BadRow:
+    def _example(self, row: int) -> Sample | BadRow:
         example = super()._example(row)
         if isinstance(example, BadRow) or row % self.one_in:
             return example
         long = "the person turns the blue cup over the sink " * 70
         return replace(example, instructions=(long,), description=long)
 
-    def visuals(self, looks: list[Look]) -> Visuals:
+    def pictures(self, looks: list[Look]) -> Pictures:
         raise AssertionError("no picture is needed")
 
 

@@ -43,7 +43,7 @@ def draws(kind: Kind, preset: str = "tiny") -> list[Sequence]:
 
 def truth(kind: Kind) -> tuple[np.ndarray, np.ndarray]:
     """Labelled (2, N) and codes (2, N, K) of row 0, which every draw lays out."""
-    (example,) = MemorySource([kind], config_of("tiny")[1]).examples([PlanRow(0, 0, 0)])
+    (example,) = MemorySource([kind], config_of("tiny")[1]).samples([PlanRow(0, 0, 0)])
     return example.labelled, example.codes  # type: ignore[union-attr]
 
 

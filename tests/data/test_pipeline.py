@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from jala_ray.data.pipeline import cells, column, explained
-from jala_ray.data.samples.steps import ALIGNED, StepShare
+from jala_ray.data.samples.share import ALIGNED, StepShare
 from jala_ray.types import StoreUnavailable
 from tests.support import packed, same_batch, void_batch
 

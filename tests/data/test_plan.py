@@ -16,6 +16,7 @@ from jala_ray.config import DataConfig
 from jala_ray.data.manifest.places import PLACE, Catalogue, clip_hashes, thinned
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.pipeline import unit
+from jala_ray.data.manifest.places import RowFilter
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.mixture import apportion, cell_shares
 from jala_ray.data.sampling.plan import Plan, Span, Steps
@@ -196,10 +197,10 @@ def test_the_catalogue_of_a_manifest(stored):
             *[int(place[k]) for k in ("offset", "size", "crc")],
         )
     assert catalogue(stored, DataConfig(labels="labelled_only"), "train").place["row"].tolist() == [0, 1, 3, 4, 6, 7, 8]
-    assert catalogue(stored, DataConfig(), "val", "wild").place["row"].tolist() == [11]
+    assert catalogue(stored, DataConfig(), "val", RowFilter("wild")).place["row"].tolist() == [11]
     assert catalogue(stored, DataConfig(wild_fraction=0.0), "train").place["row"].tolist() == [0, 1, 3, 4]
     assert len(catalogue(stored, DataConfig(wild_fraction=0.4), "train")) == 4 + 2
-    assert len(catalogue(stored, DataConfig(wild_fraction=0.0), "val", "wild")) == 1
+    assert len(catalogue(stored, DataConfig(wild_fraction=0.0), "val", RowFilter("wild"))) == 1
     assert train.digest() == catalogue(stored, DataConfig(), "train").digest()
     assert train.digest() != catalogue(stored, DataConfig(wild_fraction=0.4), "train").digest()
 

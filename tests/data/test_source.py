@@ -18,7 +18,7 @@ from jala_ray.data.manifest.rows import rows_to_table
 from jala_ray.data.manifest.table import SCHEMA, Manifest, clip_to_row, row_to_clip, write_manifest
 from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.collate import Laid
-from jala_ray.data.samples.source import BadRow, Example, ManifestSource
+from jala_ray.data.samples.source import BadRow, ManifestSource, Sample
 from jala_ray.data.samples.steps import ShareBuilder
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.types import Camera, Clip, HandState, HandTrack, ManifestError, UserError
@@ -68,8 +68,8 @@ class Source:
         self.manifest, self.assets = manifest, assets()
         self.source = ManifestSource(manifest.base, self.assets)
 
-    def examples(self, rows: Sequence[int]) -> list[Example | BadRow]:
-        return self.source.examples([PlanRow(0, row, row, self.manifest.address(row)) for row in rows])
+    def samples(self, rows: Sequence[int]) -> list[Sample | BadRow]:
+        return self.source.samples([PlanRow(0, row, row, self.manifest.address(row)) for row in rows])
 
 
 def source_of(folder: Path, names: str, breaks: dict[str, dict[str, Any]]) -> Source:
@@ -122,13 +122,13 @@ BROKEN: dict[str, tuple[dict[str, Any], str, str]] = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_malformed_row_is_set_aside_alone(name: str, tmp_path: Path) -> None:
     change, field, reason = BROKEN[name]
-    sound = source_of(tmp_path, "abcd", {}).examples([0, 2, 3])
+    sound = source_of(tmp_path, "abcd", {}).samples([0, 2, 3])
     source = source_of(tmp_path, "abcd", {"b": change})
-    first, bad, second, third, again = source.examples([3, 1, 0, 2, 1])
+    first, bad, second, third, again = source.samples([3, 1, 0, 2, 1])
     assert isinstance(bad, BadRow) and isinstance(again, BadRow)
     assert bad.clip_id == "b" and field in bad.error.field and reason in str(bad.error)
     for example, expected in zip((second, third, first), sound, strict=True):
-        assert isinstance(example, Example) and isinstance(expected, Example)
+        assert isinstance(example, Sample) and isinstance(expected, Sample)
         assert example.clip_id == expected.clip_id and example.labelled.all()
         np.testing.assert_array_equal(example.codes, expected.codes)
 
@@ -139,7 +139,7 @@ def test_row_to_clip_names_field_and_value() -> None:
 
 
 def test_a_row_without_an_id_is_known_by_its_number(tmp_path: Path) -> None:
-    _, bad = source_of(tmp_path, "ab", {"b": {"clip_id": None}}).examples([0, 1])
+    _, bad = source_of(tmp_path, "ab", {"b": {"clip_id": None}}).samples([0, 1])
     assert isinstance(bad, BadRow) and bad.clip_id == "row 1" and bad.error.field == "clip_id"
 
 
@@ -149,17 +149,17 @@ def test_a_damaged_row_is_lost_alone(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[place.offset + 100] ^= 1
     path.write_bytes(content)
-    found = source.examples([0, 1, 2, 3])
+    found = source.samples([0, 1, 2, 3])
     assert [getattr(one, "clip_id") for one in found] == ["a", "row 1", "c", "d"]  # noqa: B009
     assert isinstance(found[1], BadRow) and str(path) in str(found[1].error)
     path.unlink()
-    gone = source.examples([0, 1])
+    gone = source.samples([0, 1])
     assert all(isinstance(one, BadRow) and "no such file" in str(one.error) for one in gone)
 
 
 def test_the_tokenizer_may_refuse_one_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(tmp_path, "abc", {})
-    sound = source.examples([0, 1, 2])
+    sound = source.samples([0, 1, 2])
     encode = source.assets.motion.encode
     poison = torch.from_numpy(source.source._example(1, source.manifest.row(1))[1])
 
@@ -169,10 +169,10 @@ def test_the_tokenizer_may_refuse_one_example(tmp_path: Path, monkeypatch: pytes
         return encode(features)
 
     monkeypatch.setattr(source.assets.motion, "encode", refusing)
-    a, b, c = source.examples([0, 1, 2])
+    a, b, c = source.samples([0, 1, 2])
     assert isinstance(b, BadRow) and b.clip_id == "b" and b.error.field == "features"
     for example, expected in ((a, sound[0]), (c, sound[2])):
-        assert isinstance(example, Example) and isinstance(expected, Example)
+        assert isinstance(example, Sample) and isinstance(expected, Sample)
         np.testing.assert_array_equal(example.codes, expected.codes)
         assert example.codes.any()
 
@@ -180,10 +180,10 @@ def test_the_tokenizer_may_refuse_one_example(tmp_path: Path, monkeypatch: pytes
 def test_codes_are_those_of_each_clip_alone(tmp_path: Path) -> None:
     """One call encodes a whole share: every hand-chunk gets its own codes, whatever lies beside it."""
     source = source_of(tmp_path, "abc", {})
-    together = source.examples([2, 0, 1])
+    together = source.samples([2, 0, 1])
     for row, example in zip((2, 0, 1), together, strict=True):
-        (alone,) = source.examples([row])
-        assert isinstance(alone, Example) and isinstance(example, Example)
+        (alone,) = source.samples([row])
+        assert isinstance(alone, Sample) and isinstance(example, Sample)
         np.testing.assert_array_equal(example.codes, alone.codes)
         features = source.source._example(row, source.manifest.row(row))[1]
         codes = source.assets.motion.encode(torch.from_numpy(features[-1:])).numpy()

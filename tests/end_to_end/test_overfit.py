@@ -12,10 +12,10 @@ import torch
 from jala_ray.config import GenerationConfig
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.samples.collate import Laid, collate
+from jala_ray.data.samples.draw import Draw
 from jala_ray.data.samples.instructions import render
 from jala_ray.data.samples.layout import SampleText, build_sequence
-from jala_ray.data.samples.source import Example, Look, ManifestSource, Visuals
-from jala_ray.data.sampling.draw import Draw
+from jala_ray.data.samples.source import Look, ManifestSource, Pictures, Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MeanMotion, Predictor, rows_to_evaluate
@@ -37,8 +37,8 @@ pytestmark = pytest.mark.slow
 
 def predict(loaded: checkpoint.Loaded, source: ManifestSource, row: PlanRow, hand: int, time: int) -> np.ndarray:
     """Codes (K,) of one chunk, fully masked, with the earlier ones intact: one forward pass, most likely code each."""
-    (example,) = source.examples([row])
-    assert isinstance(example, Example)
+    (example,) = source.samples([row])
+    assert isinstance(example, Sample)
     spec, layout = loaded.assets.spec, loaded.config.objective.layout
     masked = np.zeros(example.codes.shape, bool)
     masked[hand, time] = True
@@ -52,8 +52,8 @@ def predict(loaded: checkpoint.Loaded, source: ManifestSource, row: PlanRow, han
         layout=layout,
         image_tokens=spec.image_tokens,
     )
-    (pictures,) = source.visuals([Look(example, [0], [])])
-    assert isinstance(pictures, Visuals)
+    (pictures,) = source.pictures([Look(example, [0], [])])
+    assert isinstance(pictures, Pictures)
     batch = collate([Laid(0, 1.0, sequence, pictures.image, [0], pictures.frames)], packing=False, max_tokens=4096)
     learner = loaded.learner
     with torch.no_grad():

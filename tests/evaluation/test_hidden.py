@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from jala_ray.data.samples.source import Example
+from jala_ray.data.samples.source import Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.evaluation.latent_space.hidden import Masked, hidden_means, masked_tokens
 from jala_ray.types import Hand
@@ -16,8 +16,8 @@ from tests.support import MIXED, MemorySource, loaded_model
 
 def test_h_does_not_see_its_own_codes() -> None:
     loaded = loaded_model()
-    (example,) = MemorySource(MIXED, loaded.assets).examples([PlanRow(0, 0, 0)])  # two labelled hands, three chunks
-    assert isinstance(example, Example)
+    (example,) = MemorySource(MIXED, loaded.assets).samples([PlanRow(0, 0, 0)])  # two labelled hands, three chunks
+    assert isinstance(example, Sample)
     image, first = np.full((3, 28, 28), 90, np.uint8), torch.randn(2, 4, 16)
     place = (Hand.LEFT, 1)
 
@@ -37,8 +37,8 @@ def test_h_does_not_see_its_own_codes() -> None:
 
 def test_untracked_chunks_stay_masked() -> None:
     loaded = loaded_model()
-    (example,) = MemorySource(MIXED, loaded.assets).examples([PlanRow(0, 8, 8)])  # left labelled, right untracked
-    assert isinstance(example, Example)
+    (example,) = MemorySource(MIXED, loaded.assets).samples([PlanRow(0, 8, 8)])  # left labelled, right untracked
+    assert isinstance(example, Sample)
     columns, vocab = masked_tokens(loaded, example, 0, 1).columns, loaded.assets.spec.vocab
     block = {(time, hand): columns["block"] == 2 * time + hand for time in (0, 1) for hand in (0, 1)}
     ids = {place: columns["ids"][at & (columns["k"] >= 0)] for place, at in block.items()}

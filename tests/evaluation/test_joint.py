@@ -12,10 +12,10 @@ import torch
 
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.samples.collate import Laid, collate
+from jala_ray.data.samples.draw import draw
 from jala_ray.data.samples.instructions import render
 from jala_ray.data.samples.layout import SampleText, build_sequence
-from jala_ray.data.samples.source import Example, Look, ManifestSource, Visuals
-from jala_ray.data.sampling.draw import draw
+from jala_ray.data.samples.source import Look, ManifestSource, Pictures, Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.data.synthetic.plan import plan_world
@@ -80,10 +80,10 @@ def test_large_groups_are_a_lot_that_a_seed_decides(tmp_path: Path) -> None:
     assert first == again and len(first) == CLIPS and first != other and first == sorted(first)
 
 
-def example_of(states: tuple[HandState, HandState], labelled: list[list[int]], row: int = 0) -> Example:
+def example_of(states: tuple[HandState, HandState], labelled: list[list[int]], row: int = 0) -> Sample:
     flags = np.array(labelled, bool)
     codes = np.zeros((*flags.shape, 4), np.int64)
-    return Example("clip", "generation", states, flags, codes, ("push",), "", float(flags.shape[1]), row)
+    return Sample("clip", "generation", states, flags, codes, ("push",), "", float(flags.shape[1]), row)
 
 
 def test_chunks_of_a_clip() -> None:
@@ -251,8 +251,8 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int) -> tuple[dict[tuple
     at once.
     """
     source = ManifestSource(manifest.base, loaded.assets)
-    (example,) = source.examples([PlanRow(0, row, row, manifest.address(row))])
-    assert isinstance(example, Example)
+    (example,) = source.samples([PlanRow(0, row, row, manifest.address(row))])
+    assert isinstance(example, Sample)
     states = tuple(min(state, HandState.UNTRACKED) for state in example.states)
     example = dataclasses.replace(example, states=states, labelled=np.zeros_like(example.labelled))
     spec, layout, objective = loaded.assets.spec, loaded.config.objective.layout, loaded.learner.objective
@@ -272,8 +272,8 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int) -> tuple[dict[tuple
         image_tokens=spec.image_tokens,
     )
     boundaries = sorted({0, *tokens.pairs, *(t + 1 for t in tokens.pairs)})
-    (pictures,) = source.visuals([Look(example, boundaries, tokens.pairs)])
-    assert isinstance(pictures, Visuals) and isinstance(objective, Jala)
+    (pictures,) = source.pictures([Look(example, boundaries, tokens.pairs)])
+    assert isinstance(pictures, Pictures) and isinstance(objective, Jala)
     batch = collate([Laid(0, 1.0, tokens, pictures.image, boundaries, pictures.frames)], packing=False, max_tokens=4096)
     with torch.no_grad():
         features, out, _ = loaded.learner.run(batch)

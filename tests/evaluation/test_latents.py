@@ -12,10 +12,10 @@ import torch
 
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.samples.collate import Laid, collate
+from jala_ray.data.samples.draw import Draw
 from jala_ray.data.samples.instructions import render
 from jala_ray.data.samples.layout import SampleText, build_sequence
-from jala_ray.data.samples.source import Example, Look, ManifestSource, Visuals
-from jala_ray.data.sampling.draw import Draw
+from jala_ray.data.samples.source import Look, ManifestSource, Pictures, Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.evaluation.latent_space.latents import (
@@ -147,8 +147,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> str:
 def as_trained(loaded: Loaded, manifest: Manifest, row: int, hand: int, time: int) -> dict[str, np.ndarray]:
     """h and z of one chunk by the path of training: the whole clip, frames in the batch, LAP as the monitors call it."""
     source = ManifestSource(manifest.base, loaded.assets)
-    (example,) = source.examples([PlanRow(0, row, row, manifest.address(row))])
-    assert isinstance(example, Example)
+    (example,) = source.samples([PlanRow(0, row, row, manifest.address(row))])
+    assert isinstance(example, Sample)
     spec, layout = loaded.assets.spec, loaded.config.objective.layout
     masked = np.zeros(example.codes.shape, bool)
     masked[hand, time] = True
@@ -163,8 +163,8 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int, hand: int, time: in
         image_tokens=spec.image_tokens,
     )
     boundaries = sorted({0, time, time + 1})
-    (pictures,) = source.visuals([Look(example, boundaries, tokens.pairs)])
-    assert isinstance(pictures, Visuals)
+    (pictures,) = source.pictures([Look(example, boundaries, tokens.pairs)])
+    assert isinstance(pictures, Pictures)
     laid = Laid(0, 1.0, tokens, pictures.image, boundaries, pictures.frames)
     batch = collate([laid], packing=False, max_tokens=4096)
     objective = loaded.learner.objective

@@ -15,7 +15,8 @@ import numpy as np
 from jala_ray.config import RunConfig
 from jala_ray.data.manifest.table import Manifest, validate
 from jala_ray.data.samples.assets import Assets
-from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource
+from jala_ray.data.samples.source import BadRow, Look, ManifestSource, Sample
+from jala_ray.data.manifest.places import RowFilter
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import plan_rows
 from jala_ray.types import Clip, HandState, HandTrack, PacketIndex, UserError, VideoError
@@ -197,7 +198,7 @@ def _scanned(manifest: Manifest) -> list[UserError]:
 
 def _catalogues(manifest: Manifest) -> None:
     catalogue(manifest, _config("labelled_only", 0.5).data, "train")
-    catalogue(manifest, _config().data, "val", "wild")
+    catalogue(manifest, _config().data, "val", RowFilter("wild"))
 
 
 def _examples(manifest: Manifest) -> list[UserError]:
@@ -205,7 +206,7 @@ def _examples(manifest: Manifest) -> list[UserError]:
     found = catalogue(manifest, _config().data, "train")
     rows = plan_rows(found.place[:20], found.files, 0, 0)
     source = ManifestSource(manifest.base, _assets())
-    examples = source.examples(rows)
+    examples = source.samples(rows)
     errors = [example.error for example in examples if isinstance(example, BadRow)]
-    looks = [Look(e, range(e.labelled.shape[1] + 1), []) for e in examples if isinstance(e, Example)]
-    return errors + [pictures for pictures in source.visuals(looks) if isinstance(pictures, UserError)]
+    looks = [Look(e, range(e.labelled.shape[1] + 1), []) for e in examples if isinstance(e, Sample)]
+    return errors + [pictures for pictures in source.pictures(looks) if isinstance(pictures, UserError)]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from jala_ray.data.samples.collate import Laid, collate
+from jala_ray.data.samples.draw import draw, generator
 from jala_ray.data.samples.instructions import TEMPLATES
 from jala_ray.data.samples.layout import TOKEN_COLUMNS
 from jala_ray.data.samples.layout import Sequence as Tokens
-from jala_ray.data.samples.source import Example, Look, Visuals
-from jala_ray.data.sampling.draw import draw, generator
+from jala_ray.data.samples.source import Look, Pictures, Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.generation import Generator
 from jala_ray.generation.prompt import TEMPLATE, lay_out_description
@@ -42,12 +42,12 @@ ALIKE = [Kind("description", (A, L), 1)] * len(TEXTS)
 class Described(MemorySource):
     """Each clip has a text of its own; clips that are alike have one picture."""
 
-    def _visuals(self, row: int, boundaries: Sequence[int]) -> Visuals:
+    def _visuals(self, row: int, boundaries: Sequence[int]) -> Pictures:
         return super()._visuals(0 if self.kinds == ALIKE else row, boundaries)
 
-    def _example(self, row: int) -> Example:
+    def _example(self, row: int) -> Sample:
         example = super()._example(row)
-        assert isinstance(example, Example)
+        assert isinstance(example, Sample)
         return replace(example, description=TEXTS[row])
 
 
@@ -60,11 +60,11 @@ def model(name: str = "tiny", **values: object) -> Generator:
     return Generator(Loaded(config, learner, assets, Position()), device=torch.device("cpu"))
 
 
-def clips(of: Generator, kinds: list[Kind] = KINDS) -> list[tuple[Example, Visuals]]:
+def clips(of: Generator, kinds: list[Kind] = KINDS) -> list[tuple[Sample, Pictures]]:
     source, boundaries = Described(kinds, of.assets), [0] if of.config.objective.layout.frames else []
     examples = [source._example(row) for row in range(len(kinds))]
-    pictures = source.visuals([Look(example, boundaries, []) for example in examples])
-    return [(example, seen) for example, seen in zip(examples, pictures, strict=True) if isinstance(seen, Visuals)]
+    pictures = source.pictures([Look(example, boundaries, []) for example in examples])
+    return [(example, seen) for example, seen in zip(examples, pictures, strict=True) if isinstance(seen, Pictures)]
 
 
 def as_trained(of: Generator, row: int, kinds: list[Kind] = KINDS) -> Laid:
@@ -120,7 +120,7 @@ class Logits:
 
 
 @torch.no_grad()
-def teacher_forced(of: Generator, clip: tuple[Example, Visuals], said: list[int]) -> Tensor:
+def teacher_forced(of: Generator, clip: tuple[Sample, Pictures], said: list[int]) -> Tensor:
     """Logits (len(said) + 1, text vocabulary) of the answer's tokens by one whole forward pass of training."""
     laid = lay_out_description(*clip, of.assets, of.config.objective.layout)
     columns, length = laid.sequence.columns, len(laid.sequence)

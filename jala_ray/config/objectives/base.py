@@ -84,6 +84,10 @@ class ObjectiveConfig:
 
     implementation: ClassVar[str] = ""
     """`module:class` of the `objectives.base.Objective`, loaded when a model is built."""
+    recipe: ClassVar[str] = "jala_ray.data.samples.hand_recipe:HandRecipe"
+    """`module:class` of the `data.samples.recipe.Recipe` that makes batches of rows, loaded in data workers."""
+    codes: ClassVar[bool] = True
+    """Samples hold motion codes, so that a run needs a motion tokenizer."""
     variants: ClassVar[dict[str, Variant]] = {}
     """Named runs of this objective, by preset; `variant` fills it."""
     spaces: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
@@ -109,8 +113,15 @@ class ObjectiveConfig:
 
     @property
     def layout(self) -> LayoutSpec:
-        """What it wants of the token sequence."""
-        raise NotImplementedError(f"{type(self).__name__} must implement layout")
+        """What it wants of the token sequence of hand motion; nothing unless it says so."""
+        if self.codes:
+            raise NotImplementedError(f"{type(self).__name__} must implement layout")
+        return LayoutSpec(False, None, "none", False, labels=False, reads="none")
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Names of the signals that it reads. Rows without all of them are left out of its plan, and a run keeps their statistics."""
+        return ()
 
     @property
     def perceivers(self) -> PerceiverConfig | None:
@@ -120,7 +131,7 @@ class ObjectiveConfig:
     @property
     def generates(self) -> bool:
         """A model trained this way predicts motion codes, so that motion can be generated from it."""
-        return True
+        return self.codes
 
     @property
     def trains_vla(self) -> bool:

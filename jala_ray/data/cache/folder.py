@@ -31,10 +31,10 @@ import safetensors.numpy
 from jala_ray import storage
 from jala_ray.config import DataConfig
 from jala_ray.data.cache.records import json_array
-from jala_ray.data.manifest.places import PLACE, Catalogue, selected
+from jala_ray.data.manifest.places import ANY, PLACE, Catalogue, RowFilter, selected
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.claims import Claim
-from jala_ray.types import DOMAINS, SPLITS, Domain, ManifestError, Split
+from jala_ray.types import DOMAINS, SPLITS, ManifestError, Split
 
 FORMAT = "jala_ray.cache/1"
 PREPROCESSING_VERSION = 2
@@ -154,11 +154,14 @@ class Cache:
 # --- the index -------------------------------------------------------------------------------------------------------
 
 
+_WORDS = {"cell": "cells", "domain": "domains", "signals": "signal_sets"}
+"""Columns that are places in lists of words, and the lists."""
 _COLUMNS: dict[str, type] = {
     **{name: PLACE[name].type for name in ("row", "crc", "size", "offset")},
     "cell": np.uint16,
     "split": np.uint8,
     "domain": np.uint8,
+    "signals": np.uint16,
     "labelled": np.bool_,
     "video": np.uint32,
     "clip": np.uint64,
@@ -170,9 +173,9 @@ class CacheIndex:
     """Rows of a cache, or of one part of it, in the manifest's order: 43 bytes each."""
 
     columns: Mapping[str, np.ndarray]
-    """(n,) each. `row`: number in the manifest; `crc`, `size`, `offset`: of the record; `cell`: place in `cells`; `split`, `domain`:
-    places in `types.SPLITS` and `DOMAINS`; `labelled`: has a labelled chunk; `video`: hash of the video's address; `clip`:
-    `places.clip_hashes`."""
+    """(n,) each. `row`: number in the manifest; `crc`, `size`, `offset`: of the record; `cell`, `domain`, `signals`: places in `cells`,
+    `domains` and `signal_sets`; `split`: place in `types.SPLITS`; `labelled`: has a labelled chunk; `video`: hash of the video's address;
+    `clip`: `places.clip_hashes`."""
     cells: tuple[tuple[str, str], ...]
     """(source, task type)."""
     counts: tuple[int, ...]
@@ -182,12 +185,16 @@ class CacheIndex:
     shape: tuple[int, int] = (0, 0)
     errors: tuple[dict[str, Any], ...] = ()
     """Rows that are missing: row, clip_id, field, reason."""
+    domains: tuple[str, ...] = DOMAINS
+    signal_sets: tuple[tuple[str, ...], ...] = ((),)
+    """The different sets of signals that rows have."""
 
     def __len__(self) -> int:
         return len(self.columns["row"])
 
     def to_bytes(self) -> bytes:
-        facts = {name: getattr(self, name) for name in ("cells", "counts", "starts", "shape", "errors")}
+        names = ("cells", "counts", "starts", "shape", "errors", "domains", "signal_sets")
+        facts = {name: getattr(self, name) for name in names}
         return safetensors.numpy.save({**self.columns, "facts": json_array(facts)})
 
     @classmethod
@@ -195,7 +202,9 @@ class CacheIndex:
         stored = safetensors.numpy.load(payload)
         facts = json.loads(stored.pop("facts").tobytes())
         cells = tuple((source, task) for source, task in facts.pop("cells"))
-        return cls(stored, cells, **{name: tuple(values) for name, values in facts.items()})
+        sets = tuple(map(tuple, facts.pop("signal_sets", [()])))
+        stored.setdefault("signals", np.zeros(len(stored["row"]), np.uint16))  # of an index from before there were any
+        return cls(stored, cells, signal_sets=sets, **{name: tuple(values) for name, values in facts.items()})
 
     @classmethod
     def read(cls, cache: Cache, options: StorageOptions | None = None) -> CacheIndex:
@@ -209,42 +218,50 @@ class CacheIndex:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]], **facts: Any) -> CacheIndex:
-        """Of one part; `rows` by column, with (source, task type) as `cell`."""
-        cells = tuple(sorted({row["cell"] for row in rows}))
-        number = {cell: i for i, cell in enumerate(cells)}
+        """Of one part; `rows` by column, with (source, task type) as `cell`, and words for `domain` and `signals`."""
+        words = {name: tuple(sorted({row[name] for row in rows})) for name in _WORDS}
         columns = {
-            name: np.array([row[name] for row in rows], kind) for name, kind in _COLUMNS.items() if name != "cell"
+            name: np.array([words[name].index(row[name]) if name in words else row[name] for row in rows], kind)
+            for name, kind in _COLUMNS.items()
         }
-        columns["cell"] = np.array([number[row["cell"]] for row in rows], np.uint16)
-        return cls(columns, cells, (len(rows),), **facts)
+        named = {_WORDS[name]: found for name, found in words.items() if name != "cell"}
+        return cls(columns, words["cell"], (len(rows),), **named, **facts)
 
     @classmethod
     def joined(cls, parts: Sequence[CacheIndex], starts: tuple[int, ...]) -> CacheIndex:
-        words: dict[tuple[str, str], int] = {}
-        cells = []
-        for part in parts:
-            numbers = [words.setdefault(cell, len(words)) for cell in part.cells]
-            cells.append(np.array(numbers or [0], np.uint16)[part.columns["cell"]])
-        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in _COLUMNS if name != "cell"}
-        shape = next((part.shape for part in parts if len(part)), (0, 0))
+        columns = {
+            name: np.concatenate([part.columns[name] for part in parts]) for name in _COLUMNS if name not in _WORDS
+        }
+        words: dict[str, tuple[Any, ...]] = {}
+        for name, field in _WORDS.items():
+            known: dict[Any, int] = {}
+            numbers = [[known.setdefault(word, len(known)) for word in getattr(part, field)] for part in parts]
+            kind = _COLUMNS[name]
+            renumbered = [
+                np.array(mine or [0], kind)[part.columns[name]] for part, mine in zip(parts, numbers, strict=True)
+            ]
+            columns[name], words[field] = np.concatenate(renumbered), tuple(known)
         return cls(
-            columns | {"cell": np.concatenate(cells)},
-            tuple(words),
-            tuple(len(part) for part in parts),
-            starts,
-            shape,
-            tuple(error for part in parts for error in part.errors),
+            columns,
+            counts=tuple(len(part) for part in parts),
+            starts=starts,
+            shape=next((part.shape for part in parts if len(part)), (0, 0)),
+            errors=tuple(error for part in parts for error in part.errors),
+            **words,
         )
 
-    def catalogue(self, cache: Cache, data: DataConfig, split: Split, domain: Domain | None = None) -> Catalogue:
+    def catalogue(self, cache: Cache, data: DataConfig, split: Split, wanted: RowFilter = ANY) -> Catalogue:
         """As `catalogue.catalogue` of the manifest, whose plans it shares where no row is missing.
 
         Raises `ManifestError` when the training split has none.
         """
         columns = self.columns
         keep = columns["split"] == SPLITS.index(split)
-        if domain is not None:
-            keep &= columns["domain"] == DOMAINS.index(domain)
+        if wanted.domain is not None:
+            keep &= np.array([word == wanted.domain for word in self.domains] or [False])[columns["domain"]]
+        if wanted.signals:
+            has = [set(wanted.signals) <= set(held) for held in self.signal_sets]
+            keep &= np.array(has or [False])[columns["signals"]]
         if data.labels == "labelled_only":
             keep &= columns["labelled"]
         chosen = np.flatnonzero(keep)
@@ -259,8 +276,8 @@ class CacheIndex:
         files = tuple(storage.join(cache.part(number), "records") for number in range(len(self.counts)))
         found = Catalogue(place, columns["cell"][chosen], new, self.cells, files)
         found = selected(found, columns["clip"][chosen], data.wild_fraction if split == "train" else 1.0)
-        if not len(found) and domain is None:
-            expected = f"at least one row of split {split!r}"
+        if not len(found) and wanted.domain is None:
+            expected = f"at least one row of split {split!r}{wanted.told}"
             raise ManifestError("data.cache", cache.path, expected, f"It has {len(self)} rows in all.")
         return found
 

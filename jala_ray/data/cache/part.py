@@ -17,10 +17,11 @@ from jala_ray.data.cache.folder import Cache, CacheFacts, CacheIndex
 from jala_ray.data.cache.records import pack_record
 from jala_ray.data.manifest.places import clip_hashes, stored_uri
 from jala_ray.data.manifest.table import batched
-from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource, Visuals
+from jala_ray.data.samples.source import BadRow, Look, ManifestSource, Pictures, Sample
 from jala_ray.data.sampling.plan import PlanRow
+from jala_ray.domains import DOMAIN_KINDS
 from jala_ray.models.frame_encoder import FrameEncoder
-from jala_ray.types import DOMAINS, SPLITS, UserError
+from jala_ray.types import SPLITS, UserError
 
 GROUP = 16
 """Clips tokenised together, while the group before is decoded and encoded."""
@@ -33,13 +34,13 @@ class ReadRow:
     """A row, and what a cache holds of its pictures."""
 
     row: PlanRow
-    example: Example | BadRow
+    sample: Sample | BadRow
     image: np.ndarray | None = None
     units: np.ndarray | None = None
-    """(U, P, Dv): see `records.CachedExample`."""
+    """(U, P, Dv): see `records.CachedSample`."""
 
     def fail(self, error: UserError) -> None:
-        self.example = BadRow(self.example.clip_id, error)
+        self.sample = BadRow(self.sample.clip_id, error)
 
 
 def read_rows(
@@ -47,13 +48,13 @@ def read_rows(
 ) -> Iterator[ReadRow]:
     """Every row in order. While a group is decoded and encoded, the packets of the next one are fetched."""
     source.expect(rows)
-    waiting: tuple[list[ReadRow], Iterator[Visuals | UserError]] | None = None
+    waiting: tuple[list[ReadRow], Iterator[Pictures | UserError]] | None = None
     for group in chain(batched(rows, GROUP), (None,)):
         arranged = None
         if group is not None:
-            reads = [ReadRow(row, example) for row, example in zip(group, source.examples(group), strict=True)]
-            looks = [_look(read.example) for read in reads if isinstance(read.example, Example)]
-            arranged = (reads, source.visuals(looks if encoder is not None else []))
+            reads = [ReadRow(row, sample) for row, sample in zip(group, source.samples(group), strict=True)]
+            looks = [_look(read.sample) for read in reads if isinstance(read.sample, Sample)]
+            arranged = (reads, source.pictures(looks if encoder is not None else []))
         if waiting is not None:
             reads, pictures = waiting
             if encoder is not None:
@@ -62,24 +63,23 @@ def read_rows(
         waiting = arranged
 
 
-def _look(example: Example) -> Look:
-    chunks = example.labelled.shape[1]
-    return Look(example, range(chunks + 1), range(chunks))
+def _look(sample: Sample) -> Look:
+    chunks = sample.labelled.shape[1]
+    return Look(sample, range(chunks + 1), range(chunks))
 
 
 def _encode_group(
-    reads: list[ReadRow], pictures: Iterator[Visuals | UserError], encoder: FrameEncoder, facts: CacheFacts
+    reads: list[ReadRow], pictures: Iterator[Pictures | UserError], encoder: FrameEncoder, facts: CacheFacts
 ) -> None:
     """Fill in images and units; what cannot be read or stored becomes a bad row."""
     seen: list[tuple[ReadRow, np.ndarray]] = []
-    sound = [read for read in reads if isinstance(read.example, Example)]
+    sound = [read for read in reads if isinstance(read.sample, Sample)]
     for read, picture in zip(sound, pictures, strict=True):
         if isinstance(picture, UserError):
             read.fail(picture)
             continue
-        assert picture.frames is not None
-        read.image = picture.image if facts.image_size else None
-        seen.append((read, picture.frames))
+        read.image = picture["image"] if facts.image_size else None
+        seen.append((read, picture["frames"]))
     units = encode(encoder, [frames for _, frames in seen], np.dtype(facts.dtype))
     for (read, _), found in zip(seen, units, strict=True):
         read.units = found
@@ -118,12 +118,12 @@ class PartWriter:
         self.shape: tuple[int, ...] = (0, 0)
 
     def add(self, read: ReadRow) -> None:
-        example = read.example
-        if isinstance(example, BadRow):
-            error = {"field": example.error.field, "reason": str(example.error)}
-            self.errors.append({"row": read.row.index, "clip_id": example.clip_id, **error})
+        sample = read.sample
+        if isinstance(sample, BadRow):
+            error = {"field": sample.error.field, "reason": str(sample.error)}
+            self.errors.append({"row": read.row.index, "clip_id": sample.clip_id, **error})
             return
-        clip = example.clip
+        clip = sample.clip
         assert clip is not None and clip.video_uri is not None
         pieces = [] if read.image is None else [read.image.tobytes()]
         if read.units is not None:
@@ -132,7 +132,7 @@ class PartWriter:
         at = self.files["arrays"].tell() if pieces else 0
         for piece in pieces:
             self.files["arrays"].write(piece)
-        record = pack_record(example, self.cache.base, at, [zlib.crc32(piece) for piece in pieces])
+        record = pack_record(sample, self.cache.base, at, [zlib.crc32(piece) for piece in pieces])
         video = hashlib.blake2b(stored_uri(clip.video_uri, self.cache.base).encode(), digest_size=4).digest()
         self.rows.append(
             {
@@ -142,10 +142,11 @@ class PartWriter:
                 "offset": self.files["records"].tell(),
                 "cell": (clip.source, clip.task_type),
                 "split": SPLITS.index(clip.split),
-                "domain": DOMAINS.index(clip.domain),
-                "labelled": bool(example.labelled.any()),
+                "domain": clip.domain,
+                "signals": tuple(sorted(clip.signals)),
+                "labelled": bool(sample.labelled.any()),
                 "video": int.from_bytes(video, "little"),
-                "clip": int(clip_hashes([clip.clip_id], [clip.domain == "wild"])[0]),
+                "clip": int(clip_hashes([clip.clip_id], [DOMAIN_KINDS[clip.domain].thinned])[0]),
             }
         )
         self.files["records"].write(record)

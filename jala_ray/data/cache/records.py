@@ -14,14 +14,14 @@ import safetensors.numpy
 
 from jala_ray import storage
 from jala_ray.data.manifest.places import RowAddress, resolve_uri, stored_uri
-from jala_ray.data.samples.source import Example
+from jala_ray.data.samples.source import Sample
 from jala_ray.storage import StorageOptions
-from jala_ray.types import Clip, HandState, HandTrack, ManifestError, PacketIndex
+from jala_ray.types import Clip, HandState, HandTrack, ManifestError, PacketIndex, SideView, Signal
 
 
 @dataclass
-class CachedExample(Example):
-    """An example with what is stored of its pictures: pieces one after another in `arrays`.
+class CachedSample(Sample):
+    """A sample with what is stored of its pictures: pieces one after another in `arrays`.
 
     The first piece is the first picture, where that is stored; then come the features of boundaries 0..N or, of pairs, for each
     t = 0..N-1 those of (v_t, v_t) and of (v_t, v_{t+delta}).
@@ -40,28 +40,36 @@ _PACKETS = ("offset", "size", "pts", "key", "boundary")
 _STREAM = tuple(f.name for f in dataclasses.fields(PacketIndex) if f.name not in (*_PACKETS, "extradata"))
 
 
-def pack_record(example: Example, base: str, at: int, crc: Sequence[int]) -> bytes:
-    """The stored form of an example that has its clip; videos are named as a manifest in folder `base` names them."""
-    clip = example.clip
+def pack_record(sample: Sample, base: str, at: int, crc: Sequence[int]) -> bytes:
+    """The stored form of a sample that has its clip; videos are named as a manifest in folder `base` names them."""
+    clip = sample.clip
     assert clip is not None and clip.video_uri is not None
-    facts = {name: getattr(example, name) for name in ("clip_id", "task", "description", "seconds")}
-    facts |= {"states": [int(state) for state in example.states], "instructions": list(example.instructions)}
+    facts = {name: getattr(sample, name) for name in ("clip_id", "task", "description", "seconds")}
+    facts |= {"states": [int(state) for state in sample.states], "instructions": list(sample.instructions)}
     facts |= {name: getattr(clip, name) for name in _SPAN}
     facts |= {"video": stored_uri(clip.video_uri, base), "at": at, "stream": None}
-    codes = example.codes.astype(np.uint16)
-    if not np.array_equal(codes, example.codes):
-        raise ManifestError("motion ids", int(example.codes.max()), "ids below 65536")
-    arrays = {"codes": codes, "labelled": example.labelled, "crc": np.array(crc, np.uint32)}
+    codes = sample.codes.astype(np.uint16)
+    if not np.array_equal(codes, sample.codes):
+        raise ManifestError("motion ids", int(sample.codes.max()), "ids below 65536")
+    arrays = {"codes": codes, "labelled": sample.labelled, "crc": np.array(crc, np.uint32)}
     if clip.packets is not None:
         facts["stream"] = {name: getattr(clip.packets, name) for name in _STREAM}
         arrays |= {f"packet_{name}": getattr(clip.packets, name) for name in _PACKETS}
         arrays["extradata"] = np.frombuffer(clip.packets.extradata, np.uint8)
+    facts |= {"signals": sorted(sample.signals)} if sample.signals else {}
+    for number, name in enumerate(sorted(sample.signals)):
+        signal = sample.signals[name]
+        arrays |= {f"signal_{number}": np.asarray(signal.values), f"signal_{number}_time_s": np.asarray(signal.time_s)}
+        arrays |= {} if signal.valid is None else {f"signal_{number}_valid": np.asarray(signal.valid, bool)}
+    if clip.views:
+        views = {name: (stored_uri(view.video_uri, base), view.start_s) for name, view in clip.views.items()}
+        facts["views"] = views
     arrays["facts"] = json_array(facts)
     return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
-def unpack_record(payload: bytes, row: int, base: str, arrays: str) -> CachedExample:
-    """The example of a record whose bytes are those that were written (`fetch_record` sees to it)."""
+def unpack_record(payload: bytes, row: int, base: str, arrays: str) -> CachedSample:
+    """The sample of a record whose bytes are those that were written (`fetch_record` sees to it)."""
     stored = safetensors.numpy.load(payload)
     facts = json.loads(stored["facts"].tobytes())
     left, right = (HandState(state) for state in facts["states"])
@@ -75,13 +83,24 @@ def unpack_record(payload: bytes, row: int, base: str, arrays: str) -> CachedExa
         pose_time_s=np.zeros(0, np.float32),
         hands=(HandTrack(left), HandTrack(right)),  # poses are in the codes
         packets=_packets(facts["stream"], stored),
+        signals=_signals(facts.get("signals", ()), stored),
+        views={name: SideView(resolve_uri(uri, base), start) for name, (uri, start) in facts.get("views", {}).items()},
         **{name: facts[name] for name in _SPAN},
     )
-    return CachedExample(
+    return CachedSample(
         *(clip.clip_id, clip.task_type, (left, right), stored["labelled"], stored["codes"].astype(np.int64)),
-        *(clip.instructions, clip.description, facts["seconds"], row, clip),
+        *(clip.instructions, clip.description, facts["seconds"], row, clip, clip.signals),
         *(arrays, facts["at"], stored["crc"]),
     )
+
+
+def _signals(names: Sequence[str], stored: Mapping[str, np.ndarray]) -> dict[str, Signal]:
+    """In the order in which they were stored."""
+    found = {}
+    for number, name in enumerate(names):
+        key = f"signal_{number}"
+        found[name] = Signal(stored[key], stored[f"{key}_time_s"], stored.get(f"{key}_valid"))
+    return found
 
 
 def _packets(stream: dict[str, Any] | None, stored: Mapping[str, np.ndarray]) -> PacketIndex | None:

@@ -13,19 +13,19 @@ import numpy as np
 
 from jala_ray import storage
 from jala_ray.data.cache.folder import Cache
-from jala_ray.data.cache.records import CachedExample, damaged, fetch_record, unpack_record
+from jala_ray.data.cache.records import CachedSample, damaged, fetch_record, unpack_record
 from jala_ray.data.manifest.places import RowAddress
-from jala_ray.data.samples.source import BadRow, Example, Look, Source, StoredRows, Visuals
+from jala_ray.data.samples.source import BadRow, Look, Pictures, Sample, Source, StoredRows
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.storage import StorageOptions
 from jala_ray.types import UserError
 
 if TYPE_CHECKING:
     from jala_ray.data.samples.assets import Assets
-    from jala_ray.video.frames import Pictures, Wanted
+    from jala_ray.video.frames import Wanted
 
 Pieces = dict[int, bytes]
-"""Pieces of an example (see `records.CachedExample`), by number."""
+"""Pieces of a sample (see `records.CachedSample`), by number."""
 
 
 class CacheSource(StoredRows):
@@ -45,13 +45,13 @@ class CacheSource(StoredRows):
     def fetch(self, address: RowAddress) -> bytes:
         return fetch_record(address, self.options)
 
-    def examples(self, rows: Sequence[PlanRow]) -> list[Example | BadRow]:
+    def samples(self, rows: Sequence[PlanRow]) -> list[Sample | BadRow]:
         self.expect(rows)
-        found = [self._example(row) for row in rows]
+        found = [self._sample(row) for row in rows]
         self._release(rows)
         return found
 
-    def _example(self, row: PlanRow) -> Example | BadRow:
+    def _sample(self, row: PlanRow) -> Sample | BadRow:
         assert row.address is not None
         arrays = storage.join(row.address.file.rpartition("/")[0], "arrays")
         try:
@@ -64,14 +64,14 @@ class CacheSource(StoredRows):
     def _decoded(self, group: Sequence[Look]) -> Wanted:
         wanted = dict(super()._decoded(group))
         if self.images:
-            wanted.pop("image")
+            wanted.pop("image", None)
         if self.features:
             wanted.pop("frames", None)
         return wanted
 
     def _stored(self, look: Look) -> Future[Pieces] | None:
         pieces = self._needed(look)
-        return self._readers.submit(self._read, look.example, pieces) if pieces else None
+        return self._readers.submit(self._read, look.sample, pieces) if pieces else None
 
     def _needed(self, look: Look) -> list[int]:
         """Numbers of the stored pieces that a look takes, ascending."""
@@ -80,16 +80,17 @@ class CacheSource(StoredRows):
             units = {0, *(2 * time for time in look.pairs), *(2 * time + 1 for time in look.pairs)}
         elif self.features:
             units = set(look.boundaries)
-        return sorted({*range(self.images), *(self.images + unit for unit in units)})
+        image = range(0 if look.views else self.images)
+        return sorted({*image, *(self.images + unit for unit in units)})
 
-    def _read(self, example: Example, pieces: Sequence[int]) -> Pieces:
+    def _read(self, sample: Sample, pieces: Sequence[int]) -> Pieces:
         """Raises `StorageError`, and `ManifestError` where the bytes are not those that were written."""
-        assert isinstance(example, CachedExample)
-        ranges = [self._range(example.at, piece) for piece in pieces]
-        parts = storage.read_ranges(example.arrays, ranges, self.options)
+        assert isinstance(sample, CachedSample)
+        ranges = [self._range(sample.at, piece) for piece in pieces]
+        parts = storage.read_ranges(sample.arrays, ranges, self.options)
         for piece, (begin, _), part in zip(pieces, ranges, parts, strict=True):
-            if zlib.crc32(part) != example.crc[piece]:
-                raise damaged(f"features at byte {begin} of {example.arrays}")
+            if zlib.crc32(part) != sample.crc[piece]:
+                raise damaged(f"features at byte {begin} of {sample.arrays}")
         return dict(zip(pieces, parts, strict=True))
 
     def _range(self, at: int, piece: int) -> tuple[int, int]:
@@ -101,39 +102,39 @@ class CacheSource(StoredRows):
         return begin, begin + size
 
     def _taken(
-        self, look: Look, wanted: Wanted, pictures: Pictures, stored: Future[Pieces] | None
-    ) -> Visuals | UserError:
+        self, look: Look, wanted: Wanted, decoded: Pictures, stored: Future[Pieces] | None
+    ) -> Pictures | UserError:
         if stored is None:
-            return super()._taken(look, wanted, pictures, stored)
+            return super()._taken(look, wanted, decoded, stored)
         try:
             pieces = stored.result()
+            if not look.views and self.images:
+                decoded = {**decoded, "image": np.frombuffer(pieces[0], np.uint8).reshape(1, *self.image_shape)}
+            if not self.features or not look.boundaries:
+                return super()._taken(look, wanted, decoded, None)
+            own = {"image": self._of_views(look) if look.views else decoded["image"][0]}
         except UserError as error:
             return error
-        if self.images:
-            pictures = {**pictures, "image": np.frombuffer(pieces[0], np.uint8).reshape(1, *self.image_shape)}
-        if not self.features or not look.boundaries:
-            return super()._taken(look, wanted, pictures, None)
-        image = pictures["image"][0]
         if not self.pairs:
-            return Visuals(image, features=self._units(pieces, look.boundaries))
-        of_pairs = self._units(pieces, [0, *(2 * time + 1 for time in look.pairs)])
-        return Visuals(
-            image, pair_features=of_pairs, still_features=self._units(pieces, [2 * time for time in look.pairs])
-        )
+            return own | {"features": self._units(pieces, look.boundaries)}
+        return own | {
+            "pair_features": self._units(pieces, [0, *(2 * time + 1 for time in look.pairs)]),
+            "still_features": self._units(pieces, [2 * time for time in look.pairs]),
+        }
 
     def _units(self, pieces: Pieces, units: Sequence[int]) -> np.ndarray:
         """(len(units), P, Dv)."""
         arrays = [np.frombuffer(pieces[self.images + unit], self.dtype).reshape(self.shape) for unit in units]
         return np.stack(arrays) if arrays else np.zeros((0, *self.shape), self.dtype)
 
-    def blank(self) -> Visuals:
+    def blank(self) -> Pictures:
         black = super().blank()
         if not self.features:
             return black
         nothing = np.zeros((1, *self.shape), self.dtype)
         if self.pairs:
-            return Visuals(black.image, pair_features=nothing, still_features=nothing[:0])
-        return Visuals(black.image, features=nothing)
+            return {"image": black["image"], "pair_features": nothing, "still_features": nothing[:0]}
+        return {"image": black["image"], "features": nothing}
 
 
 @dataclass(frozen=True)

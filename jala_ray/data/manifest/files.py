@@ -107,6 +107,9 @@ class Part:
         """Append stored rows with their index, whose offsets count from the beginning of `rows`."""
         moved = pa.array(index["row_offset"].to_numpy() + self.end)
         table = index.set_column(index.schema.get_field_index("row_offset"), INDEX_SCHEMA.field("row_offset"), moved)
+        if "signal_names" not in table.column_names:  # version 2
+            field = INDEX_SCHEMA.field("signal_names")
+            table = table.append_column(field, pa.array([[]] * len(table), field.type))
         self.index.append(table.select(INDEX_SCHEMA.names).replace_schema_metadata(INDEX_SCHEMA.metadata))
         self.rows.write(rows)
         self.end += len(rows)

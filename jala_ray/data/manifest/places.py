@@ -51,6 +51,24 @@ class RowAddress(NamedTuple):
     crc: int
 
 
+@dataclass(frozen=True)
+class RowFilter:
+    """Which rows of a split may be drawn."""
+
+    domain: str | None = None
+    """None: any."""
+    signals: tuple[str, ...] = ()
+    """Rows have all of these."""
+
+    @property
+    def told(self) -> str:
+        """For the end of 'at least one row of ...'."""
+        return f" and the signals {', '.join(self.signals)}" if self.signals else ""
+
+
+ANY = RowFilter()
+
+
 @dataclass(frozen=True, eq=False)
 class Catalogue:
     """Rows in the manifest's order. 27 bytes each, so 7.5 M clips take 0.2 GB."""

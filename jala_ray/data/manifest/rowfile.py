@@ -1,8 +1,9 @@
 """Whole manifest rows, one after another in a `.rows` file, each readable by one ranged read.
 
-A row is an Arrow record batch of one row in `rows.SCHEMA` (poses, text, packet index), compressed with zstd by itself, with its length
-before it. Where it lies, and its CRC-32, stands in the Parquet file of the same name. Parquet alone would not do: its unit of reading
-is a row group, whose facts for every column must be in memory, so that small groups cost gigabytes and large ones megabytes a row.
+A row is an Arrow record batch of one row in `rows.SCHEMA` (poses, text, packet index, signals), compressed with zstd by itself, after a
+word that tells its length and version, so that rows of several versions may lie in one file. Where it lies, and its CRC-32, stands in the
+Parquet file of the same name. Parquet alone would not do: its unit of reading is a row group, whose facts for every column must be in
+memory, so that small groups cost gigabytes and large ones megabytes a row.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from jala_ray import storage
 from jala_ray.data.manifest.places import RowAddress
-from jala_ray.data.manifest.rows import SCHEMA, table_row
+from jala_ray.data.manifest.rows import SCHEMA, SCHEMA_2, SINCE_3, as_version_3, table_row
 from jala_ray.storage import StorageOptions
 from jala_ray.types import ManifestError
 
@@ -25,7 +26,11 @@ SUFFIX = ".rows"
 LEVEL = 3
 MAX_ROW_BYTES = 64 * 2**20
 """A row before compression. The longest clips take a few megabytes; a damaged length must not ask for gigabytes."""
-_LENGTH = struct.Struct("<I")
+_HEAD = struct.Struct("<I")
+"""Bytes of the row before compression, and in the four highest bits its version; 0 is version 2, which had no such bits."""
+_LENGTH_BITS = 28
+_VERSION = 3
+_SCHEMAS = {0: SCHEMA_2, _VERSION: SCHEMA}
 _CODEC = pa.Codec("zstd", LEVEL)
 _REMEDY = "The file is damaged: write it again."
 
@@ -35,7 +40,7 @@ def pack(table: pa.Table) -> Iterable[bytes]:
     for batch in table.combine_chunks().to_batches():
         for i in range(batch.num_rows):
             message = batch.slice(i, 1).serialize()
-            payload = _LENGTH.pack(message.size) + _CODEC.compress(message, asbytes=True)
+            payload = _HEAD.pack(_VERSION << _LENGTH_BITS | message.size) + _CODEC.compress(message, asbytes=True)
             largest = max(message.size, len(payload))
             if largest > MAX_ROW_BYTES:
                 raise ManifestError("row", f"{largest} bytes", f"at most {MAX_ROW_BYTES}", "Cut shorter clips.")
@@ -94,24 +99,32 @@ def _damaged(address: RowAddress) -> ManifestError:
     return ManifestError(place, "other bytes", "those that were written", _REMEDY)
 
 
-def unpack(payload: bytes) -> pa.Table:
-    """The row as a table of one row. Raises `ManifestError` where the bytes are no row: a right check sum (`fetch`) does not tell
+def _unpacked(payload: bytes) -> pa.RecordBatch:
+    """The row in the schema of its version. Raises `ManifestError` where the bytes are no row: a right check sum (`fetch`) does not tell
     whether they were right when it was taken, and what Arrow does not check beforehand ends the process when it is used.
     """
     try:
-        (length,) = _LENGTH.unpack_from(payload)
-        if length > MAX_ROW_BYTES:
-            raise ManifestError("row", f"{length} bytes", f"at most {MAX_ROW_BYTES}", _REMEDY)
-        message = _CODEC.decompress(memoryview(payload)[_LENGTH.size :], length)
-        batch = pa.ipc.read_record_batch(message, SCHEMA)
+        (head,) = _HEAD.unpack_from(payload)
+        version, length = head >> _LENGTH_BITS, head & (1 << _LENGTH_BITS) - 1
+        if version not in _SCHEMAS or length > MAX_ROW_BYTES:
+            found = f"version {version}, {length} bytes"
+            raise ManifestError("row", found, f"a version that is known, at most {MAX_ROW_BYTES} bytes", _REMEDY)
+        message = _CODEC.decompress(memoryview(payload)[_HEAD.size :], length)
+        batch = pa.ipc.read_record_batch(message, _SCHEMAS[version])
         batch.validate(full=True)
     except (struct.error, pa.ArrowException, OSError, EOFError) as error:
         raise ManifestError("row", str(error), "an Arrow record batch", _REMEDY) from error
     if batch.num_rows != 1:
         raise ManifestError("row", f"{batch.num_rows} rows", "one", _REMEDY)
-    return pa.Table.from_batches([batch])
+    return batch
+
+
+def unpack(payload: bytes) -> pa.Table:
+    """The row as a table of one row in `rows.SCHEMA`, whatever its version. Raises `ManifestError` where the bytes are no row."""
+    return as_version_3(pa.Table.from_batches([_unpacked(payload)]))
 
 
 def unpack_row(payload: bytes) -> dict[str, Any]:
     """The row by column: scalars, strings, and numpy arrays for lists of numbers. Raises as `unpack` does."""
-    return table_row(unpack(payload), 0)
+    row = table_row(pa.Table.from_batches([_unpacked(payload)]), 0)
+    return {name: [] for name in SINCE_3} | row

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -13,14 +13,23 @@ import numpy as np
 import pyarrow as pa
 
 from jala_ray.data.manifest.places import resolve_uri
+from jala_ray.data.manifest.signals import (
+    SIGNALS,
+    VIEWS,
+    row_to_signals,
+    row_to_views,
+    signal_names,
+    signals_to_row,
+    views_to_row,
+)
 from jala_ray.data.manifest.validation import DURATION_SLACK, STATES
+from jala_ray.domains import DOMAIN_KINDS
 from jala_ray.hands.validity import labelled_chunks
+from jala_ray.tasks import TASKS
 from jala_ray.types import (
-    DOMAINS,
     HAND_NAMES,
     MAX_CLIP_SECONDS,
     SPLITS,
-    TASK_TYPES,
     Camera,
     Clip,
     HandState,
@@ -29,7 +38,9 @@ from jala_ray.types import (
     PacketIndex,
 )
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
+READ_VERSIONS = ("2", "3")
+"""Version 2 had no signals and no views; its files are read as rows without any."""
 VERSION_KEY = b"jala_ray.manifest.version"
 
 _FLOATS = pa.list_(pa.float32())
@@ -65,17 +76,26 @@ _BASE_FIELDS = [
     ("packet_stream", pa.string()),
     ("packet_extradata", pa.binary()),
     *((f"packet_{name}", pa.list_(kind)) for name, kind in _PACKETS.items()),
+    ("signals", SIGNALS),
+    ("views", VIEWS),
 ]
-_DERIVED_FIELDS = [("n_chunks", pa.int16()), *((f"{side}_labelled", _BOOLS) for side in HAND_NAMES)]
+_DERIVED_FIELDS = [
+    ("n_chunks", pa.int16()),
+    *((f"{side}_labelled", _BOOLS) for side in HAND_NAMES),
+    ("signal_names", pa.list_(pa.string())),
+]
 SCHEMA = pa.schema(
     [pa.field(name, kind) for name, kind in _BASE_FIELDS + _DERIVED_FIELDS],
     metadata={VERSION_KEY: SCHEMA_VERSION.encode()},
 )
 """Every column of a row, in order, with the version in its metadata."""
 BASE_SCHEMA = pa.schema([pa.field(name, kind) for name, kind in _BASE_FIELDS])
+SINCE_3 = ("signals", "views", "signal_names")
+"""Columns that version 2 lacks."""
+SCHEMA_2 = pa.schema([field for field in SCHEMA if field.name not in SINCE_3], metadata={VERSION_KEY: b"2"})
 INDEX_COLUMNS = (
     *("clip_id", "source", "domain", "split", "task_type", "start_s", "end_s", "fps", "time_scale"),
-    *("n_chunks", "left_state", "right_state", "left_labelled", "right_labelled", "video_uri"),
+    *("n_chunks", "left_state", "right_state", "left_labelled", "right_labelled", "video_uri", "signal_names"),
 )
 INDEX_SCHEMA = pa.schema(
     [SCHEMA.field(name) for name in INDEX_COLUMNS]
@@ -122,9 +142,9 @@ def row_to_clip(row: Mapping[str, Any], base: str | None = None) -> Clip:
     return Clip(
         clip_id=_text(row, "clip_id"),
         source=_text(row, "source"),
-        domain=_choice(row, "domain", DOMAINS),
+        domain=_choice(row, "domain", DOMAIN_KINDS),
         split=_choice(row, "split", SPLITS),
-        task_type=_choice(row, "task_type", TASK_TYPES),
+        task_type=_choice(row, "task_type", TASKS),
         video_uri=video_address(row, base),
         start_s=start_s,
         end_s=end_s,
@@ -137,6 +157,8 @@ def row_to_clip(row: Mapping[str, Any], base: str | None = None) -> Clip:
         hands=(left, right),
         extrinsics=extrinsics.reshape(-1, 3, 4),
         packets=_row_to_packets(row),
+        signals=row_to_signals(row["signals"]),
+        views=row_to_views(row["views"], base),
     )
 
 
@@ -163,13 +185,13 @@ def base_row(clip: Clip) -> dict[str, Any]:
     row["packet_extradata"] = packets.extradata if packets else b""
     for name, kind in _PACKETS.items():
         row[f"packet_{name}"] = _flat(getattr(packets, name) if packets else [], kind.to_pandas_dtype())
-    return row
+    return row | {"signals": signals_to_row(clip.signals), "views": views_to_row(clip.views)}
 
 
 def derived_row(clip: Clip) -> dict[str, Any]:
     labelled = labelled_chunks(clip)
     sides = {f"{side}_labelled": labelled[i] for i, side in enumerate(HAND_NAMES)}
-    return {"n_chunks": clip.n_chunks, **sides}
+    return {"n_chunks": clip.n_chunks, **sides, "signal_names": signal_names(clip)}
 
 
 def _flat(values: Any, dtype: type) -> np.ndarray:
@@ -271,7 +293,7 @@ def _address(row: Mapping[str, Any], name: str) -> str:
     return address
 
 
-def _choice(row: Mapping[str, Any], name: str, choices: Sequence[str]) -> Any:
+def _choice(row: Mapping[str, Any], name: str, choices: Collection[str]) -> Any:
     if row[name] not in choices:
         raise ManifestError(name, row[name], f"one of {', '.join(choices)}")
     return row[name]
@@ -311,11 +333,24 @@ def rows_to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Ta
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+def as_version_3(table: pa.Table) -> pa.Table:
+    """Rows or index columns of version 2 with what it lacks: no signals, no views. Others as they are."""
+    if all(name in table.column_names for name in SINCE_3):
+        return table
+    for name in SINCE_3:
+        if name in table.column_names:
+            continue
+        nothing = pa.array([[]] * len(table), SCHEMA.field(name).type)
+        table = table.append_column(SCHEMA.field(name), nothing)
+    return table.select(SCHEMA.names).replace_schema_metadata(SCHEMA.metadata)
+
+
 def table_row(table: pa.Table, i: int) -> dict[str, Any]:
+    """A row by column: scalars, strings, numpy arrays for lists of numbers."""
     row = {}
     for name in table.column_names:
         scalar = table[name][i]
-        if isinstance(scalar, pa.ListScalar) and scalar.is_valid and not pa.types.is_string(scalar.type.value_type):
+        if isinstance(scalar, pa.ListScalar) and scalar.is_valid and pa.types.is_primitive(scalar.type.value_type):
             row[name] = scalar.values.to_numpy(zero_copy_only=False)
         else:
             row[name] = scalar.as_py()
@@ -331,14 +366,16 @@ def check_schema(schema: pa.Schema, file: str) -> None:
             f"schema version {SCHEMA_VERSION}",
             "This Parquet file is no manifest: build one with write_manifest or `jala convert`.",
         )
-    if version != SCHEMA_VERSION.encode():
+    if version.decode(errors="replace") not in READ_VERSIONS:
         raise ManifestError(
             f"{file}: schema version",
             version.decode(errors="replace"),
-            f"version {SCHEMA_VERSION}",
+            f"version {' or '.join(READ_VERSIONS)}",
             "Convert the source again with this version of jala_ray.",
         )
     for wanted in INDEX_SCHEMA:
+        if wanted.name in SINCE_3 and version == b"2":
+            continue
         index = schema.get_field_index(wanted.name)
         found = schema.field(index).type if index >= 0 else None
         if found is None or not _same_type(found, wanted.type):

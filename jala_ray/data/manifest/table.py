@@ -26,6 +26,7 @@ from jala_ray.data.manifest.places import RowAddress
 from jala_ray.data.manifest.rows import (
     INDEX_COLUMNS,
     SCHEMA,
+    SINCE_3,
     VERSION_KEY,
     check_schema,
     clip_id,
@@ -124,7 +125,9 @@ class Manifest:
         repeating = [name for name in _REPEATING if name in names]
         try:
             with explained("read manifest", self.path, self.options):
-                table = pq.ParquetFile(path, filesystem=self._fs, read_dictionary=repeating).read(columns=list(names))
+                stored = pq.ParquetFile(path, filesystem=self._fs, read_dictionary=repeating)
+                lacking = [name for name in names if name in SINCE_3 and name not in stored.schema_arrow.names]
+                table = stored.read(columns=[name for name in names if name not in lacking])
             table.validate(full=True)
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise ManifestError(path, str(error), "readable columns", "The file is damaged: write it again.") from error
@@ -132,7 +135,10 @@ class Manifest:
             if name in _PLACE and table[name].null_count:
                 filled = pc.fill_null(table[name], _PLACE[name])
                 table = table.set_column(table.column_names.index(name), table.schema.field(name), filled)
-        return table
+        for name in lacking:
+            nothing = pa.array([[]] * len(table), SCHEMA.field(name).type)
+            table = table.append_column(SCHEMA.field(name), nothing)
+        return table.select(list(names))
 
     @cached_property
     def places(self) -> Mapping[str, np.ndarray]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jala_ray.data.manifest.signals import Found, signal_faults, view_faults
+from jala_ray.domains import DOMAIN_KINDS
+from jala_ray.tasks import TASKS, TaskKind
 from jala_ray.types import (
     CHUNK_SECONDS,
-    DOMAINS,
     HAND_NAMES,
     MAX_CLIP_SECONDS,
     SPLITS,
-    TASK_TYPES,
     HandState,
     ManifestError,
 )
@@ -75,6 +76,7 @@ def validate_table(table: pa.Table, first_row: int = 0, seen: dict[int, int] | N
     for side in HAND_NAMES:
         check.hand(side)
     check.hands_together()
+    check.beside()
     if "n_chunks" in table.column_names:
         check.derived()
     check.duplicates({} if seen is None else seen)
@@ -132,7 +134,7 @@ class _Check:
         self.report(np.array([not text.strip() for text in self.ids]), "clip_id", lambda _: "", "a name")
 
     def enums(self) -> None:
-        allowed = {"domain": DOMAINS, "split": SPLITS, "task_type": TASK_TYPES}
+        allowed: dict[str, Collection[str]] = {"domain": DOMAIN_KINDS, "split": SPLITS, "task_type": TASKS}
         for name, choices in (allowed | {f"{side}_state": STATES for side in HAND_NAMES}).items():
             values = self.values(name)
             bad = np.array([value is not None and value not in choices for value in values], bool)
@@ -153,24 +155,31 @@ class _Check:
         self.report(short, "end_s", shown, f"at least one chunk (N >= 1, {CHUNK_SECONDS:g} s of model time)")
         self.report(long, "end_s", shown, f"a clip of at most {MAX_CLIP_SECONDS:g} s of model time")
         self.chunks = np.floor(np.nan_to_num(self.seconds) / CHUNK_SECONDS + 1e-6).astype(int)
-        task = np.array(self.values("task_type"), object)
-        self.report(
-            (task == "continuation") & (self.chunks == 1),
-            "task_type",
-            lambda i: f"continuation of {self.chunks[i]} chunk",
-            "N >= 2 chunks for continuation",
-        )
+        tasks = self.values("task_type")
+        for name, kind in TASKS.items():
+            mine = np.array([task == name for task in tasks], bool)
+            self.report(
+                mine & (self.chunks >= 1) & (self.chunks < kind.least_chunks),
+                "task_type",
+                lambda i, name=name: f"{name} of {self.chunks[i]} chunk",
+                f"N >= {kind.least_chunks} chunks for {name}",
+            )
+
+    def task_flags(self, of: Callable[[TaskKind], bool]) -> np.ndarray:
+        """(R,) bool: what `of` says of each row's task type; False for an unknown one."""
+        known = {name: of(kind) for name, kind in TASKS.items()}
+        return np.array([known.get(task, False) for task in self.values("task_type")], bool)
 
     def text(self) -> None:
-        tasks, instructions = self.values("task_type"), self.values("instructions")
+        instructions = self.values("instructions")
         descriptions = self.values("description")
-        needs = np.array([task != "description" for task in tasks], bool)
+        needs, answers = self.task_flags(lambda kind: kind.instructed), self.task_flags(lambda kind: kind.answers)
         empty = np.array([not texts for texts in instructions], bool)
         blank = np.array([any(not (t or "").strip() for t in texts or ()) for texts in instructions], bool)
         self.report(needs & empty, "instructions", instructions.__getitem__, "at least one instruction")
         self.report(blank, "instructions", instructions.__getitem__, "no blank instruction")
         mute = np.array([not (text or "").strip() for text in descriptions], bool)
-        self.report(mute & ~needs, "description", descriptions.__getitem__, "text, as the task is description")
+        self.report(mute & answers, "description", descriptions.__getitem__, "text, as the task answers in words")
 
     def cameras(self) -> None:
         names = [f"camera_{name}" for name in ("fx", "fy", "cx", "cy", "width", "height")]
@@ -258,10 +267,29 @@ class _Check:
     def hands_together(self) -> None:
         states = [np.array(self.values(f"{side}_state"), object) for side in HAND_NAMES]
         absent = (states[0] == "absent") & (states[1] == "absent")
-        self.report(absent, "left_state, right_state", lambda _: "absent", "at least one hand in the clip")
+        handless = absent & self.task_flags(lambda kind: kind.hands)
+        self.report(handless, "left_state, right_state", lambda _: "absent", "at least one hand in the clip")
+        signals = np.array([bool(cell) for cell in self.values("signals")], bool)
         no_video = self.table["video_uri"].is_null().to_numpy()
         unlabelled = (states[0] != "labelled") & (states[1] != "labelled")
-        self.report(no_video & unlabelled, "video_uri", lambda _: None, "a video, or a labelled hand")
+        self.report(
+            no_video & unlabelled & ~signals, "video_uri", lambda _: None, "a video, a labelled hand or a signal"
+        )
+
+    def beside(self) -> None:
+        """Signals and side views."""
+        span, fps = self.numbers("end_s") - self.numbers("start_s"), self.numbers("fps")
+        for row, cell in enumerate(self.values("signals")):
+            if cell:
+                slack = DURATION_SLACK / fps[row] if fps[row] > 0 else np.inf
+                self.found(row, signal_faults(cell, (span[row], slack) if np.isfinite(span[row]) else None))
+        for row, cell in enumerate(self.values("views")):
+            if cell:
+                self.found(row, view_faults(cell))
+
+    def found(self, row: int, faults: Iterable[Found]) -> None:
+        for field, value, expected in faults:
+            self.problems.append(RowProblem(row + self.first_row, self.ids[row], field, value, expected))
 
     def derived(self) -> None:
         found = self.values("n_chunks")
@@ -281,6 +309,10 @@ class _Check:
             wrong = np.flatnonzero(lists.values.astype(bool) & unlabelled[lists.row_of])
             expected = "false, as the hand is not labelled"
             self.first_of(wrong, lists.row_of, f"{side}_labelled", lists.values, expected)
+        names, cells = self.values("signal_names"), self.values("signals")
+        held = [sorted(str(entry["name"]) for entry in cell or ()) for cell in cells]
+        other = np.array([said != own for said, own in zip(names, held, strict=True)], bool)
+        self.report(other, "signal_names", names.__getitem__, "the names of the row's signals, sorted")
 
     def duplicates(self, seen: dict[int, int]) -> None:
         """A key that comes twice: the same row again, or, where the video or the span is another, unlike clips of one name."""

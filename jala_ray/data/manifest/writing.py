@@ -19,6 +19,7 @@ from jala_ray import storage
 from jala_ray.data.manifest.files import Part, Replacement, rows_file
 from jala_ray.data.manifest.places import stored_uri
 from jala_ray.data.manifest.rows import BASE_SCHEMA, SCHEMA, base_row, derived_row, rows_to_table
+from jala_ray.data.manifest.signals import views_to_row
 from jala_ray.data.manifest.validation import RowProblem, validate_table
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.stores import explained
@@ -117,11 +118,13 @@ class _Writer:
         self.reason = ""
 
     def add(self, item: Clip | Rejection) -> None:
-        uri, fault = item.video_uri, None
+        uri, fault, views = item.video_uri, None, list[dict[str, Any]]()
         try:
             uri = uri and storage.absolute(uri)
+            if isinstance(item, Clip):
+                views = views_to_row(item.views, lambda view: stored_uri(storage.absolute(view), self.base))
         except StorageError as error:
-            fault = RowProblem(self.seen + len(self.buffer), item.clip_id, "video_uri", uri, error.expected)
+            fault = RowProblem(self.seen + len(self.buffer), item.clip_id, "video_uri", error.value, error.expected)
         if isinstance(item, Rejection):
             row = dict.fromkeys(BASE_SCHEMA.names)
             row |= {"clip_id": item.clip_id, "source": item.source, "video_uri": uri}
@@ -129,6 +132,7 @@ class _Writer:
         else:
             row = base_row(item)
             row["video_uri"] = uri and stored_uri(uri, self.base)
+            row["views"] = views
         if fault is not None:
             self._flush()
             self._reject(row, [fault])
@@ -137,6 +141,7 @@ class _Writer:
         assert isinstance(item, Clip)
         self.buffer.append((item, row))
         self.buffered_bytes += sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))
+        self.buffered_bytes += sum(len(signal["values"]) for signal in row["signals"] or ())
         full = len(self.buffer) >= min(FLUSH_ROWS, self.rows_per_file)
         if full or self.buffered_bytes >= FLUSH_BYTES:
             self._flush()

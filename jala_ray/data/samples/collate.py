@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jala_ray.batch import Batch
-from jala_ray.data.samples.layout import TOKEN_COLUMNS, Sequence
+from jala_ray.batch import SIGNALS, Batch
+from jala_ray.data.samples.layout import TOKEN_COLUMNS, Laid
 from jala_ray.types import UserError
 
 _FLAGS = ("state", "scored", "read")
@@ -19,28 +18,7 @@ _STORED = tuple(name for name in TOKEN_COLUMNS if name not in _FLAGS)
 """Its other columns; a batch has them as they are, but `block` as `hi`."""
 
 
-@dataclass
-class Laid:
-    """One sample, ready for a batch."""
-
-    plan_row: int
-    weight: float
-    sequence: Sequence
-    image: np.ndarray
-    """(3, H, W) uint8, v_1 for the backbone."""
-    boundaries: list[int]
-    """Boundary index (0..N) of every entry of `frames` (or `features`)."""
-    frames: np.ndarray | None = None
-    """(F, 3, h, w) uint8 for the perceivers' encoder."""
-    features: np.ndarray | None = None
-    """(F, P, Dv) features of the same boundaries (per-frame encoders)."""
-    pair_features: np.ndarray | None = None
-    """(1 + C, P, Dv): features of (v_0, v_0), then of every pair of the sequence (pair encoders)."""
-    still_features: np.ndarray | None = None
-    """(C, P, Dv): features of (v_t, v_t) for the same pairs; comes with `pair_features`."""
-
-
-def first_fit(lengths: Seq[int], capacity: int) -> list[list[int]]:
+def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Pack in the given order: every sample goes to the first row with room. Deterministic."""
     rows: list[list[int]] = []
     room: list[int] = []
@@ -70,14 +48,14 @@ def seen_until(sample: np.ndarray, block: np.ndarray) -> np.ndarray:
     return np.where(block >= 0, end, np.arange(width) + 1)
 
 
-def collate(samples: Seq[Laid], *, packing: bool, max_tokens: int, pad_multiple: int = 1) -> Batch:
+def collate(samples: Sequence[Laid], *, packing: bool, max_tokens: int, pad_multiple: int = 1) -> Batch:
     """Pack or pad `samples` into one batch; every sample's numbers are the same wherever it lies."""
-    lengths = [len(s.sequence) for s in samples]
+    lengths = [len(s) for s in samples]
     rows = first_fit(lengths, max_tokens) if packing else [[i] for i in range(len(samples))]
     width = max(sum(lengths[i] for i in row) for row in rows)
     width = -(-width // pad_multiple) * pad_multiple
     grid = _padding(len(rows), width)
-    pairs_before = np.cumsum([0, *(len(s.sequence.pairs) for s in samples)])
+    pairs_before = np.cumsum([0, *(len(s.pairs) for s in samples)])
     for r, row in enumerate(rows):
         start = 0
         for i in row:
@@ -90,12 +68,46 @@ def collate(samples: Seq[Laid], *, packing: bool, max_tokens: int, pad_multiple:
     grid["hi"] = seen_until(grid["sample"], grid.pop("block"))
     flags = {name: grid.pop(name) for name in _FLAGS}
     flags |= {"image": grid["image_k"] >= 0, "text": grid["text_target"] >= 0, "pair": grid["pair"] >= 0}
-    columns = {name: torch.from_numpy(column) for name, column in grid.items()}
-    columns |= {f"{name}_at": torch.from_numpy(np.flatnonzero(flag)) for name, flag in flags.items()}
+    lists = {f"{name}_at": np.flatnonzero(flag) for name, flag in flags.items()}
+    columns = {name: torch.from_numpy(column) for name, column in (grid | lists).items()}
+    columns["picture"] = torch.from_numpy(_pictures(samples, grid, lists["image_at"]))
     columns["weight"] = torch.tensor([s.weight for s in samples], dtype=torch.float32)
     columns["plan_row"] = torch.tensor([s.plan_row for s in samples])
-    columns["images"] = torch.from_numpy(np.stack([s.image for s in samples]))
-    return Batch.from_tensors(columns | _perceiver_inputs(samples))
+    columns["images"] = torch.from_numpy(np.concatenate([s.images for s in samples]))
+    signals = {SIGNALS + name: torch.from_numpy(array) for name, array in _signals(samples).items()}
+    return Batch.from_tensors(columns | _perceiver_inputs(samples) | signals)
+
+
+def _pictures(samples: Sequence[Laid], grid: dict[str, np.ndarray], at: np.ndarray) -> np.ndarray:
+    """(M,) int64: which of the batch's pictures each picture token is of. A picture is a run of `image_k` from 0 on."""
+    sample, k = grid["sample"].reshape(-1)[at], grid["image_k"].reshape(-1)[at]
+    counts = [len(s.images) for s in samples]
+    if len(counts) == sum(counts):  # one a sample, as mostly
+        return sample
+    first = k == 0
+    begun = np.flatnonzero(first)
+    place = np.cumsum(first) - 1
+    of = sample[begun]
+    before = np.array(
+        [np.flatnonzero(of == number)[0] for number in of]
+    )  # a sample's pictures lie in one piece of a row
+    within = np.arange(len(begun)) - before
+    return (np.cumsum([0, *counts])[of] + within)[place]
+
+
+def _signals(samples: Sequence[Laid]) -> dict[str, np.ndarray]:
+    """By name (S, ...). A sample that only fills the batch may lack one, and has zeros. Raises `UserError` where shapes or types differ."""
+    found = {}
+    for name in sorted({name for s in samples for name in s.signals}):
+        given = [s.signals.get(name) for s in samples]
+        kinds = {(array.dtype.name, array.shape) for array in given if array is not None}
+        lacking = any(array is None and s.weight > 0 for array, s in zip(given, samples, strict=True))
+        if len(kinds) != 1 or lacking:
+            shown = [*(f"{dtype} {list(shape)}" for dtype, shape in sorted(kinds)), *(["none"] if lacking else [])]
+            raise UserError(f"signal {name} of a batch", ", ".join(shown), "one dtype and shape in all samples")
+        ((dtype, shape),) = kinds
+        found[name] = np.stack([np.zeros(shape, dtype) if array is None else array for array in given])
+    return found
 
 
 def _padding(rows: int, width: int) -> dict[str, np.ndarray]:
@@ -106,22 +118,23 @@ def _padding(rows: int, width: int) -> dict[str, np.ndarray]:
 
 def _placed(sample: Laid, number: int, start: int, pairs_before: int) -> dict[str, np.ndarray | int]:
     """Columns and flags of a sample that lies from `start` on in its row."""
-    columns = sample.sequence.columns
+    columns = sample.columns
     pair = columns["pair"]
     return {
         **{name: columns[name] for name in (*_STORED, *_FLAGS)},
         "sample": number,
-        "position": np.arange(len(sample.sequence)),
+        "position": np.arange(len(sample)),
         "pair": np.where(pair >= 0, pair + pairs_before, -1),
         "lo": start,
     }
 
 
-def _perceiver_inputs(samples: Seq[Laid]) -> dict[str, Tensor]:
+def _perceiver_inputs(samples: Sequence[Laid]) -> dict[str, Tensor]:
     """Those fields of `PerceiverInputs` that there are."""
-    if samples[0].pair_features is not None:
-        stacks = [s.pair_features for s in samples if s.pair_features is not None]
-        stills = [s.still_features for s in samples if s.still_features is not None]
+    given = [s.pictures for s in samples]
+    if "pair_features" in given[0]:
+        stacks = [pictures["pair_features"] for pictures in given]
+        stills = [pictures["still_features"] for pictures in given]
         return {
             "first_features": torch.from_numpy(np.stack([f[0] for f in stacks])),
             "pair_features": torch.from_numpy(np.concatenate([f[1:] for f in stacks])),
@@ -132,13 +145,13 @@ def _perceiver_inputs(samples: Seq[Laid]) -> dict[str, Tensor]:
     pairs, first, base = [], [], 0
     for s in samples:
         row = {boundary: base + j for j, boundary in enumerate(s.boundaries)}
-        pairs += [(row[time], row[time + 1]) for time in s.sequence.pairs]
+        pairs += [(row[time], row[time + 1]) for time in s.pairs]
         first.append((row[0], row[0]))
         base += len(s.boundaries)
     columns = {
         "pairs": torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
         "first": torch.tensor(first, dtype=torch.int64),
     }
-    name = "frames" if samples[0].frames is not None else "frame_features"
-    arrays = [s.frames if s.frames is not None else s.features for s in samples]
-    return columns | {name: torch.from_numpy(np.concatenate([a for a in arrays if a is not None]))}
+    name = "frames" if "frames" in given[0] else "features"
+    arrays = torch.from_numpy(np.concatenate([pictures[name] for pictures in given]))
+    return columns | {"frames" if name == "frames" else "frame_features": arrays}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,18 +12,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from jala_ray.types import Clip, HandState, ManifestError, TaskType, UserError
+from jala_ray.types import Clip, Hand, HandState, ManifestError, Signal, TaskType, UserError
 
 if TYPE_CHECKING:
     from jala_ray.data.manifest.places import RowAddress
     from jala_ray.data.samples.assets import Assets
     from jala_ray.data.sampling.plan import PlanRow
     from jala_ray.storage import StorageOptions
-    from jala_ray.video.frames import Pictures, Wanted
+    from jala_ray.video.frames import Wanted
+    from jala_ray.video.picture import Size
+
+
+Pictures = dict[str, np.ndarray]
+"""By name: those of `layout.Laid.pictures`."""
 
 
 @dataclass
-class Example:
+class Sample:
     """A manifest row without its pictures: what drawing and laying out need."""
 
     clip_id: str
@@ -32,7 +37,7 @@ class Example:
     labelled: np.ndarray
     """(2, N) bool: hand-chunks with motion codes."""
     codes: np.ndarray
-    """(2, N, K) int64 motion ids, 0 where not labelled."""
+    """(2, N, K) int64 motion ids, 0 where not labelled; K is 0 without a motion tokenizer."""
     instructions: Sequence[str]
     description: str
     seconds: float
@@ -41,6 +46,13 @@ class Example:
     """Number in the manifest."""
     clip: Clip | None = None
     """The clip itself, where its pictures may come from a video."""
+    signals: Mapping[str, Signal] = field(default_factory=dict)
+    """What else was measured."""
+
+    @property
+    def hands(self) -> list[Hand]:
+        """Those that are not absent."""
+        return [hand for hand in Hand if self.states[hand] != HandState.ABSENT]
 
 
 @dataclass(frozen=True)
@@ -51,44 +63,36 @@ class BadRow:
     error: UserError
 
 
-@dataclass
-class Visuals:
-    """Pictures of one sample; the arrays of `collate.Laid`."""
-
-    image: np.ndarray
-    frames: np.ndarray | None = None
-    features: np.ndarray | None = None
-    pair_features: np.ndarray | None = None
-    still_features: np.ndarray | None = None
-
-
 @dataclass(frozen=True)
 class Look:
-    """What a sample needs to see of its example: boundary frames, and pairs (v_t, v_{t+delta}) by their t."""
+    """What is asked to be seen of a sample."""
 
-    example: Example
-    boundaries: Sequence[int]
-    """Beginning with 0, the clip's first frame; none where only v_0 for the backbone is needed."""
-    pairs: Sequence[int]
+    sample: Sample
+    boundaries: Sequence[int] = ()
+    """Of the main video, beginning with 0, the clip's first frame; none where no perceiver looks."""
+    pairs: Sequence[int] = ()
+    """Pairs (v_t, v_{t+delta}) by their t."""
+    views: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Pictures for the backbone, as `Laid.views`; empty: v_0."""
 
 
 class Source(Protocol):
-    """Random access to examples. What is wrong with a row comes back in its place, never as an exception."""
+    """Random access to samples. What is wrong with a row comes back in its place, never as an exception."""
 
     def expect(self, rows: Iterable[PlanRow]) -> None:
         """Rows that will be asked for soon, so that a source may begin to read them."""
         ...
 
-    def examples(self, rows: Sequence[PlanRow]) -> list[Example | BadRow]: ...
+    def samples(self, rows: Sequence[PlanRow]) -> list[Sample | BadRow]: ...
 
-    def visuals(self, looks: Sequence[Look]) -> Iterator[Visuals | UserError]:
-        """v_0 for the backbone; the encoder's frames or features of the boundaries, or of (v_0, v_0) and the pairs.
+    def pictures(self, looks: Sequence[Look]) -> Iterator[Pictures | UserError]:
+        """v_0 or the views for the backbone; the encoder's frames or features of the boundaries, or of (v_0, v_0) and the pairs.
 
         Reading begins when this is called, decoding when the results are taken.
         """
         ...
 
-    def blank(self) -> Visuals:
+    def blank(self) -> Pictures:
         """Black pictures of one boundary, for padding samples."""
         ...
 
@@ -138,9 +142,9 @@ class StoredRows:
         for row in rows:
             self._expected.pop(row.address, None)  # type: ignore[arg-type]
 
-    def visuals(self, looks: Sequence[Look]) -> Iterator[Visuals | UserError]:
+    def pictures(self, looks: Sequence[Look]) -> Iterator[Pictures | UserError]:
         """Looks at one clip that lie next to one another are read and decoded in one pass."""
-        return self._pictures([self._begin(list(group)) for _, group in groupby(looks, key=_video_span)])
+        return self._seen([self._begin(list(group)) for _, group in groupby(looks, key=_video_span)])
 
     def _begin(self, looks: list[Look]) -> _Group:
         wanted, packets = self._decoded(looks), None
@@ -154,14 +158,16 @@ class StoredRows:
         """What of a clip must come from its video."""
         spec = self.assets.spec
         boundaries = sorted({b for look in group for b in look.boundaries})
-        wanted = {"image": ((spec.image_size, spec.image_size), [0])}
+        first = any(not look.views for look in group)
+        wanted: dict[str, tuple[Size, Sequence[int]]] = {}
+        wanted |= {"image": ((spec.image_size, spec.image_size), [0])} if first else {}
         return wanted | ({"frames": ((spec.frame_size, spec.frame_size), boundaries)} if boundaries else {})
 
     def _stored(self, look: Look) -> Future[Any] | None:
         """What of a look is on its way from elsewhere than the video."""
         return None
 
-    def _pictures(self, groups: list[_Group]) -> Iterator[Visuals | UserError]:
+    def _seen(self, groups: list[_Group]) -> Iterator[Pictures | UserError]:
         for group in groups:
             try:
                 pictures = self._decode(group)
@@ -178,18 +184,32 @@ class StoredRows:
 
         return decode_clip(_clip(group.looks[0]), group.wanted, group.packets.result(), self.options)
 
-    def _taken(self, look: Look, wanted: Wanted, pictures: Pictures, stored: Future[Any] | None) -> Visuals | UserError:
+    def _taken(self, look: Look, wanted: Wanted, decoded: Pictures, stored: Future[Any] | None) -> Pictures | UserError:
         """A look's own pictures among those of its group."""
-        image = pictures["image"][0]
+        try:
+            own = {"image": self._of_views(look) if look.views else decoded["image"][0]}
+        except UserError as error:
+            return error
         if not look.boundaries:
-            return Visuals(image)
+            return own
         place = {boundary: i for i, boundary in enumerate(wanted["frames"][1])}
-        return Visuals(image, frames=pictures["frames"][[place[b] for b in look.boundaries]])
+        return own | {"frames": decoded["frames"][[place[b] for b in look.boundaries]]}
 
-    def blank(self) -> Visuals:
+    def _of_views(self, look: Look) -> np.ndarray:
+        """(M, 3, H, W): the pictures of a look's views, in their order."""
+        from jala_ray.video.frames import view_pictures
+
+        side = self.assets.spec.image_size
+        clip = _clip(look)
+        found = [view_pictures(clip, name, times, (side, side), self.options) for name, times in look.views.items()]
+        return np.concatenate(found)
+
+    def blank(self) -> Pictures:
         spec = self.assets.spec
-        image = np.zeros((3, spec.image_size, spec.image_size), np.uint8)
-        return Visuals(image, frames=np.zeros((1, 3, spec.frame_size, spec.frame_size), np.uint8))
+        return {
+            "image": np.zeros((3, spec.image_size, spec.image_size), np.uint8),
+            "frames": np.zeros((1, 3, spec.frame_size, spec.frame_size), np.uint8),
+        }
 
 
 class ManifestSource(StoredRows):
@@ -205,9 +225,9 @@ class ManifestSource(StoredRows):
 
         return rowfile.fetch(address, self.options)
 
-    def examples(self, rows: Sequence[PlanRow]) -> list[Example | BadRow]:
+    def samples(self, rows: Sequence[PlanRow]) -> list[Sample | BadRow]:
         self.expect(rows)
-        found: dict[int, Example | BadRow] = {}
+        found: dict[int, Sample | BadRow] = {}
         chunks: dict[int, np.ndarray] = {}
         for row in rows:
             if row.index in found:
@@ -216,7 +236,7 @@ class ManifestSource(StoredRows):
             try:
                 values = self._read(row)
                 name = str(values["clip_id"] or name)
-                found[row.index], chunks[row.index] = self._example(row.index, values)
+                found[row.index], chunks[row.index] = self._sample(row.index, values)
             except UserError as error:
                 found[row.index] = BadRow(name, error)
         self._release(rows)
@@ -229,8 +249,8 @@ class ManifestSource(StoredRows):
 
         return rowfile.unpack_row(self._payload(row))
 
-    def _example(self, row: int, values: dict[str, Any]) -> tuple[Example, np.ndarray]:
-        """The example, its codes still 0, and its labelled chunks (C, 15, 99) in the order of `codes[labelled]`."""
+    def _sample(self, row: int, values: dict[str, Any]) -> tuple[Sample, np.ndarray]:
+        """The sample, its codes still 0, and its labelled chunks (C, 15, 99) in the order of `codes[labelled]`."""
         from jala_ray.data.manifest.rows import row_to_clip
         from jala_ray.hands.resample import chunk_features
 
@@ -239,34 +259,38 @@ class ManifestSource(StoredRows):
         if not labelled.shape[1]:
             shown = f"{clip.model_seconds:.3f} s of model time"
             raise ManifestError("end_s", shown, "at least one chunk, 1 s of model time")
-        codes = np.zeros((*labelled.shape, self.assets.motion.K), np.int64)
+        codes = np.zeros((*labelled.shape, self._chunk_tokens), np.int64)
         states = (clip.hands[0].state, clip.hands[1].state)
-        example = Example(
+        sample = Sample(
             *(clip.clip_id, clip.task_type, states, labelled, codes),
-            *(clip.instructions, clip.description, float(labelled.shape[1]), row, clip),
+            *(clip.instructions, clip.description, float(labelled.shape[1]), row, clip, clip.signals),
         )
-        return example, features[labelled]
+        return sample, features[labelled]
 
-    def _tokenise(self, found: dict[int, Example | BadRow], chunks: dict[int, np.ndarray]) -> None:
-        """Fill in the codes by one call of the motion tokenizer; where it refuses, example by example."""
+    @property
+    def _chunk_tokens(self) -> int:
+        return 0 if self.assets.motion is None else self.assets.motion.K
+
+    def _tokenise(self, found: dict[int, Sample | BadRow], chunks: dict[int, np.ndarray]) -> None:
+        """Fill in the codes by one call of the motion tokenizer; where it refuses, sample by sample."""
         try:
             encoded = self._encode(list(chunks.values()))
         except UserError:
             encoded = [self._encode_one(features) for features in chunks.values()]
         for row, codes in zip(chunks, encoded, strict=True):
-            example = found[row]
-            assert isinstance(example, Example)
+            sample = found[row]
+            assert isinstance(sample, Sample)
             if isinstance(codes, UserError):
-                found[row] = BadRow(example.clip_id, codes)
+                found[row] = BadRow(sample.clip_id, codes)
             else:
-                example.codes[example.labelled] = codes
+                sample.codes[sample.labelled] = codes
 
     def _encode(self, chunks: list[np.ndarray]) -> list[np.ndarray]:
-        """Chunks (C, 15, 99) of each example -> their ids (C, K)."""
-        ends = np.cumsum([len(features) for features in chunks])
-        if not len(ends) or not ends[-1]:
-            return [np.zeros((0, self.assets.motion.K), np.int64) for _ in chunks]
-        ids = self.assets.motion.encode(torch.from_numpy(np.concatenate(chunks))).numpy()
+        """Chunks (C, 15, 99) of each sample -> their ids (C, K)."""
+        motion, ends = self.assets.motion, np.cumsum([len(features) for features in chunks])
+        if motion is None or not len(ends) or not ends[-1]:
+            return [np.zeros((len(features), self._chunk_tokens), np.int64) for features in chunks]
+        ids = motion.encode(torch.from_numpy(np.concatenate(chunks))).numpy()
         return np.split(ids, ends[:-1])
 
     def _encode_one(self, features: np.ndarray) -> np.ndarray | UserError:
@@ -277,8 +301,8 @@ class ManifestSource(StoredRows):
 
 
 def _clip(look: Look) -> Clip:
-    assert look.example.clip is not None
-    return look.example.clip
+    assert look.sample.clip is not None
+    return look.sample.clip
 
 
 def _video_span(look: Look) -> tuple[Any, ...]:

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 
 from jala_ray.config import DataConfig
 from jala_ray.data.manifest.examine import refuse_contradictions
-from jala_ray.data.manifest.places import PLACE, Catalogue, clip_hashes, selected
-from jala_ray.types import Domain, ManifestError, Split
+from jala_ray.data.manifest.places import ANY, PLACE, Catalogue, RowFilter, clip_hashes, selected
+from jala_ray.domains import DOMAIN_KINDS
+from jala_ray.types import ManifestError, Split
 
 if TYPE_CHECKING:
     from jala_ray.data.manifest.table import Manifest
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 _COLUMNS = ("split", "domain", "source", "task_type", "video_uri", "row_offset", "row_size", "row_crc")
 
 
-def catalogue(manifest: Manifest, data: DataConfig, split: Split, domain: Domain | None = None) -> Catalogue:
-    """Rows of a split (and domain) that have a video, with labels if `data.labels` asks for them; of the training split,
+def catalogue(manifest: Manifest, data: DataConfig, split: Split, wanted: RowFilter = ANY) -> Catalogue:
+    """Rows of a split that are wanted and have a video, with labels if `data.labels` asks for them; of the training split,
     `data.wild_fraction` of the wild clips. Read file by file, so that memory holds no text.
 
     Raises `ManifestError` when the training split has none, and where the Parquet files and the rows were changed apart.
@@ -31,21 +32,25 @@ def catalogue(manifest: Manifest, data: DataConfig, split: Split, domain: Domain
     names = [*_COLUMNS]
     names += ["left_labelled", "right_labelled"] if data.labels == "labelled_only" else []
     names += ["clip_id"] if fraction < 1 else []
+    names += ["signal_names"] if wanted.signals else []
     words: dict[tuple[str, str], int] = {}
     parts: list[Catalogue] = []
     hashes: list[np.ndarray] = []
     for number in range(len(manifest.row_files)):
         table = manifest.file_columns(number, names)
         keep = equals(table["split"], split) & table["video_uri"].is_valid().to_numpy()
-        if domain is not None:
-            keep &= equals(table["domain"], domain)
+        if wanted.domain is not None:
+            keep &= equals(table["domain"], wanted.domain)
+        for name in wanted.signals:
+            keep &= holds(table["signal_names"], name)
         if data.labels == "labelled_only":
             keep &= any_true(table["left_labelled"]) | any_true(table["right_labelled"])
         chosen = np.flatnonzero(keep)
         parts.append(_part(table, chosen, number, int(manifest.starts[number]), words))
         if fraction < 1:
             ids = pc.fill_null(table["clip_id"], "").take(pa.array(chosen)).to_pylist()
-            hashes.append(clip_hashes(ids, equals(table["domain"], "wild")[chosen]))
+            thinned = [name for name, kind in DOMAIN_KINDS.items() if kind.thinned]
+            hashes.append(clip_hashes(ids, np.any([equals(table["domain"], name) for name in thinned], axis=0)[chosen]))
     found = Catalogue(
         np.concatenate([part.place for part in parts]),
         np.concatenate([part.cell for part in parts]),
@@ -54,8 +59,8 @@ def catalogue(manifest: Manifest, data: DataConfig, split: Split, domain: Domain
         tuple(manifest.row_files),
     )
     found = selected(found, np.concatenate(hashes) if hashes else None, fraction)
-    if not len(found) and domain is None:
-        expected = f"at least one row of split {split!r} with a video"
+    if not len(found) and wanted.domain is None:
+        expected = f"at least one row of split {split!r} with a video{wanted.told}"
         raise ManifestError("data.manifest", manifest.path, expected, f"It has {len(manifest)} rows in all.")
     return found
 
@@ -90,6 +95,15 @@ def _coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     coded = column.unify_dictionaries().combine_chunks()
     words = [word or "" for word in coded.dictionary.to_pylist()]
     return pc.fill_null(coded.indices, len(words)).to_numpy(), [*words, ""]
+
+
+def holds(lists: pa.ChunkedArray, word: str) -> np.ndarray:
+    """(n,) bool: which rows of a list<string> column hold a word."""
+    column = lists.combine_chunks()
+    found = np.zeros(len(column), bool)
+    equal = pc.fill_null(pc.call_function("equal", [column.flatten(), pa.scalar(word)]), False)
+    found[column.value_parent_indices().to_numpy()[equal.to_numpy(zero_copy_only=False)]] = True
+    return found
 
 
 def any_true(lists: pa.ChunkedArray) -> np.ndarray:

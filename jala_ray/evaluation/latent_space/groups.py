@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jala_ray.data.manifest.table import Manifest
-from jala_ray.data.samples.source import Example
+from jala_ray.data.samples.source import Sample
 from jala_ray.data.sampling.catalogue import any_true, equals
 from jala_ray.types import HandState, Split
 
@@ -60,14 +60,14 @@ def _last(which: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return rows[np.argsort(which[rows], kind="stable")]
 
 
-def chunk_lot(example: Example, seed: int = 0) -> list[tuple[int, int]]:
+def chunk_lot(sample: Sample, seed: int = 0) -> list[tuple[int, int]]:
     """(hand, time) of up to `CHUNKS` chunks by lot, in the order of the sequence: labelled ones, where the clip has any, else all of its
     hands that are there.
     """
-    present = np.array([state != HandState.ABSENT for state in example.states])[:, None]
-    open_ = example.labelled if example.labelled.any() else present & np.ones_like(example.labelled)
+    present = np.array([state != HandState.ABSENT for state in sample.states])[:, None]
+    open_ = sample.labelled if sample.labelled.any() else present & np.ones_like(sample.labelled)
     times, hands = np.nonzero(open_.T)
-    lot = np.sort(np.random.default_rng((seed, example.row)).permutation(len(times))[:CHUNKS])
+    lot = np.sort(np.random.default_rng((seed, sample.row)).permutation(len(times))[:CHUNKS])
     return [(int(hands[i]), int(times[i])) for i in lot]
 
 

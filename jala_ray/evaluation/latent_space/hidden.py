@@ -3,59 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from jala_ray.batch import PerceiverInputs, rows_at
-from jala_ray.data.samples.collate import Laid, collate
-from jala_ray.data.samples.instructions import render
-from jala_ray.data.samples.layout import SampleText, build_sequence
-from jala_ray.data.samples.layout import Sequence as Tokens
-from jala_ray.data.samples.source import Example, Look, Visuals
-from jala_ray.data.sampling.draw import Draw
+from jala_ray.data.samples.collate import collate
+from jala_ray.data.samples.draw import Draw
+from jala_ray.data.samples.hand_recipe import HandRecipe
+from jala_ray.data.samples.layout import Laid
+from jala_ray.data.samples.source import Look, Pictures, Sample
 from jala_ray.objectives.base import Features, Objective
 from jala_ray.training.checkpoint import Loaded
 from jala_ray.training.learner import Learner
 from jala_ray.training.loop import autocast, to_device
-from jala_ray.types import Hand, HandState
+from jala_ray.types import Hand
 
 
 def device_of(learner: Learner) -> torch.device:
     return next(learner.parameters()).device
 
 
-def masked_tokens(loaded: Loaded, example: Example, hand: int, time: int, *, context: bool = True) -> Tokens:
+def masked_tokens(loaded: Loaded, sample: Sample, hand: int, time: int, *, context: bool = True) -> Laid:
     """The sequence up to one chunk of a hand that is there, fully masked and the only one scored; earlier labelled ones are intact
     with `context`, else masked as those of a clip without labels are.
 
     Later chunks are left out: nothing before them sees them. Untracked chunks are masked, as in training. Every clip is told the same
     template, whatever its task type. Raises `UserError` for a clip without an instruction.
     """
-    assets, upto = loaded.assets, slice(0, time + 1)
-    labelled, codes = example.labelled[:, upto] & context, example.codes[:, upto]
+    upto = slice(0, time + 1)
+    labelled, codes = sample.labelled[:, upto] & context, sample.codes[:, upto]
     target = np.zeros(codes.shape, bool)
     target[hand, time] = True
     chance = Draw(0, 0, 0, (Hand(hand), time), target | ~labelled[..., None], target, np.zeros_like(target))
-    words = example.instructions[0] if len(example.instructions) else ""
-    hands = [side for side in Hand if example.states[side] != HandState.ABSENT]
-    text = SampleText(render("generation", 0, instruction=words, seconds=example.seconds, hands=hands))
-    return build_sequence(
-        *("generation", text, example.states, labelled, codes, chance),
-        tokenizer=assets.text,
-        vocab=assets.spec.vocab,
-        layout=loaded.config.objective.layout,
-        image_tokens=assets.spec.image_tokens,
-    )
+    told = replace(sample, task="generation", labelled=labelled, codes=codes)
+    return HandRecipe(loaded.config, loaded.assets).lay_out(told, chance)
 
 
 @dataclass(frozen=True)
 class Masked:
     """One chunk to be read in one forward pass."""
 
-    tokens: Tokens
+    laid: Laid
     image: np.ndarray
     """(3, H, W) uint8, v_1 for the backbone."""
     first: Tensor
@@ -75,12 +66,11 @@ class Sight:
         self.loaded = loaded
         self.learner = Learner(loaded.learner.vla, loaded.learner.encoder, _Frozen())
 
-    def features(self, look: Look, pictures: Visuals, *, still: bool = True) -> Features:
+    def features(self, look: Look, pictures: Pictures, *, still: bool = True) -> Features:
         """Frozen features of (v_0, v_0), one row, and of the look's pairs, C rows."""
         place = {boundary: i for i, boundary in enumerate(look.boundaries)}
-        assert pictures.frames is not None
         given = PerceiverInputs(
-            frames=torch.from_numpy(pictures.frames),
+            frames=torch.from_numpy(pictures["frames"]),
             first=torch.tensor([[place[0], place[0]]]),
             pairs=torch.tensor([[place[time], place[time + 1]] for time in look.pairs]),
         )
@@ -100,7 +90,9 @@ def hidden_means(
     `compared`: of each position what alignment compares with z, which a head of its own may have made of h.
     """
     config, learner, device = loaded.config, loaded.learner, device_of(loaded.learner)
-    laid = [Laid(0, 1.0, chunk.tokens, chunk.image, []) for chunk in chunks]
+    laid = [
+        replace(chunk.laid, boundaries=(), pairs=(), pictures={"image": chunk.image}, plan_row=0) for chunk in chunks
+    ]
     batch = collate(laid, packing=False, max_tokens=config.data.max_tokens, pad_multiple=config.data.pad_multiple)
     batch = to_device(batch, device)
     first = torch.stack([chunk.first for chunk in chunks])

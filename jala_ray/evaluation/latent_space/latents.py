@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from jala_ray.config import DataConfig, PerceiverConfig
 from jala_ray.data.manifest.table import Manifest, batched
-from jala_ray.data.samples.layout import Sequence as Tokens
-from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource
+from jala_ray.data.samples.layout import Laid
+from jala_ray.data.samples.source import BadRow, Look, ManifestSource, Sample
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.evaluation.bootstrap import RESAMPLES
@@ -165,38 +165,38 @@ class _Collector:
     def add(self, source: ManifestSource, rows: Sequence[PlanRow], batch: int) -> None:
         """Read the labelled chunks of some rows whose clips were not read before."""
         looks: list[Look] = []
-        tokens: list[list[Tokens]] = []
-        for example in source.examples(rows):
+        tokens: list[list[Laid]] = []
+        for sample in source.samples(rows):
             try:
-                if isinstance(example, BadRow):
-                    raise example.error
-                if example.labelled.any() and example.clip_id not in self.done:
-                    tokens.append(self._tokens(example))
-                    looks.append(_look(example))
-                    self.done.add(example.clip_id)
+                if isinstance(sample, BadRow):
+                    raise sample.error
+                if sample.labelled.any() and sample.clip_id not in self.done:
+                    tokens.append(self._tokens(sample))
+                    looks.append(_look(sample))
+                    self.done.add(sample.clip_id)
             except UserError as error:
-                self._fail(example.clip_id, error)
+                self._fail(sample.clip_id, error)
         waiting: list[Masked] = []
-        for look, sequences, pictures in zip(looks, tokens, source.visuals(looks), strict=True):
+        for look, sequences, pictures in zip(looks, tokens, source.pictures(looks), strict=True):
             if isinstance(pictures, UserError):
-                self._fail(look.example.clip_id, pictures)
+                self._fail(look.sample.clip_id, pictures)
                 continue
             features = self.sight.features(look, pictures)
             for name, column in self._columns(look, features).items():
                 self.columns[name].append(column)
-            waiting += [Masked(sequence, pictures.image, features.first[0]) for sequence in sequences]
+            waiting += [Masked(sequence, pictures["image"], features.first[0]) for sequence in sequences]
         for chunks in batched(waiting, batch):
             for layer, means in hidden_means(self.loaded, chunks, self.layers).items():
                 self.h[layer].append(means)
 
-    def _tokens(self, example: Example) -> list[Tokens]:
+    def _tokens(self, sample: Sample) -> list[Laid]:
         """Of every labelled chunk in the order of `_places`; [] where h is not read."""
-        places = zip(*_places(example), strict=True) if self.layers else ()
-        return [masked_tokens(self.loaded, example, hand, time) for hand, time in places]
+        places = zip(*_places(sample), strict=True) if self.layers else ()
+        return [masked_tokens(self.loaded, sample, hand, time) for hand, time in places]
 
     def _columns(self, look: Look, features: Features) -> dict[str, np.ndarray]:
         """Everything but h of the clip's labelled chunks, (C, ...) each."""
-        clip, (hands, times) = look.example.clip, _places(look.example)
+        clip, (hands, times) = look.sample.clip, _places(look.sample)
         assert clip is not None
         pair = np.searchsorted(look.pairs, times)
         columns = {name: np.full(len(times), getattr(clip, name)) for name in ("clip_id", "source", "domain")}
@@ -264,16 +264,16 @@ def collect(
     return collector.latents()
 
 
-def _places(example: Example) -> tuple[np.ndarray, np.ndarray]:
+def _places(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """hand (C,) and time (C,) of the labelled chunks, in the order of the sequence: L1 R1 L2 R2 ..."""
-    times, hands = np.nonzero(example.labelled.T)
+    times, hands = np.nonzero(sample.labelled.T)
     return hands, times
 
 
-def _look(example: Example) -> Look:
+def _look(sample: Sample) -> Look:
     """The first frame and the boundaries of every labelled chunk."""
-    times = np.flatnonzero(example.labelled.any(axis=0)).tolist()
-    return Look(example, sorted({0, *times, *(time + 1 for time in times)}), times)
+    times = np.flatnonzero(sample.labelled.any(axis=0)).tolist()
+    return Look(sample, sorted({0, *times, *(time + 1 for time in times)}), times)
 
 
 def summary(latents: Latents, seed: int = 0) -> dict[str, Any]:

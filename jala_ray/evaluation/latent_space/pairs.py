@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from jala_ray.data.manifest.table import Manifest, batched
-from jala_ray.data.samples.source import BadRow, Example, Look, ManifestSource, Visuals
+from jala_ray.data.samples.source import BadRow, Look, ManifestSource, Pictures, Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.evaluation.latent_space.groups import Rows, chunk_lot
 from jala_ray.evaluation.latent_space.hidden import Masked, Sight, hidden_means, masked_tokens
@@ -88,42 +88,42 @@ class _Reader:
 
     def add(self, group: str, rows: list[PlanRow]) -> None:
         waiting: list[Masked] = []
-        for example, chunks, pictures, look in self._looked(rows):
+        for sample, chunks, pictures, look in self._looked(rows):
             try:
-                tokens = [masked_tokens(self.loaded, example, *chunk, context=False) for chunk in chunks]
+                tokens = [masked_tokens(self.loaded, sample, *chunk, context=False) for chunk in chunks]
             except UserError as error:
-                self._fail(example.clip_id, error)
+                self._fail(sample.clip_id, error)
                 continue
             hands, times = np.array(chunks).T
             z, first = self._targets(look, pictures)
             self.z.append(z[np.searchsorted(look.pairs, times), hands])
-            waiting += [Masked(sequence, pictures.image, first) for sequence in tokens]
-            assert example.clip is not None
-            facts = (example.clip_id, example.clip.source, example.clip.domain)
+            waiting += [Masked(sequence, pictures["image"], first) for sequence in tokens]
+            assert sample.clip is not None
+            facts = (sample.clip_id, sample.clip.source, sample.clip.domain)
             self.entries += [(*facts, hand, time) for hand, time in chunks]
             self.groups += [group] * len(chunks)
         for chunks in batched(waiting, self.batch):
             self.h.append(hidden_means(self.loaded, chunks, (self.layer,), compared=True)[self.layer])
 
-    def _looked(self, rows: list[PlanRow]) -> Iterator[tuple[Example, list[tuple[int, int]], Visuals, Look]]:
+    def _looked(self, rows: list[PlanRow]) -> Iterator[tuple[Sample, list[tuple[int, int]], Pictures, Look]]:
         """Clips that can be read, with the chunks that are wanted of each and their frames."""
         looks: list[Look] = []
         wanted: list[list[tuple[int, int]]] = []
-        for example in self.source.examples(rows):
-            if isinstance(example, BadRow):
-                self._fail(example.clip_id, example.error)
-            elif chunks := chunk_lot(example, self.seed):
+        for sample in self.source.samples(rows):
+            if isinstance(sample, BadRow):
+                self._fail(sample.clip_id, sample.error)
+            elif chunks := chunk_lot(sample, self.seed):
                 times = sorted({time for _, time in chunks})
-                looks.append(Look(example, sorted({0, *times, *(time + 1 for time in times)}), times))
+                looks.append(Look(sample, sorted({0, *times, *(time + 1 for time in times)}), times))
                 wanted.append(chunks)
-        for look, chunks, pictures in zip(looks, wanted, self.source.visuals(looks), strict=True):
+        for look, chunks, pictures in zip(looks, wanted, self.source.pictures(looks), strict=True):
             if isinstance(pictures, UserError):
-                self._fail(look.example.clip_id, pictures)
+                self._fail(look.sample.clip_id, pictures)
             else:
-                yield look.example, chunks, pictures, look
+                yield look.sample, chunks, pictures, look
 
     @torch.no_grad()
-    def _targets(self, look: Look, pictures: Visuals) -> tuple[np.ndarray, torch.Tensor]:
+    def _targets(self, look: Look, pictures: Pictures) -> tuple[np.ndarray, torch.Tensor]:
         """(C, 2 hands, D) float32 of the look's pairs, means over the K positions; and the features of (v_0, v_0)."""
         objective = self.loaded.learner.objective
         features = self.sight.features(look, pictures, still=objective.needs_still)

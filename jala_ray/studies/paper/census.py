@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from jala_ray.config import DataConfig, RunConfig
-from jala_ray.data.manifest.places import Catalogue
+from jala_ray.data.manifest.places import Catalogue, RowFilter
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import Plan
@@ -55,9 +55,13 @@ class Census:
 
 def census(manifest: Manifest, data: DataConfig, samples: int | None) -> Census:
     """Of a manifest, with the filters that all runs share."""
-    every: dict[Domain, int] = {domain: len(catalogue(manifest, data, "train", domain)) for domain in DOMAINS}
+    every: dict[Domain, int] = {
+        domain: len(catalogue(manifest, data, "train", RowFilter(domain))) for domain in DOMAINS
+    }
     labels = replace(data, labels="labelled_only")
-    labelled: dict[Domain, int] = {domain: len(catalogue(manifest, labels, "train", domain)) for domain in DOMAINS}
+    labelled: dict[Domain, int] = {
+        domain: len(catalogue(manifest, labels, "train", RowFilter(domain))) for domain in DOMAINS
+    }
     try:
         rows = rows_to_evaluate(manifest, "val", samples)
     except ManifestError:

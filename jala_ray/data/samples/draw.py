@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jala_ray.config import LayoutSpec, MaskingConfig
-from jala_ray.types import Hand, HandState, TaskType
+from jala_ray.tasks import TASKS
+from jala_ray.types import Hand, HandState
+
+if TYPE_CHECKING:
+    from jala_ray.data.samples.source import Sample
 
 
 @dataclass(frozen=True)
@@ -35,36 +40,27 @@ def generator(seed: int, epoch: int, plan_row: int) -> np.random.Generator:
     return np.random.default_rng((seed, epoch, plan_row))
 
 
-def draw(
-    rng: np.random.Generator,
-    task: TaskType,
-    states: tuple[HandState, HandState],
-    labelled: np.ndarray,
-    chunk_tokens: int,
-    *,
-    n_templates: int,
-    n_instructions: int,
-    layout: LayoutSpec,
-) -> Draw:
+def draw(rng: np.random.Generator, sample: Sample, chunk_tokens: int, layout: LayoutSpec) -> Draw:
     """Choose template, target and masks for one sample.
 
-    `labelled` (2, N) bool says which hand-chunks have motion codes. Hybrid masking (METHOD 4): the target is one labelled
+    `sample.labelled` (2, N) bool says which hand-chunks have motion codes. Hybrid masking (METHOD 4): the target is one labelled
     hand-chunk, uniformly; earlier chunks stay intact; in it each token is masked with a ratio drawn from `ratios`,
     at least one; each token of later chunks with probability `after`. Untracked chunks are masked throughout and
-    aligned throughout; so are all chunks of a layout without labels. Description aligns nothing, and masks nothing else.
+    aligned throughout; so are all chunks of a layout without labels. A task that answers aligns nothing, and masks nothing else.
     """
-    labelled = labelled & layout.labels
+    kind, labelled = TASKS[sample.task], sample.labelled & layout.labels
     n = labelled.shape[1]
-    template, instruction = int(rng.integers(n_templates)), int(rng.integers(max(n_instructions, 1)))
-    prompt = int(rng.integers(1, n)) if task == "continuation" and n >= 2 else 0
+    template = int(rng.integers(len(kind.templates)))
+    instruction = int(rng.integers(max(len(sample.instructions), 1)))
+    prompt = int(rng.integers(1, n)) if kind.given == "beginning" and n >= 2 else 0
 
     shape = (2, n, chunk_tokens)
     masked, scored, aligned = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
-    present = np.array([state != HandState.ABSENT for state in states])
+    present = np.array([state != HandState.ABSENT for state in sample.states])
     untracked = present[:, None] & ~labelled
     masked[untracked] = True
     target = None
-    if task != "description":
+    if not kind.answers:
         aligned[untracked] = layout.pairs
         if layout.masking is not None:
             target = _mask_hybrid(rng, labelled, prompt, masked, scored, layout.masking)

@@ -1,0 +1,91 @@
+"""How an objective's rows become batches, from steps that objectives share: read -> normalise or tokenise -> draw -> lay out -> collate.
+
+Reading and tokenising is the source's (`source.py`, `cache/source.py`), the same for all. The rest is the objective's recipe: the run with
+Ray and the one without, over a manifest or a cache, and generation all run it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from jala_ray.batch import Batch
+from jala_ray.config import ObjectiveConfig, RunConfig
+from jala_ray.data.samples.assets import Assets
+from jala_ray.data.samples.collate import collate
+from jala_ray.data.samples.instructions import render
+from jala_ray.data.samples.layout import Laid, SampleText, Turns
+from jala_ray.data.samples.signals import SignalStatistics
+from jala_ray.data.samples.source import Sample
+from jala_ray.tasks import TASKS
+from jala_ray.types import Signal, UserError
+
+C = TypeVar("C")
+
+
+class Recipe(ABC, Generic[C]):
+    """Made once in every process that makes batches. `C` is what chance decides for a sample."""
+
+    def __init__(self, config: RunConfig, assets: Assets) -> None:
+        self.config, self.assets, self.spec = config, assets, assets.spec
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, sample: Sample) -> C:
+        """What chance decides. The generator is the sample's own, so that neither workers nor restarts matter."""
+
+    @abstractmethod
+    def lay_out(self, sample: Sample, chance: C) -> Laid:
+        """Everything of a sample but its pictures, and which pictures it wants. Raises `UserError` for a sample that can't be used."""
+
+    @abstractmethod
+    def padding(self) -> Laid:
+        """A sample that only fills a batch, without its pictures."""
+
+    def collate(self, laid: Sequence[Laid]) -> Batch:
+        """One micro-batch of samples with their pictures."""
+        data = self.config.data
+        return collate(laid, packing=data.packing, max_tokens=data.max_tokens, pad_multiple=data.pad_multiple)
+
+    # --- steps to build with ------------------------------------------------------------------------------------------
+
+    def words(self, sample: Sample, template: int, instruction: int) -> SampleText:
+        """What is said, by numbers of a template of the sample's task and of one of its instructions."""
+        words = sample.instructions[instruction] if len(sample.instructions) else ""
+        user = render(sample.task, template, instruction=words, seconds=sample.seconds, hands=sample.hands)
+        return SampleText(user, sample.description if TASKS[sample.task].answers else "")
+
+    def turns(self) -> Turns:
+        """An empty sequence to add to."""
+        return Turns(self.assets.text)
+
+    def signal(self, sample: Sample, name: str) -> Signal:
+        """Raises `UserError` that names the objective where the sample has none of the name."""
+        if name not in sample.signals:
+            remedy = (
+                f"The objective {self.config.objective.kind} reads it. See docs/manifest.md, or leave such rows out."
+            )
+            held = ", ".join(sorted(sample.signals)) or "no signals"
+            raise UserError(f"signals of {sample.clip_id}", held, f"{name!r} among them", remedy)
+        return sample.signals[name]
+
+    def statistics(self, name: str) -> SignalStatistics:
+        """Of a signal over the training rows. Raises `UserError` where the run has none of the name."""
+        known = self.assets.statistics.signals if self.assets.statistics is not None else {}
+        if name not in known:
+            remedy = f"The objective {self.config.objective.kind} must name it in `signals`."
+            raise UserError("signal statistics", ", ".join(known) or "none", f"{name!r} among them", remedy)
+        return known[name]
+
+
+def recipe_of(config: RunConfig, assets: Assets) -> Recipe[Any]:
+    """The recipe of a run's objective."""
+    return load_recipe(config.objective)(config, assets)
+
+
+def load_recipe(objective: ObjectiveConfig) -> type[Recipe[Any]]:
+    module, _, name = objective.recipe.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,6 @@
+"""Video of everyday life, slowed (METHOD 1)."""
+
+from jala_ray.domains.base import DOMAIN_KINDS, DomainKind
+from jala_ray.types import WILD_TIME_SCALE
+
+DOMAIN_KINDS.register("wild", place=2)(DomainKind("Wild", WILD_TIME_SCALE, thinned=True))
