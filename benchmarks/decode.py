@@ -36,7 +36,7 @@ from jala_ray.types import PacketIndex
 from jala_ray.video.decode import VideoReader
 from jala_ray.video.packets import PacketScan, decode_packets, fetch_packets
 from jala_ray.video.picture import Picture
-from jala_ray.video.transcode import Span, Transcoded, transcode_spans
+from jala_ray.video.transcode import Transcoded, TranscodeSpan, transcode_spans
 from jala_ray.video.write import write_mp4
 
 FPS, SECONDS = 30, 10
@@ -103,7 +103,7 @@ def measure(folder: Path, size: tuple[int, int]) -> dict[str, list[float]]:
     """Seconds of every side; all of them give the same pair, the prepared clip's within its compression."""
     original, prepared = folder / "original.mp4", folder / "prepared.mp4"
     write_mp4(original, shots(*size), FPS, gop=250, bframes=2)
-    span = Span(0.0, float(SECONDS), prepared)
+    span = TranscodeSpan(0.0, float(SECONDS), prepared)
     results = list(transcode_spans(original, [span], 15, gop=15, short_side=size[0], crf=23, preset="veryfast"))
     assert isinstance(results[0], Transcoded), results
     pair = [float(second) for second in PAIR]

@@ -280,12 +280,12 @@ def work_through(
         return
     stored = ray.put(list(items))  # once a node, not once a task
 
-    class Stage:
+    class EachItem:
         def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
             torch.set_num_threads(max(1, int(num_cpus)))
             return {"result": [json.dumps(work(ray.get(stored)[int(i)])) for i in batch["id"]]}
 
-    stage: Any = Stage().__call__
+    stage: Any = EachItem().__call__
     options: dict[str, Any] = {"num_cpus": num_cpus}
     if num_gpus:
         gpus = ray.cluster_resources().get("GPU", 0.0)
@@ -293,7 +293,7 @@ def work_through(
             remedy = "On a cluster that grows on demand, start a GPU node first."
             raise UserError("GPUs a task", num_gpus, f"at most the cluster's {gpus:g}", remedy)
         actors = ray.data.ActorPoolStrategy(min_size=1, max_size=min(int(gpus / num_gpus), len(items)))
-        stage, options = Stage, {"num_gpus": num_gpus, "compute": actors}
+        stage, options = EachItem, {"num_gpus": num_gpus, "compute": actors}
     dataset = ray.data.range(len(items), override_num_blocks=len(items))
     dataset = dataset.map_batches(stage, batch_size=1, **options)
     settled(dataset.context)

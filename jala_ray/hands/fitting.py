@@ -41,7 +41,7 @@ class FitWeights:
 
 
 @dataclass(frozen=True)
-class FitResult:
+class FittedTrack:
     """A fitted track: theta (T, 15, 3), rot (T, 3) in rad, wrist joint (T, 3) in m, beta (10,), float32.
 
     residual_m (T,) is each frame's mean distance between given and fitted joints; NaN, and the pose zero, on
@@ -65,7 +65,7 @@ def fit_mano(
     weights: FitWeights | None = None,
     iterations: int = 100,
     learning_rate: float = 0.02,
-) -> FitResult:
+) -> FittedTrack:
     """Poses and one shape for joints (T, 21, 3), metres, MANO_ORDER, in any fixed frame.
 
     valid (T,) bool or None for all; frames with a NaN joint are left out as well. hand: None for the shipped
@@ -98,7 +98,7 @@ def fit_mano(
         return out
 
     canonical_rot = matrix_to_axis_angle(axis_angle_to_matrix(rot))
-    return FitResult(
+    return FittedTrack(
         spread(theta, 0.0),
         spread(canonical_rot, 0.0),
         spread(wrist, 0.0),

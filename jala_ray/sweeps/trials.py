@@ -18,7 +18,7 @@ from jala_ray.parsing import from_dict, override, to_dict
 from jala_ray.rows import load_row
 from jala_ray.storage import StorageOptions
 from jala_ray.sweeps.driver import FINAL, Report, kept
-from jala_ray.sweeps.metrics import PROBE, Metric, motion_metric
+from jala_ray.sweeps.metrics import PROBE, TrialMetric, motion_metric
 from jala_ray.sweeps.spaces import Base
 from jala_ray.training import history
 from jala_ray.training.setup import run_folder, storage_options
@@ -42,7 +42,7 @@ class RunTrials:
     base: Base
     report_every: int
     """Steps between two validations, each with a checkpoint: a report of what was not committed could not be repeated."""
-    metrics: tuple[Metric, ...]
+    metrics: tuple[TrialMetric, ...]
     samples: int | None = None
     """Held-out clips a domain that final metrics are measured on."""
     retries: int = 0

@@ -31,7 +31,7 @@ _SCALE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
 
 
 @dataclass(frozen=True)
-class Span:
+class TranscodeSpan:
     """A stretch of a video and the local file it shall become."""
 
     start_s: float
@@ -44,7 +44,7 @@ class Span:
 class Transcoded:
     """A span that was written."""
 
-    span: Span
+    span: TranscodeSpan
     frames: int
     height: int
     width: int
@@ -54,7 +54,7 @@ class Transcoded:
 class FailedSpan:
     """A span that was not written, as its frames cannot be had, and why."""
 
-    span: Span
+    span: TranscodeSpan
     error: VideoError
     frames: int
     """How many of its frames, from its first on, can be had."""
@@ -62,7 +62,7 @@ class FailedSpan:
 
 def transcode_spans(
     uri: str | os.PathLike[str],
-    spans: Sequence[Span],
+    spans: Sequence[TranscodeSpan],
     rate: float | Fraction,
     *,
     gop: int,
@@ -100,7 +100,7 @@ def transcode_spans(
 
 
 def _transcode(
-    source: _Source, spans: Sequence[Span], rate: Fraction, settings: dict
+    source: _Source, spans: Sequence[TranscodeSpan], rate: Fraction, settings: dict
 ) -> Iterator[Transcoded | FailedSpan]:
     writers: dict[int, Mp4Writer] = {}
     failed: set[int] = set()
@@ -134,7 +134,7 @@ def _transcode(
             writer.discard()
 
 
-def _times(span: Span, rate: Fraction, place: int) -> Iterator[tuple[float, int, float, bool]]:
+def _times(span: TranscodeSpan, rate: Fraction, place: int) -> Iterator[tuple[float, int, float, bool]]:
     """A span's frames: when each is to be read, the span's place, the frame's presentation time, and whether it is the last."""
     start = Fraction(span.start_s)
     count = math.floor((Fraction(span.end_s) - start) * rate + Fraction(1, 1_000_000))

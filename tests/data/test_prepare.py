@@ -16,8 +16,8 @@ import pytest
 from jala_ray.data.adapters.video_folder import VideoFolder
 from jala_ray.data.manifest.table import write_manifest
 from jala_ray.data.manifest.writing import Part
-from jala_ray.data.prepare.job import Piece, Preparation, PrepareConfig
-from jala_ray.data.prepare.progress import Meter, clock
+from jala_ray.data.prepare.job import Preparation, PrepareConfig, VideoPiece
+from jala_ray.data.prepare.progress import PieceMeter, clock
 from jala_ray.storage import StorageOptions
 from jala_ray.training.parts import do_parts
 from jala_ray.types import ConfigError, StorageError
@@ -271,12 +271,12 @@ def test_a_store_that_fails_leaves_no_part(damaged: Path, tmp_path: Path) -> Non
 
 
 def test_a_log_gets_a_line_every_twentieth(capsys: pytest.CaptureFixture[str]) -> None:
-    pieces = [Piece(str(i), f"{i}.mp4", 1.0) for i in range(200)]
+    pieces = [VideoPiece(str(i), f"{i}.mp4", 1.0) for i in range(200)]
     facts = {"weight": 1.0, "clips": 2, "rejected": 0, "seconds": 5.0, "bytes": 10, "notes": [], "error": ""}
     results = {piece: facts | {"part": piece.video} for piece in pieces}
     results[pieces[150]] |= {"error": "no room", "clips": 0}
     with pytest.raises(StorageError, match=r"1 of 200 pieces: got 'no room', .*only what is missing"):
-        do_parts(pieces, results.__getitem__, StorageOptions(), Meter(pieces), local=True)
+        do_parts(pieces, results.__getitem__, StorageOptions(), PieceMeter(pieces), local=True)
     out, err = capsys.readouterr()
     *lines, summary = out.splitlines()
     assert len(lines) == 20 and summary == "prepared 16:40 of video, 0.0 MB, in 0:00"

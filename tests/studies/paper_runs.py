@@ -10,7 +10,7 @@ from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.parsing import override, to_dict
 from jala_ray.presets import TINY
 from jala_ray.studies.paper.asked import PaperStudy
-from jala_ray.studies.paper.plan import Study, plan_study
+from jala_ray.studies.paper.plan import PlannedStudy, plan_study
 from tests.end_to_end.conftest import World
 from tests.support import small
 
@@ -48,7 +48,7 @@ def begins(world: World, root: Path, **values: object) -> list[str]:
     ]
 
 
-def planned(words: list[str], *more: str) -> Study:
+def planned(words: list[str], *more: str) -> PlannedStudy:
     return plan_study(PaperStudy.read([*words[2:], *more], "jala"))
 
 

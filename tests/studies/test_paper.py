@@ -22,7 +22,7 @@ from jala_ray.studies.paper.asked import PaperStudy, begun_from
 from jala_ray.studies.paper.census import census, exposure, fitted
 from jala_ray.studies.paper.findings import of_settings, unequal, worse_than_still
 from jala_ray.studies.paper.plan import plan_study
-from jala_ray.studies.paper.results import Found, interval, printed_step, shown
+from jala_ray.studies.paper.results import TableScores, interval, printed_step, shown
 from jala_ray.studies.paper.rows import CONTROL, ROWS, TABLE, changes, table
 from jala_ray.types import DOMAINS, ConfigError, ManifestError
 from tests.end_to_end.conftest import World
@@ -232,7 +232,7 @@ def test_intervals_of_few_clips_are_shown_nowhere() -> None:
     assert shown(found) == "1.00 [0.50, 2.00]" and shown(found | {"clips": MIN_CLIPS - 1}) == "1.00"
 
 
-def planted(errors: dict[str, tuple[float, ...]]) -> Found:
+def planted(errors: dict[str, tuple[float, ...]]) -> TableScores:
     """Rows with an error for each seed, over clips with their own difficulty; one run has failed on a clip."""
     rng = np.random.default_rng(0)
     clips, difficulty = [f"clip{i}" for i in range(8)], rng.normal(10, 3, 8)
@@ -251,7 +251,7 @@ def planted(errors: dict[str, tuple[float, ...]]) -> Found:
         "values": values,
         "failed": {"clip0": "torn"},
     }
-    return Found(found)
+    return TableScores(found)
 
 
 def test_differences_are_paired_by_clip_and_seed() -> None:

@@ -31,7 +31,7 @@ from jala_ray.studies.paper.asked import PaperStudy
 from jala_ray.studies.paper.cost import costs
 from jala_ray.studies.paper.findings import STARTED, of_study
 from jala_ray.studies.paper.plan import plan_study
-from jala_ray.studies.paper.results import Found, analyse, load
+from jala_ray.studies.paper.results import TableScores, analyse, load
 from jala_ray.studies.paper.rows import ROWS, TABLE
 from jala_ray.training import history, local
 from jala_ray.training.estimate import step_seconds
@@ -104,7 +104,7 @@ def test_the_page_counts_steps_as_the_listing_does(world: World, straight: Path)
         row: {s: {**one, "config": one["config"] | own} for s, one in of.items()}
         for row, of in load(counted).runs.items()
     }
-    found = analyse(counted, Found(runs))
+    found = analyse(counted, TableScores(runs))
     steps = {row: facts["reads"]["steps"] for row, facts in found["rows"].items()}
     left = {row: 0.87 ** steps[row] for row in ("next_token", "dino")}
     assert left["dino"] < STARTED < left["next_token"]

@@ -25,10 +25,19 @@ from jala_ray.studies.alignment import asked, runs
 from jala_ray.studies.alignment import encoder as encoding
 from jala_ray.studies.alignment.__main__ import main
 from jala_ray.studies.alignment.gates import GateFailed
-from jala_ray.studies.alignment.probing import Pairs, probe
+from jala_ray.studies.alignment.probing import FramePairs, probe
 from jala_ray.studies.alignment.size import CPU, GPU, MIXTURE, SIZES, SMOKE, ema_alpha
-from jala_ray.studies.alignment.stages import Study, done, stage, write_json
-from jala_ray.studies.alignment.variants import TIERS, Job, configs, described, jobs, last_checkpoint, named, variants
+from jala_ray.studies.alignment.stages import StudyFolder, done, stage, write_json
+from jala_ray.studies.alignment.variants import (
+    TIERS,
+    StudyJob,
+    configs,
+    described,
+    jobs,
+    last_checkpoint,
+    named,
+    variants,
+)
 from jala_ray.studies.alignment.world import PARTS
 from jala_ray.types import ConfigError, UserError
 from tests.studies.test_study_findings import finished_stages
@@ -47,9 +56,9 @@ def test_alpha_fits_the_run(steps: int) -> None:
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
 def test_sizes_hold_together(size: Any, tmp_path: Path) -> None:
-    base = Study(tmp_path, size).base()
+    base = StudyFolder(tmp_path, size).base()
     for variant in variants(base):
-        for config in configs(Study(tmp_path, size), Job(variant, 0)):
+        for config in configs(StudyFolder(tmp_path, size), StudyJob(variant, 0)):
             check(config)
     assert base.objective.ema.alpha == ema_alpha(base.train.steps)  # type: ignore[union-attr, arg-type]
     assert base.data.workers == 0 or size is GPU
@@ -59,7 +68,7 @@ def test_sizes_hold_together(size: Any, tmp_path: Path) -> None:
 
 
 def test_what_a_variant_changes(tmp_path: Path) -> None:
-    study = Study(tmp_path, CPU)
+    study = StudyFolder(tmp_path, CPU)
     found = {variant.name: described(study, variant) for variant in variants(study.base())}
     assert found["jala"] == {}
     assert set(found["no_align"]) == {"objective.lap", "objective.updates", "objective.align.weight"}
@@ -81,15 +90,15 @@ def test_what_a_variant_changes(tmp_path: Path) -> None:
 
 
 def test_configurations_of_a_job(tmp_path: Path) -> None:
-    study = Study(tmp_path, CPU)
+    study = StudyFolder(tmp_path, CPU)
     known = {variant.name: variant for variant in variants(study.base())}
-    (one,) = configs(study, Job(known["jala"], 3))
-    (ceiling,) = configs(study, Job(known["all_labelled"], 3))
+    (one,) = configs(study, StudyJob(known["jala"], 3))
+    (ceiling,) = configs(study, StudyJob(known["all_labelled"], 3))
     assert (one.seed, one.name, one.init) == (3, "runs/jala/seed-3", None)
     assert (ceiling.data.manifest, ceiling.data.cache) == (str(study.twin), str(study.cache(twin=True)))
     assert (one.data.task_weights, ceiling.data.task_weights) == (MIXTURE, ())
     assert one.data.manifest == str(study.manifest) and one.model.encoder.pretrained == str(study.encoder)
-    chain = configs(study, Job(known["lapa"], 1))
+    chain = configs(study, StudyJob(known["lapa"], 1))
     assert [config.objective.kind for config in chain] == ["lapa_actions", "lapa_codes", "jala"]
     assert [config.name for config in chain] == [f"runs/lapa/seed-1{end}" for end in ("-actions", "-codes", "")]
     assert [config.init for config in chain] == [None, last_checkpoint(chain[0]), last_checkpoint(chain[1])]
@@ -99,7 +108,7 @@ def test_configurations_of_a_job(tmp_path: Path) -> None:
 
 
 def test_seeds_are_paired_first(tmp_path: Path) -> None:
-    known = named(variants(Study(tmp_path, CPU).base()), ["jala", "no_align"])
+    known = named(variants(StudyFolder(tmp_path, CPU).base()), ["jala", "no_align"])
     assert [job.name for job in jobs(known, 2)] == [
         *("jala/seed-0", "no_align/seed-0"),
         *("jala/seed-1", "no_align/seed-1"),
@@ -139,7 +148,7 @@ def test_a_stage_that_was_cut_off_goes_on_under_its_settings(tmp_path: Path) -> 
 # --- the encoder -------------------------------------------------------------------------------------------------------
 
 
-def planted_pairs(side: int) -> Pairs:
+def planted_pairs(side: int) -> FramePairs:
     """Grey frames with a bright column; the wrist moves as the column does."""
     rng = np.random.default_rng(0)
     clips = 24
@@ -152,7 +161,9 @@ def planted_pairs(side: int) -> Pairs:
     wrist = np.outer(places[:, 1] - places[:, 0], np.arange(15) / 100).astype(np.float32)
     ids = np.array([f"clip{clip}" for clip in range(clips)])
     same = np.full(clips, "lab")
-    return Pairs(frames.reshape(-1, 3, side, side), at, Labels(ids, same, same, np.ones(clips), np.zeros(clips)), wrist)
+    return FramePairs(
+        frames.reshape(-1, 3, side, side), at, Labels(ids, same, same, np.ones(clips), np.zeros(clips)), wrist
+    )
 
 
 def test_the_probe_tells_motion_from_context() -> None:
@@ -223,12 +234,12 @@ def test_hidden_patches_and_crops() -> None:
 
 
 def test_a_job_of_other_settings_is_refused(tmp_path: Path) -> None:
-    study = Study(tmp_path, CPU)
+    study = StudyFolder(tmp_path, CPU)
     finished_stages(study)
-    job = Job(variants(study.base())[0], 0)
+    job = StudyJob(variants(study.base())[0], 0)
     write_json(runs.scores_file(study, job), {"settings": runs.settings(study, job), "result": {"motion": {}}})
     runs.work(study, [job], 0)  # nothing to do
-    other = Study(tmp_path, replace(CPU, run=override(CPU.run, {"optim.lr": 2 * CPU.run.optim.lr})))
+    other = StudyFolder(tmp_path, replace(CPU, run=override(CPU.run, {"optim.lr": 2 * CPU.run.optim.lr})))
     with pytest.raises(ConfigError, match=r"seed-0\.json: runs\.0\.optim\.lr"):
         runs.work(other, [job], 0)
     # A setting that has been added since was at its default; one that it did not have is another run.
@@ -236,10 +247,10 @@ def test_a_job_of_other_settings_is_refused(tmp_path: Path) -> None:
     del older["runs"][0]["objective"]["align"]["target"]
     write_json(runs.scores_file(study, job), {"settings": older, "result": {"motion": {}}})
     runs.work(study, [job], 0)
-    changed = Study(tmp_path, replace(CPU, run=override(CPU.run, {"objective.align.target": "change"})))
+    changed = StudyFolder(tmp_path, replace(CPU, run=override(CPU.run, {"objective.align.target": "change"})))
     with pytest.raises(ConfigError, match=r"objective\.align\.target: got 'change', expected 'latent'"):
         runs.work(changed, [job], 0)
-    elsewhere = Study(tmp_path / "moved", CPU)
+    elsewhere = StudyFolder(tmp_path / "moved", CPU)
     finished_stages(elsewhere)
     assert runs.settings(elsewhere, job) == runs.settings(study, job)
 
@@ -257,13 +268,13 @@ def test_bad_input_has_its_status(module: str, words: list[str], said: str, caps
 
 
 def test_jobs_go_on_past_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = Study(tmp_path, CPU)
+    study = StudyFolder(tmp_path, CPU)
     finished_stages(study)
     chosen = jobs(named(variants(study.base()), ["jala", "no_align"]), 2)
     alive: list[int] = []
     most = 0
 
-    def start(_: Study, job: Job, at_once: int) -> runs._Running:
+    def start(_: StudyFolder, job: StudyJob, at_once: int) -> runs._Running:
         nonlocal most
         alive[:] = [pid for pid in alive if subprocess_of[pid].poll() is None]
         most = max(most, len(alive) + 1)

@@ -16,9 +16,9 @@ from jala_ray.parsing import override
 from jala_ray.studies.alignment import gates, report, results
 from jala_ray.studies.alignment.evaluate import HEALTH, MODEL
 from jala_ray.studies.alignment.gates import GateFailed, feature_gates, run_gates
-from jala_ray.studies.alignment.results import Found, analyse, gap_closed, verdict
+from jala_ray.studies.alignment.results import StudyResults, analyse, gap_closed, verdict
 from jala_ray.studies.alignment.size import CPU
-from jala_ray.studies.alignment.stages import Study, write_json
+from jala_ray.studies.alignment.stages import StudyFolder, write_json
 from jala_ray.studies.alignment.world import PARTS, part_of
 from jala_ray.types import ConfigError, UserError
 
@@ -32,7 +32,7 @@ CLIPS += [("wild", "synthetic-held_out")] * 2 + [("lab", "synthetic-held_out")] 
 TRIVIAL = {FLOOR: 1.0, HOLD_FIRST: 12.0, MEAN_MOTION: 14.0}
 
 
-def planted(errors: dict[str, float], seeds: int = 3, trivial: dict[str, float] | None = None) -> Found:
+def planted(errors: dict[str, float], seeds: int = 3, trivial: dict[str, float] | None = None) -> StudyResults:
     """Every clip has its own difficulty, every seed its own luck, both shared by the variants."""
     rng = np.random.default_rng(3)
     difficulty, luck = rng.normal(0, 2, len(CLIPS)), rng.normal(0, 0.5, seeds)
@@ -56,7 +56,7 @@ def planted(errors: dict[str, float], seeds: int = 3, trivial: dict[str, float] 
                 "monitors": unread | {"step": [1, 2], "wild_rho": [0.5, 0.1 * seed]} if variant == "jala" else {},
                 "cost": {f"seed-{seed}": {"seconds": 10.0, "samples": 50, "samples_per_s": 5.0}, "evaluation_s": 2.0},
             }
-    return Found(jobs)
+    return StudyResults(jobs)
 
 
 def test_gates_on_features() -> None:
@@ -83,7 +83,7 @@ def test_gates_on_runs() -> None:
     ]
 
 
-def finished_stages(study: Study) -> None:
+def finished_stages(study: StudyFolder) -> None:
     write_json(study.out / "world.json", {"settings": {}, "result": {"manifest": "m", "twin": "t"}})
     write_json(study.out / "words.json", {"settings": {}, "result": {"sha256": "s", "tokens": 300}})
     write_json(study.out / "encoder.json", {"settings": {}, "result": {"weights": "w"}})
@@ -92,11 +92,11 @@ def finished_stages(study: Study) -> None:
 
 
 def test_the_freeze_refuses_changes(tmp_path: Path) -> None:
-    study = Study(tmp_path, CPU)
+    study = StudyFolder(tmp_path, CPU)
     finished_stages(study)
     gates.freeze(study, passed=True)
     gates.check_frozen(study)
-    more = Study(tmp_path, replace(CPU, seeds=(5, 7, 7)))  # later tiers may grow
+    more = StudyFolder(tmp_path, replace(CPU, seeds=(5, 7, 7)))  # later tiers may grow
     gates.check_frozen(more)
     older = json.loads((tmp_path / "frozen.json").read_text())
     del older["facts"]["size"]["run"]["objective"]["align"]["target"]  # as it was before there was such a setting
@@ -108,7 +108,7 @@ def test_the_freeze_refuses_changes(tmp_path: Path) -> None:
         (replace(CPU, run=override(CPU.run, {"optim.lr": 2 * CPU.run.optim.lr})), "size.run.optim.lr"),
     ):
         with pytest.raises(ConfigError, match=f"frozen {key}"):
-            gates.check_frozen(Study(tmp_path, changed))
+            gates.check_frozen(StudyFolder(tmp_path, changed))
     write_json(tmp_path / "encoder.json", {"settings": {}, "result": {"weights": "others"}})
     with pytest.raises(ConfigError, match="frozen encoder: got 'others', expected 'w'"):
         gates.check_frozen(study)
@@ -121,7 +121,7 @@ def test_the_freeze_refuses_changes(tmp_path: Path) -> None:
 
 
 def test_a_failed_gate_stops_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = Study(tmp_path, CPU)
+    study = StudyFolder(tmp_path, CPU)
     finished_stages(study)
     started: list[str] = []
     found = {domain: {"pair": {"r2": 0.2}, "v0": {"r2": 0.0}} for domain in ("lab", "wild")}
@@ -180,7 +180,7 @@ def test_analysis_of_planted_scores() -> None:
 
 def test_seeds_that_lack_a_partner_are_left_out() -> None:
     whole = planted({"jala": 8.0, "no_align": 9.0})
-    found = Found({"jala": whole.jobs["jala"], "no_align": {0: whole.jobs["no_align"][0]}})
+    found = StudyResults({"jala": whole.jobs["jala"], "no_align": {0: whole.jobs["no_align"][0]}})
     assert found.seeds("jala", "no_align") == [0]
     alone = analyse(found, 100)["motion"]["4"]["look"]["differences"]["no_align"]["jala"]["mpjpe"]
     assert alone["mean"] == pytest.approx(-1.0)
@@ -190,11 +190,11 @@ def test_other_clips_are_refused() -> None:
     jobs = json.loads(json.dumps(planted({"jala": 8.0}).jobs))
     jobs["jala"]["0"]["motion"]["1"]["clips"][0] = "another"
     with pytest.raises(UserError, match="the same clips for every job"):
-        Found(jobs)
+        StudyResults(jobs)
 
 
 def test_the_report_says_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = Study(tmp_path, CPU)
+    study = StudyFolder(tmp_path, CPU)
     finished_stages(study)
     counted = {"manifest": "m", "twin": "t", "train_clips": {"lab labelled": 4}, "validation_clips": {"look": 6}}
     write_json(tmp_path / "world.json", {"settings": {}, "result": counted})

@@ -11,13 +11,15 @@ import av
 import numpy as np
 
 from jala_ray.video.decode import VideoReader
-from jala_ray.video.transcode import FailedSpan, Span, Transcoded, transcode_spans
+from jala_ray.video.transcode import FailedSpan, Transcoded, TranscodeSpan, transcode_spans
 from tests.video.numbered import HEIGHT, numbers_of
 
 GOP = 15
 
 
-def run(source: Path, spans: Sequence[Span], rate: float | Fraction = 30, **settings) -> list[Transcoded | FailedSpan]:
+def run(
+    source: Path, spans: Sequence[TranscodeSpan], rate: float | Fraction = 30, **settings
+) -> list[Transcoded | FailedSpan]:
     settings = {"gop": GOP, "short_side": HEIGHT, "crf": 12, "preset": "ultrafast"} | settings
     return list(transcode_spans(source, spans, rate, **settings))
 

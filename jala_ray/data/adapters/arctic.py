@@ -23,7 +23,7 @@ from jala_ray.hands.joints import convert_joints
 from jala_ray.types import HAND_NAMES, Clip, Domain, Hand, HandState, HandTrack, UserError
 
 if TYPE_CHECKING:
-    from jala_ray.hands.fitting import FitResult
+    from jala_ray.hands.fitting import FittedTrack
     from jala_ray.hands.mano import ManoHand
 
 FPS = 30.0
@@ -98,7 +98,7 @@ class Arctic:
                 hands=(left, right),
             )
 
-    def _track(self, fit: FitResult, frames: slice, to_camera: np.ndarray) -> HandTrack:
+    def _track(self, fit: FittedTrack, frames: slice, to_camera: np.ndarray) -> HandTrack:
         import torch
 
         from jala_ray.hands.rotations import axis_angle_to_matrix, matrix_to_axis_angle

@@ -41,7 +41,7 @@ from jala_ray.types import (
 from jala_ray.video.decode import probe
 
 if TYPE_CHECKING:
-    from jala_ray.hands.fitting import FitResult
+    from jala_ray.hands.fitting import FittedTrack
 
 VIDEO, JOINTS = "human_hand_video.mp4", "human_joint_right.pkl"
 FINGERS_SOURCE = "dex-retargeting-fingers"
@@ -123,7 +123,7 @@ class DexRetargeting:
                 hands=(HandTrack(HandState.UNTRACKED), self._fingers(fit, frames)),
             )
 
-    def _fingers(self, fit: FitResult, frames: slice) -> HandTrack:
+    def _fingers(self, fit: FittedTrack, frames: slice) -> HandTrack:
         valid = fit.residual_m[frames] <= self.max_residual_m  # NaN, a frame without joints, compares False
         if not valid.any():
             return HandTrack(HandState.UNTRACKED)

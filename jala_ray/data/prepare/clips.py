@@ -29,7 +29,7 @@ from jala_ray.types import (
 from jala_ray.video.frames import index_boundaries
 from jala_ray.video.packets import PacketScan
 from jala_ray.video.shots import shot_cuts
-from jala_ray.video.transcode import FailedSpan, Span, transcode_spans
+from jala_ray.video.transcode import FailedSpan, TranscodeSpan, transcode_spans
 
 Cut = Literal["validity", "shots"]
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
@@ -142,10 +142,10 @@ class ClipMaker:
         if shortened:
             yield from self._transcoded(shortened)
 
-    def _span(self, clip: Clip, rate: Fraction) -> Span:
+    def _span(self, clip: Clip, rate: Fraction) -> TranscodeSpan:
         what = json.dumps([self.video, clip.start_s, clip.end_s, str(rate)], ensure_ascii=False)
         name = hashlib.blake2b(what.encode(), digest_size=8).hexdigest()
-        return Span(clip.start_s, clip.end_s, self.scratch / f"{name}.mp4")
+        return TranscodeSpan(clip.start_s, clip.end_s, self.scratch / f"{name}.mp4")
 
     def _stored(self, clips: list[Clip], file: Path, rate: Fraction) -> Iterator[Clip | Rejection]:
         """Bring a finished file to its place; the clips that it is of, indexed."""

@@ -14,7 +14,7 @@ from jala_ray.data.synthetic.grammar import Composition
 from jala_ray.data.synthetic.motion import HandFrame, HandMotion, PropMotion, animate, draw_start
 from jala_ray.data.synthetic.render import Image, Mesh, Renderer
 from jala_ray.data.synthetic.scene import (
-    Look,
+    Appearance,
     SceneObject,
     Solid,
     draw_camera,
@@ -91,7 +91,7 @@ class Animation:
         points = (solid.vertices * [squash, squash, 1.0]) @ turn.T + position
         return Mesh(points, solid.faces, solid.colours, index + 1)
 
-    def _hand(self, side: Hand, vertices: np.ndarray, t: int, look: Look) -> list[Mesh]:
+    def _hand(self, side: Hand, vertices: np.ndarray, t: int, look: Appearance) -> list[Mesh]:
         skin = _skin_tone(side) * look.skin
         hand = Mesh(vertices, _faces(side), skin, HAND_LABELS[side])
         wrist = self.hands[side].wrist[t]

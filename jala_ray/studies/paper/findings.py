@@ -12,7 +12,7 @@ from jala_ray.reports.kit.findings import Finding, worst_first
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES
 from jala_ray.reports.warnings import holding_still
 from jala_ray.studies.paper.census import exposure
-from jala_ray.studies.paper.plan import Study
+from jala_ray.studies.paper.plan import PlannedStudy
 from jala_ray.types import DOMAINS
 
 UNEQUAL = 0.01
@@ -23,13 +23,13 @@ STARTED = 0.01
 """Of LAP's start, what may be left at a run's end: alpha^steps."""
 
 
-def findings(study: Study, results: Mapping[str, Any]) -> list[Finding]:
+def findings(study: PlannedStudy, results: Mapping[str, Any]) -> list[Finding]:
     """Warnings of the page, the serious ones first. `results` is what `results.analyse` gives."""
     of_table = [*worse_than_still(results["table"], results["references"]), *_luck(results)]
     return worst_first([*of_study(study), *of_table, *unequal(study.base, results), *_of_runs(results)])
 
 
-def of_study(study: Study) -> Iterator[Finding]:
+def of_study(study: PlannedStudy) -> Iterator[Finding]:
     """`of_settings` with the steps of the base, which has LAP."""
     return of_settings(study.base, exposure(study.base, study.manifest).steps)
 
