@@ -37,7 +37,7 @@ from jala_ray.video.decode import VideoReader
 from jala_ray.video.packets import PacketScan, decode_packets, fetch_packets
 from jala_ray.video.picture import Picture
 from jala_ray.video.transcode import Transcoded, TranscodeSpan, transcode_spans
-from jala_ray.video.write import write_mp4
+from jala_ray.video.write import Encoding, write_mp4
 
 FPS, SECONDS = 30, 10
 PAIR = (4, 5)
@@ -104,7 +104,7 @@ def measure(folder: Path, size: tuple[int, int]) -> dict[str, list[float]]:
     original, prepared = folder / "original.mp4", folder / "prepared.mp4"
     write_mp4(original, shots(*size), FPS, gop=250, bframes=2)
     span = TranscodeSpan(0.0, float(SECONDS), prepared)
-    results = list(transcode_spans(original, [span], 15, gop=15, short_side=size[0], crf=23, preset="veryfast"))
+    results = list(transcode_spans(original, [span], 15, encoding=Encoding(15, 23), short_side=size[0]))
     assert isinstance(results[0], Transcoded), results
     pair = [float(second) for second in PAIR]
     raw = PacketScan(original).index(np.array(pair), math.inf)

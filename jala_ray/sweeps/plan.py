@@ -179,7 +179,7 @@ class PlannedSweep:
         from jala_ray.data.cache.making import begin
         from jala_ray.data.manifest.table import Manifest
         from jala_ray.training.build import build_assets
-        from jala_ray.training.parts import do_parts
+        from jala_ray.training.parts import TaskSize, do_parts
 
         place, gpus = storage.join(self.folder, "cache"), base.cluster.gpus_per_worker
         with storage.scratch("assets") as scratch:
@@ -187,7 +187,7 @@ class PlannedSweep:
             how: dict[str, Any] = {"store": "all", "dtype": "float16", "gpu": gpus > 0}
             making = begin(place, manifest, assets, base.model.encoder, self.options, **how)
         print(f"cache for all trials: {making.job.cache.path}", flush=True)
-        do_parts(making.missing(), making.job, self.options, local=False, num_gpus=gpus)
+        do_parts(making.missing(), making.job, self.options, local=False, task=TaskSize(gpus=gpus))
         cache, _ = making.finish(base.data.max_error_share)
         return dataclasses.replace(self, base=override(base, {"data.cache": cache.path}))
 

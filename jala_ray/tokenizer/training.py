@@ -41,19 +41,7 @@ class TokenizerLearner(nn.Module):
         self.tokenizer = tokenizer
         config = tokenizer.config
         self.quantizers = nn.ModuleDict(
-            {
-                name: EmaQuantizer(
-                    config.width,
-                    config.groups,
-                    config.levels,
-                    config.codes,
-                    decay=config.decay,
-                    dead_code_threshold=config.dead_code_threshold,
-                    kmeans_iters=config.kmeans_iters,
-                    vectors_per_step=batch * config.steps,
-                )
-                for name in PARTS
-            }
+            {name: EmaQuantizer(config, vectors_per_step=batch * config.steps) for name in PARTS}
         )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from jala_ray.video import transcode
 from jala_ray.video.decode import VideoReader, decode_frames, probe
 from jala_ray.video.picture import Picture
 from jala_ray.video.transcode import FailedSpan, Transcoded, TranscodeSpan, transcode_spans
-from jala_ray.video.write import Mp4Writer, write_mp4
+from jala_ray.video.write import Encoding, Mp4Writer, write_mp4
 from tests.video.numbered import HEIGHT, WIDTH, encode, numbered, numbers_of
 from tests.video.spans import GOP, numbers_in, run
 
@@ -253,8 +253,7 @@ def test_no_video_fails_every_span(tmp_path):
 
 def test_files_appear_when_complete(make_video, tmp_path):
     spans = [TranscodeSpan(0, 1, tmp_path / "a.mp4"), TranscodeSpan(0.5, 3, tmp_path / "b.mp4")]
-    settings = {"gop": GOP, "short_side": 64, "crf": 20, "preset": "ultrafast"}
-    results = transcode_spans(make_video(120), spans, 30, **settings)
+    results = transcode_spans(make_video(120), spans, 30, encoding=Encoding(GOP, 20, "ultrafast"), short_side=64)
     assert next(results).span is spans[0]
     visible = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
     assert visible == ["a.mp4"] and len(list(tmp_path.iterdir())) == 2, "b.mp4 is on its way under another name"
@@ -281,7 +280,7 @@ def test_what_makes_no_sense_is_refused(make_video, tmp_path):
 
 
 def test_writer_as_a_context(tmp_path):
-    with Mp4Writer(tmp_path / "a.mp4", (HEIGHT, WIDTH), 30, gop=8) as writer:
+    with Mp4Writer(tmp_path / "a.mp4", (HEIGHT, WIDTH), 30, Encoding(gop=8)) as writer:
         for image in numbered(25):
             writer.add_rgb(image)
     write_mp4(tmp_path / "b.mp4", numbered(25), 30, gop=8)

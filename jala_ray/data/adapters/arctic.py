@@ -19,6 +19,7 @@ from jala_ray.data.adapters.listing import list_folder
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.camera import transform_points
+from jala_ray.hands.fitting import Descent
 from jala_ray.hands.joints import convert_joints
 from jala_ray.types import HAND_NAMES, Clip, Domain, Hand, HandState, HandTrack, UserError
 
@@ -74,7 +75,9 @@ class Arctic:
     ) -> Iterator[Clip]:
         from jala_ray.hands.fitting import fit_mano
 
-        fits = [fit_mano(joints[side], None, side, hand=models[side], iterations=self.iterations) for side in Hand]
+        fits = [
+            fit_mano(joints[side], None, side, hand=models[side], descent=Descent(self.iterations)) for side in Hand
+        ]
         axes = person_axes(joints[:, :, 0])
         for start_s, end_s in pieces(0.0, joints.shape[1] / FPS, 1.0):
             frames = slice(round(start_s * FPS), round(end_s * FPS))

@@ -25,6 +25,7 @@ from jala_ray.data.adapters.listing import Listing, list_folder
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.camera import compose_rigid, first_camera_from_extrinsics, invert_rigid, pose_to_first_camera
+from jala_ray.hands.fitting import Descent
 from jala_ray.types import HAND_NAMES, Camera, Clip, Domain, Hand, HandState, HandTrack, UserError
 from jala_ray.video.decode import VideoInfo, probe
 
@@ -176,7 +177,7 @@ class Hot3d:
                 motions.append(None)
                 continue
             joints = skeleton.pose(hand.values, hand.rotation, hand.position, side)
-            fit = fit_mano(joints, tracked, side, iterations=self.iterations)
+            fit = fit_mano(joints, tracked, side, descent=Descent(self.iterations))
             valid = fit.residual_m <= self.max_residual_m  # NaN, a frame left out, compares False
             rotation = axis_angle_to_matrix(torch.from_numpy(fit.rot.astype(np.float64))).numpy()
             confidence = float(hand.confidence[tracked].mean())

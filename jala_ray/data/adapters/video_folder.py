@@ -130,7 +130,7 @@ class VideoFolder:
 
     def _clip(self, file: str, info: VideoInfo, start_s: float, end_s: float, texts: list[str]) -> Clip:
         uri, split = self.address(file), split_of(file, self.val_fraction)
-        return video_clip(uri, file, self.source, info, start_s, end_s, texts, split=split)
+        return video_clip(uri, file, self.source, info, (start_s, end_s), texts, split=split)
 
     def _checked(self, clip: Clip, file: str, reader: VideoReader) -> Clip | Rejection:
         """The clip, if its last frame can be decoded: a header may promise more than the file holds."""
@@ -158,13 +158,13 @@ def video_clip(
     name: str,
     source: str,
     info: VideoInfo,
-    start_s: float,
-    end_s: float,
+    span: tuple[float, float],
     texts: list[str],
     *,
     split: Split,
 ) -> Clip:
-    """A wild clip without labels: [start_s, end_s], presentation time, of the video `name` at `uri`."""
+    """A wild clip without labels: a span (start, end), presentation time in seconds, of the video `name` at `uri`."""
+    start_s, end_s = span
     return Clip(
         clip_id=clip_id(source, name, start_s, end_s, *texts),
         source=source,

@@ -30,6 +30,7 @@ from jala_ray.video.frames import index_boundaries
 from jala_ray.video.packets import PacketScan
 from jala_ray.video.shots import shot_cuts
 from jala_ray.video.transcode import FailedSpan, TranscodeSpan, transcode_spans
+from jala_ray.video.write import Encoding
 
 Cut = Literal["validity", "shots"]
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
@@ -121,10 +122,8 @@ class ClipMaker:
             uri,
             list(spans.values()),
             rate,
-            gop=CHUNK_FRAMES,
+            encoding=Encoding(CHUNK_FRAMES, self.settings.crf, self.settings.preset),
             short_side=self.settings.short_side,
-            crf=self.settings.crf,
-            preset=self.settings.preset,
             options=self.options,
         )
         shortened: list[Clip] = []

@@ -11,7 +11,7 @@ from jala_ray.data.samples.assets import motion_key
 from jala_ray.studies.paper.plan import PlannedStudy
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training.build import build_assets, tokenizer_folder
-from jala_ray.training.parts import do_parts
+from jala_ray.training.parts import TaskSize, do_parts
 from jala_ray.training.tokenizer import RESULT
 from jala_ray.types import ConfigError
 
@@ -69,5 +69,5 @@ def make_cache(study: PlannedStudy, config: RunConfig) -> None:
         assets, gpu = build_assets(config, scratch), local or gpus > 0
         making = begin(config.data.cache, study.manifest, assets, encoder, study.options, gpu=gpu, **CACHED)
     print(f"cache for {encoder.kind}: {making.job.cache.path}", flush=True)
-    do_parts(making.missing(), making.job, study.options, local=local, num_gpus=gpus)
+    do_parts(making.missing(), making.job, study.options, local=local, task=TaskSize(gpus=gpus))
     making.finish(config.data.max_error_share)

@@ -25,7 +25,7 @@ from jala_ray.studies.paper.plan import PlannedStudy, todays_run
 from jala_ray.studies.paper.rows import Row
 from jala_ray.training import history, setup
 from jala_ray.training.listing import rows_of
-from jala_ray.training.parts import do_parts
+from jala_ray.training.parts import TaskSize, do_parts
 from jala_ray.types import UserError
 
 MODEL = "model"
@@ -123,7 +123,7 @@ def scored(study: PlannedStudy, row: Row, seed: int, checkpoint: str) -> dict[st
     )
     part = begin(job, "val", asked.samples)
     print(f"scores of {row.name}, seed {seed}", flush=True)
-    do_parts(part.missing(), job, study.options, local=asked.local, num_gpus=gpus)
+    do_parts(part.missing(), job, study.options, local=asked.local, task=TaskSize(gpus=gpus))
     release()
     return clip_scores(part.finish())
 
