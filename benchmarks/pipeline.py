@@ -3,7 +3,7 @@
 `python benchmarks/pipeline.py [--parts mix video cache s3 memory]`: prepared clips of 456 x 256 and 10 s, the paper's input sizes (a tile
 of 448, frames of 224, 128 tokens a chunk, a motion tokenizer of full size), steps of 16 samples, two reading processes. Workloads:
 
-- `mix`: METHOD 4's task types; labelled motion is resampled and tokenised;
+- `mix`: the papers' task types (method.md 4); labelled motion is resampled and tokenised;
 - `video`: pure video, eleven frames a sample, no labels;
 - `cache`: as `mix`, codes and features are stored, v_1 is decoded;
 - `s3`: as `video`, from Ceph's gateway on loopback, which runs on the same cores.

@@ -27,7 +27,7 @@ from jala_ray.video.write import write_mp4
 
 VIDEOS, SECONDS, SIZE = 24, 10, (256, 456)
 SHARES: dict[TaskType, float] = {"generation": 0.424, "continuation": 0.155, "description": 0.129, "pure_video": 0.292}
-"""METHOD 4."""
+"""The papers' mixture (method.md 4)."""
 
 
 def config(root: Path, manifest: str, batch: int, rows: int | None = None) -> RunConfig:

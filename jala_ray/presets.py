@@ -1,4 +1,4 @@
-"""Named runs. A variant is a small diff of a base preset, and the diff is its definition (METHOD 9)."""
+"""Named runs. A variant is a small diff of a base preset, and the diff is its definition (method.md 9)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ BASE = RunConfig(
     objective=JalaConfig(),
     cluster=ClusterConfig(workers=8, cpus_per_worker=2, gpus_per_worker=1),
 )
-"""JALA-dino at the paper's size: 8 GPUs, 128 sequences a step (METHOD 6)."""
+"""JALA-dino at the paper's size: 8 GPUs, 128 sequences a step (method.md 6)."""
 
 TINY = RunConfig(
     name="tiny",
@@ -73,7 +73,7 @@ TINY = RunConfig(
     ),
     cluster=ClusterConfig(workers=2, cpus_per_worker=0.5),
 )
-"""The same code at a size for two CPU cores; alpha^300 <= 0.01 (METHOD 5)."""
+"""The same code at a size for two CPU cores; alpha^300 <= 0.01 (method.md 5)."""
 
 
 VARIANTS: dict[str, Variant] = {

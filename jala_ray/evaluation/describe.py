@@ -1,4 +1,4 @@
-"""Rows of a manifest -> records of the description task: what each model says of a clip's motion, and what is true (METHOD 3)."""
+"""Rows of a manifest -> records of the description task: what each model says of a clip's motion, and what is true (method.md 3)."""
 
 from __future__ import annotations
 

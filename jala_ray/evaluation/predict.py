@@ -1,4 +1,4 @@
-"""Rows of a manifest -> records: what each model generates, the truth, the tokenizer's floor and two trivial baselines (METHOD 8)."""
+"""Rows of a manifest -> records: what each model generates, the truth, the tokenizer's floor and two trivial baselines (method.md 8)."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ PELA_TABLE_1: dict[str, dict[Domain, dict[str, float]]] = {
         ("JALA-vjepa", (7.05, 0.94, 5.85, 6.73), (11.54, 1.32, 10.04, 11.87)),
     )
 }
-"""Table 1 of the PELA paper (METHOD 8), cm. Its data are not ours, and its Wild truth is pseudo-labels: for display, not for tests."""
+"""Table 1 of the PELA paper (method.md 8), cm. Its data are not ours, and its Wild truth is pseudo-labels: for display, not for tests."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Fit MANO to 3-D hand joints: closed-form start, then gradient descent on all frames at once (METHOD 11, lab
+"""Fit MANO to 3-D hand joints: closed-form start, then gradient descent on all frames at once (method.md 11, lab
 data).
 
 Stages: the shape from bone lengths (Gauss-Newton), the wrist from the palm (Procrustes), each finger bone

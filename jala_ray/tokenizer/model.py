@@ -1,4 +1,4 @@
-"""The motion tokenizer: hand features of a chunk <-> K motion ids (METHOD 2).
+"""The motion tokenizer: hand features of a chunk <-> K motion ids (method.md 2).
 
 Encoding and decoding need no library but torch.
 """
@@ -79,7 +79,7 @@ class PartAutoencoder(nn.Module):
 
 
 class MotionTokenizer(nn.Module):
-    """Wrist and finger tokenizers with their shared id space (METHOD 2).
+    """Wrist and finger tokenizers with their shared id space (method.md 2).
 
     A token's *slot* is part * levels + level, its id slot * codes + code. The K tokens of a chunk are ordered
     by part (wrist, finger), then group, time, level; `token_slots` (K,) int64 holds the slot of every

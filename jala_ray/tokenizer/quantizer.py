@@ -1,4 +1,4 @@
-"""Grouped residual vector quantisation (METHOD 2): plain lookup for every use, EMA learning for training.
+"""Grouped residual vector quantisation (method.md 2): plain lookup for every use, EMA learning for training.
 
 `ResidualCodebooks` needs nothing but torch, so a checkpoint can be used wherever torch runs. `EmaQuantizer`
 learns the same codebooks with vector-quantize-pytorch, imported when the first one is built, and hands them

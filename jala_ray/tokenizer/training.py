@@ -1,4 +1,4 @@
-"""Training of the motion tokenizer: the learner with its losses (METHOD 2), a step, and a single-process
+"""Training of the motion tokenizer: the learner with its losses (method.md 2), a step, and a single-process
 loop.
 
 A distributed job uses the same parts: it wraps `TokenizerLearner` in DDP (with broadcast_buffers=False: the

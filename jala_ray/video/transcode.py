@@ -1,4 +1,4 @@
-"""Cut a long video into small files, one a span, in one pass over the source (METHOD 1, 11).
+"""Cut a long video into small files, one a span, in one pass over the source (method.md 1, 11).
 
 The pictures go from the decoder through one pass of libswscale to the encoder, never through RGB.
 """

@@ -1,4 +1,4 @@
-"""The raw clips of one video -> training clips: cut, transcoded, each with a file and a packet index of its own (METHOD 1, 11)."""
+"""The raw clips of one video -> training clips: cut, transcoded, each with a file and a packet index of its own (method.md 1, 11)."""
 
 from __future__ import annotations
 

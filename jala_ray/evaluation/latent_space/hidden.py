@@ -1,4 +1,4 @@
-"""What a checkpoint makes of a clip: h of one chunk that is fully masked (METHOD 4, 7), and frozen features of its frames."""
+"""What a checkpoint makes of a clip: h of one chunk that is fully masked (method.md 4, 7), and frozen features of its frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The latent space of a checkpoint: h and z of labelled hand-chunks, beside true motion and controls (METHOD 4, 5, 7).
+"""The latent space of a checkpoint: h and z of labelled hand-chunks, beside true motion and controls (method.md 4, 5, 7).
 
 `collect` reads them; `summary` probes, retrieves and draws (`probes.py`).
 """

@@ -1,4 +1,4 @@
-"""What is compared: each variant a small diff of one base configuration, in tiers, with seeds that pair the runs (METHOD 9)."""
+"""What is compared: each variant a small diff of one base configuration, in tiers, with seeds that pair the runs (method.md 9)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def variants(base: RunConfig) -> list[Variant]:
     """All of them, tier by tier.
 
     Left out: `vjepa`, since no V-JEPA 2 can be had offline and a random one would say nothing of it. In tier 3, lambda = 0 is `no_align`
-    (METHOD 9); lambda = 0.5, wild fraction 1 and the base's aligned layer are `jala`.
+    (method.md 9); lambda = 0.5, wild fraction 1 and the base's aligned layer are `jala`.
     """
     depth, aligned = base.model.backbone.language.layers, base.objective.aligned_layer
     places = {"early": 1, "middle": (depth + 1) // 2, "late": depth}
