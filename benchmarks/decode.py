@@ -1,7 +1,7 @@
 """The boundary pair that a sample asks for: prepared clips read by packet index, against the other ways to the same frames.
 
 `python benchmarks/decode.py`: one core, 10 s clips of 456 x 256 and 1920 x 1080, RGB at the clip's own size on every side. The original has
-30 frames a second and a keyframe every 250; the prepared clip is what `jobs/prepare.py` makes of it. Sides:
+30 frames per second and a keyframe every 250; the prepared clip is what `jobs/prepare.py` makes of it. Sides:
 
 - `full`: every frame of the original (what a loader without random access does);
 - `gop250_seek`: the best random access to the original: seek and decode, or by packet index (torchcodec too, where it is installed);

@@ -45,7 +45,7 @@ BASE = RunConfig(
     objective=JalaConfig(),
     cluster=ClusterConfig(workers=8, cpus_per_worker=2, gpus_per_worker=1),
 )
-"""JALA-dino at the paper's size: 8 GPUs, 128 sequences a step (method.md 6)."""
+"""JALA-dino at the paper's size: 8 GPUs, 128 sequences per step (method.md 6)."""
 
 TINY = RunConfig(
     name="tiny",
@@ -140,7 +140,7 @@ def preset(name: str) -> RunConfig:
 
 
 TOKENIZER = TokenizerRunConfig(name="tokenizer", cluster=ClusterConfig(workers=1, cpus_per_worker=2, gpus_per_worker=1))
-"""The paper's tokenizer: 128 tokens a chunk, 8192 ids."""
+"""The paper's tokenizer: 128 tokens per chunk, 8192 ids."""
 
 TINY_TOKENIZER = TokenizerRunConfig(
     name="tiny_tokenizer",
@@ -149,7 +149,7 @@ TINY_TOKENIZER = TokenizerRunConfig(
     checkpoint_every=200,
     cluster=ClusterConfig(workers=2, cpus_per_worker=0.5),
 )
-"""The small twin: 32 tokens a chunk."""
+"""The small twin: 32 tokens per chunk."""
 
 TOKENIZER_PRESETS: dict[str, TokenizerRunConfig] = {
     "tokenizer": TOKENIZER,

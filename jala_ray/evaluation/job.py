@@ -163,7 +163,7 @@ def _rows(clips: Iterable[ClipRecord], labels: list[str]) -> tuple[str, ...]:
 def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
     """Choose the rows and claim the folder `job.out`. The work's own job makes its parts: it knows what `begin` has looked up.
 
-    Raises `ConfigError` when it holds another evaluation, by the key that differs, two checkpoints bear one label or one a
+    Raises `ConfigError` when it holds another evaluation, by the key that differs, two checkpoints have one label or one a
     row's, or a text has no token.
     """
     if job.text_tokens < 1:

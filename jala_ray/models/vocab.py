@@ -20,7 +20,7 @@ class Vocab:
 
     @property
     def chunk_tokens(self) -> int:
-        """K: codes a chunk."""
+        """K: codes per chunk."""
         return len(self.token_slots)
 
     @property

@@ -80,7 +80,7 @@ _ALL = (
     *_final(PROBE, "max", "R2 of the wrist's motion from h"),
     _tokenizer("reconstruction", ("val_rec_wrist", "val_rec_finger"), "held-out reconstruction loss", False),
     _tokenizer("tokenizer_mpjpe", ("tokenizer_mpjpe",), "MPJPE of reconstruction, cm", True),
-    _tokenizer("tokens", ("tokens",), "tokens a chunk", True),
+    _tokenizer("tokens", ("tokens",), "tokens per chunk", True),
 )
 METRICS = {metric.name: metric for metric in _ALL}
 

@@ -30,7 +30,7 @@ from jala_ray.types import (
 )
 
 PARTS = {"wrist": WRIST_DIM, "finger": FINGER_DIM}
-"""The two models and their features a frame, in the order of features and tokens."""
+"""The two models and their features per frame, in the order of features and tokens."""
 DILATIONS = (9, 3, 1)
 FORMAT = "jala_ray.tokenizer/1"
 
@@ -103,7 +103,7 @@ class MotionTokenizer(nn.Module):
 
     @property
     def K(self) -> int:
-        """Tokens a chunk: 128 by default."""
+        """Tokens per chunk: 128 by default."""
         return len(PARTS) * self.config.tokens_per_part
 
     @property

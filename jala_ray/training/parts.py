@@ -42,7 +42,7 @@ def do_parts(
     """`work(part)` of every part: `local`, one after another, or by `data.pipeline.work_through`.
 
     It returns the part's facts: `part`, its name, and what `Meter.add` counts. One that failed and left nothing says so in `error`: that
-    is told at once, the others are done all the same, and `PartsFailed` is raised at the end. What `work` raises stops the job.
+    is printed at once, the others are done all the same, and `PartsFailed` is raised at the end. What `work` raises stops the job.
     """
     results: Iterator[dict[str, Any]] = map(work, parts)
     failed = list[str]()

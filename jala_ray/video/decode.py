@@ -49,7 +49,7 @@ class VideoInfo:
     """Pixels, upright, counted as square ones."""
     height: int
     fps: float
-    """Average frames a second."""
+    """Average frames per second."""
     start_s: float
     """Presentation time of the first frame."""
     duration_s: float

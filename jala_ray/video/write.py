@@ -20,10 +20,10 @@ from jala_ray.video.picture import Size
 
 
 def frame_rate(fps: float | Fraction) -> Fraction:
-    """The rate an mp4 can state, frames a second. Raises VideoError unless it is positive."""
+    """The rate an mp4 can state, frames per second. Raises VideoError unless it is positive."""
     rate = Fraction(fps).limit_denominator(1_000_000)
     if rate <= 0:
-        raise VideoError("fps", fps, "a positive number of frames a second")
+        raise VideoError("fps", fps, "a positive number of frames per second")
     return rate
 
 

@@ -1,4 +1,4 @@
-"""ARCTIC's bimanual sequences as DexMachina ships them: 21 joints a hand in world coordinates, no video.
+"""ARCTIC's bimanual sequences as DexMachina ships them: 21 joints per hand in world coordinates, no video.
 
 The files hold no finger rotations, so MANO is fitted to the joints. Rows have no video: tokenizer data.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jala_ray.hands.mano import ManoHand
 
 FPS = 30.0
-"""The files carry no rate; ARCTIC was recorded at 30 frames a second and its sequences keep their lengths."""
+"""The files carry no rate; ARCTIC was recorded at 30 frames per second and its sequences keep their lengths."""
 CAMERA_BACK_M, CAMERA_UP_M = 0.4, 0.45
 """Where the stand-in camera is, seen from the midpoint of the wrists: about where the person's head was."""
 _COMPOUND = ("espresso machine", "capsule machine", "waffle iron")
@@ -57,7 +57,7 @@ class Arctic:
     def clips(self) -> Iterator[Clip | Rejection]:
         from jala_ray.hands.mano import load_pair
 
-        split_of("", self.val_fraction)  # A wrong option is told before the first sequence.
+        split_of("", self.val_fraction)  # A wrong option is refused before the first sequence.
         models, listing = load_pair(self.mano_folder), list_folder(self.folder)
         files = [file for file in listing.sizes if file.endswith(".npz")]
         faults = list(unreachable(self.name, listing, ".npz"))

@@ -30,7 +30,7 @@ from jala_ray.types import HAND_NAMES, Camera, Clip, Domain, Hand, HandState, Ha
 from jala_ray.video.decode import VideoInfo, probe
 
 CAMERAS = {"Aria": "camera-rgb", "Quest3": "camera-slam-left"}
-"""The camera whose first frame a clip's motion is told in, by headset, unless an option names another."""
+"""Per headset, the camera in whose first frame a clip's motion is given, unless an option names another."""
 MARKS = (files_of.HEADSET, files_of.UMETRACK, files_of.MANO)
 """Files by any of which a folder is a sequence."""
 PCA = 15

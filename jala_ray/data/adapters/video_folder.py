@@ -90,7 +90,7 @@ class VideoFolder:
 
     def videos(self, options: StorageOptions | None = None) -> list[FolderVideo]:
         """The videos of the folder and those that captions name, by name. Opens none of them; says what it passes over."""
-        split_of("", self.val_fraction)  # A wrong option is told before the first video.
+        split_of("", self.val_fraction)  # A wrong option is refused before the first video.
         listing = list_folder(self.folder, options)
         sizes = {name: size for name, size in listing.sizes.items() if _is_video(name)}
         faults = {name: why for name, why in listing.faults.items() if _is_video(name) or name.endswith("/")}

@@ -48,7 +48,7 @@ class Vitra:
     domain: ClassVar[Domain] = "wild"
 
     def clips(self) -> Iterator[Clip | Rejection]:
-        split_of("", self.val_fraction)  # A wrong option is told before the first episode.
+        split_of("", self.val_fraction)  # A wrong option is refused before the first episode.
         listing = list_folder(self.folder)
         files = [file for file in listing.sizes if file.endswith(".npy")]
         faults = list(unreachable(self.name, listing, ".npy"))

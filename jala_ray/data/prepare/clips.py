@@ -167,7 +167,7 @@ class ClipMaker:
 
 
 def _rate(clip: Clip) -> Fraction:
-    """Frames a second of source time: 15 of model time."""
+    """Frames per second of source time: 15 of model time."""
     return MODEL_FPS / Fraction(clip.time_scale).limit_denominator(1000)
 
 

@@ -157,7 +157,7 @@ class Preparation:
         return facts | made | {"error": ""}
 
     def _raw(self, piece: VideoPiece, notes: list[str]) -> Iterator[Clip | Rejection]:
-        """The clips as they come in: of a folder, one a caption, however long. `notes` as in `VideoFolder.spans`."""
+        """The clips as they come in: of a folder, one per caption, however long. `notes` as in `VideoFolder.spans`."""
         if isinstance(self.source, VideoFolder):
             video = piece.whole
             assert video is not None
@@ -215,7 +215,7 @@ class Preparation:
 
 @functools.lru_cache(maxsize=1)
 def _opened(path: str, options: StorageOptions | None) -> Manifest:
-    """Once a process: it holds the places of all rows."""
+    """Once per process: it holds the places of all rows."""
     return Manifest(path, options)
 
 

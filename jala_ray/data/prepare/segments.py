@@ -139,7 +139,7 @@ def cut_clip(clip: Clip, start_s: float, end_s: float) -> Clip:
 
 
 def _downgraded(part: Clip) -> Clip:
-    """The part with only the labels and the task that its chunks bear out."""
+    """The part with only the labels, and the task, that its chunks still have."""
     labelled = labelled_chunks(part)
     was_labelled = [track.state is HandState.LABELLED for track in part.hands]
     left, right = (

@@ -31,7 +31,7 @@ def masked_tokens(loaded: Loaded, example: Example, hand: int, time: int, *, con
     """The sequence up to one chunk of a hand that is there, fully masked and the only one scored; earlier labelled ones are intact
     with `context`, else masked as those of a clip without labels are.
 
-    Later chunks are left out: nothing before them sees them. Untracked chunks are masked, as in training. Every clip is told the same
+    Later chunks are left out: nothing before them sees them. Untracked chunks are masked, as in training. Every clip is given the same
     template, whatever its task type. Raises `UserError` for a clip without an instruction.
     """
     assets, upto = loaded.assets, slice(0, time + 1)

@@ -59,7 +59,7 @@ def _counted(census: Census) -> Iterator[Finding]:
             level = "bad" if line["domain"] == "lab" or scale == 1 else "warn"
             text = f"{line['source']}: {some(line['rows'], line['domain'] + ' row')} with time_scale {scale:g}."
             yield Finding(
-                level, text, f"It is {right:g} for {line['domain']} video: source seconds a second of model time."
+                level, text, f"It is {right:g} for {line['domain']} video: source seconds per second of model time."
             )
     splits: dict[str, set[str]] = defaultdict(set)
     for line in census.lines("source", "split", first=False):

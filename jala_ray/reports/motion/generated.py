@@ -36,7 +36,7 @@ class Generated:
     """Frames in which each hand is in the picture."""
 
     def lines(self) -> list[str]:
-        """What a user is told."""
+        """What the command prints."""
         frames, camera = self.motion.features.shape[1], self.scene.camera
         said = [f"text: {self.text}"]
         said += [f"{HAND_NAMES[h]} hand: in the picture in {n} of {frames} frames" for h, n in self.inside.items()]

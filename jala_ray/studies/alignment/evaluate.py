@@ -108,7 +108,7 @@ def monitors(config: RunConfig) -> dict[str, list[Any]]:
 
 
 def training_cost(config: RunConfig) -> dict[str, float]:
-    """Seconds of training steps (validation and checkpoints left out), samples, and samples a second."""
+    """Seconds of training steps (validation and checkpoints left out), samples, and samples per second."""
     rows = _metrics(config)
     steps = np.diff([0, *(row["step"] for row in rows)])
     seconds = float(np.dot(steps, [row["step_s"] for row in rows]))

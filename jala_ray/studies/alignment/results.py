@@ -76,7 +76,7 @@ def load(study: StudyFolder) -> StudyResults:
 
 
 def analyse(found: StudyResults, resamples: int) -> dict[str, Any]:
-    """Everything that is told of the runs, ready for JSON, INTERVAL = {mean, low, high, clips}.
+    """Everything that the report says of the runs, ready for JSON, INTERVAL = {mean, low, high, clips}.
 
     ```
     motion   {E: {part: {clips, means: {variant or other row: {metric: INTERVAL}},

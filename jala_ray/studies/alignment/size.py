@@ -41,7 +41,7 @@ class EncoderTraining:
     probe_every: int = 500
     """Steps between two linear probes, each with a copy to resume from."""
     probe_clips: int = 128
-    """Labelled training clips a domain that are probed on the way."""
+    """Labelled training clips per domain that are probed on the way."""
     seed: int = 0
 
 
@@ -59,7 +59,7 @@ class StudySize:
     """Of the variants of tiers 1, 2 and 3."""
     gate_seeds: int = 2
     gate_clips: int = 400
-    """Clips a domain that the gate on features is probed on."""
+    """Clips per domain that the gate on features is probed on."""
     evaluation_batch: int = 8
     """Clips of one forward pass when motion is generated."""
     resamples: int = 4000
@@ -114,7 +114,7 @@ def _tokenizer(model: TokenizerConfig, **train: Any) -> TokenizerRunConfig:
 
 
 SMALL_TOKENIZER = TokenizerConfig(width=128, levels=2, codes=128, decay=0.95)
-"""32 tokens a chunk."""
+"""32 tokens per chunk."""
 
 SMOKE = StudySize(
     name="smoke",

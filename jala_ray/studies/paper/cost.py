@@ -111,7 +111,7 @@ def _row(study: PlannedStudy, cost: Cost) -> Iterator[str]:
     hours = "" if cost.hours is None else f"; {cost.hours:.2f} h, {cost.hours * gpus(study):.2f} GPU-hours"
     yield (
         f"      steps: {reads.steps:,}, samples: {reads.samples:,}, {reads.samples * reads.labelled:,.0f} of them with labels; "
-        f"{found.memory / GB:.2f} GB a GPU, {fits} in {study.asked.gpu_memory_gb:g}; {found.flops_step / 1e12:,.2f} TFLOP a step{hours}"
+        f"{found.memory / GB:.2f} GB per GPU, {fits} in {study.asked.gpu_memory_gb:g}; {found.flops_step / 1e12:,.2f} TFLOP per step{hours}"
     )
 
 

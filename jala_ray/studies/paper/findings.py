@@ -18,7 +18,7 @@ from jala_ray.types import DOMAINS
 UNEQUAL = 0.01
 """Rows that see labelled samples more unequally than by this share are named."""
 OFTEN = ("train.steps", "data.epoch_rows", "data.task_weights", "data.source_weights")
-"""Settings by which a row may see a labelled clip more or less than once an epoch."""
+"""Settings by which a row may see a labelled clip more or less than once per epoch."""
 STARTED = 0.01
 """Of LAP's start, what may be left at a run's end: alpha^steps."""
 
@@ -85,7 +85,7 @@ def unequal(base: RunConfig, results: Mapping[str, Any]) -> Iterator[Finding]:
         given = " and ".join(f"--{key}" for key in OFTEN if known[key])
         detail = (
             f"{given}: a labelled clip comes as often as that has it, among all clips or among labelled ones alone; without it each row "
-            "sees every labelled clip once an epoch."
+            "sees every labelled clip once per epoch."
         )
         yield Finding("warn", "Rows see labelled samples unequally often.", detail, figure)
 

@@ -85,7 +85,7 @@ def load(study: PlannedStudy) -> TableScores:
 
 
 def analyse(study: PlannedStudy, found: TableScores) -> dict[str, Any]:
-    """All that is told, ready for JSON, INTERVAL = {mean, low, high, clips} in the metric's unit, null where there is none.
+    """All that the table says, ready for JSON, INTERVAL = {mean, low, high, clips} in the metric's unit, null where there is none.
 
     ```
     table       {row: {domain: {metric: INTERVAL}}}, references alike {floor, hold_first, mean_motion}

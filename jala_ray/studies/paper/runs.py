@@ -147,7 +147,7 @@ def _listed(values: np.ndarray) -> list[float | None]:
 
 
 def cost(study: PlannedStudy, config: RunConfig) -> dict[str, float]:
-    """Measured: hours of training steps (validation and checkpoints left out), samples, samples a second. Of the steps that survived."""
+    """Measured: hours of training steps (validation and checkpoints left out), samples, samples per second. Of the steps that survived."""
     found, _ = lineage(rows_of(setup.run_folder(config), study.options))
     rows = cast("list[dict[str, Any]]", found)
     steps = np.diff([0, *(row["step"] for row in rows)])
