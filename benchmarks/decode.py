@@ -1,7 +1,7 @@
 """The boundary pair that a sample asks for: prepared clips read by packet index, against the other ways to the same frames.
 
 `python benchmarks/decode.py`: one core, 10 s clips of 456 x 256 and 1920 x 1080, RGB at the clip's own size on every side. The original has
-30 frames a second and a keyframe every 250; the prepared clip is what `jobs/prepare.py` makes of it. Sides:
+30 frames per second and a keyframe every 250; the prepared clip is what `jobs/prepare.py` makes of it. Sides:
 
 - `full`: every frame of the original (what a loader without random access does);
 - `gop250_seek`: the best random access to the original: seek and decode, or by packet index (torchcodec too, where it is installed);
@@ -36,8 +36,8 @@ from jala_ray.types import PacketIndex
 from jala_ray.video.decode import VideoReader
 from jala_ray.video.packets import PacketScan, decode_packets, fetch_packets
 from jala_ray.video.picture import Picture
-from jala_ray.video.transcode import Span, Transcoded, transcode_spans
-from jala_ray.video.write import write_mp4
+from jala_ray.video.transcode import Transcoded, TranscodeSpan, transcode_spans
+from jala_ray.video.write import Encoding, write_mp4
 
 FPS, SECONDS = 30, 10
 PAIR = (4, 5)
@@ -103,8 +103,8 @@ def measure(folder: Path, size: tuple[int, int]) -> dict[str, list[float]]:
     """Seconds of every side; all of them give the same pair, the prepared clip's within its compression."""
     original, prepared = folder / "original.mp4", folder / "prepared.mp4"
     write_mp4(original, shots(*size), FPS, gop=250, bframes=2)
-    span = Span(0.0, float(SECONDS), prepared)
-    results = list(transcode_spans(original, [span], 15, gop=15, short_side=size[0], crf=23, preset="veryfast"))
+    span = TranscodeSpan(0.0, float(SECONDS), prepared)
+    results = list(transcode_spans(original, [span], 15, encoding=Encoding(15, 23), short_side=size[0]))
     assert isinstance(results[0], Transcoded), results
     pair = [float(second) for second in PAIR]
     raw = PacketScan(original).index(np.array(pair), math.inf)

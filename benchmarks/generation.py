@@ -1,6 +1,6 @@
 """Motion of one chunk by 20 parallel passes, against next-token decoding of the same chunk.
 
-`python benchmarks/generation.py [--batch 1] [--chunks 2]`: random weights, the paper's tokens (K = 128 a chunk, 256 image tokens), both
+`python benchmarks/generation.py [--batch 1] [--chunks 2]`: random weights, the paper's tokens (K = 128 per chunk, 256 image tokens), both
 sides with the key-value cache and E = 1. On a CUDA device the backbone has InternVL3-2B's sizes in bf16, on a CPU a small one: the passes
 are the same.
 JSON: {"passes_ratio": x, "wall_ratio": x, "device": "cpu|cuda", "masked_ms": x, "next_token_ms": x}.

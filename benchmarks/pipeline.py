@@ -1,10 +1,10 @@
 """From the plan to batches on the trainer: Ray Data, beside a torch DataLoader and bare processes with the same functions and cores.
 
 `python benchmarks/pipeline.py [--parts mix video cache s3 memory]`: prepared clips of 456 x 256 and 10 s, the paper's input sizes (a tile
-of 448, frames of 224, 128 tokens a chunk, a motion tokenizer of full size), steps of 16 samples, two reading processes. Workloads:
+of 448, frames of 224, 128 tokens per chunk, a motion tokenizer of full size), steps of 16 samples, two reading processes. Workloads:
 
-- `mix`: METHOD 4's task types; labelled motion is resampled and tokenised;
-- `video`: pure video, eleven frames a sample, no labels;
+- `mix`: the papers' task types (method.md 4); labelled motion is resampled and tokenised;
+- `video`: pure video, eleven frames per sample, no labels;
 - `cache`: as `mix`, codes and features are stored, v_1 is decoded;
 - `s3`: as `video`, from Ceph's gateway on loopback, which runs on the same cores.
 
@@ -52,7 +52,7 @@ from jala_ray.types import TaskType
 
 PARTS = ("mix", "video", "cache", "s3", "memory")
 BATCH, PROCESSES, WARM = 16, 2, 8
-"""Sequences a step, reading processes, and steps at the start that are not counted: a block of every process."""
+"""Sequences per step, reading processes, and steps at the start that are not counted: a block of every process."""
 ALONE: dict[TaskType, float] = {"pure_video": 1.0}
 WORKLOADS = {"mix": world.SHARES, "cache": world.SHARES, "video": ALONE, "s3": ALONE}
 
@@ -78,7 +78,7 @@ def bare(made: StepBuilder, first: int, last: int, barrier, out) -> None:
 
 
 def ceiling(made: StepBuilder, steps: int) -> float:
-    """Samples a second of processes that nobody listens to."""
+    """Samples per second of processes that nobody listens to."""
     context = multiprocessing.get_context("forkserver")
     barrier, out = context.Barrier(PROCESSES), context.Queue()
     workers = [context.Process(target=bare, args=(made, i, steps, barrier, out)) for i in range(PROCESSES)]
@@ -105,7 +105,7 @@ def rayed(made: StepBuilder, steps: int) -> Iterator[StepShare]:
 
 
 def rate(stream: Iterator[StepShare]) -> float:
-    """Samples a second after the first steps."""
+    """Samples per second after the first steps."""
     for _ in range(WARM):
         next(stream)
     began, samples = time.perf_counter(), 0
@@ -118,7 +118,7 @@ def rate(stream: Iterator[StepShare]) -> float:
 
 
 def waiting(stream: Iterator[StepShare], step_s: float) -> tuple[float, float]:
-    """(steps a second, share of the time waited for data) of a trainer whose step takes `step_s` on another device."""
+    """(steps per second, share of the time waited for data) of a trainer whose step takes `step_s` on another device."""
     for _ in range(WARM):
         next(stream)
         time.sleep(step_s)
@@ -231,7 +231,10 @@ def main() -> None:
                 round(x, 1) for x in grown(root, small, assets, 1_000_000)
             )
     report(
-        "samples a second on the trainer, medians", ("workload", "side", "rate", "range", "of ceiling"), table, figures
+        "samples per second on the trainer, medians",
+        ("workload", "side", "rate", "range", "of ceiling"),
+        table,
+        figures,
     )
 
 

@@ -1,6 +1,6 @@
 """Planning an epoch of 7.5 M clips: from the manifest's files on disk to the order of epoch 0 with every row's place.
 
-`python benchmarks/plan.py [--clips N]`: a manifest of N rows of UniHand-Mix's make-up (4 sources, 4 task types, about 6 rows a video) is
+`python benchmarks/plan.py [--clips N]`: a manifest of N rows of UniHand-Mix's make-up (4 sources, 4 task types, about 6 rows per video) is
 written without poses; then a fresh process plans it, with mixture weights and windows, and reports its time and peak memory.
 The baseline in the same run is what a loader without a catalogue does: a list of dicts, shuffled.
 JSON: {"clips": n, "seconds": x, "peak_mb": x}.
@@ -92,7 +92,7 @@ def plan(folder: str) -> None:
 
 
 def baseline(folder: str) -> float:
-    """Microseconds a row that listing and shuffling rows as dicts takes."""
+    """Microseconds per row that listing and shuffling rows as dicts takes."""
     began = time.perf_counter()
     files = sorted(Path(folder).glob("*.parquet"))[: -(-BASELINE_ROWS // FILE_ROWS)]
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
@@ -125,7 +125,7 @@ def main() -> None:
         "in all s": f"{once['seconds']:.2f}",
         "peak MB": f"{once['peak_mb']:.0f}",
         "of it imports": f"{once['imports_mb']:.0f}",
-        "us a row": f"{ours:.2f}",
+        "us per row": f"{ours:.2f}",
         "as dicts": f"{dicts:.2f}",
     }
     figures = {"clips": options.clips, "seconds": round(once["seconds"], 2), "peak_mb": round(once["peak_mb"])}

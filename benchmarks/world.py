@@ -27,11 +27,11 @@ from jala_ray.video.write import write_mp4
 
 VIDEOS, SECONDS, SIZE = 24, 10, (256, 456)
 SHARES: dict[TaskType, float] = {"generation": 0.424, "continuation": 0.155, "description": 0.129, "pure_video": 0.292}
-"""METHOD 4."""
+"""The papers' mixture (method.md 4)."""
 
 
 def config(root: Path, manifest: str, batch: int, rows: int | None = None) -> RunConfig:
-    """The paper's input sizes: a tile of 448, frames of 224 in 196 patches of width 1024, 128 tokens a chunk."""
+    """The paper's input sizes: a tile of 448, frames of 224 in 196 patches of width 1024, 128 tokens per chunk."""
     values = {"train.batch": batch, "storage.root": str(root), "data.manifest": manifest, "motion_tokenizer": "none"}
     made = override(replace(BASE, name="benchmark"), values | {"data.epoch_rows": rows, "train.micro_batch": batch})
     sizes = VisionSizes(hidden=1024, layers=1, heads=16, mlp=1024, patch=16)  # only the features' size matters
@@ -49,7 +49,7 @@ def assets(folder: Path) -> str:
 
 
 def videos(folder: Path, scene: int = 0) -> list[Path]:
-    """Prepared clips: 15 frames a second, a keyframe a second. A textured scene that pans at another speed in each."""
+    """Prepared clips: 15 frames per second, a keyframe per second. A textured scene that pans at another speed in each."""
     rng = np.random.default_rng(scene)
     made = []
     for number in range(VIDEOS):

@@ -1,4 +1,4 @@
-"""Named runs. A variant is a small diff of a base preset, and the diff is its definition (METHOD 9)."""
+"""Named runs. A variant is a small diff of a base preset, and the diff is its definition (method.md 9)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ BASE = RunConfig(
     objective=JalaConfig(),
     cluster=ClusterConfig(workers=8, cpus_per_worker=2, gpus_per_worker=1),
 )
-"""JALA-dino at the paper's size: 8 GPUs, 128 sequences a step (METHOD 6)."""
+"""JALA-dino at the paper's size: 8 GPUs, 128 sequences per step (method.md 6)."""
 
 TINY = RunConfig(
     name="tiny",
@@ -73,7 +73,7 @@ TINY = RunConfig(
     ),
     cluster=ClusterConfig(workers=2, cpus_per_worker=0.5),
 )
-"""The same code at a size for two CPU cores; alpha^300 <= 0.01 (METHOD 5)."""
+"""The same code at a size for two CPU cores; alpha^300 <= 0.01 (method.md 5)."""
 
 
 VARIANTS: dict[str, Variant] = {
@@ -140,7 +140,7 @@ def preset(name: str) -> RunConfig:
 
 
 TOKENIZER = TokenizerRunConfig(name="tokenizer", cluster=ClusterConfig(workers=1, cpus_per_worker=2, gpus_per_worker=1))
-"""The paper's tokenizer: 128 tokens a chunk, 8192 ids."""
+"""The paper's tokenizer: 128 tokens per chunk, 8192 ids."""
 
 TINY_TOKENIZER = TokenizerRunConfig(
     name="tiny_tokenizer",
@@ -149,7 +149,7 @@ TINY_TOKENIZER = TokenizerRunConfig(
     checkpoint_every=200,
     cluster=ClusterConfig(workers=2, cpus_per_worker=0.5),
 )
-"""The small twin: 32 tokens a chunk."""
+"""The small twin: 32 tokens per chunk."""
 
 TOKENIZER_PRESETS: dict[str, TokenizerRunConfig] = {
     "tokenizer": TOKENIZER,

@@ -20,7 +20,7 @@ LINE_SHARE = 0.05
 class Meter:
     """What has been done of some work, how fast, and how long the rest will take.
 
-    `total` is the whole work's weight. `counts` are what is told beside it, e.g. rows; the first of them has a rate.
+    `total` is the whole work's weight. `counts` are printed beside it, e.g. rows; the first of them has a rate.
     """
 
     def __init__(self, total: float, unit: str) -> None:
@@ -39,7 +39,7 @@ class Meter:
         self.advance(facts.get("weight", 1.0), **counts)
 
     def summary(self) -> str:
-        """What is told when all is done, beside the last line; "" for nothing."""
+        """The line printed when all is done, after the last; "" for none."""
         return ""
 
     def elapsed(self) -> float:

@@ -99,7 +99,7 @@ def test_which_presets_generate() -> None:
 
 
 def test_the_paper_in_numbers() -> None:
-    """METHOD 3-6: what the base preset must say."""
+    """What the base preset must say (method.md 3-6)."""
     assert BASE.train.batch == 128 and BASE.train.micro_batch * BASE.cluster.workers == 128
     assert (BASE.optim.lr, BASE.optim.weight_decay, BASE.optim.betas) == (3e-5, 0.05, (0.9, 0.95))
     assert (BASE.optim.warmup, BASE.optim.clip, BASE.train.precision) == (0.05, 1.0, "bf16")

@@ -26,7 +26,7 @@ from jala_ray.models.frame_encoder import encoder_key
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.claims import differences
 from jala_ray.studies.alignment.stages import stage
-from jala_ray.sweeps.plan import Asked, plan_sweep
+from jala_ray.sweeps.plan import SweepRequest, plan_sweep
 from jala_ray.training import setup
 from jala_ray.types import UserError
 from tests.data.test_source import make_clip
@@ -67,7 +67,9 @@ def rows(root: Path, changed: bool) -> None:
 
 def sweep(root: Path, changed: bool) -> None:
     places = ["--storage.root", str(root), "--data.manifest", f"{root}/set", "--motion-tokenizer", f"{root}/tokenizer"]
-    asked = Asked("tiny", (*places, "--optim.lr", "0.5" if changed else "0.25"), ["lambda_alpha_layer"], 3, "random")
+    asked = SweepRequest(
+        "tiny", (*places, "--optim.lr", "0.5" if changed else "0.25"), ["lambda_alpha_layer"], 3, "random"
+    )
     plan_sweep(asked).take(resume=(root / "tiny" / "sweep.json").exists())
 
 

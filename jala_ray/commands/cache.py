@@ -53,7 +53,7 @@ def run(arguments: Arguments) -> int:
     from jala_ray.data.manifest.table import Manifest
     from jala_ray.training import setup
     from jala_ray.training.build import build_assets
-    from jala_ray.training.parts import do_parts
+    from jala_ray.training.parts import TaskSize, do_parts
 
     config = setup.absolute(config)
     options = setup.storage_options(config)
@@ -64,7 +64,7 @@ def run(arguments: Arguments) -> int:
         making = begin(arguments.out, manifest, assets, config.model.encoder, options, **how)
     if arguments.retry:
         making.drop_errors()
-    do_parts(making.missing(), making.job, options, local=arguments.local, num_gpus=arguments.gpus_per_task)
+    do_parts(making.missing(), making.job, options, local=arguments.local, task=TaskSize(gpus=arguments.gpus_per_task))
     cache, errors = making.finish(config.data.max_error_share)
     print(f"{cache.path}: {cache.rows} rows, {len(errors)} left out" + (" (reasons: errors.jsonl)" if errors else ""))
     return 0

@@ -64,7 +64,7 @@ def run(arguments: Arguments) -> int:
     from jala_ray import storage
     from jala_ray.evaluation.job import EvaluationJob, begin, label_of, manifest_of, release, resolve
     from jala_ray.reports.motion.publish import publish, warnings_of
-    from jala_ray.training.parts import do_parts
+    from jala_ray.training.parts import TaskSize, do_parts
 
     asked, options = arguments, arguments.storage
     if asked.endpoint_url:
@@ -83,7 +83,7 @@ def run(arguments: Arguments) -> int:
         options=options,
     )
     work = begin(job, asked.split, asked.samples)
-    do_parts(work.missing(), work.job, options, local=asked.local, num_gpus=asked.gpus_per_task)
+    do_parts(work.missing(), work.job, options, local=asked.local, task=TaskSize(gpus=asked.gpus_per_task))
     release()
     print(publish(work, latents=not asked.no_latents, videos=asked.videos))
     for line in warnings_of(job.out, options):

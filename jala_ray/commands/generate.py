@@ -9,7 +9,7 @@ from tyro.conf import FlagConversionOff, Positional, arg
 
 from jala_ray.config import GenerationConfig
 from jala_ray.storage import StorageOptions
-from jala_ray.types import ConfigError
+from jala_ray.types import WILD_TIME_SCALE, ConfigError
 
 DEFAULT = GenerationConfig()
 
@@ -92,34 +92,22 @@ def run(arguments: Arguments) -> int:
 
     from jala_ray import storage
     from jala_ray.generation.generator import Generator
-    from jala_ray.generation.scene import Asked, View
-    from jala_ray.reports.motion.generated import generate_from_clip, generate_from_video
+    from jala_ray.generation.scene import Asked, View, video_scene
+    from jala_ray.reports.motion.generated import Output, generate_from_clip, generate_from_video
     from jala_ray.training import history
 
     address = history.resolve(storage.absolute(arguments.checkpoint), arguments.storage)
     device = torch.device(arguments.device) if arguments.device else None
     model = Generator.open(address, settings, device, arguments.storage)
     view, about = View(arguments.fov, arguments.intrinsics), {"checkpoint": address}
-    out = storage.absolute(arguments.out)
+    output = Output(storage.absolute(arguments.out), arguments.height, about)
+    asked = Asked(arguments.text, arguments.seconds, arguments.hands, arguments.task)
     if arguments.video:
-        made = generate_from_video(
-            model,
-            arguments.video,
-            arguments.text or "",
-            3.0 if arguments.seconds is None else arguments.seconds,
-            out,
-            hands=arguments.hands or "right",
-            view=view,
-            start_s=arguments.start,
-            time_scale=arguments.time_scale,
-            height=arguments.height,
-            about=about,
-        )
+        scale = WILD_TIME_SCALE if arguments.time_scale is None else arguments.time_scale
+        scene = video_scene(arguments.video, view, arguments.start, scale, model.options)
+        made = generate_from_video(model, scene, asked, output)
     else:
-        asked = Asked(arguments.text, arguments.seconds, arguments.hands, arguments.task)
         manifest = storage.absolute(arguments.manifest or "")
-        made = generate_from_clip(
-            model, manifest, arguments.clip, asked, out, view=view, height=arguments.height, about=about
-        )
+        made = generate_from_clip(model, manifest, arguments.clip, asked, output, view)
     print("\n".join(made.lines()))
     return 0

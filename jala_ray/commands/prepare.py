@@ -52,8 +52,8 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     from jala_ray.data.prepare.job import Preparation
-    from jala_ray.data.prepare.progress import Meter, clock
-    from jala_ray.training.parts import do_parts
+    from jala_ray.data.prepare.progress import PieceMeter, clock
+    from jala_ray.training.parts import TaskSize, do_parts
 
     job = arguments
     work = Preparation(job.source(), storage.absolute(job.out), job.settings, job.storage)
@@ -63,7 +63,7 @@ def run(arguments: Arguments) -> int:
     unit = "videos" if isinstance(work.source, VideoFolder) else "pieces"
     print(f"{len(pieces)} {unit}, {len(missing)} of them to be done", flush=True)
     if missing:
-        do_parts(missing, work.do, job.storage, Meter(missing), local=job.local, num_cpus=job.cpus_per_task)
+        do_parts(missing, work.do, job.storage, PieceMeter(missing), local=job.local, task=TaskSize(job.cpus_per_task))
     summary = work.finish(pieces)
     print(
         f"{work.out}: {summary['rows']} clips, {clock(summary['source_seconds'])} of video in {summary['videos']} files"

@@ -105,9 +105,9 @@ def _settings(words: Sequence[str], keys: Sequence[str]) -> list[str]:
 
 def run(arguments: Arguments) -> int:
     verify(arguments.config)
-    from jala_ray.sweeps.plan import Asked, plan_sweep
+    from jala_ray.sweeps.plan import SweepRequest, plan_sweep
 
-    asked = Asked(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Asked)})
+    asked = SweepRequest(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(SweepRequest)})
     plan = plan_sweep(asked)
     if arguments.dry_run:
         from jala_ray.sweeps.estimate import estimate

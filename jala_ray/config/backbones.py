@@ -18,7 +18,7 @@ DEFAULT = "internvl"
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The special tokens of a backbone, and how a turn of each side is written with them (METHOD 3).
+    """The special tokens of a backbone, and how a turn of each side is written with them (method.md 3).
 
     A sequence is `user_open` + question + picture + `user_close_assistant_open` + answer + `assistant_close`; a picture is `image_start`,
     `image` as often as it has tokens, `image_end`. Special tokens are spelled out in the turns.

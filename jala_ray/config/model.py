@@ -11,7 +11,7 @@ from jala_ray.config.encoders import ENCODERS
 if TYPE_CHECKING:
     BackboneName = EncoderName = str
 else:
-    BackboneName = Literal[BACKBONES.names()]  # likewise, of models/backbones/
+    BackboneName = Literal[BACKBONES.names()]  # the names of models/backbones/
     EncoderName = Literal[ENCODERS.names()]  # what tyro and `from_dict` take: the files of models/encoders/
 
 

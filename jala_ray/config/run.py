@@ -23,7 +23,7 @@ class DataConfig:
     source_weights: tuple[tuple[str, float], ...] = ()
     """Share of every source in an epoch, normalised: `--data.source-weights ego4d 2 arctic 1`. Empty: by its rows."""
     task_weights: tuple[tuple[str, float], ...] = ()
-    """Share of every task type, likewise (the paper: generation 42.4, continuation 15.5, description 12.9, pure_video 29.1)."""
+    """Share of every task type, normalised too (the paper: generation 42.4, continuation 15.5, description 12.9, pure_video 29.1)."""
     epoch_rows: int | None = None
     """Length of an epoch in samples; None: as many as there are rows. With weights rows may come more than once, or not at all."""
     wild_fraction: float = 1.0
@@ -102,7 +102,7 @@ class TrainConfig:
     validate_every: int = 1000
     """Steps between two validations on held-out rows."""
     val_samples: int = 512
-    """Held-out rows a domain (lab, wild) of one validation."""
+    """Held-out rows per domain (lab, wild) of one validation."""
     monitor_every: int = 100
     """Steps between two measurements of what is aligned."""
     deterministic: bool = False

@@ -13,7 +13,7 @@ TOKENIZER_FRAMES = 16
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Size and loss of the motion tokenizer; by default the paper's, K = 128 tokens a chunk and 8192 ids."""
+    """Size and loss of the motion tokenizer; by default the paper's, K = 128 tokens per chunk and 8192 ids."""
 
     width: int = 512
     """Channels of the convolutions and of the latent vectors, shared out to the groups."""
@@ -22,7 +22,7 @@ class TokenizerConfig:
     levels: int = 8
     """Residual codebooks per group."""
     codes: int = 512
-    """Codes a codebook; every (part, group, level) has a codebook of its own, the groups share the ids."""
+    """Codes per codebook; every (part, group, level) has a codebook of its own, the groups share the ids."""
     downsample: int = 4
     """Frames per latent step; 4."""
     commitment: float = 0.02
@@ -57,7 +57,7 @@ class TokenizerConfig:
 
     @property
     def steps(self) -> int:
-        """Latent time steps a chunk (4)."""
+        """Latent time steps per chunk (4)."""
         return TOKENIZER_FRAMES // self.downsample
 
     @property
@@ -72,7 +72,7 @@ class TokenizerTrainConfig:
     steps: int = 20_000
     """Optimizer steps."""
     batch: int = 256
-    """Chunks a step, over all workers."""
+    """Chunks per step, over all workers."""
     lr: float = 2e-4
     """Peak learning rate."""
     warmup: float = 0.05

@@ -123,7 +123,7 @@ class Stage:
     world: int
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        torch.set_num_threads(1)  # one task a core; more threads would fight over it
+        torch.set_num_threads(1)  # one task per core; more threads would fight over it
         units = [unit(int(index), self.world, self.steps_per_block) for index in batch["id"]]
         places = [(self.first + after, rank) for after, rank in units]
         wanted = [
@@ -138,7 +138,7 @@ class Stage:
 
 
 def unit_dataset(segment: Segment, world: int) -> ray.data.Dataset:
-    """All units of a segment for `world` ranks, one block of m units a task."""
+    """All units of a segment for `world` ranks, one block of m units per task."""
     m = segment.steps_per_block
     blocks = -(-(segment.last - segment.first) // m) * world
     plan = StoredPlan.put(segment.builder.plan, segment.first, max(segment.last, segment.first + 1))
@@ -241,7 +241,7 @@ def read_shares(shard: ray.data.DataIterator, first: int, last: int, rank: int) 
 
 
 CHUNK_ROWS = 64
-"""Clips a task of `chunk_arrays`."""
+"""Clips per task of `chunk_arrays`."""
 
 
 def chunk_arrays(rows: Sequence[ManifestRow]) -> dict[str, np.ndarray]:
@@ -249,7 +249,7 @@ def chunk_arrays(rows: Sequence[ManifestRow]) -> dict[str, np.ndarray]:
     if not rows:
         return read_chunks([])
     groups = -(-len(rows) // CHUNK_ROWS)
-    stored = ray.put(rows)  # once a node, not once a task
+    stored = ray.put(rows)  # once per node, not once per task
 
     def stage(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         torch.set_num_threads(1)
@@ -279,22 +279,22 @@ def work_through(
     """
     if not items:
         return
-    stored = ray.put(list(items))  # once a node, not once a task
+    stored = ray.put(list(items))  # once per node, not once per task
 
-    class Stage:
+    class EachItem:
         def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
             torch.set_num_threads(max(1, int(num_cpus)))
             return {"result": [json.dumps(work(ray.get(stored)[int(i)])) for i in batch["id"]]}
 
-    stage: Any = Stage().__call__
+    stage: Any = EachItem().__call__
     options: dict[str, Any] = {"num_cpus": num_cpus}
     if num_gpus:
         gpus = ray.cluster_resources().get("GPU", 0.0)
         if gpus < num_gpus:
             remedy = "On a cluster that grows on demand, start a GPU node first."
-            raise UserError("GPUs a task", num_gpus, f"at most the cluster's {gpus:g}", remedy)
+            raise UserError("GPUs per task", num_gpus, f"at most the cluster's {gpus:g}", remedy)
         actors = ray.data.ActorPoolStrategy(min_size=1, max_size=min(int(gpus / num_gpus), len(items)))
-        stage, options = Stage, {"num_gpus": num_gpus, "compute": actors}
+        stage, options = EachItem, {"num_gpus": num_gpus, "compute": actors}
     dataset = ray.data.range(len(items), override_num_blocks=len(items))
     dataset = dataset.map_batches(stage, batch_size=1, **options)
     settled(dataset.context)

@@ -1,4 +1,4 @@
-"""Rows of a manifest -> records of the description task: what each model says of a clip's motion, and what is true (METHOD 3)."""
+"""Rows of a manifest -> records of the description task: what each model says of a clip's motion, and what is true (method.md 3)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def most_frequent_text(manifest: Manifest, seed: int = 0) -> str | None:
 
 
 def described(manifest: Manifest, rows: np.ndarray, most: int | None) -> list[tuple[int, str]]:
-    """(row, description) of the first `most` clips among `rows` that have words, each by its first such row. Damaged rows are told."""
+    """(row, description) of the first `most` clips among `rows` that have words, each by its first. Damaged rows are passed over."""
     found: dict[str, tuple[int, str]] = {}
     wanted = len(rows) if most is None else most
     for some in batched(rows.tolist(), min(READ_AT_ONCE, max(wanted, READERS))):

@@ -50,7 +50,7 @@ RESERVED = (FLOOR, HOLD_FIRST, MEAN_MOTION, MOST_FREQUENT)
 """Rows of the tables that are no model's, beside a model's floor and its texts on other clips."""
 
 
-class Part(NamedTuple):
+class EvaluationPart(NamedTuple):
     """Some rows that one task evaluates."""
 
     number: int
@@ -79,7 +79,7 @@ class EvaluationJob:
     def address(self, number: int) -> str:
         return storage.join(self.out, "parts", _file(number))
 
-    def __call__(self, part: Part) -> dict[str, Any]:
+    def __call__(self, part: EvaluationPart) -> dict[str, Any]:
         address = self.address(part.number)
         if not storage.exists(address, self.options):
             records = list(_open(self).records(part.rows))
@@ -115,11 +115,11 @@ class Work:
     """An evaluation that has claimed its folder."""
 
     job: EvaluationJob
-    parts: list[Part]
+    parts: list[EvaluationPart]
     manifest_key: str
     """Of the manifest as the evaluation began."""
 
-    def missing(self) -> list[Part]:
+    def missing(self) -> list[EvaluationPart]:
         folder = storage.join(self.job.out, "parts")
         return missing_parts(self.parts, lambda part: _file(part.number), folder, self.job.options)
 
@@ -163,7 +163,7 @@ def _rows(clips: Iterable[ClipRecord], labels: list[str]) -> tuple[str, ...]:
 def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
     """Choose the rows and claim the folder `job.out`. The work's own job makes its parts: it knows what `begin` has looked up.
 
-    Raises `ConfigError` when it holds another evaluation, by the key that differs, two checkpoints bear one label or one a
+    Raises `ConfigError` when it holds another evaluation, by the key that differs, two checkpoints have one label or one a
     row's, or a text has no token.
     """
     if job.text_tokens < 1:
@@ -208,9 +208,9 @@ def reopen(out: str, options: StorageOptions) -> Work:
     return Work(job, _parts(claim["rows"]), claim["manifest_key"])
 
 
-def _parts(rows: list[int]) -> list[Part]:
+def _parts(rows: list[int]) -> list[EvaluationPart]:
     chunks = [rows[i : i + PART_ROWS] for i in range(0, len(rows), PART_ROWS)]
-    return [Part(number, tuple(map(int, chunk))) for number, chunk in enumerate(chunks)]
+    return [EvaluationPart(number, tuple(map(int, chunk))) for number, chunk in enumerate(chunks)]
 
 
 def manifest_of(checkpoint: str, options: StorageOptions) -> str:

@@ -1,4 +1,4 @@
-"""Rows of a manifest -> records: what each model generates, the truth, the tokenizer's floor and two trivial baselines (METHOD 8)."""
+"""Rows of a manifest -> records: what each model generates, the truth, the tokenizer's floor and two trivial baselines (method.md 8)."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class MeanMotion:
 
     @classmethod
     def of(cls, manifest: Manifest, max_chunks: int = 2000, seed: int = 0) -> MeanMotion:
-        """Over a keyed random part of the training rows; damaged ones are told."""
+        """Over a keyed random part of the training rows; damaged ones are printed and passed over."""
         stacks: tuple[list[list[np.ndarray]], ...] = ([], [])
         for row in rows_with_labels((manifest.path,), "train", max_chunks, seed, manifest.options):
             try:

@@ -20,7 +20,7 @@ class HandRecord:
     true: np.ndarray
     """(T, 21, 3) float32 true joints (MANO order), 0 where not valid."""
     predicted: Mapping[str, np.ndarray]
-    """Row of the table -> (T, 21, 3) float32 joints. Model rows bear the checkpoint's label; `floor` is the tokenizer's own
+    """Row of the table -> (T, 21, 3) float32 joints. A model's row has the checkpoint's label; `floor` is the tokenizer's own
     reconstruction of the truth (its chunks with an invalid frame repeat the truth), `hold_first` holds the true first pose,
     `mean_motion` is the training split's mean. All use the clip's true beta."""
 
@@ -38,7 +38,7 @@ class ClipRecord:
     chunks: int
     """N."""
     instruction: str
-    """As the model was told."""
+    """As the model was given it."""
     hands: tuple[HandRecord, ...]
     """Those with a scored frame."""
     failure: str | None = None

@@ -1,4 +1,4 @@
-"""From clips with true and predicted motion to tables: scores a clip, means with bootstrap intervals, curves, paired differences.
+"""From clips with true and predicted motion to tables: scores per clip, means with bootstrap intervals, curves, paired differences.
 
 A clip is one observation however long it is, for its frames are not independent: means are over clips, and intervals come from
 resampling clips. Records of one clip (its other task types) are drawn together. Values are in their
@@ -34,7 +34,7 @@ PELA_TABLE_1: dict[str, dict[Domain, dict[str, float]]] = {
         ("JALA-vjepa", (7.05, 0.94, 5.85, 6.73), (11.54, 1.32, 10.04, 11.87)),
     )
 }
-"""Table 1 of the PELA paper (METHOD 8), cm. Its data are not ours, and its Wild truth is pseudo-labels: for display, not for tests."""
+"""Table 1 of the PELA paper (method.md 8), cm. Its data are not ours, and its Wild truth is pseudo-labels: for display, not for tests."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class GroupTable:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """Everything that is told of an evaluation's scores."""
+    """Everything that tables and pages say of an evaluation's scores."""
 
     scores: Scores
     groups: Sequence[GroupTable]
@@ -347,7 +347,7 @@ def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
 def _chunk_frames(clip: ClipRecord, hand: HandRecord) -> np.ndarray:
     """(N,) valid frames of each chunk."""
     if hand.valid.shape != (clip.chunks * CHUNK_FRAMES,):
-        expected = f"({clip.chunks * CHUNK_FRAMES},), {CHUNK_FRAMES} frames a chunk"
+        expected = f"({clip.chunks * CHUNK_FRAMES},), {CHUNK_FRAMES} frames per chunk"
         raise UserError(f"valid of clip {clip.clip_id!r}, {HAND_NAMES[hand.hand]} hand", hand.valid.shape, expected)
     return hand.valid.reshape(-1, CHUNK_FRAMES).sum(1)
 

@@ -17,7 +17,7 @@ from jala_ray.types import HAND_NAMES, Hand, JalaError, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (2 for bad input, which is told in one line)."""
+    """Run one command; returns the exit status (2 for bad input, which is one line on stderr)."""
     parser = argparse.ArgumentParser(prog="python -m jala_ray.hands", description="Hand models as npz files.")
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert-mano", help="turn an official MANO pickle into an npz, safely")

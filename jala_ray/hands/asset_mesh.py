@@ -108,7 +108,7 @@ def neighbour_mean(values: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 def hand_mesh() -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """Vertices (778, 3) m, outward faces (1538, 3), and the tip vertex of each finger, thumb to pinky."""
-    builder = _Builder()
+    builder = _MeshBuilder()
     palm = _build_palm(builder)
     tips = {"thumb": _build_tube(builder, "thumb", _thumb_root(palm), start_deg=315)}
     webs = [builder.add(_web_point(k + 1) - _xyz(0.002, 0, 0)) for k in range(3)]
@@ -127,7 +127,7 @@ def hand_mesh() -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     return vertices, faces, tips
 
 
-class _Builder:
+class _MeshBuilder:
     def __init__(self) -> None:
         self.vertices: list[np.ndarray] = []
         self.faces: list[tuple[int, int, int]] = []
@@ -164,7 +164,7 @@ def _web_point(boundary: int) -> np.ndarray:
     return outer + (outer - inner) * [0.1, 0.0, 0.48]
 
 
-def _build_palm(builder: _Builder) -> list[list[int]]:
+def _build_palm(builder: _MeshBuilder) -> list[list[int]]:
     """Wrist ring, then rings of 20 (9 above, 1 pinky side, 9 below, 1 thumb side) with the thumb's hole."""
     angles = np.deg2rad(45) + 2 * np.pi * np.arange(_WRIST_RING) / _WRIST_RING
     wrist = [builder.add(_WRIST + _xyz(0.016, 0.0175 * np.sin(t), 0.0265 * np.cos(t)), loose=False) for t in angles]
@@ -197,7 +197,7 @@ def _thumb_root(palm: list[list[int]]) -> list[int]:
     return [low[18], low[19], low[0], mid[0], high[0], high[19], high[18], mid[18]]
 
 
-def _build_tube(builder: _Builder, name: str, root: list[int], start_deg: float) -> int:
+def _build_tube(builder: _MeshBuilder, name: str, root: list[int], start_deg: float) -> int:
     """Rings of 8 along a finger from its root loop to a round tip; returns the tip vertex."""
     chain, radii = _chain(name), _FINGERS[name][3]
     lengths = np.concatenate([[0.0], np.cumsum(_FINGERS[name][2])])

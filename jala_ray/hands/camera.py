@@ -104,7 +104,7 @@ def transform_points(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
 def first_camera_from_extrinsics(world_to_camera: np.ndarray) -> np.ndarray:
     """World -> camera of frame t (T, 3 or 4, 4) => first camera -> camera of frame t (T, 3, 4).
 
-    E_t E_0^-1, what `Clip.extrinsics` holds (METHOD 1: motion is in the clip's first camera).
+    E_t E_0^-1, what `Clip.extrinsics` holds (method.md 1: motion is in the clip's first camera).
     """
     e = _as_3x4(world_to_camera)
     if e.ndim != 3 or len(e) == 0:

@@ -1,5 +1,5 @@
 """Motion features of one hand: wrist = 6-D rotation + translation (9), fingers = 15 x 6-D (90); wrist first
-(METHOD 1).
+(method.md 1).
 
 Left fingers are mirrored to the right-hand convention, so that both hands share one finger tokenizer; the
 wrist is not.

@@ -1,4 +1,4 @@
-"""Fit MANO to 3-D hand joints: closed-form start, then gradient descent on all frames at once (METHOD 11, lab
+"""Fit MANO to 3-D hand joints: closed-form start, then gradient descent on all frames at once (method.md 11, lab
 data).
 
 Stages: the shape from bone lengths (Gauss-Newton), the wrist from the palm (Procrustes), each finger bone
@@ -41,7 +41,16 @@ class FitWeights:
 
 
 @dataclass(frozen=True)
-class FitResult:
+class Descent:
+    """How long and how fast the energy is descended."""
+
+    iterations: int = 100
+    learning_rate: float = 0.02
+    """Of angles and shape; of the wrist's place, in m, a fiftieth."""
+
+
+@dataclass(frozen=True)
+class FittedTrack:
     """A fitted track: theta (T, 15, 3), rot (T, 3) in rad, wrist joint (T, 3) in m, beta (10,), float32.
 
     residual_m (T,) is each frame's mean distance between given and fitted joints; NaN, and the pose zero, on
@@ -63,9 +72,8 @@ def fit_mano(
     hand: ManoHand | None = None,
     beta: np.ndarray | None = None,
     weights: FitWeights | None = None,
-    iterations: int = 100,
-    learning_rate: float = 0.02,
-) -> FitResult:
+    descent: Descent | None = None,
+) -> FittedTrack:
     """Poses and one shape for joints (T, 21, 3), metres, MANO_ORDER, in any fixed frame.
 
     valid (T,) bool or None for all; frames with a NaN joint are left out as well. hand: None for the shipped
@@ -86,7 +94,7 @@ def fit_mano(
     with torch.no_grad():
         start = _closed_form(hand, target, shape)
     theta, rot, wrist, shape = _refine(
-        hand, target, np.flatnonzero(use), *start, shape, beta is None, weights, iterations, learning_rate
+        hand, target, np.flatnonzero(use), (*start, shape), beta is None, weights, descent or Descent()
     )
     with torch.no_grad():
         fitted = hand.joints(axis_angle_to_matrix(theta), axis_angle_to_matrix(rot), wrist, shape)
@@ -98,7 +106,7 @@ def fit_mano(
         return out
 
     canonical_rot = matrix_to_axis_angle(axis_angle_to_matrix(rot))
-    return FitResult(
+    return FittedTrack(
         spread(theta, 0.0),
         spread(canonical_rot, 0.0),
         spread(wrist, 0.0),
@@ -194,16 +202,13 @@ def _refine(
     hand: ManoHand,
     target: Tensor,
     frames: np.ndarray,
-    theta: Tensor,
-    rot: Tensor,
-    wrist: Tensor,
-    beta: Tensor,
+    start: tuple[Tensor, Tensor, Tensor, Tensor],
     fit_beta: bool,
     weights: FitWeights,
-    iterations: int,
-    learning_rate: float,
+    descent: Descent,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Adam on the energy, a sum over frames, so that no frame's steps depend on the others."""
+    """Adam on the energy, a sum over frames, so that no frame's steps depend on the others, from a start (theta, rot, wrist, beta)."""
+    (theta, rot, wrist, beta), iterations, learning_rate = start, descent.iterations, descent.learning_rate
     base = axis_angle_to_matrix(rot)
     # The wrist turns by a small rotation on top of its start, which keeps axis-angle far from its seam at pi.
     turn = torch.zeros_like(rot)

@@ -1,4 +1,4 @@
-"""The MANO hand: linear blend skinning in plain torch (Romero et al., 'Embodied Hands', 2017; METHOD 1).
+"""The MANO hand: linear blend skinning in plain torch (Romero et al., 'Embodied Hands', 2017; method.md 1).
 
 The only interface to a hand model is an npz of validated arrays (`load_asset`): the procedural hand that
 ships with the package, or the user's official MANO turned into npz once by `python -m jala_ray.hands

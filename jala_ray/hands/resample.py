@@ -1,4 +1,4 @@
-"""Poses looked up by time: source frames -> any source times -> the 15 model frames of every chunk (METHOD
+"""Poses looked up by time: source frames -> any source times -> the 15 model frames of every chunk (method.md
 1).
 
 Wild video is slowed: one second of model time covers `clip.time_scale` seconds of source. Nothing here knows

@@ -1,4 +1,4 @@
-"""The frozen encoder whose features the perceivers read (METHOD 5). What differs from kind to kind lies in `models/encoders/`."""
+"""The frozen encoder whose features the perceivers read (method.md 5). What differs from kind to kind lies in `models/encoders/`."""
 
 from __future__ import annotations
 

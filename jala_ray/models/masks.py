@@ -1,4 +1,4 @@
-"""Who may look at whom: one interval for each query, behind every attention mask (METHOD 3).
+"""Who may look at whom: one interval for each query, behind every attention mask (method.md 3).
 
 A query q sees the keys of its sample that are not later than q, and all of its own motion chunk. A sample and a chunk each lie in one
 piece, so that is the interval [lo, hi) of the row: from the sample's start to q + 1 or the chunk's end, whichever is later. Data workers

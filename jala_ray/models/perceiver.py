@@ -1,4 +1,4 @@
-"""The perceiver that both the Latent Action Perceiver and the Latent State Perceiver are (METHOD 5, supplement A.2)."""
+"""The perceiver that both the Latent Action Perceiver and the Latent State Perceiver are (method.md 5, supplement A.2)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class PerceiverBackbone(nn.Module):
         width = config.width
         self.out_dim = out_dim
         self.project = nn.Linear(feature_dim, width)
-        # First or second frame of the pair; without it z(a, b) = z(b, a) (METHOD 5, decision).
+        # First or second frame of the pair; without it z(a, b) = z(b, a) (method.md 5).
         self.frame_embedding = nn.Parameter(0.02 * torch.randn(2, width))
         self.register_buffer("positions", patch_positions(grid, width), persistent=False)
         self.layers = nn.ModuleList(PerceiverLayer(width, config.heads) for _ in range(config.layers))
@@ -107,7 +107,7 @@ class Perceiver(nn.Module):
         return self.backbone(self.queries, features)
 
     def set_gradients(self, *, backbone: bool, queries: bool) -> None:
-        """Choose which half learns by gradient; the other is moved by EMA or stays (METHOD 5, 'who learns from what')."""
+        """Choose which half learns by gradient; the other is moved by EMA or stays (method.md 5)."""
         self.backbone.requires_grad_(backbone)
         self.queries.requires_grad_(queries)
 

@@ -1,4 +1,4 @@
-"""The one numbering of text tokens, motion codes and motion delimiters (METHOD 2, 3)."""
+"""The one numbering of text tokens, motion codes and motion delimiters (method.md 2, 3)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Vocab:
 
     @property
     def chunk_tokens(self) -> int:
-        """K: codes a chunk."""
+        """K: codes per chunk."""
         return len(self.token_slots)
 
     @property

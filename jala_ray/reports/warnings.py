@@ -50,7 +50,7 @@ def diverged(rows: Rows) -> Iterator[Finding]:
 
 
 def collapse(rows: Rows) -> Iterator[Finding]:
-    """METHOD 5: latent actions that ignore the second frame, or hardly vary."""
+    """Latent actions that ignore the second frame, or hardly vary (method.md 5)."""
     for key, name, limit, words in (
         ("monitor/rho", "rho", RHO_WARN, "Latent actions ignore the second frame."),
         ("monitor/effective_rank_z", "effective rank", EFFECTIVE_RANK_WARN, "Latent actions hardly vary."),

@@ -32,7 +32,7 @@ CREDENTIALS_ASKED_AGAIN = timedelta(minutes=6)
 
 @functools.lru_cache(maxsize=16)
 def s3_client(options: StorageOptions, pid: int) -> Any:
-    """One client a process and set of options: making one takes some 50 ms, and sockets must not cross a fork
+    """One client per process and set of options: making one takes some 50 ms, and sockets must not cross a fork
     (hence `pid`). Raises botocore's NoCredentialsError at once: a client made without credentials would stay so.
     """
     session = boto3.Session(botocore_session=profile_session(options.profile))
@@ -57,7 +57,7 @@ def s3_client(options: StorageOptions, pid: int) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def range_store(options: StorageOptions, bucket: str, pid: int) -> obstore.store.S3Store:
-    """One client a process, bucket and set of options, for ranged reads."""
+    """One client per process, bucket and set of options, for ranged reads."""
     options = at_bucket(options, bucket, pid)
     virtual, endpoint = is_virtual(options, bucket), endpoint_of(options, pid)
     if virtual:

@@ -23,7 +23,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.sweeps.domains import Domain
 from jala_ray.sweeps.halving import Halving
 from jala_ray.sweeps.ledger import Ledger, Record
-from jala_ray.sweeps.metrics import Metric
+from jala_ray.sweeps.metrics import TrialMetric
 from jala_ray.sweeps.search import Strategy, propose
 from jala_ray.training.interrupts import interrupts_given_back
 from jala_ray.training.watch import Say
@@ -56,7 +56,7 @@ class Sweep:
     options: StorageOptions
     trials: Trials
     domains: Mapping[str, Domain]
-    metrics: tuple[Metric, ...]
+    metrics: tuple[TrialMetric, ...]
     strategy: Strategy
     halving: Halving | None
     """None: every trial runs to its end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from jala_ray.config import RunConfig
-from jala_ray.sweeps.plan import Plan
+from jala_ray.sweeps.plan import PlannedSweep
 from jala_ray.sweeps.search import FIRST, propose
 from jala_ray.training.estimate import gpu_hours, step_seconds
 
@@ -14,7 +14,7 @@ START_SECONDS = 30.0
 """Of a trial before its first step and after its last: processes, models, first batch."""
 
 
-def estimate(plan: Plan, like: str | None = None, price: float | None = None) -> str:
+def estimate(plan: PlannedSweep, like: str | None = None, price: float | None = None) -> str:
     """What `--dry-run` prints. Raises `ConfigError` where `like` has no metrics."""
     strategy, steps = plan.strategy, plan.steps
     lines = [f"{strategy.trials} trials by {strategy.method} into {plan.folder}", "", "searched:"]
@@ -31,7 +31,7 @@ def estimate(plan: Plan, like: str | None = None, price: float | None = None) ->
     return "\n".join(lines)
 
 
-def _sizes(plan: Plan) -> list[str]:
+def _sizes(plan: PlannedSweep) -> list[str]:
     base, cluster = plan.base, plan.base.cluster
     lines = ["a trial:", f"  {plan.steps} steps, a report and a checkpoint every {plan.report_every}"]
     if isinstance(base, RunConfig):
@@ -47,14 +47,14 @@ def _sizes(plan: Plan) -> list[str]:
     return lines
 
 
-def _data(plan: Plan) -> str:
+def _data(plan: PlannedSweep) -> str:
     if plan.shares_cache:
         return "a cache that all trials share is made first"
     given = plan.base.data.cache if isinstance(plan.base, RunConfig) else ""
     return f"the cache {given}" if given else "decoded in every trial"
 
 
-def _cost(plan: Plan, steps: int, like: str | None, price: float | None) -> list[str]:
+def _cost(plan: PlannedSweep, steps: int, like: str | None, price: float | None) -> list[str]:
     share = plan.halving.expected_share() if plan.halving is not None else 1.0
     total = plan.strategy.trials * steps
     lines = [f"cost: at most {total:,} steps in all, about {round(total * share):,} with halving ({share:.0%})"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jala_ray.sweeps.ledger import Record
-from jala_ray.sweeps.metrics import Metric
+from jala_ray.sweeps.metrics import TrialMetric
 from jala_ray.types import ConfigError
 
 
@@ -19,7 +19,7 @@ from jala_ray.types import ConfigError
 class Halving:
     """At rungs `first`, `first` x `factor`, ... below `last` steps a trial goes on if it is among the best 1 / `factor` there."""
 
-    metric: Metric
+    metric: TrialMetric
     first: int
     last: int
     factor: int = 3

@@ -1,6 +1,6 @@
 """What is known of every trial, in the sweep's folder, written at every report: a killed driver loses nothing.
 
-One small JSON file a trial, `trials/00007.json`, local or s3://. Ray Tune's own state is not needed to continue.
+One small JSON file per trial, `trials/00007.json`, local or s3://. Ray Tune's own state is not needed to continue.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from jala_ray.types import DOMAINS, ConfigError
 
 
 @dataclass(frozen=True)
-class Metric:
+class TrialMetric:
     """A number of a trial: the mean of those of `keys` that are there."""
 
     name: str
@@ -51,23 +51,23 @@ CODES = ("objective.masking.", "motion_tokenizer", "model.codes", "model.levels"
 MASKED = {"lab": ("lab",), "wild": ("wild",), "": ("lab", "wild")}
 
 
-def _masked(suffix: str, domains: tuple[str, ...]) -> Metric:
+def _masked(suffix: str, domains: tuple[str, ...]) -> TrialMetric:
     keys, where = tuple(f"val/{d}/loss_mcp" for d in domains), " and ".join(d.title() for d in domains)
-    return Metric(f"masked_loss{suffix}", keys, "min", f"held-out masked-token loss, {where}", spoiled_by=CODES)
+    return TrialMetric(f"masked_loss{suffix}", keys, "min", f"held-out masked-token loss, {where}", spoiled_by=CODES)
 
 
-def _final(name: str, mode: Literal["min", "max"], label: str) -> list[Metric]:
+def _final(name: str, mode: Literal["min", "max"], label: str) -> list[TrialMetric]:
     """One of both domains, their mean, and one of each."""
     keys = tuple(f"{name}_{domain}" for domain in DOMAINS)
     own = [
-        Metric(key, (key,), mode, f"{label}, {domain.title()}", final=True)
+        TrialMetric(key, (key,), mode, f"{label}, {domain.title()}", final=True)
         for key, domain in zip(keys, DOMAINS, strict=True)
     ]
-    return [Metric(name, keys, mode, label, final=True), *own]
+    return [TrialMetric(name, keys, mode, label, final=True), *own]
 
 
-def _tokenizer(name: str, keys: tuple[str, ...], label: str, final: bool) -> Metric:
-    return Metric(name, keys, "min", label, final, tokenizer=True)
+def _tokenizer(name: str, keys: tuple[str, ...], label: str, final: bool) -> TrialMetric:
+    return TrialMetric(name, keys, "min", label, final, tokenizer=True)
 
 
 GENERATION, PROBE, MASKED_LOSS = "mpjpe", "probe_h", "masked_loss"
@@ -80,12 +80,12 @@ _ALL = (
     *_final(PROBE, "max", "R2 of the wrist's motion from h"),
     _tokenizer("reconstruction", ("val_rec_wrist", "val_rec_finger"), "held-out reconstruction loss", False),
     _tokenizer("tokenizer_mpjpe", ("tokenizer_mpjpe",), "MPJPE of reconstruction, cm", True),
-    _tokenizer("tokens", ("tokens",), "tokens a chunk", True),
+    _tokenizer("tokens", ("tokens",), "tokens per chunk", True),
 )
 METRICS = {metric.name: metric for metric in _ALL}
 
 
-def choose(names: Sequence[str], base: Base, searched: Iterable[str]) -> tuple[Metric, ...]:
+def choose(names: Sequence[str], base: Base, searched: Iterable[str]) -> tuple[TrialMetric, ...]:
     """The metrics of these names, the first one the main one; by default what suits base and space. Raises `ConfigError`."""
     searched = list(searched)
     if not names:
@@ -106,7 +106,7 @@ def _masked_codes(base: Base) -> bool:
     return isinstance(base, RunConfig) and MASKED_LOSS in base.objective.measures
 
 
-def _one(name: str, base: Base, searched: Sequence[str]) -> Metric:
+def _one(name: str, base: Base, searched: Sequence[str]) -> TrialMetric:
     tokenizer = isinstance(base, TokenizerRunConfig)
     fitting = [m.name for m in _ALL if m.tokenizer == tokenizer]
     if name not in METRICS:
@@ -143,7 +143,7 @@ def motion_metric(name: str) -> str | None:
     return next((key for key in OF_MOTION if name in (key, *(f"{key}_{domain}" for domain in DOMAINS))), None)
 
 
-def halving_metric(metrics: Sequence[Metric], base: Base, searched: Iterable[str]) -> Metric | None:
+def halving_metric(metrics: Sequence[TrialMetric], base: Base, searched: Iterable[str]) -> TrialMetric | None:
     """What ASHA compares unfinished trials by: the metric, or the validation loss where it is known at the end alone.
 
     None where nothing comparable is known on the way.

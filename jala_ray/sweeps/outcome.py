@@ -10,7 +10,7 @@ from jala_ray import storage
 from jala_ray.parsing import to_dict
 from jala_ray.sweeps.driver import Sweep
 from jala_ray.sweeps.ledger import Ledger, Record
-from jala_ray.sweeps.metrics import Metric
+from jala_ray.sweeps.metrics import TrialMetric
 from jala_ray.sweeps.report import write_report
 from jala_ray.sweeps.search import errors, pareto
 from jala_ray.sweeps.trials import RunTrials
@@ -91,7 +91,7 @@ def comparable(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["number"])
 
 
-def shown_metric(sweep: Sweep) -> Metric:
+def shown_metric(sweep: Sweep) -> TrialMetric:
     """What curves are of: the metric of halving, or the main one."""
     return sweep.halving.metric if sweep.halving is not None else sweep.metrics[0]
 

@@ -20,14 +20,14 @@ from jala_ray.storage.claims import Claim
 from jala_ray.sweeps.domains import Domain
 from jala_ray.sweeps.driver import Sweep
 from jala_ray.sweeps.halving import Halving
-from jala_ray.sweeps.metrics import Metric, choose, halving_metric
+from jala_ray.sweeps.metrics import TrialMetric, choose, halving_metric
 from jala_ray.sweeps.search import Strategy
 from jala_ray.sweeps.spaces import METHODS, SET_BY_SWEEPS, Base, bind, load, verify
 from jala_ray.sweeps.trials import RunTrials, steps_of
 from jala_ray.training.setup import RESUMABLE, absolute, run_folder, storage_options
 from jala_ray.types import ConfigError
 
-__all__ = ["METHODS", "Asked", "Plan", "plan_sweep"]
+__all__ = ["METHODS", "PlannedSweep", "SweepRequest", "plan_sweep"]
 
 CACHED = ("model.encoder.", "motion_tokenizer", "model.backbone.image_size", "data.manifest", "data.cache")
 """Settings that a cache depends on: searching one, trials cannot share it."""
@@ -36,7 +36,7 @@ READING_CPUS = 1.0
 
 
 @dataclass(frozen=True)
-class Asked:
+class SweepRequest:
     """The command line, see `commands/sweep.py`."""
 
     preset: str
@@ -61,12 +61,12 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedSweep:
     """A checked sweep that has not begun."""
 
     base: Base
     domains: Mapping[str, Domain]
-    metrics: tuple[Metric, ...]
+    metrics: tuple[TrialMetric, ...]
     strategy: Strategy
     halving: Halving | None
     report_every: int
@@ -104,7 +104,7 @@ class Plan:
         }
         return json.loads(json.dumps(found))
 
-    def claimed(self, resume: bool) -> Plan:
+    def claimed(self, resume: bool) -> PlannedSweep:
         """Take the folder, or go on in it; then the number of trials at a time, and the cache, are settled.
 
         Raises `ConfigError` where the folder holds a sweep and `resume` is not asked for, or a sweep with other settings.
@@ -171,7 +171,7 @@ class Plan:
                 expected = f"held-out clips (split val) of a domain that {metric.name} is measured on"
                 raise ConfigError("data.manifest", base.data.manifest, expected, f"It has some of: {sorted(held_out)}.")
 
-    def _cached(self) -> Plan:
+    def _cached(self) -> PlannedSweep:
         """With a cache of the manifest that all trials read, made where it is missing."""
         base = self.base
         if not self.shares_cache or not isinstance(base, RunConfig):
@@ -179,7 +179,7 @@ class Plan:
         from jala_ray.data.cache.making import begin
         from jala_ray.data.manifest.table import Manifest
         from jala_ray.training.build import build_assets
-        from jala_ray.training.parts import do_parts
+        from jala_ray.training.parts import TaskSize, do_parts
 
         place, gpus = storage.join(self.folder, "cache"), base.cluster.gpus_per_worker
         with storage.scratch("assets") as scratch:
@@ -187,7 +187,7 @@ class Plan:
             how: dict[str, Any] = {"store": "all", "dtype": "float16", "gpu": gpus > 0}
             making = begin(place, manifest, assets, base.model.encoder, self.options, **how)
         print(f"cache for all trials: {making.job.cache.path}", flush=True)
-        do_parts(making.missing(), making.job, self.options, local=False, num_gpus=gpus)
+        do_parts(making.missing(), making.job, self.options, local=False, task=TaskSize(gpus=gpus))
         cache, _ = making.finish(base.data.max_error_share)
         return dataclasses.replace(self, base=override(base, {"data.cache": cache.path}))
 
@@ -209,7 +209,7 @@ class Plan:
         )
 
 
-def plan_sweep(asked: Asked) -> Plan:
+def plan_sweep(asked: SweepRequest) -> PlannedSweep:
     """Check everything that can be checked. Raises `ConfigError`."""
     for name in ("trials", "grid_points"):
         _positive(name, getattr(asked, name))
@@ -248,7 +248,7 @@ def plan_sweep(asked: Asked) -> Plan:
     if shares and base.cluster.autoscaling:
         remedy = "Make one with `jala cache` and pass --data.cache, or pass --no-cache."
         raise ConfigError("data.cache", "", "a cache: where nodes come on demand it is not made in passing", remedy)
-    return Plan(
+    return PlannedSweep(
         base=base,
         domains=domains,
         metrics=metrics,

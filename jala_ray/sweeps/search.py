@@ -21,7 +21,7 @@ from scipy.stats import qmc
 
 from jala_ray.sweeps.domains import Domain
 from jala_ray.sweeps.ledger import Record
-from jala_ray.sweeps.metrics import Metric
+from jala_ray.sweeps.metrics import TrialMetric
 from jala_ray.sweeps.spaces import Method
 from jala_ray.types import ConfigError
 
@@ -56,8 +56,8 @@ def propose(
     number: int,
     domains: Mapping[str, Domain],
     history: Sequence[Record],
-    metrics: Sequence[Metric],
-    halving: Metric | None,
+    metrics: Sequence[TrialMetric],
+    halving: TrialMetric | None,
 ) -> dict[str, Any]:
     """Values of trial `number`; `history` are the trials it may know of, open ones too."""
     if strategy.method == "grid":
@@ -79,8 +79,8 @@ def _tpe(
     number: int,
     domains: Mapping[str, Domain],
     history: Sequence[Record],
-    metrics: Sequence[Metric],
-    halving: Metric | None,
+    metrics: Sequence[TrialMetric],
+    halving: TrialMetric | None,
 ) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -98,7 +98,7 @@ def _tpe(
 
 
 def _told(
-    record: Record, domains: Mapping[str, Domain], metrics: Sequence[Metric], halving: Metric | None
+    record: Record, domains: Mapping[str, Domain], metrics: Sequence[TrialMetric], halving: TrialMetric | None
 ) -> FrozenTrial:
     """A trial as Optuna wants it: a stopped one ranks behind those that ran longer, a failed one says nothing."""
     common: dict[str, Any] = {
@@ -118,13 +118,13 @@ def _told(
     return create_trial(state=TrialState.FAIL, **common)
 
 
-def errors(record: Record, metric: Metric) -> float | None:
+def errors(record: Record, metric: TrialMetric) -> float | None:
     """A trial's metric with lower as better."""
     value = metric.value(record.outcome)
     return None if value is None else metric.error(value)
 
 
-def pareto(records: Sequence[Record], metrics: Sequence[Metric]) -> list[Record]:
+def pareto(records: Sequence[Record], metrics: Sequence[TrialMetric]) -> list[Record]:
     """Trials that ran to the end and that no other one beats in every metric; with one metric the best alone, the earliest of equals."""
     found = [(r, [errors(r, m) for m in metrics]) for r in records if r.state == "done"]
     known = [(r, [e for e in es if e is not None]) for r, es in found if None not in es]

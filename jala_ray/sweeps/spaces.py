@@ -125,7 +125,7 @@ def _refuse_idle(key: str, base: Base) -> None:
 
 
 def layers_of(base: Base) -> int:
-    """Blocks of the language model; of a pretrained one they stand in its configuration."""
+    """Number of blocks of the language model; a pretrained one's is read from its configuration."""
     if not isinstance(base, RunConfig):
         raise ConfigError("layer", type(base).__name__, "a pretraining run")
     backbone = base.model.backbone

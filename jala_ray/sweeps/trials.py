@@ -18,7 +18,7 @@ from jala_ray.parsing import from_dict, override, to_dict
 from jala_ray.rows import load_row
 from jala_ray.storage import StorageOptions
 from jala_ray.sweeps.driver import FINAL, Report, kept
-from jala_ray.sweeps.metrics import PROBE, Metric, motion_metric
+from jala_ray.sweeps.metrics import PROBE, TrialMetric, motion_metric
 from jala_ray.sweeps.spaces import Base
 from jala_ray.training import history
 from jala_ray.training.setup import run_folder, storage_options
@@ -42,9 +42,9 @@ class RunTrials:
     base: Base
     report_every: int
     """Steps between two validations, each with a checkpoint: a report of what was not committed could not be repeated."""
-    metrics: tuple[Metric, ...]
+    metrics: tuple[TrialMetric, ...]
     samples: int | None = None
-    """Held-out clips a domain that final metrics are measured on."""
+    """Held-out clips per domain that final metrics are measured on."""
     retries: int = 0
     """Restarts of a trial's workers after a crash; an error of its own comes again."""
 
@@ -149,7 +149,7 @@ def _on_a_worker(config: RunConfig, names: list[str], samples: int | None) -> di
 
 
 def measure(stored: dict[str, Any], names: list[str], samples: int | None) -> dict[str, float]:
-    """`mpjpe_lab`, `mpjpe_wild` (cm, E = 1; of other metrics likewise) and `probe_h_lab`, `probe_h_wild` of a finished run, as far as
+    """`mpjpe_lab`, `mpjpe_wild` (cm, E = 1; other metrics by the same names) and `probe_h_lab`, `probe_h_wild` of a finished run, as far as
     they are asked for."""
     import torch
 

@@ -1,1 +1,1 @@
-"""GRQ-VAE motion tokenizer: hand features <-> motion tokens, its training and quality report (METHOD 2)."""
+"""GRQ-VAE motion tokenizer: hand features <-> motion tokens, its training and quality report (method.md 2)."""

@@ -1,4 +1,4 @@
-"""The motion tokenizer: hand features of a chunk <-> K motion ids (METHOD 2).
+"""The motion tokenizer: hand features of a chunk <-> K motion ids (method.md 2).
 
 Encoding and decoding need no library but torch.
 """
@@ -30,7 +30,7 @@ from jala_ray.types import (
 )
 
 PARTS = {"wrist": WRIST_DIM, "finger": FINGER_DIM}
-"""The two models and their features a frame, in the order of features and tokens."""
+"""The two models and their features per frame, in the order of features and tokens."""
 DILATIONS = (9, 3, 1)
 FORMAT = "jala_ray.tokenizer/1"
 
@@ -79,7 +79,7 @@ class PartAutoencoder(nn.Module):
 
 
 class MotionTokenizer(nn.Module):
-    """Wrist and finger tokenizers with their shared id space (METHOD 2).
+    """Wrist and finger tokenizers with their shared id space (method.md 2).
 
     A token's *slot* is part * levels + level, its id slot * codes + code. The K tokens of a chunk are ordered
     by part (wrist, finger), then group, time, level; `token_slots` (K,) int64 holds the slot of every
@@ -103,7 +103,7 @@ class MotionTokenizer(nn.Module):
 
     @property
     def K(self) -> int:
-        """Tokens a chunk: 128 by default."""
+        """Tokens per chunk: 128 by default."""
         return len(PARTS) * self.config.tokens_per_part
 
     @property

@@ -1,4 +1,4 @@
-"""What a motion tokenizer loses, and whether its codebooks are alive (METHOD 2)."""
+"""What a motion tokenizer loses, and whether its codebooks are alive (method.md 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grouped residual vector quantisation (METHOD 2): plain lookup for every use, EMA learning for training.
+"""Grouped residual vector quantisation (method.md 2): plain lookup for every use, EMA learning for training.
 
 `ResidualCodebooks` needs nothing but torch, so a checkpoint can be used wherever torch runs. `EmaQuantizer`
 learns the same codebooks with vector-quantize-pytorch, imported when the first one is built, and hands them
@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from jala_ray.config import TokenizerConfig
 from jala_ray.tokenizer import ranks
 from jala_ray.types import ConfigError
 
@@ -63,18 +64,7 @@ class EmaQuantizer(nn.Module):
     is then replaced by a vector of the batch that starts with one uniform share of credit.
     """
 
-    def __init__(
-        self,
-        width: int,
-        groups: int,
-        levels: int,
-        codes: int,
-        *,
-        decay: float,
-        dead_code_threshold: float,
-        kmeans_iters: int,
-        vectors_per_step: int,
-    ) -> None:
+    def __init__(self, config: TokenizerConfig, vectors_per_step: int) -> None:
         super().__init__()
         try:
             from vector_quantize_pytorch import GroupedResidualVQ, VectorQuantize
@@ -85,16 +75,16 @@ class EmaQuantizer(nn.Module):
                 "the package vector-quantize-pytorch (it is not needed to encode or decode)",
                 "Install it with `pip install vector-quantize-pytorch`, or load a trained tokenizer.",
             ) from error
-        share = vectors_per_step / codes
+        share = vectors_per_step / config.codes
         self.vq = GroupedResidualVQ(
-            dim=width,
-            groups=groups,
-            num_quantizers=levels,
-            codebook_size=codes,
-            decay=decay,
+            dim=config.width,
+            groups=config.groups,
+            num_quantizers=config.levels,
+            codebook_size=config.codes,
+            decay=config.decay,
             kmeans_init=True,
-            kmeans_iters=kmeans_iters,
-            threshold_ema_dead_code=dead_code_threshold * share,
+            kmeans_iters=config.kmeans_iters,
+            threshold_ema_dead_code=config.dead_code_threshold * share,
             commitment_weight=1.0,
             rotation_trick=False,
             sync_codebook=False,  # each rank sees the whole batch

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of features over any number of sources, merged exactly (METHOD 1)."""
+"""Mean and standard deviation of features over any number of sources, merged exactly (method.md 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of the motion tokenizer: the learner with its losses (METHOD 2), a step, and a single-process
+"""Training of the motion tokenizer: the learner with its losses (method.md 2), a step, and a single-process
 loop.
 
 A distributed job uses the same parts: it wraps `TokenizerLearner` in DDP (with broadcast_buffers=False: the
@@ -33,7 +33,7 @@ def velocity_loss(prediction: Tensor, target: Tensor) -> Tensor:
 class TokenizerLearner(nn.Module):
     """A tokenizer with its EMA quantisers; forward gives the losses.
 
-    `batch` is chunks a step, over all ranks. Its state dict has everything a resumed run needs, the moving averages included.
+    `batch` is chunks per step, over all ranks. Its state dict has everything a resumed run needs, the moving averages included.
     """
 
     def __init__(self, tokenizer: MotionTokenizer, batch: int) -> None:
@@ -41,19 +41,7 @@ class TokenizerLearner(nn.Module):
         self.tokenizer = tokenizer
         config = tokenizer.config
         self.quantizers = nn.ModuleDict(
-            {
-                name: EmaQuantizer(
-                    config.width,
-                    config.groups,
-                    config.levels,
-                    config.codes,
-                    decay=config.decay,
-                    dead_code_threshold=config.dead_code_threshold,
-                    kmeans_iters=config.kmeans_iters,
-                    vectors_per_step=batch * config.steps,
-                )
-                for name in PARTS
-            }
+            {name: EmaQuantizer(config, vectors_per_step=batch * config.steps) for name in PARTS}
         )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -135,7 +123,7 @@ def batches(
     Epochs are permutations keyed by (seed, epoch) and laid end to end; step s takes the next `batch` indices,
     dealt out to the ranks in order and as evenly as can be. So a resumed run continues where it stopped, and
     what a step sees depends neither on the worker that asks nor on their number. Raises UserError where there
-    are more ranks than chunks a step.
+    are more ranks than chunks per step.
     """
     if count < 1:
         raise UserError("tokenizer training data", f"{count} chunks", "at least one labelled chunk")

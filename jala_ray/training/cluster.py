@@ -36,7 +36,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Group:
+class PlacementGroup:
     """A placement group."""
 
     id: str
@@ -62,17 +62,17 @@ class Cluster:
     """What a cluster has, holds and is asked for at a moment."""
 
     nodes: tuple[Node, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[PlacementGroup, ...]
     demands: tuple[Demand, ...]
     coming: int = 0
     """Nodes that an autoscaler has asked for."""
     job: str = ""
     """Id of the job that looks, hexadecimal."""
 
-    def holders(self) -> list[Group]:
+    def holders(self) -> list[PlacementGroup]:
         return [group for group in self.groups if group.placed]
 
-    def whose(self, group: Group) -> str:
+    def whose(self, group: PlacementGroup) -> str:
         return "this job" if group.job == self.job else f"job {group.job}"
 
 
@@ -89,7 +89,7 @@ def look(address: str, job: str) -> Cluster:
     for row in placement_group_table().values():
         if row["state"] in ("PENDING", "RESCHEDULING", "CREATED"):
             bundles = tuple(dict(bundle) for bundle in row["bundles"].values())
-            groups.append(Group(row["placement_group_id"], bundles, row["state"] == "CREATED"))
+            groups.append(PlacementGroup(row["placement_group_id"], bundles, row["state"] == "CREATED"))
     asked = [entry for demand in status.resource_demands.ray_task_actor_demand for entry in demand.bundles_by_count]
     # Of a placement group's own workers there is nothing to be told beside the group.
     demands = tuple(Demand(dict(e.bundle), e.count) for e in asked if all(_plain(name) for name in e.bundle))

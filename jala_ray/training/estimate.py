@@ -57,7 +57,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """Computed figures of a run. Bytes are per GPU, but for `checkpoint`."""
 
     parameters: int
@@ -109,7 +109,7 @@ def on_meta(config: RunConfig) -> Learner:
         return Learner(vla, encoder, build_objective(config.objective, vla, encoder.dim, encoder.grid))
 
 
-def compute(config: RunConfig, data: Data) -> Estimate:
+def compute(config: RunConfig, data: Data) -> RunEstimate:
     """All figures by the formulas above, with the paper's motion tokenizer. Raises `ConfigError` for sizes that are not known."""
     learner = on_meta(config)
     every = sum(p.numel() for p in learner.parameters())
@@ -125,7 +125,7 @@ def compute(config: RunConfig, data: Data) -> Estimate:
     if steps is None and data.rows is not None:
         steps = train.epochs * math.ceil(data.rows / train.batch)
     half = 2 if train.precision == "bf16" else 4
-    return Estimate(
+    return RunEstimate(
         parameters=every,
         learned=learned,
         weights=4 * every,
@@ -225,12 +225,12 @@ def report(
     return "\n".join(lines)
 
 
-def _memory(found: Estimate) -> list[tuple[str, int]]:
+def _memory(found: RunEstimate) -> list[tuple[str, int]]:
     names = ("weights", "gradients", "optimizer", "copies", "activations")
     return [("bf16 copies" if name == "copies" else name, getattr(found, name)) for name in names]
 
 
-def _other_memory(config: RunConfig, data: Data, found: Estimate) -> list[str]:
+def _other_memory(config: RunConfig, data: Data, found: RunEstimate) -> list[str]:
     backbone = config.model.backbone
     flipped = replace(backbone, gradient_checkpointing=not backbone.gradient_checkpointing)
     other = compute(replace(config, model=replace(config.model, backbone=flipped)), data)
@@ -239,7 +239,12 @@ def _other_memory(config: RunConfig, data: Data, found: Estimate) -> list[str]:
 
 
 def _time(
-    found: Estimate, gpus: float, options: StorageOptions, like: str | None, tflops: float | None, price: float | None
+    found: RunEstimate,
+    gpus: float,
+    options: StorageOptions,
+    like: str | None,
+    tflops: float | None,
+    price: float | None,
 ) -> list[str]:
     lines = [f"time (computed), {gpus:g} GPU(s):", f"  {found.flops_step / 1e12:,.1f} TFLOP per step over all GPUs"]
     if like is None and tflops is None:

@@ -167,7 +167,7 @@ def cut_after(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def collapse_warnings(row: dict[str, Any]) -> list[str]:
-    """What METHOD 5 wants to be warned of: latent actions that ignore the second frame, or hardly vary."""
+    """Warnings of latent actions that ignore the second frame, or hardly vary (method.md 5)."""
     limits = {"monitor/rho": RHO_WARN, "monitor/effective_rank_z": EFFECTIVE_RANK_WARN}
     return [
         f"WARNING step {row['step']}: {name} = {row[name]:.3f} < {limit:g}: the latent actions are collapsing"

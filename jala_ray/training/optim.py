@@ -1,4 +1,4 @@
-"""AdamW, the schedule, and the gradient norm (METHOD 6)."""
+"""AdamW, the schedule, and the gradient norm (method.md 6)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jala_ray.config import OptimConfig
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Only parameters that learn by gradient enter; the EMA-moved halves of the perceivers get no weight decay (METHOD 5).
+    """Only parameters that learn by gradient enter; the EMA-moved halves of the perceivers get no weight decay (method.md 5).
 
     Vectors (norms, biases) are not decayed.
     """

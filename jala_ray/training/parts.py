@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from jala_ray.progress import Meter, told
@@ -20,6 +21,14 @@ class PartsFailed(StorageError):
     exit_status = 1
 
 
+@dataclass(frozen=True)
+class TaskSize:
+    """What one task reserves of a cluster."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
 def do_parts(
     parts: Sequence[T],
     work: Callable[[T], dict[str, Any]],
@@ -28,13 +37,12 @@ def do_parts(
     *,
     local: bool,
     quiet: bool = False,
-    num_cpus: float = 1.0,
-    num_gpus: float = 0.0,
+    task: TaskSize | None = None,
 ) -> None:
     """`work(part)` of every part: `local`, one after another, or by `data.pipeline.work_through`.
 
     It returns the part's facts: `part`, its name, and what `Meter.add` counts. One that failed and left nothing says so in `error`: that
-    is told at once, the others are done all the same, and `PartsFailed` is raised at the end. What `work` raises stops the job.
+    is printed at once, the others are done all the same, and `PartsFailed` is raised at the end. What `work` raises stops the job.
     """
     results: Iterator[dict[str, Any]] = map(work, parts)
     failed = list[str]()
@@ -43,7 +51,8 @@ def do_parts(
         from jala_ray.training.launch import ensure_ray
 
         ensure_ray(options)
-        results = work_through(parts, work, num_cpus=num_cpus, num_gpus=num_gpus)
+        size = task or TaskSize()
+        results = work_through(parts, work, num_cpus=size.cpus, num_gpus=size.gpus)
     meter = meter or Meter(len(parts), "parts")
     with contextlib.nullcontext(lambda: None) if quiet else told(meter) as tell:
         for facts in results:

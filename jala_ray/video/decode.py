@@ -49,7 +49,7 @@ class VideoInfo:
     """Pixels, upright, counted as square ones."""
     height: int
     fps: float
-    """Average frames a second."""
+    """Average frames per second."""
     start_s: float
     """Presentation time of the first frame."""
     duration_s: float
@@ -200,7 +200,7 @@ class VideoReader:
 
         One pass in order of time; a picture shown at several of the times is converted once and its result
         repeated. Where the video goes on at `end_s`, what it shows from there on is another scene: times from there on
-        give the last frame shown before (METHOD 1).
+        give the last frame shown before (method.md 1).
         """
         times = np.asarray(times_s, dtype=np.float64)
         if times.ndim != 1 or not np.isfinite(times).all():

@@ -1,4 +1,4 @@
-"""The boundary frames of a clip (METHOD 1), at the sizes the encoders want."""
+"""The boundary frames of a clip (method.md 1), at the sizes the encoders want."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jala_ray.video.picture import Picture, Size
 
 def boundary_times(clip: Clip) -> np.ndarray:
     """(N + 1,) float64 presentation times in the source, seconds: boundary i is at i seconds of model time
-    (METHOD 1).
+    (method.md 1).
 
     The last may lie past the last frame by at most one frame; decoding then gives the last frame. Where it is the clip's
     end and the video goes on, the frame is the last one shown strictly before (`VideoReader.each`'s `end_s`).

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Run:
+class PacketRun:
     """Packets `first` .. `last` of an index, decoded in one go from a keyframe; `wanted` of them are shown."""
 
     first: int
@@ -42,7 +42,7 @@ class Run:
     wanted: tuple[int, ...]
 
 
-def runs(index: PacketIndex, boundaries: Sequence[int]) -> list[Run]:
+def runs(index: PacketIndex, boundaries: Sequence[int]) -> list[PacketRun]:
     """What is to be decoded for some boundary frames, in the order of the file."""
     keys = np.flatnonzero(index.key)
     targets = np.unique(index.boundary[np.asarray(boundaries, np.int64)])
@@ -50,7 +50,7 @@ def runs(index: PacketIndex, boundaries: Sequence[int]) -> list[Run]:
     found = []
     for start in np.unique(starts):
         wanted = targets[starts == start]
-        found.append(Run(int(start), int(wanted[-1]), tuple(wanted.tolist())))
+        found.append(PacketRun(int(start), int(wanted[-1]), tuple(wanted.tolist())))
     return found
 
 

@@ -101,7 +101,7 @@ def shot_cuts(
     """
     if not (math.isfinite(start_s) and math.isfinite(end_s) and start_s < end_s):
         raise UserError("stretch", (start_s, end_s), "finite seconds, start before end")
-    watch, failure = _Watch(threshold), None
+    watch, failure = _CutWatch(threshold), None
     begin_s, past_s, leap_s = start_s, 0.0, 0.0
     reader = VideoReader(uri, options=options)
     try:
@@ -129,7 +129,7 @@ def shot_cuts(
     return sorted({cut for cut in watch.cuts if start_s < cut < end_s})
 
 
-class _Watch:
+class _CutWatch:
     """Frames seen so far and the cuts between them."""
 
     def __init__(self, threshold: float) -> None:

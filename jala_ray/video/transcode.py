@@ -1,4 +1,4 @@
-"""Cut a long video into small files, one a span, in one pass over the source (METHOD 1, 11).
+"""Cut a long video into small files, one a span, in one pass over the source (method.md 1, 11).
 
 The pictures go from the decoder through one pass of libswscale to the encoder, never through RGB.
 """
@@ -21,7 +21,7 @@ from jala_ray.types import UserError, VideoError
 from jala_ray.video.decode import VideoReader
 from jala_ray.video.finder import EARLY_S
 from jala_ray.video.picture import Picture, Size
-from jala_ray.video.write import Mp4Writer, frame_rate
+from jala_ray.video.write import Encoding, Mp4Writer, frame_rate
 
 UNSPECIFIED = 2
 """FFmpeg's number of a colour space that a file does not state."""
@@ -31,7 +31,7 @@ _SCALE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
 
 
 @dataclass(frozen=True)
-class Span:
+class TranscodeSpan:
     """A stretch of a video and the local file it shall become."""
 
     start_s: float
@@ -44,7 +44,7 @@ class Span:
 class Transcoded:
     """A span that was written."""
 
-    span: Span
+    span: TranscodeSpan
     frames: int
     height: int
     width: int
@@ -54,7 +54,7 @@ class Transcoded:
 class FailedSpan:
     """A span that was not written, as its frames cannot be had, and why."""
 
-    span: Span
+    span: TranscodeSpan
     error: VideoError
     frames: int
     """How many of its frames, from its first on, can be had."""
@@ -62,20 +62,18 @@ class FailedSpan:
 
 def transcode_spans(
     uri: str | os.PathLike[str],
-    spans: Sequence[Span],
+    spans: Sequence[TranscodeSpan],
     rate: float | Fraction,
     *,
-    gop: int,
+    encoding: Encoding,
     short_side: int,
-    crf: int,
-    preset: str,
     options: StorageOptions | None = None,
 ) -> Iterator[Transcoded | FailedSpan]:
     """Write one mp4 a span, and yield what became of each as soon as it is known.
 
     Frame k of a file is the one that a player of the source shows at `start_s` + k / `rate`, by the rule of
-    `VideoReader`; both ends belong to the span, so a span of N times `gop` frames has N * `gop` + 1, and a
-    keyframe on each of its N + 1 chunk boundaries when a chunk has `gop` frames (`rate` = 15 / time scale). Where
+    `VideoReader`; both ends belong to the span, so a span of N times `encoding.gop` frames has N * gop + 1, and a
+    keyframe on each of its N + 1 chunk boundaries when a chunk has gop frames (`rate` = 15 / time scale). Where
     the source goes on at `end_s`, the frame there is the last one shown before: what begins there is another scene.
     Pictures are upright, their pixels square, their shorter side at most `short_side`, their sizes even; none
     is enlarged. Files are otherwise as `Mp4Writer` makes them: the same source gives the same bytes.
@@ -96,11 +94,11 @@ def transcode_spans(
         raise UserError("paths of the spans", len(spans), "a file of its own for each span")
     exact = frame_rate(rate)
     source = _Source(uri, short_side, options)
-    return _transcode(source, spans, exact, {"gop": gop, "crf": crf, "preset": preset})
+    return _transcode(source, spans, exact, encoding)
 
 
 def _transcode(
-    source: _Source, spans: Sequence[Span], rate: Fraction, settings: dict
+    source: _Source, spans: Sequence[TranscodeSpan], rate: Fraction, encoding: Encoding
 ) -> Iterator[Transcoded | FailedSpan]:
     writers: dict[int, Mp4Writer] = {}
     failed: set[int] = set()
@@ -114,7 +112,7 @@ def _transcode(
                 frame = source.at(time_s, span.end_s)
                 size, color = _form(frame)
                 if writer is None:
-                    writer = writers[place] = Mp4Writer(span.path, size, rate, colorspace=color, **settings)
+                    writer = writers[place] = Mp4Writer(span.path, size, rate, encoding, color)
                 elif (size, color) != (writer.size, writer.colorspace):
                     shown = f"{size} {color.name} after {writer.size} {writer.colorspace.name}"
                     raise VideoError(f"frames of {source.uri}", shown, "one size and colour space throughout a span")
@@ -134,7 +132,7 @@ def _transcode(
             writer.discard()
 
 
-def _times(span: Span, rate: Fraction, place: int) -> Iterator[tuple[float, int, float, bool]]:
+def _times(span: TranscodeSpan, rate: Fraction, place: int) -> Iterator[tuple[float, int, float, bool]]:
     """A span's frames: when each is to be read, the span's place, the frame's presentation time, and whether it is the last."""
     start = Fraction(span.start_s)
     count = math.floor((Fraction(span.end_s) - start) * rate + Fraction(1, 1_000_000))

@@ -6,6 +6,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,11 +20,24 @@ from jala_ray.video.picture import Size
 
 
 def frame_rate(fps: float | Fraction) -> Fraction:
-    """The rate an mp4 can state, frames a second. Raises VideoError unless it is positive."""
+    """The rate an mp4 can state, frames per second. Raises VideoError unless it is positive."""
     rate = Fraction(fps).limit_denominator(1_000_000)
     if rate <= 0:
-        raise VideoError("fps", fps, "a positive number of frames a second")
+        raise VideoError("fps", fps, "a positive number of frames per second")
     return rate
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How libx264 encodes."""
+
+    gop: int = 30
+    """Frames from one keyframe to the next."""
+    crf: int = 18
+    """Constant rate factor: 0 keeps everything, 51 least."""
+    preset: str = "veryfast"
+    pixel_format: str = "yuv420p"
+    bframes: int = 0
 
 
 class Mp4Writer:
@@ -44,43 +58,38 @@ class Mp4Writer:
         path: str | os.PathLike[str],
         size: Size,
         fps: float | Fraction,
-        *,
-        gop: int = 30,
-        crf: int = 18,
-        preset: str = "veryfast",
-        pixel_format: str = "yuv420p",
-        bframes: int = 0,
+        encoding: Encoding | None = None,
         colorspace: Colorspace = Colorspace.ITU601,
     ) -> None:
         self.path, self.size = Path(path), size
-        self.pixel_format, self.colorspace = pixel_format, colorspace
+        self.encoding, self.colorspace = encoding or Encoding(), colorspace
         self.count = 0
         """Frames written so far."""
         self._tick = 1 / frame_rate(fps)
-        _check_size(size, pixel_format)
+        _check_size(size, self.encoding.pixel_format)
         self._partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.part")
         options = {"movflags": "+faststart", "fflags": "+bitexact"}
         with self._explained():
             self._container = av.open(f"file:{self._partial}", "w", format="mp4", options=options)
         try:
             self._stream = self._container.add_stream("libx264", rate=1 / self._tick)
-            self._configure(gop=gop, crf=crf, bframes=bframes, preset=preset)
+            self._configure(self.encoding)
         except BaseException:
             self.discard()
             raise
 
-    def _configure(self, *, gop: int, crf: int, bframes: int, preset: str) -> None:
+    def _configure(self, encoding: Encoding) -> None:
         self._stream.height, self._stream.width = self.size
-        self._stream.pix_fmt = self.pixel_format
+        self._stream.pix_fmt = encoding.pixel_format
         context = self._stream.codec_context
         context.thread_count = 1
         context.colorspace, context.color_range = self.colorspace, ColorRange.MPEG
         context.options = {
-            "preset": preset,
-            "crf": str(crf),
-            "bf": str(bframes),
-            "g": str(gop),
-            "keyint_min": str(gop),
+            "preset": encoding.preset,
+            "crf": str(encoding.crf),
+            "bf": str(encoding.bframes),
+            "g": str(encoding.gop),
+            "keyint_min": str(encoding.gop),
             "sc_threshold": "0",
             "flags": "+cgop+bitexact",
             "a53cc": "0",  # captions that a decoded frame carries along
@@ -89,7 +98,7 @@ class Mp4Writer:
         try:
             context.open()
         except FFmpegError as error:
-            settings = {"preset": preset, "crf": crf, "gop": gop, "bframes": bframes}
+            settings = {name: getattr(encoding, name) for name in ("preset", "crf", "gop", "bframes")}
             raise UserError("encoder settings", settings, "settings that libx264 takes") from error
 
     def add(self, frame: av.VideoFrame) -> None:
@@ -107,7 +116,7 @@ class Mp4Writer:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         self.add(
             frame.reformat(
-                format=self.pixel_format,
+                format=self.encoding.pixel_format,
                 dst_colorspace=self.colorspace,
                 dst_color_range=ColorRange.MPEG,
                 threads=1,
@@ -168,13 +177,13 @@ def write_mp4(
     another shape or type.
     """
     frame_rate(fps)
+    encoding = Encoding(gop, crf, preset, pixel_format, bframes)
     with contextlib.ExitStack() as opened:
         writer = None
         for index, image in enumerate(frames):
             if writer is None:
                 size = _rgb_size(image)
-                settings = {"gop": gop, "crf": crf, "preset": preset, "bframes": bframes}
-                writer = opened.enter_context(Mp4Writer(path, size, fps, pixel_format=pixel_format, **settings))
+                writer = opened.enter_context(Mp4Writer(path, size, fps, encoding))
             shape = (*writer.size, 3)
             if image.dtype != np.uint8 or image.shape != shape:
                 shown = (image.dtype.name, image.shape)

@@ -1,4 +1,4 @@
-"""Masking statistics and keyed chance (METHOD 4)."""
+"""Masking statistics and keyed chance (method.md 4)."""
 
 import numpy as np
 import pytest

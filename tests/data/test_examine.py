@@ -25,7 +25,7 @@ from jala_ray.data.manifest.writing import Rejection
 from jala_ray.storage import StorageOptions
 from jala_ray.types import StoreUnavailable
 from jala_ray.video.write import write_mp4
-from tests.data.test_manifest import make_clip
+from tests.data.manifest_clips import make_clip
 
 SECONDS = 4
 

@@ -16,7 +16,7 @@ from jala_ray.data.samples.foresight import SAMPLED, foresee
 from jala_ray.data.samples.source import BadRow, Look, Pictures, Sample
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.types import ManifestError, UserError
-from tests.data.test_manifest import make_clip
+from tests.data.manifest_clips import make_clip
 from tests.support import MIXED, MemorySource, make_assets, make_builder, small
 
 ROWS = 1000

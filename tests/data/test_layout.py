@@ -1,4 +1,4 @@
-"""The token sequence of a sample (METHOD 2, 3), read back token by token."""
+"""The token sequence of a sample (method.md 2, 3), read back token by token."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ def test_a_state_prefix_has_k_positions_a_present_hand(states: tuple[HandState, 
 
 
 def test_boundaries_of_slowed_video_are_half_a_second_apart(tmp_path: Path) -> None:
-    """One second of model time is 0.5 s of a wild source and 1 s of a lab one, counted from the clip's start (METHOD 1)."""
+    """One second of model time is 0.5 s of a wild source and 1 s of a lab one, counted from the clip's start (method.md 1)."""
     lab = make_clip("lab", 3.0, start_s=7.25, end_s=10.25)
     wild = replace(make_clip("wild", 3.0, start_s=7.25, end_s=10.25), domain="wild", time_scale=0.5)
     stored = Manifest(write_manifest([lab, wild], tmp_path / "m.parquet").path)

@@ -21,7 +21,7 @@ from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.mixture import apportion, cell_shares
 from jala_ray.data.sampling.plan import Plan, Span, Steps
 from jala_ray.types import ConfigError, ManifestError
-from tests.data.test_manifest import PLAIN, make_clip
+from tests.data.manifest_clips import PLAIN, make_clip
 from tests.support import by_number
 
 PLAIN_ORDER = DataConfig(window=1)

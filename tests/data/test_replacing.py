@@ -21,7 +21,7 @@ from jala_ray.data.manifest.table import Manifest, Rejection, validate, write_ma
 from jala_ray.data.manifest.writing import merge_manifests
 from jala_ray.storage.s3 import S3Store
 from jala_ray.types import Clip, ManifestError
-from tests.data.test_manifest import make_clip
+from tests.data.manifest_clips import make_clip
 
 OLD, NEW = [f"old{i}" for i in range(5)], [f"new{i}" for i in range(3)]
 PATHS = ["m", "m.parquet"]

@@ -1,4 +1,4 @@
-"""Rows that are malformed are set aside one by one, with field and reason (METHOD 1)."""
+"""Rows that are malformed are set aside one by one, with field and reason (method.md 1)."""
 
 from __future__ import annotations
 

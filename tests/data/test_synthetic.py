@@ -28,7 +28,7 @@ from jala_ray.data.synthetic import (
     split_compositions,
 )
 from jala_ray.data.synthetic.__main__ import main
-from jala_ray.data.synthetic.animation import ARM_LABELS, HAND_LABELS, make_animation
+from jala_ray.data.synthetic.animation import ARM_LABELS, HAND_LABELS, Staging, make_animation
 from jala_ray.data.synthetic.grammar import FACTORS, write_description, write_instructions
 from jala_ray.hands.camera import project, transform_points
 from jala_ray.hands.mano import load_pair
@@ -271,12 +271,12 @@ def test_factors_change_the_motion():
 
     def path(**changes: str) -> np.ndarray:
         composition = replace(base, **changes)  # pyright: ignore[reportArgumentType]
-        made = make_animation(composition, "lab", time_s, 1.0, (64, 48), 0.0, np.random.SeedSequence(4))
+        made = make_animation(composition, "lab", time_s, 1.0, Staging((64, 48), 0.0), np.random.SeedSequence(4))
         return made.hands[Hand.RIGHT].wrist
 
     reference = path()
     assert np.array_equal(reference, path())
-    assert len(make_animation(base, "lab", time_s, 1.0, (64, 48), 0.0, np.random.SeedSequence(4)).hands) == 1
+    assert len(make_animation(base, "lab", time_s, 1.0, Staging((64, 48), 0.0), np.random.SeedSequence(4)).hands) == 1
     for change in ({"verb": "tap"}, {"target": "near_right"}, {"amplitude": "small"}, {"speed": "slow"}):
         assert np.linalg.norm(path(**change) - reference, axis=-1).max() > 0.05, change
 

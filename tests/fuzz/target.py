@@ -25,7 +25,8 @@ from jala_ray.video.frames import Pictures, clip_frames, index_boundaries
 from jala_ray.video.packets import PacketScan
 from jala_ray.video.picture import Picture
 from jala_ray.video.shots import shot_cuts
-from jala_ray.video.transcode import FailedSpan, Span, transcode_spans
+from jala_ray.video.transcode import FailedSpan, TranscodeSpan, transcode_spans
+from jala_ray.video.write import Encoding
 from tests.fuzz.bases import MANIFEST
 from tests.fuzz.ends import Outcome, end_of
 from tests.fuzz.mutations import KINDS, MANIFESTS, Case
@@ -97,9 +98,11 @@ def _cut(path: Path) -> None:
 
 def _transcoded(path: Path) -> list[VideoError]:
     start, end, _ = CLIP
-    spans = [Span(start, start + 0.5, path.with_name("a.mp4")), Span(start, end, path.with_name("b.mp4"))]
-    settings = {"gop": 15, "short_side": 32, "crf": 40, "preset": "ultrafast"}
-    ends = transcode_spans(path, spans, 30, **settings)  # type: ignore[arg-type]
+    spans = [
+        TranscodeSpan(start, start + 0.5, path.with_name("a.mp4")),
+        TranscodeSpan(start, end, path.with_name("b.mp4")),
+    ]
+    ends = transcode_spans(path, spans, 30, encoding=Encoding(15, 40, "ultrafast"), short_side=32)
     return [end.error for end in ends if isinstance(end, FailedSpan)]
 
 

@@ -1,4 +1,4 @@
-"""Decoding with the key-value cache is decoding without it, alone or in a batch, for masked and next-token models (METHOD 7)."""
+"""Decoding with the key-value cache is decoding without it, alone or in a batch, for masked and next-token models (method.md 7)."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from jala_ray.hands.fitting import FitWeights, fit_mano
+from jala_ray.hands.fitting import Descent, FitWeights, fit_mano
 from jala_ray.hands.joints import convert_joints
 from jala_ray.hands.mano import ManoHand
 from jala_ray.hands.rotations import axis_angle_to_matrix
@@ -64,12 +64,12 @@ def test_known_shape_is_kept() -> None:
 
 def test_invalid_and_nan_frames_are_left_out_and_change_nothing() -> None:
     joints, _, beta = posed(Hand.RIGHT, 8)
-    alone = fit_mano(joints[[0, 1, 4, 6, 7]], None, Hand.RIGHT, beta=beta, iterations=50)
+    alone = fit_mano(joints[[0, 1, 4, 6, 7]], None, Hand.RIGHT, beta=beta, descent=Descent(50))
     valid = np.ones(8, bool)
     valid[[2, 3]] = False
     joints[2] = 1e6
     joints[5, 9, 1] = np.nan
-    result = fit_mano(joints, valid, Hand.RIGHT, beta=beta, iterations=50)
+    result = fit_mano(joints, valid, Hand.RIGHT, beta=beta, descent=Descent(50))
     out = [2, 3, 5]
     assert np.isnan(result.residual_m[out]).all() and np.isfinite(np.delete(result.residual_m, out)).all()
     assert (result.theta[out] == 0).all() and (result.wrist[out] == 0).all()

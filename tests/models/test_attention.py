@@ -1,4 +1,4 @@
-"""Who may look at whom (METHOD 3), seen at the hidden states."""
+"""Who may look at whom (method.md 3), seen at the hidden states."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The ablations: who learns, who stays, and what each has in common with JALA (METHOD 9)."""
+"""The ablations: who learns, who stays, and what each has in common with JALA (method.md 9)."""
 
 from __future__ import annotations
 

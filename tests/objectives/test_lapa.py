@@ -1,4 +1,4 @@
-"""LAPA-dagger: codes learned by reconstruction, then predicted (METHOD 9)."""
+"""LAPA-dagger: codes learned by reconstruction, then predicted (method.md 9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sample's loss is its own, wherever it lies in a batch (METHOD 4, reduction)."""
+"""A sample's loss is its own, wherever it lies in a batch (method.md 4)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""LAP, LSP, who learns from what, and the decoupled EMA (METHOD 5)."""
+"""LAP, LSP, who learns from what, and the decoupled EMA (method.md 5)."""
 
 import copy
 from dataclasses import replace

@@ -13,7 +13,7 @@ from jala_ray.evaluation.records import ClipRecord, Evaluation
 from jala_ray.evaluation.texts import others_of, score_texts, summarise_texts
 from jala_ray.reports.motion.descriptions import MAX_CLIPS, NO_FREQUENT, description_findings, description_page
 from tests.evaluation.test_texts import record
-from tests.reports.test_inspect import Inspection
+from tests.reports.inspection.pages import Inspection
 
 MODELS = ("good", "parrot")
 

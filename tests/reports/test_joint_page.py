@@ -13,7 +13,7 @@ from jala_ray.reports.motion.page import findings_of, motion_page
 from jala_ray.reports.warnings import evaluation_findings
 from jala_ray.types import UserError
 from tests.evaluation.test_joint import planted
-from tests.reports.test_motion_report import MotionPage, make_evaluation, make_scores
+from tests.reports.motion_pages import MotionPage, make_evaluation, make_scores
 
 
 @pytest.fixture

@@ -157,7 +157,7 @@ def test_headline_numbers_are_those_of_the_metrics(run_dir):
     assert "5.000 last 10 %: 5.150" in re.sub(r" +", " ", page.tile("Loss"))
     assert "4.000" in page.tile("Masked chunk prediction")
     speeds = [row["samples_per_s"] for row in metric_rows() if "samples_per_s" in row]
-    assert f"{median(speeds):.2f}" in page.tile("Samples a second")
+    assert f"{median(speeds):.2f}" in page.tile("Samples per second")
     assert "12.5%" in page.tile("Data wait")
     assert "0.400 alive" in re.sub(r" +", " ", page.tile("rho"))
     assert "3.25 low rank" in re.sub(r" +", " ", page.tile("Effective rank of z"))

@@ -10,10 +10,9 @@ from pathlib import Path
 import boto3
 import pytest
 
-from jala_ray.storage import patience
+from jala_ray.storage import clients, patience
 from tests.faults.proxy import FaultProxy
-
-BUCKET = "clips"
+from tests.storage.reaching import BUCKET
 
 
 @pytest.fixture
@@ -93,3 +92,23 @@ def let_fail(proxy: FaultProxy, monkeypatch) -> Callable[..., None]:
 
     monkeypatch.setattr(proxy.plan, "draw", draw)
     return lambda kind, pattern, times=1: due.append([kind, pattern, times])
+
+
+@pytest.fixture
+def fresh_clients() -> Iterator[None]:
+    """Credentials differ between these tests, and a client keeps those that it was made with."""
+    clients.forget_clients()
+    yield
+    clients.forget_clients()
+
+
+@pytest.fixture
+def store(fresh_clients: None, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Address of an object; nothing in environment or files says how to reach its store, but for its keys."""
+    client = boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1")
+    client.create_bucket(Bucket=BUCKET)
+    client.put_object(Bucket=BUCKET, Key="x.bin", Body=b"12345678", ACL="public-read")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return f"s3://{BUCKET}/x.bin"

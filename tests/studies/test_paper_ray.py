@@ -10,7 +10,7 @@ import pytest
 from jala_ray.commands import shell
 from tests.end_to_end.conftest import World
 from tests.ray_start import local_ray
-from tests.studies.test_paper import STEPS, begins, results
+from tests.studies.paper_runs import STEPS, begins, results
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 

@@ -1,4 +1,4 @@
-"""The study: rules and refusals on their own, the encoder at its smallest, the analysis on planted scores, and the whole chain once."""
+"""The study: rules and refusals on their own, the encoder at its smallest, and the whole chain."""
 
 from __future__ import annotations
 
@@ -18,22 +18,29 @@ from jala_ray.config import EncoderConfig
 from jala_ray.config.checking import check
 from jala_ray.data.synthetic import plan_world
 from jala_ray.evaluation.latent_space.probes import Labels
-from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION
-from jala_ray.hands.metrics import METRICS
+from jala_ray.evaluation.predict import FLOOR
 from jala_ray.models.frame_encoder import FrameEncoder, encoder_key
 from jala_ray.parsing import override
-from jala_ray.studies.alignment import asked, gates, report, results, runs
+from jala_ray.studies.alignment import asked, runs
 from jala_ray.studies.alignment import encoder as encoding
 from jala_ray.studies.alignment.__main__ import main
-from jala_ray.studies.alignment.evaluate import HEALTH, MODEL
-from jala_ray.studies.alignment.gates import GateFailed, feature_gates, run_gates
-from jala_ray.studies.alignment.probing import Pairs, probe
-from jala_ray.studies.alignment.results import Found, analyse, gap_closed, verdict
+from jala_ray.studies.alignment.gates import GateFailed
+from jala_ray.studies.alignment.probing import FramePairs, probe
 from jala_ray.studies.alignment.size import CPU, GPU, MIXTURE, SIZES, SMOKE, ema_alpha
-from jala_ray.studies.alignment.stages import Study, done, stage, write_json
-from jala_ray.studies.alignment.variants import TIERS, Job, configs, described, jobs, last_checkpoint, named, variants
-from jala_ray.studies.alignment.world import PARTS, part_of
+from jala_ray.studies.alignment.stages import StudyFolder, done, stage, write_json
+from jala_ray.studies.alignment.variants import (
+    TIERS,
+    StudyJob,
+    configs,
+    described,
+    jobs,
+    last_checkpoint,
+    named,
+    variants,
+)
+from jala_ray.studies.alignment.world import PARTS
 from jala_ray.types import ConfigError, UserError
+from tests.studies.test_study_findings import finished_stages
 
 pytestmark = pytest.mark.slow  # a study is no part of the product
 
@@ -49,9 +56,9 @@ def test_alpha_fits_the_run(steps: int) -> None:
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
 def test_sizes_hold_together(size: Any, tmp_path: Path) -> None:
-    base = Study(tmp_path, size).base()
+    base = StudyFolder(tmp_path, size).base()
     for variant in variants(base):
-        for config in configs(Study(tmp_path, size), Job(variant, 0)):
+        for config in configs(StudyFolder(tmp_path, size), StudyJob(variant, 0)):
             check(config)
     assert base.objective.ema.alpha == ema_alpha(base.train.steps)  # type: ignore[union-attr, arg-type]
     assert base.data.workers == 0 or size is GPU
@@ -61,7 +68,7 @@ def test_sizes_hold_together(size: Any, tmp_path: Path) -> None:
 
 
 def test_what_a_variant_changes(tmp_path: Path) -> None:
-    study = Study(tmp_path, CPU)
+    study = StudyFolder(tmp_path, CPU)
     found = {variant.name: described(study, variant) for variant in variants(study.base())}
     assert found["jala"] == {}
     assert set(found["no_align"]) == {"objective.lap", "objective.updates", "objective.align.weight"}
@@ -83,15 +90,15 @@ def test_what_a_variant_changes(tmp_path: Path) -> None:
 
 
 def test_configurations_of_a_job(tmp_path: Path) -> None:
-    study = Study(tmp_path, CPU)
+    study = StudyFolder(tmp_path, CPU)
     known = {variant.name: variant for variant in variants(study.base())}
-    (one,) = configs(study, Job(known["jala"], 3))
-    (ceiling,) = configs(study, Job(known["all_labelled"], 3))
+    (one,) = configs(study, StudyJob(known["jala"], 3))
+    (ceiling,) = configs(study, StudyJob(known["all_labelled"], 3))
     assert (one.seed, one.name, one.init) == (3, "runs/jala/seed-3", None)
     assert (ceiling.data.manifest, ceiling.data.cache) == (str(study.twin), str(study.cache(twin=True)))
     assert (one.data.task_weights, ceiling.data.task_weights) == (MIXTURE, ())
     assert one.data.manifest == str(study.manifest) and one.model.encoder.pretrained == str(study.encoder)
-    chain = configs(study, Job(known["lapa"], 1))
+    chain = configs(study, StudyJob(known["lapa"], 1))
     assert [config.objective.kind for config in chain] == ["lapa_actions", "lapa_codes", "jala"]
     assert [config.name for config in chain] == [f"runs/lapa/seed-1{end}" for end in ("-actions", "-codes", "")]
     assert [config.init for config in chain] == [None, last_checkpoint(chain[0]), last_checkpoint(chain[1])]
@@ -101,7 +108,7 @@ def test_configurations_of_a_job(tmp_path: Path) -> None:
 
 
 def test_seeds_are_paired_first(tmp_path: Path) -> None:
-    known = named(variants(Study(tmp_path, CPU).base()), ["jala", "no_align"])
+    known = named(variants(StudyFolder(tmp_path, CPU).base()), ["jala", "no_align"])
     assert [job.name for job in jobs(known, 2)] == [
         *("jala/seed-0", "no_align/seed-0"),
         *("jala/seed-1", "no_align/seed-1"),
@@ -141,7 +148,7 @@ def test_a_stage_that_was_cut_off_goes_on_under_its_settings(tmp_path: Path) -> 
 # --- the encoder -------------------------------------------------------------------------------------------------------
 
 
-def planted_pairs(side: int) -> Pairs:
+def planted_pairs(side: int) -> FramePairs:
     """Grey frames with a bright column; the wrist moves as the column does."""
     rng = np.random.default_rng(0)
     clips = 24
@@ -154,7 +161,9 @@ def planted_pairs(side: int) -> Pairs:
     wrist = np.outer(places[:, 1] - places[:, 0], np.arange(15) / 100).astype(np.float32)
     ids = np.array([f"clip{clip}" for clip in range(clips)])
     same = np.full(clips, "lab")
-    return Pairs(frames.reshape(-1, 3, side, side), at, Labels(ids, same, same, np.ones(clips), np.zeros(clips)), wrist)
+    return FramePairs(
+        frames.reshape(-1, 3, side, side), at, Labels(ids, same, same, np.ones(clips), np.zeros(clips)), wrist
+    )
 
 
 def test_the_probe_tells_motion_from_context() -> None:
@@ -221,130 +230,16 @@ def test_hidden_patches_and_crops() -> None:
     assert rises.abs().min() > 0.35 and rises.abs().max() < 1.2 and 16 < int((rises < 0).sum()) < 48
 
 
-# --- gates -------------------------------------------------------------------------------------------------------------
-
-CLIPS = [("wild", "synthetic-seen")] * 6 + [("wild", "synthetic-wild_only")] * 6 + [("lab", "synthetic-seen")] * 4
-CLIPS += [("wild", "synthetic-held_out")] * 2 + [("lab", "synthetic-held_out")] * 2
-TRIVIAL = {FLOOR: 1.0, HOLD_FIRST: 12.0, MEAN_MOTION: 14.0}
-
-
-def planted(errors: dict[str, float], seeds: int = 3, trivial: dict[str, float] | None = None) -> Found:
-    """Every clip has its own difficulty, every seed its own luck, both shared by the variants."""
-    rng = np.random.default_rng(3)
-    difficulty, luck = rng.normal(0, 2, len(CLIPS)), rng.normal(0, 0.5, seeds)
-    unread = {f"wild_{name}": [None, None] for name in HEALTH}
-    jobs: dict[str, dict[int, Any]] = {}
-    for variant, error in errors.items():
-        jobs[variant] = {}
-        for seed in range(seeds):
-            rows = {
-                MODEL: error + difficulty + luck[seed],
-                **{r: np.full(len(CLIPS), e) for r, e in (trivial or TRIVIAL).items()},
-            }
-            values = {row: dict.fromkeys(METRICS, v.tolist()) for row, v in rows.items()}
-            values[MODEL]["mde"] = [None, *values[MODEL]["mde"][1:]]
-            motion = {"clips": [f"clip{i}" for i in range(len(CLIPS))], "values": values}
-            motion |= {"domain": [d for d, _ in CLIPS], "source": [s for _, s in CLIPS]}
-            probes = [{"subject": "h", "group": "all", "target": "wrist", "r2": 0.25 + 0.5 * seed}]
-            jobs[variant][seed] = {
-                "motion": {"1": motion, "4": motion},
-                "latents": {"probes": probes} if variant == "jala" else None,
-                "monitors": unread | {"step": [1, 2], "wild_rho": [0.5, 0.1 * seed]} if variant == "jala" else {},
-                "cost": {f"seed-{seed}": {"seconds": 10.0, "samples": 50, "samples_per_s": 5.0}, "evaluation_s": 2.0},
-            }
-    return Found(jobs)
-
-
-def test_gates_on_features() -> None:
-    def found(pair: float | None, first: float) -> dict[str, Any]:
-        return {"wild": {"pair": {"r2": pair}, "v0": {"r2": first}}}
-
-    assert [gate.passed for gate in feature_gates(found(0.5, 0.3))] == [True, True]
-    assert [gate.passed for gate in feature_gates(found(0.49, 0.31))] == [False, False]
-    assert [gate.passed for gate in feature_gates(found(None, -0.2))] == [False, True]
-
-
-def test_gates_on_runs() -> None:
-    good = run_gates(planted({"no_align": 10.0, "all_labelled": 6.0}))
-    assert [gate.passed for gate in good] == [True, True, True]
-    # Difficulty and luck enter both, so the gain is that of the sample's means.
-    means = {v: planted({v: e}).matrix(v, "look+combination", "mpjpe", 4).mean() for v, e in (("a", 10.0), ("b", 6.0))}
-    assert good[0].value == pytest.approx(1 - means["b"] / means["a"])
-    assert [g.passed for g in run_gates(planted({"no_align": 10.0, "all_labelled": 8.5}))] == [False, True, True]
-    low = TRIVIAL | {HOLD_FIRST: 5.0}
-    assert [g.passed for g in run_gates(planted({"no_align": 10.0, "all_labelled": 6.0}, trivial=low))] == [
-        True,
-        False,
-        True,
-    ]
-
-
-def finished_stages(study: Study) -> None:
-    write_json(study.out / "world.json", {"settings": {}, "result": {"manifest": "m", "twin": "t"}})
-    write_json(study.out / "words.json", {"settings": {}, "result": {"sha256": "s", "tokens": 300}})
-    write_json(study.out / "encoder.json", {"settings": {}, "result": {"weights": "w"}})
-    caches = {name: {"rows": 1, "index": name} for name in ("study", "all_labelled")}
-    write_json(study.out / "caches.json", {"settings": {}, "result": caches})
-
-
-def test_the_freeze_refuses_changes(tmp_path: Path) -> None:
-    study = Study(tmp_path, CPU)
-    finished_stages(study)
-    gates.freeze(study, passed=True)
-    gates.check_frozen(study)
-    more = Study(tmp_path, replace(CPU, seeds=(5, 7, 7)))  # later tiers may grow
-    gates.check_frozen(more)
-    older = json.loads((tmp_path / "frozen.json").read_text())
-    del older["facts"]["size"]["run"]["objective"]["align"]["target"]  # as it was before there was such a setting
-    write_json(tmp_path / "frozen.json", older | {"hash": gates.digest(older["facts"])})
-    gates.check_frozen(study)
-    for changed, key in (
-        (replace(CPU, seeds=(4, 3, 2)), "size.seeds"),
-        (replace(CPU, world=replace(CPU.world, labelled_share=0.2)), "size.world.labelled_share"),
-        (replace(CPU, run=override(CPU.run, {"optim.lr": 2 * CPU.run.optim.lr})), "size.run.optim.lr"),
-    ):
-        with pytest.raises(ConfigError, match=f"frozen {key}"):
-            gates.check_frozen(Study(tmp_path, changed))
-    write_json(tmp_path / "encoder.json", {"settings": {}, "result": {"weights": "others"}})
-    with pytest.raises(ConfigError, match="frozen encoder: got 'others', expected 'w'"):
-        gates.check_frozen(study)
-    finished_stages(study)
-    stored = json.loads((tmp_path / "frozen.json").read_text())
-    stored["facts"]["encoder"] = "edited"
-    write_json(tmp_path / "frozen.json", stored)
-    with pytest.raises(ConfigError, match="edited by hand"):
-        gates.check_frozen(study)
-
-
-def test_a_failed_gate_stops_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = Study(tmp_path, CPU)
-    finished_stages(study)
-    started: list[str] = []
-    found = {domain: {"pair": {"r2": 0.2}, "v0": {"r2": 0.0}} for domain in ("lab", "wild")}
-    monkeypatch.setattr(gates, "_probes", lambda _: found)
-    monkeypatch.setattr(gates, "work", lambda _, chosen, __: started.extend(job.name for job in chosen))
-    monkeypatch.setattr(gates, "load", lambda _: planted({"no_align": 10.0, "all_labelled": 6.0}))
-    with pytest.raises(
-        GateFailed, match=r"R2 of wrist motion from pair, lab: got 0\.2, expected >= 0\.5.*--ignore-gates"
-    ):
-        gates.pass_gates(study, 1, ignore=False)
-    assert started == [] and not (tmp_path / "frozen.json").exists()
-    assert json.loads((tmp_path / "gates.json").read_text())["passed"] is False
-    gates.pass_gates(study, 1, ignore=True)
-    assert started == ["no_align/seed-0", "all_labelled/seed-0", "no_align/seed-1", "all_labelled/seed-1"]
-    assert json.loads((tmp_path / "frozen.json").read_text())["gates_passed"] is False
-
-
 # --- jobs --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_job_of_other_settings_is_refused(tmp_path: Path) -> None:
-    study = Study(tmp_path, CPU)
+    study = StudyFolder(tmp_path, CPU)
     finished_stages(study)
-    job = Job(variants(study.base())[0], 0)
+    job = StudyJob(variants(study.base())[0], 0)
     write_json(runs.scores_file(study, job), {"settings": runs.settings(study, job), "result": {"motion": {}}})
     runs.work(study, [job], 0)  # nothing to do
-    other = Study(tmp_path, replace(CPU, run=override(CPU.run, {"optim.lr": 2 * CPU.run.optim.lr})))
+    other = StudyFolder(tmp_path, replace(CPU, run=override(CPU.run, {"optim.lr": 2 * CPU.run.optim.lr})))
     with pytest.raises(ConfigError, match=r"seed-0\.json: runs\.0\.optim\.lr"):
         runs.work(other, [job], 0)
     # A setting that has been added since was at its default; one that it did not have is another run.
@@ -352,10 +247,10 @@ def test_a_job_of_other_settings_is_refused(tmp_path: Path) -> None:
     del older["runs"][0]["objective"]["align"]["target"]
     write_json(runs.scores_file(study, job), {"settings": older, "result": {"motion": {}}})
     runs.work(study, [job], 0)
-    changed = Study(tmp_path, replace(CPU, run=override(CPU.run, {"objective.align.target": "change"})))
+    changed = StudyFolder(tmp_path, replace(CPU, run=override(CPU.run, {"objective.align.target": "change"})))
     with pytest.raises(ConfigError, match=r"objective\.align\.target: got 'change', expected 'latent'"):
         runs.work(changed, [job], 0)
-    elsewhere = Study(tmp_path / "moved", CPU)
+    elsewhere = StudyFolder(tmp_path / "moved", CPU)
     finished_stages(elsewhere)
     assert runs.settings(elsewhere, job) == runs.settings(study, job)
 
@@ -373,13 +268,13 @@ def test_bad_input_has_its_status(module: str, words: list[str], said: str, caps
 
 
 def test_jobs_go_on_past_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = Study(tmp_path, CPU)
+    study = StudyFolder(tmp_path, CPU)
     finished_stages(study)
     chosen = jobs(named(variants(study.base()), ["jala", "no_align"]), 2)
     alive: list[int] = []
     most = 0
 
-    def start(_: Study, job: Job, at_once: int) -> runs._Running:
+    def start(_: StudyFolder, job: StudyJob, at_once: int) -> runs._Running:
         nonlocal most
         alive[:] = [pid for pid in alive if subprocess_of[pid].poll() is None]
         most = max(most, len(alive) + 1)
@@ -399,91 +294,6 @@ def test_jobs_go_on_past_one_that_fails(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=r"jobs: got 'no_align/seed-0', expected none that fails.*(?s:.*)it broke"):
         runs.work(study, chosen, 2)
     assert len(subprocess_of) == 4 and most == 2
-
-
-# --- analysis ----------------------------------------------------------------------------------------------------------
-
-
-def test_parts() -> None:
-    domain, source = zip(*CLIPS, strict=True)
-    counts = {part: int(part_of(domain, source, part).sum()) for part in PARTS}
-    assert counts == {
-        "look+combination": 12,
-        "look": 6,
-        "combination": 6,
-        "wild held out": 2,
-        "lab": 4,
-        "lab held out": 2,
-    }
-
-
-def test_analysis_of_planted_scores() -> None:
-    found = analyse(planted({"jala": 8.0, "no_align": 9.0, "all_labelled": 6.0}), 500)
-    primary = found["motion"]["4"]["look+combination"]
-    assert primary["clips"] == 12
-    difference = primary["differences"]["no_align"]["jala"]["mpjpe"]
-    # Clips and seeds are paired, so their spread drops out.
-    assert difference["mean"] == pytest.approx(-1.0) and difference["low"] == pytest.approx(difference["high"])
-    assert verdict(difference) == "alignment helps"
-    assert verdict({"low": -1.0, "high": 0.5}) == "no difference is shown"
-    assert verdict({"low": 0.1, "high": 0.5}) == "alignment hurts"
-    means = primary["means"]
-    assert means["jala"]["mpjpe"]["low"] < means["jala"]["mpjpe"]["mean"] < means["jala"]["mpjpe"]["high"]
-    assert means["jala"]["mpjpe"]["high"] - means["jala"]["mpjpe"]["low"] > 0.5
-    assert means["jala"]["mde"]["clips"] == 11
-    assert means[FLOOR]["mpjpe"]["mean"] == 1.0 and set(means) == {"jala", "no_align", "all_labelled", *TRIVIAL}
-    assert gap_closed(means) == pytest.approx(1 / 3)
-    assert set(primary["differences"]["jala"]) == {"no_align", "all_labelled"}
-    assert set(primary["by_seed"]["jala"]) == {"0", "1", "2"}
-    assert found["latents"]["jala"] == {"probes": {"all": {"h": 0.75}}, "health": {"rho": pytest.approx(0.1)}}
-    assert found["latents"]["no_align"] == {"probes": {}, "health": {}}
-    assert found["cost"]["jala"] == {"training_s": 10.0, "samples_per_s": 5.0, "evaluation_s": 2.0}
-
-
-def test_seeds_that_lack_a_partner_are_left_out() -> None:
-    whole = planted({"jala": 8.0, "no_align": 9.0})
-    found = Found({"jala": whole.jobs["jala"], "no_align": {0: whole.jobs["no_align"][0]}})
-    assert found.seeds("jala", "no_align") == [0]
-    alone = analyse(found, 100)["motion"]["4"]["look"]["differences"]["no_align"]["jala"]["mpjpe"]
-    assert alone["mean"] == pytest.approx(-1.0)
-
-
-def test_other_clips_are_refused() -> None:
-    jobs = json.loads(json.dumps(planted({"jala": 8.0}).jobs))
-    jobs["jala"]["0"]["motion"]["1"]["clips"][0] = "another"
-    with pytest.raises(UserError, match="the same clips for every job"):
-        Found(jobs)
-
-
-def test_the_report_says_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = Study(tmp_path, CPU)
-    finished_stages(study)
-    counted = {"manifest": "m", "twin": "t", "train_clips": {"lab labelled": 4}, "validation_clips": {"look": 6}}
-    write_json(tmp_path / "world.json", {"settings": {}, "result": counted})
-    write_json(tmp_path / "encoder.json", {"settings": {}, "result": {"weights": "w", "frames": 7}})
-    floor = {"trained_chunks": 9, "floor": {"lab": {"mpjpe_cm": 1.5}}}
-    write_json(tmp_path / "tokenizer.json", {"settings": {}, "result": floor})
-    runs_found = planted({"jala": 8.0, "no_align": 9.0, "all_labelled": 6.0})
-    checked = run_gates(runs_found)
-    gates._decide(study, checked, {}, ignore=False)
-    gates.freeze(study, passed=True)
-    monkeypatch.setattr(report, "load", lambda _: runs_found)
-    monkeypatch.setattr(results, "nested", lambda values, resamples: NESTED(values, resamples=100))
-    report.publish(study)
-    text = (tmp_path / "results.md").read_text()
-    assert "jala - no_align = -1.00 cm [-1.00, -1.00]: alignment helps.**" in text
-    assert "jala goes 33 %" in text and "| jala | the base | 10 | 5.0 | 2 |" in text
-    assert "hold_first is told the true first pose" in text
-    assert "- Training clips: lab labelled 4." in text and "lab 1.50 cm" in text
-    assert "instructions, 300 tokens." in text
-    assert json.loads((tmp_path / "results.json").read_text())["tiers"] == [1]
-    opened = (tmp_path / "results.html").read_text()
-    assert opened.count("Plotly.newPlot(") >= 2 and 'src="http' not in opened
-    assert "<strong>Wild, look+combination, MPJPE at E = 4: jala - no_align = -1.00 cm" in opened
-    assert opened.index("Plotly.newPlot(") < opened.index("<h2>Gates</h2>") and "<td>jala</td>" in opened
-
-
-NESTED = results.nested
 
 
 # --- the whole chain ---------------------------------------------------------------------------------------------------

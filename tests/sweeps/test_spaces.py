@@ -14,7 +14,7 @@ from jala_ray.parsing import override
 from jala_ray.presets import BASE, PRESETS, TINY, TINY_TOKENIZER
 from jala_ray.sweeps.domains import Choice, Range, read
 from jala_ray.sweeps.metrics import METRICS, choose, halving_metric
-from jala_ray.sweeps.plan import Asked, plan_sweep
+from jala_ray.sweeps.plan import SweepRequest, plan_sweep
 from jala_ray.sweeps.search import Strategy, propose
 from jala_ray.sweeps.spaces import SPACES, bind, load
 from jala_ray.types import ConfigError
@@ -181,10 +181,10 @@ def test_a_metrics_value() -> None:
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 
-def asked(tmp_path: Path, *settings: str, **values: object) -> Asked:
+def asked(tmp_path: Path, *settings: str, **values: object) -> SweepRequest:
     config = ["--data.manifest", "none", "--motion-tokenizer", "none", "--storage.root", str(tmp_path), *settings]
     given = {"space": ["lambda_alpha_layer"], "trials": 9, "search": "tpe"} | values
-    return Asked("tiny", tuple(config), **given)  # type: ignore[arg-type]
+    return SweepRequest("tiny", tuple(config), **given)  # type: ignore[arg-type]
 
 
 def test_a_plan_has_rungs_inside_a_trial(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from vector_quantize_pytorch import VectorQuantize
 
+from jala_ray.config import TokenizerConfig
 from jala_ray.tokenizer import ranks
 from jala_ray.tokenizer.quantizer import EmaQuantizer, ResidualCodebooks
 
@@ -19,9 +20,8 @@ SIZES = {"width": 32, "groups": 2, "levels": 4, "codes": 64}
 
 
 def learned(threshold: float = 0.1, decay: float = 0.9) -> EmaQuantizer:
-    quantizer = EmaQuantizer(
-        **SIZES, decay=decay, dead_code_threshold=threshold, kmeans_iters=5, vectors_per_step=128 * 4
-    )
+    config = TokenizerConfig(**SIZES, decay=decay, dead_code_threshold=threshold, kmeans_iters=5)
+    quantizer = EmaQuantizer(config, vectors_per_step=128 * 4)
     quantizer.train()
     for _ in range(5):
         quantizer(torch.randn(128, 4, 32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jala_ray.training.cluster import Cluster, Demand, Group, Node, waits
+from jala_ray.training.cluster import Cluster, Demand, Node, PlacementGroup, waits
 
 JOB = "01000000"
 MINE, THEIRS = "a" * 28 + JOB, "b" * 28 + "02000000"
@@ -20,7 +20,10 @@ def only(cluster: Cluster) -> str:
 
 
 def test_workers_that_another_run_keeps_out() -> None:
-    groups = (Group(MINE, ({"CPU": 0.5},) * 2, False), Group(THEIRS, ({"CPU": 1.0}, {"CPU": 0.8}), True))
+    groups = (
+        PlacementGroup(MINE, ({"CPU": 0.5},) * 2, False),
+        PlacementGroup(THEIRS, ({"CPU": 1.0}, {"CPU": 0.8}), True),
+    )
     text = only(Cluster((node(2, 1.8),), groups, (), 0, JOB))
     assert text == (
         "this job wants workers of 2 x {CPU 0.5}. Free: node 10.0.0.1 0.2 of 2 CPU. "
@@ -31,7 +34,7 @@ def test_workers_that_another_run_keeps_out() -> None:
 
 def test_workers_that_fit_nowhere() -> None:
     nodes = (node(4, 0, "10.0.0.1", GPU=1), node(8, 2, "10.0.0.2"))
-    text = only(Cluster(nodes, (Group(MINE, ({"CPU": 2.0, "GPU": 2.0},), False),), (), 1, JOB))
+    text = only(Cluster(nodes, (PlacementGroup(MINE, ({"CPU": 2.0, "GPU": 2.0},), False),), (), 1, JOB))
     assert (
         "wants workers of 1 x {CPU 2, GPU 2}. Free: node 10.0.0.1 4 of 4 CPU, 1 of 1 GPU; node 10.0.0.2 6 of 8 CPU."
         in text
@@ -44,7 +47,7 @@ def test_workers_that_fit_nowhere() -> None:
 
 def test_data_tasks_without_a_cpu() -> None:
     """A run whose workers hold so much that no task of Ray Data has a place."""
-    held = Group(MINE, ({"CPU": 0.7},) * 2, True)
+    held = PlacementGroup(MINE, ({"CPU": 0.7},) * 2, True)
     text = only(Cluster((node(2, 1.4),), (held,), (Demand({"CPU": 1.0}, 3),), 0, JOB))
     assert text.startswith(
         "tasks want 3 x {CPU 1}. Free: node 10.0.0.1 0.6 of 2 CPU. Held by placement groups: this job 2 x {CPU 0.7}."
@@ -57,16 +60,18 @@ def test_data_tasks_without_a_cpu() -> None:
     ids=["they queue behind a task that runs", "no node will ever have it", "none runs"],
 )
 def test_a_queue_is_no_wait(used: float, asked: dict[str, float], told: bool) -> None:
-    held = Group(MINE, ({"CPU": 0.7},) * 2, True)
+    held = PlacementGroup(MINE, ({"CPU": 0.7},) * 2, True)
     assert bool(waits(Cluster((node(3, used),), (held,), (Demand(asked, 9),), 0, JOB))) == told
 
 
 def test_nothing_waits_where_nothing_is_asked_for() -> None:
-    assert waits(Cluster((node(2, 1),), (Group(MINE, ({"CPU": 1.0},), True),), (), 0, JOB)) == {}
-    assert "no node at all" in only(Cluster((), (Group(MINE, ({"CPU": 1.0},), False),), (), 0, JOB))
+    assert waits(Cluster((node(2, 1),), (PlacementGroup(MINE, ({"CPU": 1.0},), True),), (), 0, JOB)) == {}
+    assert "no node at all" in only(Cluster((), (PlacementGroup(MINE, ({"CPU": 1.0},), False),), (), 0, JOB))
 
 
 def test_a_wait_keeps_its_key_while_its_numbers_change() -> None:
-    before = Cluster((node(2, 2),), (Group(THEIRS, ({"CPU": 2.0},), True),), (Demand({"CPU": 1.0}, 3),), 0, JOB)
-    after = Cluster((node(2, 2),), (Group(THEIRS, ({"CPU": 2.0},), True),), (Demand({"CPU": 1.0}, 4),), 0, JOB)
+    before = Cluster(
+        (node(2, 2),), (PlacementGroup(THEIRS, ({"CPU": 2.0},), True),), (Demand({"CPU": 1.0}, 3),), 0, JOB
+    )
+    after = Cluster((node(2, 2),), (PlacementGroup(THEIRS, ({"CPU": 2.0},), True),), (Demand({"CPU": 1.0}, 4),), 0, JOB)
     assert list(waits(before)) == list(waits(after)) and waits(before) != waits(after)

@@ -19,7 +19,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.training.estimate import Data, compute, on_meta, step_seconds
 from jala_ray.training.optim import build_optimizer
 from jala_ray.types import ConfigError
-from tests.data.test_manifest import make_clip
+from tests.data.manifest_clips import make_clip
 from tests.support import make_learner, small
 
 DATA = Data(1000, 5.0, "a test")

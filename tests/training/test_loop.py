@@ -1,4 +1,4 @@
-"""The loop: resume, ranks, errors, what a run folder holds (METHOD 4, 6; habits 11 and 13)."""
+"""The loop: resume, ranks, errors, what a run folder holds (method.md 4, 6)."""
 
 import errno
 import itertools

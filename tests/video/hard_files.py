@@ -204,9 +204,9 @@ MADE: Mapping[str, Made] = {
     # Times.
     "vfr.mkv": Made("variable frame rate, clock of 1 ms", _encoded(*DROPPING, *_x264())),
     "vfr.gif": Made("variable frame rate, clock of 10 ms", _encoded(*DROPPING)),
-    "ntsc.webm": Made("30000/1001 frames a second, clock of 1 ms", _encoded(*VP9, rate="30000/1001")),
+    "ntsc.webm": Made("30000/1001 frames per second, clock of 1 ms", _encoded(*VP9, rate="30000/1001")),
     "slow.mp4": Made("a frame every 2 s", _encoded(*_x264(), count=10, rate="1/2")),
-    "fast.mp4": Made("240 frames a second", _encoded(*_x264(), count=240, rate="240")),
+    "fast.mp4": Made("240 frames per second", _encoded(*_x264(), count=240, rate="240")),
     "coarse.mov": Made(
         "a clock as coarse as the frames", _encoded(*_x264("-video_track_timescale", "10"), count=20, rate="10")
     ),

@@ -11,15 +11,21 @@ import av
 import numpy as np
 
 from jala_ray.video.decode import VideoReader
-from jala_ray.video.transcode import FailedSpan, Span, Transcoded, transcode_spans
+from jala_ray.video.transcode import FailedSpan, Transcoded, TranscodeSpan, transcode_spans
+from jala_ray.video.write import Encoding
 from tests.video.numbered import HEIGHT, numbers_of
 
 GOP = 15
 
 
-def run(source: Path, spans: Sequence[Span], rate: float | Fraction = 30, **settings) -> list[Transcoded | FailedSpan]:
-    settings = {"gop": GOP, "short_side": HEIGHT, "crf": 12, "preset": "ultrafast"} | settings
-    return list(transcode_spans(source, spans, rate, **settings))
+def run(
+    source: Path, spans: Sequence[TranscodeSpan], rate: float | Fraction = 30, **settings
+) -> list[Transcoded | FailedSpan]:
+    """`settings` are `short_side`, `options`, and those of `Encoding`."""
+    encoded = {"gop": GOP, "crf": 12, "preset": "ultrafast"}
+    encoded |= {name: settings.pop(name) for name in ("gop", "crf", "preset") if name in settings}
+    settings = {"short_side": HEIGHT} | settings
+    return list(transcode_spans(source, spans, rate, encoding=Encoding(**encoded), **settings))
 
 
 def numbers_in(path: str | os.PathLike[str]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Boundary frames of clips: their times (METHOD 1), their numbers, their sizes."""
+"""Boundary frames of clips: their times (method.md 1), their numbers, their sizes."""
 
 from __future__ import annotations
 

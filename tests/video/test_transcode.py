@@ -16,8 +16,8 @@ from jala_ray.types import StorageError, UserError, VideoError
 from jala_ray.video import transcode
 from jala_ray.video.decode import VideoReader, decode_frames, probe
 from jala_ray.video.picture import Picture
-from jala_ray.video.transcode import FailedSpan, Span, Transcoded, transcode_spans
-from jala_ray.video.write import Mp4Writer, write_mp4
+from jala_ray.video.transcode import FailedSpan, Transcoded, TranscodeSpan, transcode_spans
+from jala_ray.video.write import Encoding, Mp4Writer, write_mp4
 from tests.video.numbered import HEIGHT, WIDTH, encode, numbered, numbers_of
 from tests.video.spans import GOP, numbers_in, run
 
@@ -60,7 +60,7 @@ def test_every_frame_is_the_one_a_player_shows(tmp_path, name, rate):
     frame_pts = [pts[k] * clock for k in (7, 20)]  # Spans that begin on a frame, and one that lies between two.
     starts = [first, *frame_pts, first + chunk_s + Fraction(1, 70)]
     spans = [
-        Span(float(start), float(start + 2 * chunk_s), tmp_path / f"{i}.mp4")
+        TranscodeSpan(float(start), float(start + 2 * chunk_s), tmp_path / f"{i}.mp4")
         for i, start in enumerate(starts)
         if start + 2 * chunk_s <= pts[-1] * clock
     ]
@@ -93,14 +93,14 @@ def test_touching_spans_are_read_in_one_pass(make_video, tmp_path, monkeypatch):
 
     monkeypatch.setattr(transcode, "VideoReader", opened)
     cuts = [0.0, 1.0, 2.0, 3.0]
-    spans = [Span(a, b, tmp_path / f"{3 - a}.mp4") for a, b in pairwise(cuts)]
+    spans = [TranscodeSpan(a, b, tmp_path / f"{3 - a}.mp4") for a, b in pairwise(cuts)]
     run(source, spans[::-1])
     assert [numbers_in(span.path)[-1] for span in spans] == [29, 59, 89]
     assert len(readers) == 1 and readers[0].decoded <= 95
 
 
 def test_structure_of_a_file(make_video, tmp_path):
-    (result,) = run(make_video(120), [Span(0.5, 2.0, tmp_path / "a.mp4")])
+    (result,) = run(make_video(120), [TranscodeSpan(0.5, 2.0, tmp_path / "a.mp4")])
     data = (tmp_path / "a.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat"), "faststart"
     with av.open(str(tmp_path / "a.mp4")) as container:
@@ -133,7 +133,7 @@ def unit_types(packet: bytes) -> set[int]:
 
 def test_each_boundary_decodes_by_itself(make_video, tmp_path):
     """From its own keyframe, nothing before it: what a data pipeline does."""
-    run(make_video(120), [Span(0.5, 2.0, tmp_path / "a.mp4")])
+    run(make_video(120), [TranscodeSpan(0.5, 2.0, tmp_path / "a.mp4")])
     for boundary, number in enumerate([15, 30, 45, 59]):
         with VideoReader(tmp_path / "a.mp4") as reader:
             assert numbers_of(reader.read([boundary / 2])) == [number] and reader.decoded == 1
@@ -141,12 +141,12 @@ def test_each_boundary_decodes_by_itself(make_video, tmp_path):
 
 def test_same_source_same_bytes(make_video, tmp_path):
     source = make_video(200, Fraction(30000, 1001), bframes=2)
-    spans = [[Span(i, i + 2.0, tmp_path / f"{name}{i}.mp4") for i in range(4)] for name in "ab"]
+    spans = [[TranscodeSpan(i, i + 2.0, tmp_path / f"{name}{i}.mp4") for i in range(4)] for name in "ab"]
     run(source, spans[0])
     run(source, spans[1][::-1], short_side=HEIGHT)
     for one, other in zip(*spans, strict=True):
         assert Path(one.path).read_bytes() == Path(other.path).read_bytes(), "whatever the order and the neighbours"
-    run(source, [Span(2, 4.0, tmp_path / "alone.mp4")])
+    run(source, [TranscodeSpan(2, 4.0, tmp_path / "alone.mp4")])
     assert (tmp_path / "alone.mp4").read_bytes() == (tmp_path / "a2.mp4").read_bytes()
 
 
@@ -159,21 +159,24 @@ def test_one_pass_and_no_more(make_video, tmp_path, monkeypatch):
             readers.append(self)
 
     monkeypatch.setattr(transcode, "VideoReader", Counted)
-    adjacent = [Span(i * 0.5, i * 0.5 + 0.5, tmp_path / f"{i}.mp4") for i in range(15)]
-    overlapping = [Span(1.0, 3.0, tmp_path / "c.mp4"), Span(0.25, 6.0, tmp_path / "d.mp4")]
+    adjacent = [TranscodeSpan(i * 0.5, i * 0.5 + 0.5, tmp_path / f"{i}.mp4") for i in range(15)]
+    overlapping = [TranscodeSpan(1.0, 3.0, tmp_path / "c.mp4"), TranscodeSpan(0.25, 6.0, tmp_path / "d.mp4")]
     assert all(isinstance(result, Transcoded) for result in run(make_video(226), adjacent + overlapping))
     assert len(readers) == 1 and readers[0].decoded == 226
     assert numbers_in(adjacent[3].path) == [*range(45, 60), 59] and numbers_in(adjacent[4].path)[0] == 60
     assert numbers_in(overlapping[1].path) == [*range(7, 180)], "0.25 s is between frames 7 and 8"
     readers.clear()
-    run(make_video(226, gop=30), [Span(0.5, 1.0, tmp_path / "e.mp4"), Span(5.0, 5.5, tmp_path / "f.mp4")])
+    run(
+        make_video(226, gop=30),
+        [TranscodeSpan(0.5, 1.0, tmp_path / "e.mp4"), TranscodeSpan(5.0, 5.5, tmp_path / "f.mp4")],
+    )
     assert len(readers) == 1 and readers[0].decoded == 30 + 15, "the gap is not decoded, but its way to a keyframe is"
 
 
 def test_the_end_of_the_source(make_video, tmp_path):
     """31 frames at 30 fps: the last is shown at 1 s and until 1.033 s."""
     ends = {"a": (0.5, 1.0), "b": (31 / 30 - 0.5, 31 / 30), "c": (0.6, 1.1), "d": (3.0, 3.5)}
-    results = run(make_video(31), [Span(*span, tmp_path / f"{name}.mp4") for name, span in ends.items()])
+    results = run(make_video(31), [TranscodeSpan(*span, tmp_path / f"{name}.mp4") for name, span in ends.items()])
     by_name = {Path(result.span.path).stem: result for result in results}
     assert numbers_in(tmp_path / "a.mp4") == list(range(15, 31)), "the boundary at the end is the last frame"
     assert numbers_in(tmp_path / "b.mp4") == [*range(16, 31), 30], "held for one frame"
@@ -185,7 +188,7 @@ def test_the_end_of_the_source(make_video, tmp_path):
 
 def test_before_the_first_frame(tmp_path):
     source = encode(tmp_path / "late.mp4", [1500 + 40 * k for k in range(40)], MILLI)
-    run(source, [Span(1.0, 2.0, tmp_path / "a.mp4")])
+    run(source, [TranscodeSpan(1.0, 2.0, tmp_path / "a.mp4")])
     assert numbers_in(tmp_path / "a.mp4") == [0] * 15 + shown(
         [40 * k for k in range(40)], MILLI, [Fraction(k, 30) for k in range(16)]
     )
@@ -205,7 +208,7 @@ def damaged(source: Path, path: Path, number: int, change: Callable[[bytes], byt
 def test_damage_fails_the_spans_that_need_it(make_video, tmp_path, number):
     """Groups of 30 frames; a span has 15, the last shown twice. Frame 95 is needed from 95 to 119."""
     path = damaged(make_video(226, gop=30), tmp_path / "damaged.mp4", number, lambda data: b"\xff" * len(data))
-    spans = [Span(i * 0.5, i * 0.5 + 0.5, tmp_path / f"{i}.mp4") for i in range(15)]
+    spans = [TranscodeSpan(i * 0.5, i * 0.5 + 0.5, tmp_path / f"{i}.mp4") for i in range(15)]
     results = run(path, spans)
     assert [result.span for result in results] == spans
     lost = [i for i, span in enumerate(spans) if span.end_s * 30 > number and span.start_s * 30 < 120]
@@ -222,14 +225,14 @@ def test_damage_fails_the_spans_that_need_it(make_video, tmp_path, number):
 
 def test_damage_between_spans_is_not_met(make_video, tmp_path):
     path = damaged(make_video(226, gop=30), tmp_path / "damaged.mp4", 95, lambda data: bytes(len(data)))
-    results = run(path, [Span(0, 2.5, tmp_path / "a.mp4"), Span(4.0, 6.0, tmp_path / "b.mp4")])
+    results = run(path, [TranscodeSpan(0, 2.5, tmp_path / "a.mp4"), TranscodeSpan(4.0, 6.0, tmp_path / "b.mp4")])
     assert all(isinstance(result, Transcoded) for result in results)
 
 
 def test_truncated_source_gives_what_it_has(make_video, tmp_path):
     whole = make_video(226, gop=30, bframes=2).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
-    results = run(tmp_path / "cut.mp4", [Span(i * 1.0, i + 1.0, tmp_path / f"{i}.mp4") for i in range(7)])
+    results = run(tmp_path / "cut.mp4", [TranscodeSpan(i * 1.0, i + 1.0, tmp_path / f"{i}.mp4") for i in range(7)])
     failed = [isinstance(result, FailedSpan) for result in results]
     assert failed == sorted(failed) and 3 <= failed.index(True) <= 5
     for i in range(failed.index(True)):
@@ -238,18 +241,19 @@ def test_truncated_source_gives_what_it_has(make_video, tmp_path):
 
 def test_no_video_fails_every_span(tmp_path):
     (tmp_path / "text.mp4").write_text("not a video" * 100)
-    results = run(tmp_path / "text.mp4", [Span(0, 1, tmp_path / "a.mp4"), Span(1, 2, tmp_path / "b.mp4")])
+    results = run(
+        tmp_path / "text.mp4", [TranscodeSpan(0, 1, tmp_path / "a.mp4"), TranscodeSpan(1, 2, tmp_path / "b.mp4")]
+    )
     assert len(results) == 2
     for result in results:
         assert isinstance(result, FailedSpan) and "cannot open" in str(result.error)
-    (missing,) = run(tmp_path / "none.mp4", [Span(0, 1, tmp_path / "a.mp4")])
+    (missing,) = run(tmp_path / "none.mp4", [TranscodeSpan(0, 1, tmp_path / "a.mp4")])
     assert isinstance(missing, FailedSpan) and "no such file" in str(missing.error)
 
 
 def test_files_appear_when_complete(make_video, tmp_path):
-    spans = [Span(0, 1, tmp_path / "a.mp4"), Span(0.5, 3, tmp_path / "b.mp4")]
-    settings = {"gop": GOP, "short_side": 64, "crf": 20, "preset": "ultrafast"}
-    results = transcode_spans(make_video(120), spans, 30, **settings)
+    spans = [TranscodeSpan(0, 1, tmp_path / "a.mp4"), TranscodeSpan(0.5, 3, tmp_path / "b.mp4")]
+    results = transcode_spans(make_video(120), spans, 30, encoding=Encoding(GOP, 20, "ultrafast"), short_side=64)
     assert next(results).span is spans[0]
     visible = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
     assert visible == ["a.mp4"] and len(list(tmp_path.iterdir())) == 2, "b.mp4 is on its way under another name"
@@ -258,25 +262,25 @@ def test_files_appear_when_complete(make_video, tmp_path):
 
 
 def test_what_makes_no_sense_is_refused(make_video, tmp_path):
-    source, span = make_video(60), Span(0, 1, tmp_path / "a.mp4")
+    source, span = make_video(60), TranscodeSpan(0, 1, tmp_path / "a.mp4")
     cases = [
         ({"short_side": 1}, [span], "short_side"),
         ({"rate": 0}, [span], "fps"),
         ({"preset": "quick"}, [span], "libx264"),
         ({}, [span, span], "a file of its own"),
-        ({}, [Span(1, 1, tmp_path / "a.mp4")], "start before end"),
-        ({}, [Span(0, float("inf"), tmp_path / "a.mp4")], "finite"),
+        ({}, [TranscodeSpan(1, 1, tmp_path / "a.mp4")], "start before end"),
+        ({}, [TranscodeSpan(0, float("inf"), tmp_path / "a.mp4")], "finite"),
     ]
     for settings, spans, reason in cases:
         with pytest.raises(UserError, match=reason):
             run(source, spans, **settings)
     with pytest.raises(StorageError, match="can be written"):
-        run(source, [span, Span(0, 1, tmp_path / "no" / "folder.mp4")])
+        run(source, [span, TranscodeSpan(0, 1, tmp_path / "no" / "folder.mp4")])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_writer_as_a_context(tmp_path):
-    with Mp4Writer(tmp_path / "a.mp4", (HEIGHT, WIDTH), 30, gop=8) as writer:
+    with Mp4Writer(tmp_path / "a.mp4", (HEIGHT, WIDTH), 30, Encoding(gop=8)) as writer:
         for image in numbered(25):
             writer.add_rgb(image)
     write_mp4(tmp_path / "b.mp4", numbered(25), 30, gop=8)
@@ -289,5 +293,5 @@ def test_writer_as_a_context(tmp_path):
 
 def test_a_real_truncated_file(shared_data, tmp_path):
     source = shared_data / "hard_videos_derived" / "truncated_moov_ok.mp4"  # Claims 150 frames, decodes 63.
-    results = run(source, [Span(i * 1.0, i + 1.0, tmp_path / f"{i}.mp4") for i in range(5)])
+    results = run(source, [TranscodeSpan(i * 1.0, i + 1.0, tmp_path / f"{i}.mp4") for i in range(5)])
     assert [isinstance(result, Transcoded) for result in results] == [True, True, False, False, False]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jala_ray.video.decode import decode_frames, probe
-from jala_ray.video.transcode import FailedSpan, Span, Transcoded, output_size
+from jala_ray.video.transcode import FailedSpan, Transcoded, TranscodeSpan, output_size
 from tests.video.numbered import HEIGHT, WIDTH, encode
 from tests.video.spans import pictures, run
 
@@ -35,7 +35,7 @@ def test_output_sizes(size, short_side, expected):
 def test_pictures_are_upright_square_and_small(tmp_path):
     for degrees in (90, 180, 270):
         source = encode(tmp_path / f"{degrees}.mp4", list(range(40)), Fraction(1, 30), rotation=degrees)
-        (result,) = run(source, [Span(0, 1, tmp_path / "out.mp4")], short_side=32, crf=1)
+        (result,) = run(source, [TranscodeSpan(0, 1, tmp_path / "out.mp4")], short_side=32, crf=1)
         assert isinstance(result, Transcoded)
         assert (result.height, result.width) == ((32, 48) if degrees == 180 else (48, 32))
         assert probe(tmp_path / "out.mp4").rotation == 0
@@ -51,13 +51,13 @@ def test_pictures_are_upright_square_and_small(tmp_path):
                 packet.stream = stream
                 write.mux(packet)
     assert probe(flipped).mirrored
-    run(flipped, [Span(0, 1, tmp_path / "out.mp4")], crf=1)
+    run(flipped, [TranscodeSpan(0, 1, tmp_path / "out.mp4")], crf=1)
     upright = pictures(flipped, [0.5], (WIDTH, HEIGHT))
     assert np.abs(pictures(tmp_path / "out.mp4", [0.5], (WIDTH, HEIGHT)) - upright).mean() < 6
     assert np.abs(pictures(tmp_path / "90.mp4", [0.5], (WIDTH, HEIGHT)) - upright).mean() > 30
     for aspect, expected in ((Fraction(3, 2), (64, 144)), (Fraction(1, 2), (128, 96))):
         source = encode(tmp_path / "aspect.mp4", list(range(40)), Fraction(1, 30), aspect=aspect)
-        (result,) = run(source, [Span(0, 1, tmp_path / "out.mp4")], short_side=128)
+        (result,) = run(source, [TranscodeSpan(0, 1, tmp_path / "out.mp4")], short_side=128)
         assert isinstance(result, Transcoded) and (result.height, result.width) == expected
         with av.open(str(tmp_path / "out.mp4")) as container:
             assert container.streams.video[0].sample_aspect_ratio in (None, 1)
@@ -83,7 +83,7 @@ def test_colours_stay(tmp_path, pixels, space, full):
             frame.pts, frame.time_base = k, Fraction(1, 30)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    (result,) = run(source, [Span(0, 0.5, tmp_path / "out.mp4")], short_side=256, crf=1)
+    (result,) = run(source, [TranscodeSpan(0, 0.5, tmp_path / "out.mp4")], short_side=256, crf=1)
     assert isinstance(result, Transcoded)
     blocks = decode_frames(tmp_path / "out.mp4", [0.25])[0].astype(int)[16::32, 16::32]
     assert np.abs(blocks - COLOURS[16::32, 16::32]).max() < 8, "far below a wrong matrix or range"
@@ -111,7 +111,9 @@ def test_frames_that_change_size_fail_their_span(tmp_path):
     source = tmp_path / "both.ts"
     source.write_bytes(b"".join(parts))
     start = probe(source).start_s
-    spans = [Span(start + a, start + b, tmp_path / f"{a}.mp4") for a, b in ((0.2, 1.2), (1.5, 2.5), (2.7, 3.7))]
+    spans = [
+        TranscodeSpan(start + a, start + b, tmp_path / f"{a}.mp4") for a, b in ((0.2, 1.2), (1.5, 2.5), (2.7, 3.7))
+    ]
     first, middle, last = run(source, spans)
     assert isinstance(first, Transcoded) and (first.height, first.width) == (64, 96)
     assert isinstance(middle, FailedSpan) and "one size" in str(middle.error)
@@ -138,7 +140,7 @@ def test_real_videos(shared_data, tmp_path, name):
     source = shared_data / name
     source = source if source.is_file() else sorted(source.rglob("*.mp4"))[0]
     start_s = probe(source).start_s + 0.4
-    spans = [Span(start_s + i, start_s + i + 1, tmp_path / f"{i}.mp4") for i in range(2)]
+    spans = [TranscodeSpan(start_s + i, start_s + i + 1, tmp_path / f"{i}.mp4") for i in range(2)]
     for result in run(source, spans, short_side=128, crf=8):
         assert isinstance(result, Transcoded) and min(result.height, result.width) == 128 and result.frames == 31
         times = np.arange(31) / 30

@@ -1,4 +1,4 @@
-"""ARCTIC's bimanual sequences as DexMachina ships them: 21 joints a hand in world coordinates, no video.
+"""ARCTIC's bimanual sequences as DexMachina ships them: 21 joints per hand in world coordinates, no video.
 
 The files hold no finger rotations, so MANO is fitted to the joints. Rows have no video: tokenizer data.
 """
@@ -19,15 +19,16 @@ from jala_ray.data.adapters.listing import list_folder
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.camera import transform_points
+from jala_ray.hands.fitting import Descent
 from jala_ray.hands.joints import convert_joints
 from jala_ray.types import HAND_NAMES, Clip, Domain, Hand, HandState, HandTrack, UserError
 
 if TYPE_CHECKING:
-    from jala_ray.hands.fitting import FitResult
+    from jala_ray.hands.fitting import FittedTrack
     from jala_ray.hands.mano import ManoHand
 
 FPS = 30.0
-"""The files carry no rate; ARCTIC was recorded at 30 frames a second and its sequences keep their lengths."""
+"""The files carry no rate; ARCTIC was recorded at 30 frames per second and its sequences keep their lengths."""
 CAMERA_BACK_M, CAMERA_UP_M = 0.4, 0.45
 """Where the stand-in camera is, seen from the midpoint of the wrists: about where the person's head was."""
 _COMPOUND = ("espresso machine", "capsule machine", "waffle iron")
@@ -56,7 +57,7 @@ class Arctic:
     def clips(self) -> Iterator[Clip | Rejection]:
         from jala_ray.hands.mano import load_pair
 
-        split_of("", self.val_fraction)  # A wrong option is told before the first sequence.
+        split_of("", self.val_fraction)  # A wrong option is refused before the first sequence.
         models, listing = load_pair(self.mano_folder), list_folder(self.folder)
         files = [file for file in listing.sizes if file.endswith(".npz")]
         faults = list(unreachable(self.name, listing, ".npz"))
@@ -74,7 +75,9 @@ class Arctic:
     ) -> Iterator[Clip]:
         from jala_ray.hands.fitting import fit_mano
 
-        fits = [fit_mano(joints[side], None, side, hand=models[side], iterations=self.iterations) for side in Hand]
+        fits = [
+            fit_mano(joints[side], None, side, hand=models[side], descent=Descent(self.iterations)) for side in Hand
+        ]
         axes = person_axes(joints[:, :, 0])
         for start_s, end_s in pieces(0.0, joints.shape[1] / FPS, 1.0):
             frames = slice(round(start_s * FPS), round(end_s * FPS))
@@ -98,7 +101,7 @@ class Arctic:
                 hands=(left, right),
             )
 
-    def _track(self, fit: FitResult, frames: slice, to_camera: np.ndarray) -> HandTrack:
+    def _track(self, fit: FittedTrack, frames: slice, to_camera: np.ndarray) -> HandTrack:
         import torch
 
         from jala_ray.hands.rotations import axis_angle_to_matrix, matrix_to_axis_angle

@@ -136,7 +136,7 @@ def untracked_hands() -> tuple[HandTrack, HandTrack]:
 
 
 def with_packets(items: Iterable[Clip | Rejection]) -> Iterator[Clip | Rejection]:
-    """Clips with the packet indices of their videos; a video that lends itself to none, or does not open, stays as it is.
+    """Clips with the packet indices of their videos; clips of a video that cannot be indexed, or does not open, come as they are.
 
     Reads every packet of every video once, where clips of one video follow each other.
     """

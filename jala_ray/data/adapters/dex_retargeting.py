@@ -25,6 +25,7 @@ from jala_ray.data.adapters.base import ADAPTERS, pieces, split_of
 from jala_ray.data.adapters.video_folder import video_clip, whole
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
+from jala_ray.hands.fitting import Descent
 from jala_ray.hands.joints import convert_joints
 from jala_ray.hands.unpickle import RestrictedUnpickler
 from jala_ray.types import (
@@ -41,7 +42,7 @@ from jala_ray.types import (
 from jala_ray.video.decode import probe
 
 if TYPE_CHECKING:
-    from jala_ray.hands.fitting import FitResult
+    from jala_ray.hands.fitting import FittedTrack
 
 VIDEO, JOINTS = "human_hand_video.mp4", "human_joint_right.pkl"
 FINGERS_SOURCE = "dex-retargeting-fingers"
@@ -90,7 +91,7 @@ class DexRetargeting:
             return
         split = split_of(VIDEO, self.val_fraction)
         for start, end in pieces(*whole(info), WILD_TIME_SCALE):
-            yield video_clip(uri, VIDEO, self.name, info, start, end, [self.instruction], split=split)
+            yield video_clip(uri, VIDEO, self.name, info, (start, end), [self.instruction], split=split)
 
     def _finger_clips(self) -> Iterator[Clip | Rejection]:
         from jala_ray.hands.fitting import fit_mano
@@ -98,7 +99,7 @@ class DexRetargeting:
         uri = storage.join(storage.absolute(self.folder), JOINTS)
         try:
             joints = read_joints(uri)
-            fit = fit_mano(joints, None, Hand.RIGHT, iterations=self.iterations)
+            fit = fit_mano(joints, None, Hand.RIGHT, descent=Descent(self.iterations))
         except UserError as error:
             identity = clip_id(FINGERS_SOURCE, JOINTS, 0.0, 0.0, "rejected")
             yield Rejection(identity, FINGERS_SOURCE, uri, f"joints of a hand: {error}")
@@ -123,7 +124,7 @@ class DexRetargeting:
                 hands=(HandTrack(HandState.UNTRACKED), self._fingers(fit, frames)),
             )
 
-    def _fingers(self, fit: FitResult, frames: slice) -> HandTrack:
+    def _fingers(self, fit: FittedTrack, frames: slice) -> HandTrack:
         valid = fit.residual_m[frames] <= self.max_residual_m  # NaN, a frame without joints, compares False
         if not valid.any():
             return HandTrack(HandState.UNTRACKED)

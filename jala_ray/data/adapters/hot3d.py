@@ -25,11 +25,12 @@ from jala_ray.data.adapters.listing import Listing, list_folder
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.camera import compose_rigid, first_camera_from_extrinsics, invert_rigid, pose_to_first_camera
+from jala_ray.hands.fitting import Descent
 from jala_ray.types import HAND_NAMES, Camera, Clip, Domain, Hand, HandState, HandTrack, UserError
 from jala_ray.video.decode import VideoInfo, probe
 
 CAMERAS = {"Aria": "camera-rgb", "Quest3": "camera-slam-left"}
-"""The camera whose first frame a clip's motion is told in, by headset, unless an option names another."""
+"""Per headset, the camera in whose first frame a clip's motion is given, unless an option names another."""
 MARKS = (files_of.HEADSET, files_of.UMETRACK, files_of.MANO)
 """Files by any of which a folder is a sequence."""
 PCA = 15
@@ -42,7 +43,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Motion:
+class HandTrajectory:
     """One hand over a sequence's T moments, in world coordinates. A hand without a usable frame has none."""
 
     valid: np.ndarray
@@ -153,7 +154,9 @@ class Hot3d:
         with parsing(uri, f"recording_name, and headset, one of {sorted(CAMERAS)}"):
             return str(metadata["recording_name"]), self.camera or CAMERAS[metadata["headset"]]
 
-    def _fitted(self, place: str, files: Sequence[str], time_ns: np.ndarray, usable: np.ndarray) -> list[Motion | None]:
+    def _fitted(
+        self, place: str, files: Sequence[str], time_ns: np.ndarray, usable: np.ndarray
+    ) -> list[HandTrajectory | None]:
         """Both hands by fitting MANO to UmeTrack's joints."""
         import torch
 
@@ -166,7 +169,7 @@ class Hot3d:
         profile = storage.join(place, files_of.PROFILE)
         skeleton = Skeleton.of_profile(files_of.read_json(profile), profile)
         poses = files_of.read_hands(storage.join(place, files_of.UMETRACK), "joint_angles", ANGLES, time_ns)
-        motions: list[Motion | None] = []
+        motions: list[HandTrajectory | None] = []
         for side in Hand:
             hand = poses[side]
             tracked = hand.tracked & usable & (hand.confidence >= self.min_confidence)
@@ -174,11 +177,11 @@ class Hot3d:
                 motions.append(None)
                 continue
             joints = skeleton.pose(hand.values, hand.rotation, hand.position, side)
-            fit = fit_mano(joints, tracked, side, iterations=self.iterations)
+            fit = fit_mano(joints, tracked, side, descent=Descent(self.iterations))
             valid = fit.residual_m <= self.max_residual_m  # NaN, a frame left out, compares False
             rotation = axis_angle_to_matrix(torch.from_numpy(fit.rot.astype(np.float64))).numpy()
             confidence = float(hand.confidence[tracked].mean())
-            motions.append(Motion(valid, fit.theta, rotation, fit.wrist, fit.beta, confidence))
+            motions.append(HandTrajectory(valid, fit.theta, rotation, fit.wrist, fit.beta, confidence))
         return motions
 
     def _video(self, place: str, files: Sequence[str], duration_s: float) -> VideoInfo | None:
@@ -230,7 +233,7 @@ def _load_side(folder: Path, side: Hand) -> Arrays:
 
 def _expanded(
     place: str, files: Sequence[str], time_ns: np.ndarray, usable: np.ndarray, models: tuple[Arrays, Arrays]
-) -> list[Motion | None]:
+) -> list[HandTrajectory | None]:
     """Both hands from HOT3D's MANO coefficients: absolute fingers, and the wrist joint transl + J0(beta)."""
     import torch
 
@@ -238,7 +241,7 @@ def _expanded(
 
     _require(place, files, files_of.MANO, "MANO hand poses")
     poses = files_of.read_hands(storage.join(place, files_of.MANO), "pose", PCA, time_ns)
-    motions: list[Motion | None] = []
+    motions: list[HandTrajectory | None] = []
     for side in Hand:
         hand, model = poses[side], models[side]
         valid = hand.tracked & usable
@@ -246,7 +249,7 @@ def _expanded(
         # MANO turns about its first joint, which therefore stays where the shape puts it.
         beta = hand.beta.astype(np.float32)
         wrist = hand.position + ManoHand(model).rest_joints(torch.from_numpy(beta))[0].numpy()
-        motion = Motion(valid, theta.reshape(-1, 15, 3), hand.rotation, wrist, beta, 1.0)
+        motion = HandTrajectory(valid, theta.reshape(-1, 15, 3), hand.rotation, wrist, beta, 1.0)
         motions.append(motion if valid.any() else None)
     return motions
 
@@ -259,7 +262,7 @@ def _frames(time_s: np.ndarray, start_s: float, end_s: float, fps: float) -> np.
     return (np.arange(len(time_s)) >= first) & (time_s < end_s - 1e-6)
 
 
-def _track(motion: Motion | None, frames: np.ndarray, world_to_camera: np.ndarray) -> HandTrack:
+def _track(motion: HandTrajectory | None, frames: np.ndarray, world_to_camera: np.ndarray) -> HandTrack:
     """The hand of one piece, in the camera of its first frame."""
     import torch
 

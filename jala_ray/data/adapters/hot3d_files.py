@@ -33,7 +33,7 @@ camera's own shutter, 0.09 ms and even 13 ns apart: one pose told twice, too clo
 
 
 @dataclass(frozen=True)
-class HandPoses:
+class RecordedHand:
     """One hand at T moments, world frame; zeros and the identity where not `tracked`."""
 
     tracked: np.ndarray
@@ -75,7 +75,7 @@ def read_headset(uri: str) -> tuple[np.ndarray, np.ndarray]:
     return time_ns[first], rigid(values[first, 3:], values[first, :3])
 
 
-def read_hands(uri: str, field: str, width: int, time_ns: np.ndarray) -> tuple[HandPoses, HandPoses]:
+def read_hands(uri: str, field: str, width: int, time_ns: np.ndarray) -> tuple[RecordedHand, RecordedHand]:
     """(left, right) of a hand trajectory at the moments `time_ns` (T,).
 
     field, width: `joint_angles`, 22 (UmeTrack) or `pose`, 15 (MANO). A hand without a finite pose within 1 ms of a
@@ -176,7 +176,7 @@ def _unit(quaternion: np.ndarray) -> np.ndarray:
     return np.abs(np.linalg.norm(quaternion, axis=-1) - 1) < 0.01
 
 
-def _at_moments(time_ns: np.ndarray, rows: np.ndarray, width: int, moments: np.ndarray) -> HandPoses:
+def _at_moments(time_ns: np.ndarray, rows: np.ndarray, width: int, moments: np.ndarray) -> RecordedHand:
     if len(rows):
         good = np.isfinite(rows).all(1) & _unit(rows[:, width + 3 : width + 7])
         time_ns, rows = time_ns[good], rows[good]
@@ -188,4 +188,4 @@ def _at_moments(time_ns: np.ndarray, rows: np.ndarray, width: int, moments: np.n
     at[tracked] = rows[index[tracked]] if len(rows) else 0
     place = rigid(at[:, width + 3 : width + 7], at[:, width : width + 3])
     beta = rows[0, width + 8 :] if len(rows) else np.zeros(10)
-    return HandPoses(tracked, at[:, :width], place[..., 3], place[..., :3], at[:, width + 7], beta)
+    return RecordedHand(tracked, at[:, :width], place[..., 3], place[..., :3], at[:, width + 7], beta)

@@ -90,7 +90,7 @@ class VideoFolder:
 
     def videos(self, options: StorageOptions | None = None) -> list[FolderVideo]:
         """The videos of the folder and those that captions name, by name. Opens none of them; says what it passes over."""
-        split_of("", self.val_fraction)  # A wrong option is told before the first video.
+        split_of("", self.val_fraction)  # A wrong option is refused before the first video.
         listing = list_folder(self.folder, options)
         sizes = {name: size for name, size in listing.sizes.items() if _is_video(name)}
         faults = {name: why for name, why in listing.faults.items() if _is_video(name) or name.endswith("/")}
@@ -130,7 +130,7 @@ class VideoFolder:
 
     def _clip(self, file: str, info: VideoInfo, start_s: float, end_s: float, texts: list[str]) -> Clip:
         uri, split = self.address(file), split_of(file, self.val_fraction)
-        return video_clip(uri, file, self.source, info, start_s, end_s, texts, split=split)
+        return video_clip(uri, file, self.source, info, (start_s, end_s), texts, split=split)
 
     def _checked(self, clip: Clip, file: str, reader: VideoReader) -> Clip | Rejection:
         """The clip, if its last frame can be decoded: a header may promise more than the file holds."""
@@ -158,13 +158,13 @@ def video_clip(
     name: str,
     source: str,
     info: VideoInfo,
-    start_s: float,
-    end_s: float,
+    span: tuple[float, float],
     texts: list[str],
     *,
     split: Split,
 ) -> Clip:
-    """A wild clip without labels: [start_s, end_s], presentation time, of the video `name` at `uri`."""
+    """A wild clip without labels: a span (start, end), presentation time in seconds, of the video `name` at `uri`."""
+    start_s, end_s = span
     return Clip(
         clip_id=clip_id(source, name, start_s, end_s, *texts),
         source=source,

@@ -15,7 +15,7 @@ import numpy as np
 
 from jala_ray.data.adapters.base import ADAPTERS, each_of, split_of, unreachable
 from jala_ray.data.adapters.listing import Listing, list_folder
-from jala_ray.data.adapters.vitra_files import Episode, HandPoses, Range, instructed_ranges, read_episode
+from jala_ray.data.adapters.vitra_files import Episode, EpisodeHand, Range, instructed_ranges, read_episode
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.camera import (
@@ -48,7 +48,7 @@ class Vitra:
     domain: ClassVar[Domain] = "wild"
 
     def clips(self) -> Iterator[Clip | Rejection]:
-        split_of("", self.val_fraction)  # A wrong option is told before the first episode.
+        split_of("", self.val_fraction)  # A wrong option is refused before the first episode.
         listing = list_folder(self.folder)
         files = [file for file in listing.sizes if file.endswith(".npy")]
         faults = list(unreachable(self.name, listing, ".npy"))
@@ -126,7 +126,7 @@ def _motion(
     return float(time_s[0]), end_s, pose_time_s, extrinsics.astype(np.float32), (left, right)
 
 
-def _track(hand: HandPoses, span: slice, first_to_camera: np.ndarray) -> HandTrack:
+def _track(hand: EpisodeHand, span: slice, first_to_camera: np.ndarray) -> HandTrack:
     valid = hand.valid[span]
     if not valid.any():
         return HandTrack(HandState.UNTRACKED)

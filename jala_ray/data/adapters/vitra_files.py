@@ -20,7 +20,7 @@ ROTATION_ATOL = 1e-2
 
 
 @dataclass(frozen=True)
-class HandPoses:
+class EpisodeHand:
     """One hand over an episode's T frames, each in its own camera."""
 
     valid: np.ndarray
@@ -47,7 +47,7 @@ class Episode:
     """(3, 3)."""
     extrinsics: np.ndarray
     """(T, 3, 4) world -> camera."""
-    hands: tuple[HandPoses, HandPoses]
+    hands: tuple[EpisodeHand, EpisodeHand]
     """(left, right)."""
     ranges: dict[Range, list[str]]
     """Frames [first, last) -> instruction and its rephrasings."""
@@ -137,15 +137,15 @@ class _Fields:
         return array
 
 
-def _hand(fields: _Fields, count: int) -> HandPoses:
+def _hand(fields: _Fields, count: int) -> EpisodeHand:
     kept = fields.numbers("kept_frames", (count,))
     if not np.isin(kept, (0, 1)).all():
         raise UserError(f"{fields.prefix}kept_frames", np.unique(kept)[:5].tolist(), "zeros and ones")
     valid = kept.astype(bool)
     if not valid.any():  # Placeholders, of whatever shape.
         nothing = np.zeros(0)
-        return HandPoses(valid, nothing, nothing, nothing, nothing)
-    return HandPoses(
+        return EpisodeHand(valid, nothing, nothing, nothing, nothing)
+    return EpisodeHand(
         valid=valid,
         orient=fields.rotations("global_orient_camspace", (count, 3, 3), valid),
         wrist=fields.numbers("joints_camspace", (count, 21, 3))[:, 0],

@@ -1,4 +1,4 @@
-"""The raw clips of one video -> training clips: cut, transcoded, each with a file and a packet index of its own (METHOD 1, 11)."""
+"""The raw clips of one video -> training clips: cut, transcoded, each with a file and a packet index of its own (method.md 1, 11)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from jala_ray.types import (
 from jala_ray.video.frames import index_boundaries
 from jala_ray.video.packets import PacketScan
 from jala_ray.video.shots import shot_cuts
-from jala_ray.video.transcode import FailedSpan, Span, transcode_spans
+from jala_ray.video.transcode import FailedSpan, TranscodeSpan, transcode_spans
+from jala_ray.video.write import Encoding
 
 Cut = Literal["validity", "shots"]
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
@@ -121,10 +122,8 @@ class ClipMaker:
             uri,
             list(spans.values()),
             rate,
-            gop=CHUNK_FRAMES,
+            encoding=Encoding(CHUNK_FRAMES, self.settings.crf, self.settings.preset),
             short_side=self.settings.short_side,
-            crf=self.settings.crf,
-            preset=self.settings.preset,
             options=self.options,
         )
         shortened: list[Clip] = []
@@ -142,10 +141,10 @@ class ClipMaker:
         if shortened:
             yield from self._transcoded(shortened)
 
-    def _span(self, clip: Clip, rate: Fraction) -> Span:
+    def _span(self, clip: Clip, rate: Fraction) -> TranscodeSpan:
         what = json.dumps([self.video, clip.start_s, clip.end_s, str(rate)], ensure_ascii=False)
         name = hashlib.blake2b(what.encode(), digest_size=8).hexdigest()
-        return Span(clip.start_s, clip.end_s, self.scratch / f"{name}.mp4")
+        return TranscodeSpan(clip.start_s, clip.end_s, self.scratch / f"{name}.mp4")
 
     def _stored(self, clips: list[Clip], file: Path, rate: Fraction) -> Iterator[Clip | Rejection]:
         """Bring a finished file to its place; the clips that it is of, indexed."""
@@ -168,7 +167,7 @@ class ClipMaker:
 
 
 def _rate(clip: Clip) -> Fraction:
-    """Frames a second of source time: 15 of model time."""
+    """Frames per second of source time: 15 of model time."""
     return MODEL_FPS / Fraction(clip.time_scale).limit_denominator(1000)
 
 

@@ -36,7 +36,7 @@ PREPARED_VERSION = 2
 
 
 @dataclass(frozen=True)
-class Piece:
+class VideoPiece:
     """Spans of one video to be prepared together."""
 
     name: str
@@ -66,13 +66,13 @@ class Preparation:
     settings: PrepareConfig
     options: StorageOptions | None = None
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[VideoPiece]:
         """All of the work, in order. Lists a folder, or reads light columns of a manifest; opens no video."""
         if isinstance(self.source, VideoFolder):
             videos = self.source.videos(self.options)
             # What is wrong with a video may name its place, and the names of pieces are the same wherever it lies.
             named = [(_name(asdict(v) | {"fault": bool(v.fault)}), v) for v in videos]
-            return [Piece(name, v.name, max(1.0, v.size or 0), (), v) for name, v in named]
+            return [VideoPiece(name, v.name, max(1.0, v.size or 0), (), v) for name, v in named]
         table = Manifest(self.source, self.options).columns(["clip_id", "video_uri", "start_s", "end_s", "row_crc"])
         ids, uris, starts, ends, crcs = (column.to_pylist() for column in table.columns)
         of_video: dict[str | None, list[int]] = {}
@@ -89,10 +89,10 @@ class Preparation:
                 weight = max(1.0, sum(ends[span[0]] - starts[span[0]] for span in mine) if uri is not None else 0.0)
                 chosen = tuple(row for span in mine for row in span)
                 name = _name([uri, [(ids[row], crcs[row]) for row in chosen]])
-                found.append(Piece(name, uri or "", weight, chosen))
+                found.append(VideoPiece(name, uri or "", weight, chosen))
         return found
 
-    def begin(self, pieces: Sequence[Piece], *, retry: bool = False) -> list[Piece]:
+    def begin(self, pieces: Sequence[VideoPiece], *, retry: bool = False) -> list[VideoPiece]:
         """The pieces that are to be done, those with errors too if `retry`.
 
         Raises ConfigError where `out` holds something else, or was made with other settings, or lies in the input.
@@ -105,7 +105,7 @@ class Preparation:
             storage.delete(storage.join(self.out, SUMMARY), self.options)
         return left
 
-    def missing(self, pieces: Sequence[Piece], *, retry: bool = False) -> list[Piece]:
+    def missing(self, pieces: Sequence[VideoPiece], *, retry: bool = False) -> list[VideoPiece]:
         """The pieces that have not been done, and those with errors if `retry`."""
         errors = (lambda piece: f"errors/{piece.file}") if retry else None
         return missing_parts(pieces, lambda piece: piece.file, storage.join(self.out, PARTS), self.options, errors)
@@ -128,12 +128,12 @@ class Preparation:
                 remedy = f"It holds {min(other)}, which the prepared manifest would replace."
                 raise ConfigError("out", self.out, "an empty folder, or one of an earlier run", remedy)
 
-    def _part(self, piece: Piece) -> str:
+    def _part(self, piece: VideoPiece) -> str:
         return storage.join(self.out, PARTS, piece.file)
 
     # --- one piece ---------------------------------------------------------------------------------------------------
 
-    def do(self, piece: Piece) -> dict[str, Any]:
+    def do(self, piece: VideoPiece) -> dict[str, Any]:
         """Prepare a piece; returns its facts: `part`, `weight`, `clips`, `rejected`, `seconds` of source time, `bytes`, `notes`, `error`.
 
         What is wrong with a video is a rejected row with its reason. `error` is not empty if the piece failed: a store
@@ -156,8 +156,8 @@ class Preparation:
         made = {"clips": report.rows, "rejected": report.quarantined, "seconds": maker.seconds, "bytes": maker.bytes}
         return facts | made | {"error": ""}
 
-    def _raw(self, piece: Piece, notes: list[str]) -> Iterator[Clip | Rejection]:
-        """The clips as they come in: of a folder, one a caption, however long. `notes` as in `VideoFolder.spans`."""
+    def _raw(self, piece: VideoPiece, notes: list[str]) -> Iterator[Clip | Rejection]:
+        """The clips as they come in: of a folder, one per caption, however long. `notes` as in `VideoFolder.spans`."""
         if isinstance(self.source, VideoFolder):
             video = piece.whole
             assert video is not None
@@ -181,7 +181,7 @@ class Preparation:
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 
-    def finish(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def finish(self, pieces: Sequence[VideoPiece]) -> dict[str, Any]:
         """Join the parts of all pieces, in their order, into the manifest at `out`; returns the summary, which is written beside it.
 
         Nothing happens if that was done before and no piece was done since.
@@ -215,7 +215,7 @@ class Preparation:
 
 @functools.lru_cache(maxsize=1)
 def _opened(path: str, options: StorageOptions | None) -> Manifest:
-    """Once a process: it holds the places of all rows."""
+    """Once per process: it holds the places of all rows."""
     return Manifest(path, options)
 
 

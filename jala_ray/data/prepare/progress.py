@@ -7,16 +7,16 @@ from typing import Any
 
 from jala_ray import progress
 from jala_ray.data.adapters.video_folder import told
-from jala_ray.data.prepare.job import Piece
+from jala_ray.data.prepare.job import VideoPiece
 from jala_ray.progress import clock
 
-__all__ = ["Meter", "clock"]
+__all__ = ["PieceMeter", "clock"]
 
 
-class Meter(progress.Meter):
+class PieceMeter(progress.Meter):
     """What has been done of some pieces, how fast, and how long the rest will take."""
 
-    def __init__(self, pieces: Sequence[Piece]) -> None:
+    def __init__(self, pieces: Sequence[VideoPiece]) -> None:
         super().__init__(sum(piece.weight for piece in pieces), "pieces")
         self.count, self.pieces, self.notes = len(pieces), 0, list[str]()
         self.counts = dict.fromkeys(("clips", "rejected", "seconds", "bytes"), 0)

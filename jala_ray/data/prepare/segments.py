@@ -1,4 +1,4 @@
-"""Cut long clips into training clips: at shot cuts, where labels begin, into at most 10 s (METHOD 1, 11).
+"""Cut long clips into training clips: at shot cuts, where labels begin, into at most 10 s (method.md 1, 11).
 
 Spans are (start, end) in source seconds on the presentation timeline of the video, as `Clip.start_s` is.
 """
@@ -41,7 +41,7 @@ def by_shots(span: Span, cuts: Sequence[float]) -> list[Span]:
     """The parts of a span between the cuts, each cut being the time of a shot's first frame.
 
     A part may end on a cut: the last boundary of a clip that ends where the next shot begins shows the frame before
-    (METHOD 1).
+    (method.md 1).
     """
     start, end = span
     inside = sorted({float(cut) for cut in cuts if start < cut < end})
@@ -108,7 +108,7 @@ def cut_clip(clip: Clip, start_s: float, end_s: float) -> Clip:
     """The part of a clip from `start_s` to `end_s`, source seconds as `clip.start_s`, as a clip of its own.
 
     Poses are looked up by time as before; they are expressed in the camera of the new first frame, and the
-    extrinsics too (METHOD 1); without extrinsics the camera is still. A pose frame on either side is kept,
+    extrinsics too (method.md 1); without extrinsics the camera is still. A pose frame on either side is kept,
     if near, so that the ends are interpolated as they were. A labelled hand without a labelled chunk in the
     part becomes untracked, and without any labelled hand the part is pure video. The id follows from the
     clip's id and the times. Raises UserError unless the part lies in the clip.
@@ -139,7 +139,7 @@ def cut_clip(clip: Clip, start_s: float, end_s: float) -> Clip:
 
 
 def _downgraded(part: Clip) -> Clip:
-    """The part with only the labels and the task that its chunks bear out."""
+    """The part with only the labels, and the task, that its chunks still have."""
     labelled = labelled_chunks(part)
     was_labelled = [track.state is HandState.LABELLED for track in part.hands]
     left, right = (

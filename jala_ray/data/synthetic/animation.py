@@ -14,7 +14,7 @@ from jala_ray.data.synthetic.grammar import Composition
 from jala_ray.data.synthetic.motion import HandFrame, HandMotion, PropMotion, animate, draw_start
 from jala_ray.data.synthetic.render import Image, Mesh, Renderer
 from jala_ray.data.synthetic.scene import (
-    Look,
+    Appearance,
     SceneObject,
     Solid,
     draw_camera,
@@ -91,7 +91,7 @@ class Animation:
         points = (solid.vertices * [squash, squash, 1.0]) @ turn.T + position
         return Mesh(points, solid.faces, solid.colours, index + 1)
 
-    def _hand(self, side: Hand, vertices: np.ndarray, t: int, look: Look) -> list[Mesh]:
+    def _hand(self, side: Hand, vertices: np.ndarray, t: int, look: Appearance) -> list[Mesh]:
         skin = _skin_tone(side) * look.skin
         hand = Mesh(vertices, _faces(side), skin, HAND_LABELS[side])
         wrist = self.hands[side].wrist[t]
@@ -108,26 +108,36 @@ class Animation:
         return [hand, *(Mesh(m.vertices, m.faces, m.colours, ARM_LABELS[side]) for m in (arm, sleeve))]
 
 
+@dataclass(frozen=True)
+class Staging:
+    """What the clips of a world have in common."""
+
+    size: tuple[int, int]
+    """(width, height) px."""
+    at_object_share: float
+    """How probably a hand begins at its object."""
+    wild_camera: float = 1.0
+    """Factor on the motion of a wild clip's camera."""
+
+
 def make_animation(
     composition: Composition,
     domain: Domain,
     time_s: np.ndarray,
     time_scale: float,
-    size: tuple[int, int],
-    at_object_share: float,
+    staging: Staging,
     seed: np.random.SeedSequence,
-    wild_camera: float = 1.0,
 ) -> Animation:
-    """Poses, objects and camera of one clip at source times `time_s` (T,); `size` = (width, height) px."""
+    """Poses, objects and camera of one clip at source times `time_s` (T,), seconds."""
     *seeds, look_seed = seed.spawn(6)
     object_rng, start_rng, motion_rng, camera_rng, shape_rng = (np.random.default_rng(s) for s in seeds)
     objects = draw_objects(domain, composition.target, object_rng)
-    start = draw_start(start_rng, at_object_share)
+    start = draw_start(start_rng, staging.at_object_share)
     frames = {side: hand_frame(side) for side in Hand}
     hands, prop = animate(composition, objects[0].prop, start, frames, time_s / time_scale, motion_rng)
     beta = shape_rng.normal(0, 0.6, 10)
-    path = draw_camera_path(domain, time_s, camera_rng, wild_camera)
-    return Animation(time_s, domain, objects, look_seed, draw_camera(*size), path, hands, beta, prop)
+    path = draw_camera_path(domain, time_s, camera_rng, staging.wild_camera)
+    return Animation(time_s, domain, objects, look_seed, draw_camera(*staging.size), path, hands, beta, prop)
 
 
 @cache

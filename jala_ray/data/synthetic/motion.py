@@ -10,6 +10,7 @@ apart always fall on different stages, and composition, scene and start pose alo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -145,11 +146,22 @@ def animate(
     """Poses of the acting hand(s) and of the target object at model times `time_s` (T,), seconds."""
     stroke = STROKE_SECONDS[c.speed] * rng.uniform(0.985, 1.015)
     strokes = time_s / stroke + (1.0 if start.at_object else 0.0)
-    approach, q = _min_jerk(np.clip(strokes, 0, 1)), _progress(strokes - 1)
+    course = _Course(time_s, _min_jerk(np.clip(strokes, 0, 1)), _progress(strokes - 1))
     sides = {"left": [Hand.LEFT], "right": [Hand.RIGHT], "both": [Hand.LEFT, Hand.RIGHT]}[c.hand]
     act = _Act(c, prop)
-    hands = {side: _move(act, frames[side], start, approach, q, time_s, len(sides) == 2, rng) for side in sides}
-    return hands, act.prop_motion(q)
+    hands = {side: _move(act, frames[side], start, course, len(sides) == 2, rng) for side in sides}
+    return hands, act.prop_motion(course.q)
+
+
+class _Course(NamedTuple):
+    """How far a clip's motion is at each of its T moments."""
+
+    time_s: np.ndarray
+    """(T,) model time, seconds."""
+    approach: np.ndarray
+    """(T,) from the rest (0) to the object (1)."""
+    q: np.ndarray
+    """(T,) progress of the act."""
 
 
 class _Act:
@@ -249,12 +261,11 @@ def _move(
     act: _Act,
     frame: HandFrame,
     start: Start,
-    approach: np.ndarray,
-    q: np.ndarray,
-    time_s: np.ndarray,
+    course: _Course,
     two_handed: bool,
     rng: np.random.Generator,
 ) -> HandMotion:
+    time_s, approach, q = course
     side, n = frame.side, len(q)
     sign = 1.0 if side is Hand.RIGHT else -1.0
     home = start.home[side]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from jala_ray.data.synthetic.scene import Look
+from jala_ray.data.synthetic.scene import Appearance
 from jala_ray.types import Camera
 
 _OVER = 2  # supersampling of the meshes
@@ -41,7 +41,7 @@ class Image:
 class Renderer:
     """Draws frames of one clip."""
 
-    def __init__(self, camera: Camera, look: Look) -> None:
+    def __init__(self, camera: Camera, look: Appearance) -> None:
         self.camera, self.look = camera, look
         y, x = np.mgrid[: camera.height, : camera.width].astype(np.float32) + 0.5
         rays = np.stack([(x - camera.cx) / camera.fx, (y - camera.cy) / camera.fy, np.ones_like(x)])

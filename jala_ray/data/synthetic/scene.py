@@ -79,7 +79,7 @@ class SceneObject:
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """Surfaces and light of one clip. Textures (size, size, 3) float32 0..1 repeat every `span` metres."""
 
     table: np.ndarray
@@ -195,12 +195,12 @@ def _box(radius: float, height: float, rgb: np.ndarray) -> Solid:
     return Solid(np.array(vertices), np.array(faces), np.array(colours))
 
 
-def draw_look(domain: Domain, rng: np.random.Generator) -> Look:
+def draw_look(domain: Domain, rng: np.random.Generator) -> Appearance:
     """Even light on a plain table (lab), or any table, floor, skin, sleeve and light (wild)."""
     skin = np.array(_SKIN[domain][rng.integers(len(_SKIN[domain]))]) / 255 * rng.uniform(0.95, 1.05)
     if domain == "lab":
         grey = rng.uniform(0.72, 0.8)
-        return Look(
+        return Appearance(
             table=np.full((8, 8, 3), grey * np.array([1.0, 0.99, 0.97]), np.float32),
             floor=np.full((8, 8, 3), (grey - 0.22) * np.array([0.97, 1.0, 1.03]), np.float32),
             table_span=1.0,
@@ -212,7 +212,7 @@ def draw_look(domain: Domain, rng: np.random.Generator) -> Look:
             flicker=(0.0, 0.0, 0.0),
             tint=np.ones(3),
         )
-    return Look(
+    return Appearance(
         table=_texture(("wood", "cloth", "tiles", "stone")[rng.integers(4)], rng),
         floor=_texture(("wood", "tiles", "stone", "clutter")[rng.integers(4)], rng) * np.float32(0.75),
         table_span=float(rng.uniform(0.5, 0.9)),

@@ -17,7 +17,7 @@ import torch
 
 from jala_ray import storage
 from jala_ray.data.manifest.table import write_manifest
-from jala_ray.data.synthetic.animation import Animation, make_animation
+from jala_ray.data.synthetic.animation import Animation, Staging, make_animation
 from jala_ray.data.synthetic.grammar import write_description, write_instructions
 from jala_ray.data.synthetic.plan import ClipPlan, WorldConfig, plan_world
 from jala_ray.parsing import to_dict
@@ -41,10 +41,8 @@ def animate_clip(config: WorldConfig, plan: ClipPlan) -> Animation:
         plan.domain,
         np.arange(plan.frames) / plan.fps,
         plan.time_scale,
-        (config.width, config.height),
-        config.at_object_share,
+        Staging((config.width, config.height), config.at_object_share, config.wild_camera),
         np.random.SeedSequence([*plan.key, 3]),
-        config.wild_camera,
     )
     if plan.domain == "lab" or not config.wild_looks:
         return animation

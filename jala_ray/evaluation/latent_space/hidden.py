@@ -1,4 +1,4 @@
-"""What a checkpoint makes of a clip: h of one chunk that is fully masked (METHOD 4, 7), and frozen features of its frames."""
+"""What a checkpoint makes of a clip: h of one chunk that is fully masked (method.md 4, 7), and frozen features of its frames."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def masked_tokens(loaded: Loaded, sample: Sample, hand: int, time: int, *, conte
     """The sequence up to one chunk of a hand that is there, fully masked and the only one scored; earlier labelled ones are intact
     with `context`, else masked as those of a clip without labels are.
 
-    Later chunks are left out: nothing before them sees them. Untracked chunks are masked, as in training. Every clip is told the same
+    Later chunks are left out: nothing before them sees them. Untracked chunks are masked, as in training. Every clip is given the same
     template, whatever its task type. Raises `UserError` for a clip without an instruction.
     """
     upto = slice(0, time + 1)

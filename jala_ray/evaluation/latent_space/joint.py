@@ -150,7 +150,7 @@ def _less_hand(rows: np.ndarray, hand: np.ndarray) -> np.ndarray:
 
 
 def told_apart(x: np.ndarray, kind: np.ndarray, fold: np.ndarray, seed: int) -> np.ndarray:
-    """(M,) bool: the kind of a row (M, D) is told rightly by a logistic regression that saw nothing of its fold (M,)."""
+    """(M,) bool: whether a logistic regression that saw nothing of a row's fold (M,) names the row's (M, D) kind rightly."""
     right = np.zeros(len(x), bool)
     for number in np.unique(fold):
         train, test = fold != number, fold == number

@@ -1,4 +1,4 @@
-"""The latent space of a checkpoint: h and z of labelled hand-chunks, beside true motion and controls (METHOD 4, 5, 7).
+"""The latent space of a checkpoint: h and z of labelled hand-chunks, beside true motion and controls (method.md 4, 5, 7).
 
 `collect` reads them; `summary` probes, retrieves and draws (`probes.py`).
 """
@@ -45,7 +45,7 @@ from jala_ray.training.loop import autocast
 from jala_ray.types import DOMAINS, HAND_NAMES, WRIST_DIM, UserError
 
 MIN_CLIPS = 8
-"""A summary of fewer clips says nothing; a domain of fewer has none of its own."""
+"""Fewest clips of which a summary is made, and of a domain one of its own."""
 UNTRAINED_SEED = 0
 """Of the untrained LAP's weights."""
 WRIST_FRAMES = (2, 5, 8, 11, 14)
@@ -54,7 +54,7 @@ GRID = 4
 """Cells a side that frozen features are averaged in."""
 CLIPS_AT_ONCE = 8
 TSNE_POINTS = 2000
-"""Entries drawn at most; of more, so many are taken by lot."""
+"""Most entries that are drawn; of more, this many are chosen at random."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Latents:
     """(E, 16 Dv) float16 frozen features of the clip's first frame, averaged in 4 x 4 cells: one mean over all patches would lose
     where things are. (A pair encoder's features of (v_0, v_0).)"""
     pair: np.ndarray
-    """(E, 32 Dv) float16 of the chunk's two boundary frames (a pair encoder's features: 16 Dv), likewise."""
+    """(E, 32 Dv) float16 of the chunk's two boundary frames (a pair encoder's features: 16 Dv), pooled in the same way."""
     aligned_layer: int | None
     """The block whose h is trained to be z (without LAP: would be); None without masked prediction."""
     failures: list[dict[str, str]] = field(default_factory=list)

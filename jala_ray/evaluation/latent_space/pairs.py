@@ -1,4 +1,4 @@
-"""h and z of the same chunks, of clips with labels and without: what alignment compares (METHOD 5; the papers' figure 7)."""
+"""h and z of the same chunks, of clips with labels and without: what alignment compares (method.md 5; the papers' figure 7)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ FOLDS, INNER_FOLDS = 4, 4
 """Parts that clips are dealt into: held out in turn, and within the rest to choose the penalty."""
 MAX_COMPONENTS = 256
 PENALTIES = np.logspace(-6, 1, 15)
-"""Of the ridge, beside mean squares over the samples of inputs whose variances sum to at most 1: the same for any width and number."""
+"""Penalties that the ridge tries. Errors are means over samples, and inputs are scaled to variances that sum to at most 1, so that the
+same penalties suit any width and any number of samples."""
 FLAT = 1e-12
 """A target whose variance (m^2, or of 6-D rotations) is no larger does not move: its R2 means nothing."""
 QUERY_BLOCK = 1024
@@ -68,7 +69,7 @@ def clip_folds(labels: Labels, folds: int, seed: int) -> np.ndarray:
 class Inputs:
     """What a ridge sees of a subject, fitted on a training part alone: standardised features on their principal components.
 
-    At most a quarter of the training samples are components. The hand is told to every subject, since frozen features show both
+    At most a quarter of the training samples are components. Every subject is given the hand, since frozen features show both
     hands while z and h are of one: components and components times -1 (left) or 1 (right), so that the hands share what they
     have in common, and the sign itself.
     """

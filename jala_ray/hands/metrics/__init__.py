@@ -1,4 +1,4 @@
-"""Hand-motion metrics (METHOD 8): one hand of one clip, a file per metric. A file that is added is a metric that is added."""
+"""Hand-motion metrics (method.md 8): one hand of one clip, a file per metric. A file that is added is a metric that is added."""
 
 from jala_ray.hands.metrics.base import CM, METRICS, N_HAND_JOINTS, WRIST, Metric, frame_errors, hand_metrics, metric
 from jala_ray.hands.metrics.mde import mde_cm

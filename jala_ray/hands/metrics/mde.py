@@ -1,4 +1,4 @@
-"""MDE: final displacement of the wrist (METHOD 8)."""
+"""MDE: final displacement of the wrist (method.md 8)."""
 
 from __future__ import annotations
 

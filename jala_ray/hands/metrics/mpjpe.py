@@ -1,4 +1,4 @@
-"""MPJPE: 21 joints over the whole sequence (METHOD 8)."""
+"""MPJPE: 21 joints over the whole sequence (method.md 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MWTE: wrist position (METHOD 8)."""
+"""MWTE: wrist position (method.md 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PA-MPJPE: after similarity Procrustes in each frame (METHOD 8)."""
+"""PA-MPJPE: after similarity Procrustes in each frame (method.md 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a vision-language backbone: what model, losses, generation, export, estimates and data workers need of one (METHOD 3).
+"""The contract of a vision-language backbone: what model, losses, generation, export, estimates and data workers need of one (method.md 3).
 
 The backbone knows text and pictures. Embeddings of motion tokens, hands and latent states come from outside (`VLA`), as does the
 attention mask, which is honoured exactly: nothing causal is added to it. Pictures are square, uint8, of `image_size`; how they are
@@ -163,7 +163,7 @@ class Backbone(nn.Module, ABC):
         """Modules by the name of their attribute: `vision` (the tower, frozen by the config), `language`, and what else there is."""
 
     def freeze(self, *names: str) -> None:
-        """Stop the gradients of parts (the vision tower by the config; more for post-training, METHOD 10)."""
+        """Stop the gradients of parts (the vision tower by the config; more for post-training, method.md 10)."""
         for name in names:
             if name not in self.parts():
                 raise ConfigError("freeze", name, f"one of {', '.join(self.parts())}")
@@ -270,7 +270,7 @@ class Backbone(nn.Module, ABC):
         with more, free to restart for packed samples. Every query needs a key to attend to.
 
         Returns `(final, hidden, cache)`: `final` (B, T, D) after the last norm; `hidden[tap]` (B, T, D) the
-        output of language block `tap`, counted from 1, before the last norm (METHOD 5). Raises `ConfigError`
+        output of language block `tap`, counted from 1, before the last norm (method.md 5). Raises `ConfigError`
         for a tap that isn't there, `UserError` for a mask, positions or cache that don't fit.
         """
         if outside := [tap for tap in taps if not 1 <= tap <= self.n_layers]:

@@ -13,7 +13,7 @@ VIT_L = VisionSizes(hidden=1024, layers=24, heads=16, mlp=4096, patch=14)
 
 @BACKBONES.register("internvl", place=1)
 class InternVL(BackboneKind):
-    """InternVL 3: vision transformer, 2 x 2 patches a token, Qwen2 with one-dimensional positions"""
+    """InternVL 3: vision transformer, 2 x 2 patches per token, Qwen2 with one-dimensional positions"""
 
     title = "InternVL"
     example = "OpenGVLab/InternVL3-2B-hf"

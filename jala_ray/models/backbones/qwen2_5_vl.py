@@ -21,7 +21,7 @@ AXES = 3
 
 @BACKBONES.register("qwen2_5_vl", place=2)
 class Qwen2_5VL(BackboneKind):
-    """Qwen2.5-VL: vision transformer of windows, 2 x 2 patches a token, Qwen2 with positions in time, row and column"""
+    """Qwen2.5-VL: vision transformer of windows, 2 x 2 patches per token, Qwen2 with positions in time, row and column"""
 
     title = "Qwen2.5-VL"
     example = "Qwen/Qwen2.5-VL-3B-Instruct"

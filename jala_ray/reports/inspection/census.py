@@ -33,9 +33,9 @@ class Census:
     """What the index of a manifest says."""
 
     cube: pa.Table
-    """A line for every combination of `KEYS` that occurs, with `rows` and the sums of `SUMS`. `fps` is rounded to 0.01, `length_s` is where
-    the bin of the clip's seconds of model time begins, `first` tells the first row of a clip from those of its other task types.
-    `SIDE_chunks` are those of clips in which the hand is labelled; `SIDE_labelled` of them have all 15 frames."""
+    """One row per combination of `KEYS` that occurs, with the number of `rows` and the sums of `SUMS`. `fps` is rounded to 0.01; `length_s`
+    is the lower edge of the bin of the clip's seconds of model time; `first` marks the first row of a clip among those of its task types.
+    `SIDE_chunks` counts chunks of clips whose hand is labelled, `SIDE_labelled` those of them with all 15 frames."""
     videos: int
     videos_by_source: Mapping[str, int]
     shared_videos: tuple[int, Sequence[str]]

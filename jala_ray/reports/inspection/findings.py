@@ -11,7 +11,7 @@ from jala_ray.data.manifest.examine import LONG_TEXT, longest_text
 from jala_ray.reports.inspection.census import Census
 from jala_ray.reports.inspection.motion import MIN_GAP, ClipMotion, Outlier, inside_share
 from jala_ray.reports.inspection.quarantine import Quarantine
-from jala_ray.reports.inspection.sample import Look, Unreadable, by_source
+from jala_ray.reports.inspection.sample import ClipFrames, Unreadable, by_source
 from jala_ray.reports.kit.findings import Finding, worst_first
 from jala_ray.types import HAND_NAMES, WILD_TIME_SCALE, Clip, Hand
 
@@ -32,7 +32,7 @@ def find(
     census: Census,
     clips: Sequence[Clip],
     unreadable: Sequence[Unreadable],
-    looks: Sequence[Look],
+    looks: Sequence[ClipFrames],
     motions: Sequence[ClipMotion],
     beyond: Sequence[Outlier],
     quarantine: Quarantine,
@@ -59,7 +59,7 @@ def _counted(census: Census) -> Iterator[Finding]:
             level = "bad" if line["domain"] == "lab" or scale == 1 else "warn"
             text = f"{line['source']}: {some(line['rows'], line['domain'] + ' row')} with time_scale {scale:g}."
             yield Finding(
-                level, text, f"It is {right:g} for {line['domain']} video: source seconds a second of model time."
+                level, text, f"It is {right:g} for {line['domain']} video: source seconds per second of model time."
             )
     splits: dict[str, set[str]] = defaultdict(set)
     for line in census.lines("source", "split", first=False):
@@ -111,7 +111,7 @@ def _texts(clips: Sequence[Clip]) -> Iterator[Finding]:
             yield Finding("warn", text, f"“{next(iter(texts))[0]}”")
 
 
-def _videos(clips: Sequence[Clip], looks: Sequence[Look]) -> Iterator[Finding]:
+def _videos(clips: Sequence[Clip], looks: Sequence[ClipFrames]) -> Iterator[Finding]:
     drawn = f"{some(len(looks), 'clip')} drawn"
     broken = [look for look in looks if look.problem]
     if broken:
@@ -135,7 +135,7 @@ def _videos(clips: Sequence[Clip], looks: Sequence[Look]) -> Iterator[Finding]:
     yield from _mismatches(looks)
 
 
-def _mismatches(looks: Sequence[Look]) -> Iterator[Finding]:
+def _mismatches(looks: Sequence[ClipFrames]) -> Iterator[Finding]:
     """Where manifest and video file contradict each other."""
     rate, shape = [], []
     for look in looks:

@@ -36,7 +36,7 @@ QUANTITIES = {
 
 
 @dataclass(frozen=True, eq=False)
-class HandMotion:
+class HandMeasures:
     """One labelled hand of a clip, at its F valid frames."""
 
     values: Mapping[str, np.ndarray]
@@ -56,7 +56,7 @@ class ClipMotion:
     row: int
     clip_id: str
     source: str
-    hands: Mapping[Hand, HandMotion]
+    hands: Mapping[Hand, HandMeasures]
     gap: float | None
     """m by which the right wrist is to the right of the left one, median over the frames that have both; None without such."""
 
@@ -88,7 +88,7 @@ def measure(row: int, clip: Clip) -> ClipMotion:
     return ClipMotion(row, clip.clip_id, clip.source, hands, gap)
 
 
-def _hand(clip: Clip, side: Hand) -> HandMotion:
+def _hand(clip: Clip, side: Hand) -> HandMeasures:
     track = clip.hands[side]
     valid = track.valid
     wrist, theta = track.wrist.astype(np.float64), track.theta[valid].astype(np.float64)
@@ -103,7 +103,7 @@ def _hand(clip: Clip, side: Hand) -> HandMotion:
         "bend": np.degrees(bend),
     }
     seen = _seen(clip, track.wrist)[valid]
-    return HandMotion(values, seen, _inside(clip, seen))
+    return HandMeasures(values, seen, _inside(clip, seen))
 
 
 def _seen(clip: Clip, wrist: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jala_ray.reports.inspection.motion import QUANTITIES, ClipMotion, Outlier, inside_share, pool
 from jala_ray.reports.inspection.parts import HAND_COLORS, count, histogram, percent, ranges, small
-from jala_ray.reports.inspection.sample import Look, Unreadable, by_source
+from jala_ray.reports.inspection.sample import ClipFrames, Unreadable, by_source
 from jala_ray.reports.kit.figures import Charts
 from jala_ray.reports.kit.html import Html, el, join
 from jala_ray.reports.kit.overlay import HAND_COLORS as SKELETON_COLORS
@@ -90,7 +90,11 @@ def _outliers(beyond: Sequence[Outlier]) -> Html:
 
 
 def sheet(
-    looks: Sequence[Look], odd: Sequence[Look], unreadable: Sequence[Unreadable], cells: int, beyond: Sequence[Outlier]
+    looks: Sequence[ClipFrames],
+    odd: Sequence[ClipFrames],
+    unreadable: Sequence[Unreadable],
+    cells: int,
+    beyond: Sequence[Outlier],
 ) -> Html:
     """Frames of the drawn clips, then of outliers, then the rows that could not be read. `cells`: pairs of source and task type."""
     if not looks and not unreadable:
@@ -123,7 +127,7 @@ def sheet(
     )
 
 
-def _clip(look: Look, marks: Mapping[int, Sequence[str]]) -> Html:
+def _clip(look: ClipFrames, marks: Mapping[int, Sequence[str]]) -> Html:
     """Text to the left, frames to the right; below each other where there is no room."""
     clip = look.clip
     states = ", ".join(f"{side} {hand.state.name.lower()}" for side, hand in zip(HAND_NAMES, clip.hands, strict=True))
@@ -161,7 +165,7 @@ def _short(uri: str) -> str:
     return uri if len(parts) <= 2 else f"…/{'/'.join(parts[-2:])}"
 
 
-def _frame(look: Look, i: int) -> Html:
+def _frame(look: ClipFrames, i: int) -> Html:
     frame = look.frames[i]
     picture = el(
         "img",

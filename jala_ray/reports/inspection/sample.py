@@ -34,7 +34,7 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Look:
+class ClipFrames:
     """One clip with its frames, or why there are none."""
 
     row: int
@@ -81,7 +81,7 @@ def read_clips(manifest: Manifest, rows: Sequence[int]) -> tuple[dict[int, Clip]
     return clips, [item for item in found if isinstance(item, Unreadable)]
 
 
-def look_at(clips: Mapping[int, Clip]) -> list[Look]:
+def look_at(clips: Mapping[int, Clip]) -> list[ClipFrames]:
     """The first boundary frames of some clips with their hands drawn, in order."""
     pair = load_pair()
     hands = {side: pair[side] for side in Hand}
@@ -89,15 +89,15 @@ def look_at(clips: Mapping[int, Clip]) -> list[Look]:
         return list(pool.map(lambda row: _look(row, clips[row], hands), clips))
 
 
-def _look(row: int, clip: Clip, hands: dict[Hand, ManoHand]) -> Look:
+def _look(row: int, clip: Clip, hands: dict[Hand, ManoHand]) -> ClipFrames:
     assert clip.video_uri is not None
     try:
         frames = draw_boundaries(clip, hands, HEIGHT, BOUNDARIES)
         info = probe(clip.video_uri)
     except UserError as error:
-        return Look(row, clip, problem=str(error))
+        return ClipFrames(row, clip, problem=str(error))
     found = {frame.boundary: fault(frame.image) for frame in frames}
-    return Look(row, clip, frames, info, faults={i: name for i, name in found.items() if name})
+    return ClipFrames(row, clip, frames, info, faults={i: name for i, name in found.items() if name})
 
 
 def fault(image: Image.Image) -> str | None:

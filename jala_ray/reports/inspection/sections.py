@@ -11,7 +11,7 @@ import numpy as np
 from jala_ray.reports.inspection.census import LENGTH_BIN_S, Census
 from jala_ray.reports.inspection.parts import HAND_COLORS, barred, count, duration, percent, share, small, titled
 from jala_ray.reports.inspection.quarantine import Quarantine
-from jala_ray.reports.inspection.sample import Look, by_source
+from jala_ray.reports.inspection.sample import ClipFrames, by_source
 from jala_ray.reports.kit.figures import Charts, bars
 from jala_ray.reports.kit.html import Html, el, join
 from jala_ray.reports.kit.widgets import about, absent, table
@@ -53,7 +53,7 @@ def _shares(census: Census, key: str, title: str, color: str) -> Html:
     return el("div", shown, style="margin-bottom:1rem")
 
 
-def sources(census: Census, clips: Sequence[Clip], looks: Sequence[Look]) -> Html:
+def sources(census: Census, clips: Sequence[Clip], looks: Sequence[ClipFrames]) -> Html:
     """A line for each source: from the index of all rows, then from the sample."""
     rates, scales = _common(census, "fps"), _common(census, "time_scale")
     val = {line["source"]: line["rows"] for line in census.lines("source", split="val")}
@@ -109,7 +109,7 @@ def _common(census: Census, key: str) -> dict[str, Html]:
     return shown
 
 
-def _sampled(order: Sequence[str], clips: Sequence[Clip], looks: Sequence[Look]) -> Html:
+def _sampled(order: Sequence[str], clips: Sequence[Clip], looks: Sequence[ClipFrames]) -> Html:
     infos = defaultdict(list)
     for look in looks:
         if look.info is not None:

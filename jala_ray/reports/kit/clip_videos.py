@@ -69,7 +69,7 @@ class ClipVideo:
     panels: tuple[Panel, ...] = ()
     """From the left, `GAP` px apart."""
     mp4: bytes = b""
-    """H.264, 4:2:0, the index in front, 15 frames a second of model time, no sound."""
+    """H.264, 4:2:0, the index in front, 15 frames per second of model time, no sound."""
     poster: str = ""
     """The middle frame as a JPEG data URI."""
     height: int = 0

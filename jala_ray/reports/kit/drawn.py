@@ -81,7 +81,7 @@ def write_drawn(
     height: int = HEIGHT,
     options: StorageOptions | None = None,
 ) -> None:
-    """Write the scene's frames with hands at `pixels` (T, 21, 2) of the video over them, 15 a second of model time, to a local mp4."""
+    """Write the scene's frames with hands at `pixels` (T, 21, 2) of the video over them, 15 per second of model time, to a local mp4."""
     if height < 2 or height % 2:
         raise UserError("height", height, "an even number of px")
     width = 2 * round(height * scene.camera.width / scene.camera.height / 2)

@@ -55,7 +55,7 @@ def sample_frames(manifest: Manifest, k: int = 6, height: int = 300, boundaries:
     """The first boundary frames v_0, v_1, ... of `k` clips, with the skeleton of every labelled hand.
 
     The choice is deterministic and takes turns between labelled and unlabelled, wild and lab, each spread
-    over the manifest. `height` is in px, the width follows the video; at most `boundaries` frames a clip. A
+    over the manifest. `height` is in px, the width follows the video; at most `boundaries` frames per clip. A
     clip whose video fails becomes a `Sample` with its `problem`.
     """
     hands = load_pair()

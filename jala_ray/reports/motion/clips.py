@@ -30,7 +30,7 @@ def picked_clips(evaluation: Evaluation, scores: PageScores, videos: Sequence[Cl
         shown = [_clip(records.get(name), by_pair.get((row, name)), picks) for name, picks in chosen.items()]
         parts.append(join(el("h3", row, class_="above") if len(rows) > 1 else None, shown))
     text = (
-        "Chosen by MPJPE. Videos run in model time, 15 frames a second: in-the-wild video is slowed to half its speed. The generated "
+        "Chosen by MPJPE. Videos run in model time, 15 frames per second: in-the-wild video is slowed to half its speed. The generated "
         "hands lie over the true moving video, of which the model is shown the first frame alone."
     )
     return join(about(text), _legend(), parts)

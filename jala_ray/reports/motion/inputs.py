@@ -21,7 +21,7 @@ def page_scores(
     summary: Summary, models: Sequence[str], *, shown: Sequence[str] | None = None, count: int = 1
 ) -> PageScores:
     """`models` are the rows that are models. Of each row in `shown` (by default the first model) and domain, `count` best, median
-    and worst clips are picked by MPJPE over both hands. Groups that both domains have bear the domain in their names.
+    and worst clips are picked by MPJPE over both hands. A group that both domains have is named with its domain.
     """
     scores = summary.scores
     rows = models[:1] if shown is None else shown

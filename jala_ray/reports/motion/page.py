@@ -44,7 +44,7 @@ def motion_page(
     joint: Mapping[str, Mapping[str, object] | str] | None = None,
 ) -> str:
     """The document. `scores` is a `tables.PageScores`; `videos` are those of picked clips; `latents` has each model's
-    `latents.PageLatents` by its label, or why there is none, and `joint` likewise its `joint.Joint`.
+    `latents.PageLatents` by its label, or why there is none, and `joint` its `joint.Joint` by the same label.
 
     A section without anything to show says so. Raises UserError for keys of what is given that are missing or unknown.
     """

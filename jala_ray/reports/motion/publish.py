@@ -34,7 +34,7 @@ REPORT, FIGURES, TABLE = "report.html", "evaluation.json", "table.md"
 
 
 def publish(work: Work, *, latents: bool = True, videos: int = 1, resamples: int = 10_000) -> str:
-    """Score, draw and write; returns the report's address. `videos` best, median and worst clips a domain are shown of the first model.
+    """Score, draw and write; returns the report's address. `videos` best, median and worst clips per domain are shown of the first model.
 
     Raises `UserError` where no clip could be evaluated.
     """

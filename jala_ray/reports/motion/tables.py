@@ -297,7 +297,7 @@ def _groups(scores: PageScores, found: Mapping[str, Mapping[str, Line]]) -> Html
 
 
 def horizon(scores: PageScores, charts: Charts) -> Html:
-    """MPJPE of every second of motion, a chart a domain."""
+    """MPJPE of every second of motion, a chart per domain."""
     placed = []
     for domain in in_order(scores["horizon"], DOMAINS):
         lines = {row: scores["horizon"][domain][row] for row in scores["rows"] if scores["horizon"][domain].get(row)}
@@ -314,7 +314,7 @@ def horizon(scores: PageScores, charts: Charts) -> Html:
 
 
 def horizon_figure(scores: PageScores, lines: Mapping[str, Sequence[Second]]) -> dict:
-    """A plotly figure: one line a row, the number of clips below every second."""
+    """A plotly figure: one line per row, the number of clips below every second."""
     traces = []
     for row, points in lines.items():
         trace = {

@@ -72,7 +72,7 @@ def _front_matter(config: RunConfig) -> str:
 def _about(facts: Facts) -> str:
     kind = facts.config.objective.kind
     made = (
-        f"It generates motion of human hands (MANO, {MODEL_FPS} frames a second) from a picture and an instruction."
+        f"It generates motion of human hands (MANO, {MODEL_FPS} frames per second) from a picture and an instruction."
         if facts.config.objective.generates
         else "It learns latent actions and generates no motion by itself."
     )

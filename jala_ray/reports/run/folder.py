@@ -41,7 +41,7 @@ class RunFolder:
     config: dict | None
     environment: dict | None
     metrics: list[Row]
-    """The surviving rows, one a step, ascending."""
+    """The surviving rows, one per step, ascending."""
     attempts: list[Attempt]
     errors: list[Row]
     checkpoints: list[str]
@@ -50,7 +50,7 @@ class RunFolder:
 
 
 def read_metrics(run_dir: str | Path) -> list[Row]:
-    """Surviving metric rows, one a step, ascending (lineage rule above).
+    """Surviving metric rows, one per step, ascending (lineage rule above).
 
     Raises UserError if the folder has no `metrics.jsonl` or a row in it lacks an integer `step`.
     """

@@ -251,7 +251,7 @@ def speed_tiles(run: RunFolder) -> list[Html]:
     speed, chunks = sections.typical(run, "samples_per_s"), sections.typical(run, "chunks_per_s")
     return [
         tile(
-            "Samples a second",
+            "Samples per second",
             number(speed),
             "median" if chunks is None else join("chunks/s: ", number(chunks)),
         ),

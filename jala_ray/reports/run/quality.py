@@ -10,7 +10,7 @@ Path = tuple[str, ...]
 
 
 def section(values: dict | None, why_absent: str, charts: Charts) -> Html:
-    """Single numbers as a table; lists of numbers (one a level) as bars, a chart a measure."""
+    """Single numbers as a table; lists of numbers (one per level) as bars, a chart per measure."""
     if values is None:
         return absent(why_absent)
     scalars, series = split(values)

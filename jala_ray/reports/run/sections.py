@@ -191,10 +191,10 @@ def throughput(run: RunFolder, charts: Charts) -> Html:
     wait = Line("Data wait", points(run.metrics, "data_wait"), "@c2", smooth=True)
     drawn = []
     for key, title, color in (
-        ("samples_per_s", "Samples a second", "@c1"),
-        ("chunks_per_s", "Chunks a second", "@c3"),
-        ("tokens_per_s", "Tokens a second", "@c4"),
-        ("step_s", "Seconds a step", "@c1"),
+        ("samples_per_s", "Samples per second", "@c1"),
+        ("chunks_per_s", "Chunks per second", "@c3"),
+        ("tokens_per_s", "Tokens per second", "@c4"),
+        ("step_s", "Seconds per step", "@c1"),
     ):
         middle = typical(run, key)
         note = "" if middle is None else f"median {middle:,.4g}"

@@ -9,12 +9,12 @@ from jala_ray.config import RunConfig
 from jala_ray.data.cache.making import begin
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.storage import StorageOptions
-from jala_ray.studies.alignment.stages import Study, stage
+from jala_ray.studies.alignment.stages import StudyFolder, stage
 from jala_ray.training.build import build_assets
 from jala_ray.training.parts import do_parts
 
 
-def make_caches(study: Study, world: dict[str, Any], encoder: dict[str, Any]) -> dict[str, Any]:
+def make_caches(study: StudyFolder, world: dict[str, Any], encoder: dict[str, Any]) -> dict[str, Any]:
     """Of the study's manifest and its twin; the digests of what they hold."""
     settings = {
         "manifest": world["manifest"],

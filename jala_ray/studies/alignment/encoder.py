@@ -24,9 +24,9 @@ from jala_ray.models.encoders import random_config
 from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.models.pixels import normalise_pixels
 from jala_ray.parsing import to_dict
-from jala_ray.studies.alignment.probing import Pairs, probe, read_pairs
+from jala_ray.studies.alignment.probing import FramePairs, probe, read_pairs
 from jala_ray.studies.alignment.size import EncoderTraining
-from jala_ray.studies.alignment.stages import Study, plain, stage, write_json
+from jala_ray.studies.alignment.stages import StudyFolder, plain, stage, write_json
 from jala_ray.studies.alignment.world import training_frames
 from jala_ray.training.local import best_device
 from jala_ray.training.loop import autocast
@@ -80,13 +80,13 @@ def hidden_patches(batch: int, patches: int, share: float, generator: torch.Gene
     return order < round(share * patches)
 
 
-def make_encoder(study: Study, world: dict[str, Any]) -> dict[str, Any]:
+def make_encoder(study: StudyFolder, world: dict[str, Any]) -> dict[str, Any]:
     """Train it once on all training frames, labelled or not, and commit it to `encoder/model`."""
     settings = {"encoder": to_dict(study.size.encoder), "manifest": world["manifest"]}
     return stage(study.out / "encoder.json", settings, lambda: _make(study))
 
 
-def _make(study: Study) -> dict[str, Any]:
+def _make(study: StudyFolder) -> dict[str, Any]:
     settings, manifest = study.size.encoder, Manifest(study.manifest)
     frames = training_frames(manifest, settings.image_size, settings.every)
     rows = rows_to_evaluate(manifest, "train", settings.probe_clips)
@@ -97,7 +97,7 @@ def _make(study: Study) -> dict[str, Any]:
 
 
 def train(
-    settings: EncoderTraining, frames: np.ndarray, pairs: Pairs, folder: Path, where: torch.device
+    settings: EncoderTraining, frames: np.ndarray, pairs: FramePairs, folder: Path, where: torch.device
 ) -> list[dict[str, Any]]:
     """Learn from frames (M, 3, S, S) uint8 and commit `folder`; returns the logged rows.
 

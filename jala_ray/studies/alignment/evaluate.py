@@ -17,8 +17,8 @@ from jala_ray.evaluation.records import Evaluation
 from jala_ray.evaluation.scores import BOTH, score_clips
 from jala_ray.hands.metrics import METRICS
 from jala_ray.rows import load_row
-from jala_ray.studies.alignment.stages import Study
-from jala_ray.studies.alignment.variants import Job, last_checkpoint
+from jala_ray.studies.alignment.stages import StudyFolder
+from jala_ray.studies.alignment.variants import StudyJob, last_checkpoint
 from jala_ray.training import checkpoint, setup
 from jala_ray.training.local import best_device
 from jala_ray.training.parts import do_parts
@@ -31,7 +31,7 @@ HEALTH = ("rho", "effective_rank_z", "effective_rank_h", "cos_matched", "cos_shu
 VALIDATED = "val/wild/monitor/"
 
 
-def evaluate(study: Study, job: Job, runs: Sequence[RunConfig]) -> dict[str, Any]:
+def evaluate(study: StudyFolder, job: StudyJob, runs: Sequence[RunConfig]) -> dict[str, Any]:
     """Of the last run of a job: `motion` (E -> scores, where it generates), `latents` (where it has a latent space), `monitors`, `cost`."""
     config, began = runs[-1], time.monotonic()
     found: dict[str, Any] = {"motion": {}, "latents": None, "monitors": monitors(config)}
@@ -47,7 +47,7 @@ def evaluate(study: Study, job: Job, runs: Sequence[RunConfig]) -> dict[str, Any
 # --- motion ----------------------------------------------------------------------------------------------------------
 
 
-def _motion(study: Study, job: Job, config: RunConfig, ensemble: int) -> dict[str, Any]:
+def _motion(study: StudyFolder, job: StudyJob, config: RunConfig, ensemble: int) -> dict[str, Any]:
     evaluation = EvaluationJob(
         out=str(study.out / "evaluations" / job.name / f"E{ensemble}"),
         manifest=str(study.manifest),
@@ -85,7 +85,7 @@ def _listed(values: Iterable[float | None]) -> list[float | None]:
 # --- the latent space, health and cost -------------------------------------------------------------------------------
 
 
-def _latents(study: Study, config: RunConfig) -> dict[str, Any]:
+def _latents(study: StudyFolder, config: RunConfig) -> dict[str, Any]:
     """`latents.summary` over the validation clips, without its t-SNE."""
     loaded = checkpoint.load(last_checkpoint(config))
     loaded.learner.to(best_device())
@@ -108,7 +108,7 @@ def monitors(config: RunConfig) -> dict[str, list[Any]]:
 
 
 def training_cost(config: RunConfig) -> dict[str, float]:
-    """Seconds of training steps (validation and checkpoints left out), samples, and samples a second."""
+    """Seconds of training steps (validation and checkpoints left out), samples, and samples per second."""
     rows = _metrics(config)
     steps = np.diff([0, *(row["step"] for row in rows)])
     seconds = float(np.dot(steps, [row["step_s"] for row in rows]))

@@ -18,9 +18,9 @@ from jala_ray.parsing import to_dict
 from jala_ray.storage.claims import differences
 from jala_ray.studies.alignment.evaluate import MODEL
 from jala_ray.studies.alignment.probing import probe, read_pairs
-from jala_ray.studies.alignment.results import Found, load
+from jala_ray.studies.alignment.results import StudyResults, load
 from jala_ray.studies.alignment.runs import inputs, work
-from jala_ray.studies.alignment.stages import Study, plain, result_of, stage, todays, write_json
+from jala_ray.studies.alignment.stages import StudyFolder, plain, result_of, stage, todays, write_json
 from jala_ray.studies.alignment.variants import described, jobs, named, variants
 from jala_ray.studies.alignment.world import PRIMARY_PART
 from jala_ray.training.local import best_device
@@ -66,7 +66,7 @@ def feature_gates(probes: Mapping[str, Mapping[str, Mapping[str, float | None]]]
     return gates
 
 
-def run_gates(found: Found) -> list[Gate]:
+def run_gates(found: StudyResults) -> list[Gate]:
     """From runs of the ceiling and of the reference, in the primary metric on the primary part: means over seeds and clips."""
     seeds = found.seeds(CEILING, REFERENCE)
 
@@ -84,7 +84,7 @@ def run_gates(found: Found) -> list[Gate]:
     return gates
 
 
-def pass_gates(study: Study, at_once: int, ignore: bool) -> None:
+def pass_gates(study: StudyFolder, at_once: int, ignore: bool) -> None:
     """Try all gates and freeze, or see that nothing has changed since. Raises `GateFailed`, unless they are to be ignored."""
     if (study.out / "frozen.json").exists():
         check_frozen(study)
@@ -98,7 +98,7 @@ def pass_gates(study: Study, at_once: int, ignore: bool) -> None:
     freeze(study, all(gate.passed for gate in gates))
 
 
-def _probes(study: Study) -> dict[str, Any]:
+def _probes(study: StudyFolder) -> dict[str, Any]:
     """Of frozen features on training clips of the twin, a domain."""
 
     def make() -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _probes(study: Study) -> dict[str, Any]:
     return {domain: found[domain] for domain in DOMAINS}
 
 
-def _decide(study: Study, gates: list[Gate], probes: Mapping[str, Any], ignore: bool) -> None:
+def _decide(study: StudyFolder, gates: list[Gate], probes: Mapping[str, Any], ignore: bool) -> None:
     """Write `gates.json`; stop where one has failed."""
     failed = [gate for gate in gates if not gate.passed]
     content = {
@@ -134,7 +134,7 @@ def _decide(study: Study, gates: list[Gate], probes: Mapping[str, Any], ignore: 
 # --- the freeze ------------------------------------------------------------------------------------------------------
 
 
-def facts(study: Study) -> dict[str, Any]:
+def facts(study: StudyFolder) -> dict[str, Any]:
     """What the first tier's numbers follow from. Later tiers may be added to: only the first one's variants are in it."""
     known = variants(study.base())
     world, words, encoder = (result_of(study.out / f"{name}.json") or {} for name in ("world", "words", "encoder"))
@@ -155,7 +155,7 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def freeze(study: Study, passed: bool) -> None:
+def freeze(study: StudyFolder, passed: bool) -> None:
     now = facts(study)
     write_json(
         study.out / "frozen.json", {"hash": digest(now), "gates_passed": passed, "primary": PRIMARY, "facts": now}
@@ -163,7 +163,7 @@ def freeze(study: Study, passed: bool) -> None:
     print(f"frozen: {digest(now)}", flush=True)
 
 
-def check_frozen(study: Study) -> None:
+def check_frozen(study: StudyFolder) -> None:
     """Raises `ConfigError` where anything that the freeze names has changed since."""
     stored, now = json.loads((study.out / "frozen.json").read_text()), facts(study)
     if digest(stored["facts"]) != stored["hash"]:

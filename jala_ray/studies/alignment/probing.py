@@ -20,7 +20,7 @@ ENCODED = 256
 
 
 @dataclass(frozen=True)
-class Pairs:
+class FramePairs:
     """Labelled hand-chunks (E) of some clips, and the frames they begin and end with."""
 
     frames: np.ndarray
@@ -32,7 +32,7 @@ class Pairs:
     """(E, 15) displacement of the wrist in m, as `latents.motion_targets`."""
 
 
-def read_pairs(manifest: Manifest, rows: Iterable[int], side: int) -> Pairs:
+def read_pairs(manifest: Manifest, rows: Iterable[int], side: int) -> FramePairs:
     """Of manifest rows with a video and a labelled chunk, a clip once."""
     frames: list[np.ndarray] = []
     columns: dict[str, list[np.ndarray]] = {
@@ -59,11 +59,11 @@ def read_pairs(manifest: Manifest, rows: Iterable[int], side: int) -> Pairs:
         begin += len(shown)
     whole = {name: np.concatenate(parts) for name, parts in columns.items()}
     labels = Labels(*(whole[name] for name in ("clip", "source", "domain", "hand", "time")))
-    return Pairs(np.concatenate(frames), whole["at"], labels, whole["wrist"])
+    return FramePairs(np.concatenate(frames), whole["at"], labels, whole["wrist"])
 
 
 @torch.no_grad()
-def probe(encoder: FrameEncoder, pairs: Pairs, seed: int = 0) -> dict[str, dict[str, float | None]]:
+def probe(encoder: FrameEncoder, pairs: FramePairs, seed: int = 0) -> dict[str, dict[str, float | None]]:
     """R2 of the wrist's displacement by ridge regression over held-out clips, with its interval, from `pair` and from `v0`.
 
     Features are averaged in 4 x 4 cells of the picture. Every clip is predicted by a probe that has not seen it.

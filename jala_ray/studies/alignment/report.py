@@ -13,7 +13,7 @@ from jala_ray.evaluation.predict import HOLD_FIRST
 from jala_ray.hands.metrics import METRICS
 from jala_ray.parsing import to_dict
 from jala_ray.studies.alignment.results import OTHER_ROWS, REFERENCES, analyse, gap_closed, load, verdict
-from jala_ray.studies.alignment.stages import Study, plain, result_of, write_json
+from jala_ray.studies.alignment.stages import StudyFolder, plain, result_of, write_json
 from jala_ray.studies.alignment.variants import described, variants
 from jala_ray.studies.alignment.world import PRIMARY_PART
 from jala_ray.training.log import environment
@@ -22,7 +22,7 @@ SUBJECTS = ("h", "z", "change", "pair", "v0", "z_untrained", "change_untrained")
 STAGES = ("world", "words", "tokenizer", "encoder", "caches")
 
 
-def publish(study: Study) -> dict[str, Any]:
+def publish(study: StudyFolder) -> dict[str, Any]:
     """Analyse all jobs that are done and write the three files; returns what is in results.json."""
     found = load(study)
     known = {variant.name: variant for variant in variants(study.base())}

@@ -12,7 +12,7 @@ from jala_ray.evaluation.bootstrap import nested
 from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION
 from jala_ray.hands.metrics import METRICS
 from jala_ray.studies.alignment.evaluate import ENSEMBLES, HEALTH, MODEL
-from jala_ray.studies.alignment.stages import Study, result_of
+from jala_ray.studies.alignment.stages import StudyFolder, result_of
 from jala_ray.studies.alignment.variants import variants
 from jala_ray.studies.alignment.world import PARTS, part_of
 from jala_ray.types import UserError
@@ -23,7 +23,7 @@ OTHER_ROWS = (FLOOR, HOLD_FIRST, MEAN_MOTION)
 
 
 @dataclass(frozen=True)
-class Found:
+class StudyResults:
     """Results of the jobs that are done: variant -> seed -> what `evaluate.evaluate` gave."""
 
     jobs: Mapping[str, Mapping[int, Mapping[str, Any]]]
@@ -64,7 +64,7 @@ class Found:
         return np.array([motion["values"][row][metric] for motion in motions], float)[:, kept]
 
 
-def load(study: Study) -> Found:
+def load(study: StudyFolder) -> StudyResults:
     """Of all jobs of the study that are done, in the order of the variants."""
     jobs: dict[str, dict[int, Any]] = {}
     for variant in variants(study.base()):
@@ -72,11 +72,11 @@ def load(study: Study) -> Found:
             result = result_of(file)
             if result is not None:
                 jobs.setdefault(variant.name, {})[int(file.stem.removeprefix("seed-"))] = result
-    return Found(jobs)
+    return StudyResults(jobs)
 
 
-def analyse(found: Found, resamples: int) -> dict[str, Any]:
-    """Everything that is told of the runs, ready for JSON, INTERVAL = {mean, low, high, clips}.
+def analyse(found: StudyResults, resamples: int) -> dict[str, Any]:
+    """Everything that the report says of the runs, ready for JSON, INTERVAL = {mean, low, high, clips}.
 
     ```
     motion   {E: {part: {clips, means: {variant or other row: {metric: INTERVAL}},
@@ -99,7 +99,7 @@ def analyse(found: Found, resamples: int) -> dict[str, Any]:
     }
 
 
-def _part(found: Found, names: Sequence[str], part: str, ensemble: int, resamples: int) -> dict[str, Any]:
+def _part(found: StudyResults, names: Sequence[str], part: str, ensemble: int, resamples: int) -> dict[str, Any]:
     def interval(values: np.ndarray) -> dict[str, float | None]:
         numbers = asdict(nested(values, resamples=resamples))
         return {name: None if np.isnan(value) else value for name, value in numbers.items()}

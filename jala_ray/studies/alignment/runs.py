@@ -18,8 +18,8 @@ from jala_ray import storage
 from jala_ray.parsing import to_dict
 from jala_ray.studies.alignment.evaluate import ENSEMBLES, evaluate
 from jala_ray.studies.alignment.size import SIZES
-from jala_ray.studies.alignment.stages import Study, done, result_of, stage, todays
-from jala_ray.studies.alignment.variants import Job, configs, last_checkpoint, named, variants, without_addresses
+from jala_ray.studies.alignment.stages import StudyFolder, done, result_of, stage, todays
+from jala_ray.studies.alignment.variants import StudyJob, configs, last_checkpoint, named, variants, without_addresses
 from jala_ray.training import setup
 from jala_ray.training.interrupts import guarded
 from jala_ray.training.local import run_local
@@ -30,11 +30,11 @@ LOG_TAIL = 2000
 POLL_SECONDS = 0.5
 
 
-def scores_file(study: Study, job: Job) -> Path:
+def scores_file(study: StudyFolder, job: StudyJob) -> Path:
     return study.out / "scores" / f"{job.name}.json"
 
 
-def perform(study: Study, job: Job) -> dict[str, Any]:
+def perform(study: StudyFolder, job: StudyJob) -> dict[str, Any]:
     """Train what is not trained yet, then evaluate; a run that was cut off goes on from its last checkpoint."""
     runs = configs(study, job)
 
@@ -49,7 +49,7 @@ def perform(study: Study, job: Job) -> dict[str, Any]:
     return stage(scores_file(study, job), settings(study, job), make, upgrade)
 
 
-def settings(study: Study, job: Job) -> dict[str, Any]:
+def settings(study: StudyFolder, job: StudyJob) -> dict[str, Any]:
     """What a job's numbers follow from."""
     return {
         "runs": [to_dict(without_addresses(config)) for config in configs(study, job)],
@@ -64,7 +64,7 @@ def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
     return stored | {"runs": [todays(run) for run in stored["runs"]]}
 
 
-def inputs(study: Study) -> dict[str, Any]:
+def inputs(study: StudyFolder) -> dict[str, Any]:
     """Digests of what all runs read. Raises `UserError` where it is not there yet."""
     found = result_of(study.out / "caches.json")
     if found is None:
@@ -82,13 +82,13 @@ def inputs(study: Study) -> dict[str, Any]:
 
 @dataclass
 class _Running:
-    job: Job
+    job: StudyJob
     process: subprocess.Popen[bytes]
     log: Path
     began: float
 
 
-def work(study: Study, chosen: Sequence[Job], at_once: int) -> None:
+def work(study: StudyFolder, chosen: Sequence[StudyJob], at_once: int) -> None:
     """Do all jobs that are not done, in order, so many at once (0: in this process).
 
     A job that fails does not stop the others. Raises `UserError` at the end, with the end of the first one's log, and `ConfigError` at
@@ -123,7 +123,7 @@ def work(study: Study, chosen: Sequence[Job], at_once: int) -> None:
         raise UserError("jobs", names, "none that fails", f"The end of {failed[0].log}:\n{tail}")
 
 
-def _start(study: Study, job: Job, at_once: int) -> _Running:
+def _start(study: StudyFolder, job: StudyJob, at_once: int) -> _Running:
     log = study.out / "logs" / f"{job.name.replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // at_once))
@@ -146,9 +146,9 @@ def _start(study: Study, job: Job, at_once: int) -> _Running:
 
 def main(argv: Sequence[str]) -> int:
     out, size, name, seed = argv
-    study = Study(Path(out), SIZES[size])
+    study = StudyFolder(Path(out), SIZES[size])
     (variant,) = named(variants(study.base()), [name])
-    perform(study, Job(variant, int(seed)))
+    perform(study, StudyJob(variant, int(seed)))
     return 0
 
 

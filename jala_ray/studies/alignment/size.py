@@ -12,11 +12,11 @@ from jala_ray.parsing import override
 from jala_ray.presets import TINY, TINY_TOKENIZER
 
 PAPER_ALPHA, PAPER_DEPTH = 0.999, 19 / 28
-"""EMA rate, and where among the blocks the aligned one lies (METHOD 5)."""
+"""EMA rate, and where among the blocks the aligned one lies (method.md 5)."""
 
 
 def ema_alpha(steps: int) -> float:
-    """The paper's rate, or for a short run the largest of four decimals with alpha^steps <= 0.01 (METHOD 5)."""
+    """The paper's rate, or for a short run the largest of four decimals with alpha^steps <= 0.01 (method.md 5)."""
     return min(PAPER_ALPHA, math.floor(1e4 * 0.01 ** (1 / steps)) / 1e4)
 
 
@@ -41,7 +41,7 @@ class EncoderTraining:
     probe_every: int = 500
     """Steps between two linear probes, each with a copy to resume from."""
     probe_clips: int = 128
-    """Labelled training clips a domain that are probed on the way."""
+    """Labelled training clips per domain that are probed on the way."""
     seed: int = 0
 
 
@@ -59,7 +59,7 @@ class StudySize:
     """Of the variants of tiers 1, 2 and 3."""
     gate_seeds: int = 2
     gate_clips: int = 400
-    """Clips a domain that the gate on features is probed on."""
+    """Clips per domain that the gate on features is probed on."""
     evaluation_batch: int = 8
     """Clips of one forward pass when motion is generated."""
     resamples: int = 4000
@@ -70,7 +70,7 @@ WRIST_VERBS = ("reach", "push", "pull", "slide", "lift", "wave")
 SHARES = (42.4, 15.5, 0.0)
 """The paper's generation and continuation. Description predicts no motion and would cost a short run a fifth of its steps."""
 MIXTURE = (("generation", SHARES[0]), ("continuation", SHARES[1]), ("pure_video", 29.1))
-"""The paper's shares of what is trained on (METHOD 4), without description: two samples of three have labels, though most clips
+"""The paper's shares of what is trained on (method.md 4), without description: two samples of three have labels, though most clips
 have none."""
 PLAIN: dict[str, Any] = {
     "task_shares": SHARES,
@@ -82,7 +82,7 @@ PLAIN: dict[str, Any] = {
 
 
 MASK_RATIOS = (0.75, 0.95, 1.0)
-"""Heavier than METHOD 4's: a model from scratch learns sooner to read its instruction where little else tells of the motion."""
+"""Heavier than the papers' (method.md 4): a model from scratch learns sooner to read its instruction where little else tells the motion."""
 
 
 def _run(steps: int, language: LanguageSizes, **values: Any) -> RunConfig:
@@ -114,7 +114,7 @@ def _tokenizer(model: TokenizerConfig, **train: Any) -> TokenizerRunConfig:
 
 
 SMALL_TOKENIZER = TokenizerConfig(width=128, levels=2, codes=128, decay=0.95)
-"""32 tokens a chunk."""
+"""32 tokens per chunk."""
 
 SMOKE = StudySize(
     name="smoke",

@@ -17,7 +17,7 @@ from jala_ray.studies.alignment.size import StudySize
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyFolder:
     """A folder (absolute) and a size."""
 
     out: Path

@@ -11,7 +11,7 @@ from jala_ray.config import StorageConfig
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.samples.chunks import ManifestRow, read_chunks
 from jala_ray.parsing import to_dict
-from jala_ray.studies.alignment.stages import Study, stage
+from jala_ray.studies.alignment.stages import StudyFolder, stage
 from jala_ray.studies.alignment.world import validation_rows
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.tokenizer.quality import measure_quality
@@ -21,13 +21,13 @@ from jala_ray.types import DOMAINS
 ERRORS = ("mpjpe_cm", "wrist_cm", "wrist_rotation_deg", "finger_rotation_deg", "chunks")
 
 
-def make_tokenizer(study: Study, world: dict[str, Any]) -> dict[str, Any]:
+def make_tokenizer(study: StudyFolder, world: dict[str, Any]) -> dict[str, Any]:
     """Train it on Lab and the labelled part of Wild; its quality on validation chunks, a domain, is the floor of every model."""
     settings = {"tokenizer": to_dict(study.size.tokenizer), "manifest": world["manifest"]}
     return stage(study.out / "tokenizer.json", settings, lambda: _make(study))
 
 
-def _make(study: Study) -> dict[str, Any]:
+def _make(study: StudyFolder) -> dict[str, Any]:
     manifests = (str(study.manifest),)
     config = replace(study.size.tokenizer, manifests=manifests, storage=StorageConfig(str(study.out)))
     run = run_local_tokenizer(config)
@@ -35,7 +35,7 @@ def _make(study: Study) -> dict[str, Any]:
     return {"trained_chunks": len(run.train), "floor": {domain: _floor(study, tokenizer, domain) for domain in DOMAINS}}
 
 
-def _floor(study: Study, tokenizer: MotionTokenizer, domain: str) -> dict[str, float]:
+def _floor(study: StudyFolder, tokenizer: MotionTokenizer, domain: str) -> dict[str, float]:
     rows = validation_rows(Manifest(study.manifest), domain)
     chunks = read_chunks([ManifestRow(str(study.manifest), int(row)) for row in rows])
     features, side, beta = (torch.from_numpy(chunks[name]) for name in ("features", "side", "beta"))

@@ -1,4 +1,4 @@
-"""What is compared: each variant a small diff of one base configuration, in tiers, with seeds that pair the runs (METHOD 9)."""
+"""What is compared: each variant a small diff of one base configuration, in tiers, with seeds that pair the runs (method.md 9)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from jala_ray.config import RunConfig
 from jala_ray.parsing import diff, override
 from jala_ray.presets import VARIANTS
-from jala_ray.studies.alignment.stages import Study
+from jala_ray.studies.alignment.stages import StudyFolder
 from jala_ray.training import history, setup
 from jala_ray.types import ConfigError
 
@@ -59,7 +59,7 @@ def variants(base: RunConfig) -> list[Variant]:
     """All of them, tier by tier.
 
     Left out: `vjepa`, since no V-JEPA 2 can be had offline and a random one would say nothing of it. In tier 3, lambda = 0 is `no_align`
-    (METHOD 9); lambda = 0.5, wild fraction 1 and the base's aligned layer are `jala`.
+    (method.md 9); lambda = 0.5, wild fraction 1 and the base's aligned layer are `jala`.
     """
     depth, aligned = base.model.backbone.language.layers, base.objective.aligned_layer
     places = {"early": 1, "middle": (depth + 1) // 2, "late": depth}
@@ -91,7 +91,7 @@ def variants(base: RunConfig) -> list[Variant]:
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyJob:
     """A variant with a seed: one run, or several one after another."""
 
     variant: Variant
@@ -102,12 +102,12 @@ class Job:
         return f"{self.variant.name}/seed-{self.seed}"
 
 
-def jobs(chosen: Sequence[Variant], seeds: int) -> list[Job]:
+def jobs(chosen: Sequence[Variant], seeds: int) -> list[StudyJob]:
     """Seed by seed, so that what was cut off has pairs."""
-    return [Job(variant, seed) for seed in range(seeds) for variant in chosen]
+    return [StudyJob(variant, seed) for seed in range(seeds) for variant in chosen]
 
 
-def configs(study: Study, job: Job) -> tuple[RunConfig, ...]:
+def configs(study: StudyFolder, job: StudyJob) -> tuple[RunConfig, ...]:
     """The runs of a job in order; the last one is evaluated. One seed gives all variants the same initial weights and draws."""
     variant, base = job.variant, replace(study.base(job.variant.twin), seed=job.seed)
     runs: list[RunConfig] = []
@@ -132,7 +132,7 @@ def without_addresses(config: RunConfig) -> RunConfig:
     return replace(blank, init=config.init and "the run before", model=replace(blank.model, encoder=encoder, text=text))
 
 
-def described(study: Study, variant: Variant) -> dict[str, list[object]]:
+def described(study: StudyFolder, variant: Variant) -> dict[str, list[object]]:
     """A variant's diff of the base: dotted key -> [base's value, its value], and whose labels it has."""
     changed = diff(study.base(), _mixed(variant.change(study.base()), variant.twin))
     found: dict[str, list[object]] = {key: list(values) for key, values in changed.items()}

@@ -11,7 +11,7 @@ from jala_ray.studies.alignment.gates import check_frozen, pass_gates
 from jala_ray.studies.alignment.report import publish
 from jala_ray.studies.alignment.runs import work
 from jala_ray.studies.alignment.size import SIZES
-from jala_ray.studies.alignment.stages import Study
+from jala_ray.studies.alignment.stages import StudyFolder
 from jala_ray.studies.alignment.tokenizer import make_tokenizer
 from jala_ray.studies.alignment.variants import jobs, named, variants
 from jala_ray.studies.alignment.words import make_words
@@ -20,7 +20,7 @@ from jala_ray.studies.alignment.world import make_world
 
 def run(asked: AlignmentStudy) -> int:
     """Raises `ConfigError` for an unknown variant, `GateFailed` for a world that can't answer, `UserError` where runs fail."""
-    study = Study(Path(asked.out).absolute(), SIZES[asked.size])
+    study = StudyFolder(Path(asked.out).absolute(), SIZES[asked.size])
     known = variants(study.base())
     chosen = named(known, asked.variants or [variant.name for variant in known])
     last = STAGES.index(asked.until)

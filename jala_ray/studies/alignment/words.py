@@ -13,19 +13,19 @@ import numpy as np
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.samples.instructions import all_templates
 from jala_ray.models.text import TextTokenizer
-from jala_ray.studies.alignment.stages import Study, stage
+from jala_ray.studies.alignment.stages import StudyFolder, stage
 from jala_ray.studies.alignment.world import training_clips
 
 LARGEST = 4096
 
 
-def make_words(study: Study, world: dict[str, Any]) -> dict[str, Any]:
+def make_words(study: StudyFolder, world: dict[str, Any]) -> dict[str, Any]:
     """Train it on the prompts and on the instructions of all training clips, as if it were a pretrained one."""
     settings = {"manifest": world["manifest"], "largest": LARGEST}
     return stage(study.out / "words.json", settings, lambda: _make(study))
 
 
-def _make(study: Study) -> dict[str, Any]:
+def _make(study: StudyFolder) -> dict[str, Any]:
     instructions = sorted({text for clip in training_clips(Manifest(study.manifest)) for text in clip.instructions})
     tokenizer = TextTokenizer.train([*all_templates(), *instructions], LARGEST)
     tokenizer.save(study.words)

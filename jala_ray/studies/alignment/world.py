@@ -14,7 +14,7 @@ from jala_ray.data.cache.making import manifest_key
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.synthetic import generate, make_clip, plan_world
 from jala_ray.parsing import to_dict
-from jala_ray.studies.alignment.stages import Study, stage
+from jala_ray.studies.alignment.stages import StudyFolder, stage
 from jala_ray.types import Clip
 from jala_ray.video.decode import VideoReader
 from jala_ray.video.picture import Picture
@@ -38,12 +38,12 @@ def part_of(domain: Sequence[str], source: Sequence[str], part: str) -> np.ndarr
     return np.array([pair in PARTS[part] for pair in zip(domain, source, strict=True)], bool)
 
 
-def make_world(study: Study) -> dict[str, Any]:
+def make_world(study: StudyFolder) -> dict[str, Any]:
     """Render, and write both manifests. What is rendered is kept."""
     return stage(study.out / "world.json", {"world": to_dict(study.size.world)}, lambda: _make(study))
 
 
-def _make(study: Study) -> dict[str, Any]:
+def _make(study: StudyFolder) -> dict[str, Any]:
     config, folder = study.size.world, study.manifest.parent
 
     def progress(done: int, total: int) -> None:

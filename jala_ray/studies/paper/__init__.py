@@ -1,6 +1,7 @@
 """PELA's Table 1 on any manifest, by one command: `jala study paper --manifest M`.
 
-`rows.py` has the rows as small diffs of one base, `asked.py` the command line. A call becomes a `plan.Study`, which claims its folder:
+`rows.py` has the rows as small diffs of one base, `asked.py` the command line. A call becomes a
+`plan.PlannedStudy`, which claims its folder:
 
 1. `parts.py`: what runs share, made once: the motion tokenizer, and with `--cache` a cache for each frozen encoder.
 2. `runs.py`: rows x seeds, seed by seed; each a run folder that goes on where it was cut off, then scored on the split val.

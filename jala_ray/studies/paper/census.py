@@ -30,7 +30,7 @@ ELSEWHERE: Missing = {
 
 
 @dataclass(frozen=True)
-class Census:
+class PaperCensus:
     """Rows of the training split, and clips of the split val that can be scored."""
 
     train: Mapping[Domain, int]
@@ -53,7 +53,7 @@ class Census:
         return found | ELSEWHERE
 
 
-def census(manifest: Manifest, data: DataConfig, samples: int | None) -> Census:
+def census(manifest: Manifest, data: DataConfig, samples: int | None) -> PaperCensus:
     """Of a manifest, with the filters that all runs share."""
     every: dict[Domain, int] = {
         domain: len(catalogue(manifest, data, "train", RowFilter(domain))) for domain in DOMAINS
@@ -67,17 +67,17 @@ def census(manifest: Manifest, data: DataConfig, samples: int | None) -> Census:
     except ManifestError:
         rows = np.zeros(0, int)
     domains = np.array(manifest.index["domain"].to_pylist(), object)[rows]
-    return Census(every, labelled, {domain: int((domains == domain).sum()) for domain in DOMAINS})
+    return PaperCensus(every, labelled, {domain: int((domains == domain).sum()) for domain in DOMAINS})
 
 
-def refuse_unlabelled(found: Census, manifest: Manifest) -> None:
+def refuse_unlabelled(found: PaperCensus, manifest: Manifest) -> None:
     """Raises `ManifestError` where there are no motion tokens to learn."""
     if not sum(found.labelled.values()):
         remedy = "Every row of the table learns motion tokens: add clips with hand poses."
         raise ManifestError(f"labelled rows of split train in {manifest.path}", 0, "at least one", remedy)
 
 
-def refuse_unscored(found: Census, manifest: Manifest) -> None:
+def refuse_unscored(found: PaperCensus, manifest: Manifest) -> None:
     """Raises `ManifestError` where there is nothing to fill the table with."""
     if not sum(found.scored.values()):
         remedy = "The table is scored against labels: give some labelled clips the split val."

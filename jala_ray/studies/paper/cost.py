@@ -12,9 +12,9 @@ from jala_ray.hands.metrics import METRICS
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES
 from jala_ray.studies.paper.census import Exposure, exposure
 from jala_ray.studies.paper.findings import of_study
-from jala_ray.studies.paper.plan import Study
+from jala_ray.studies.paper.plan import PlannedStudy
 from jala_ray.studies.paper.rows import OF_THE_RUN, Row, changes
-from jala_ray.training.estimate import GB, HEADROOM, Estimate, compute, data_of, gpu_hours, step_seconds
+from jala_ray.training.estimate import GB, HEADROOM, RunEstimate, compute, data_of, gpu_hours, step_seconds
 from jala_ray.types import DOMAINS
 
 
@@ -25,12 +25,12 @@ class Cost:
     row: Row
     changes: Mapping[str, tuple[Any, Any]]
     reads: Exposure
-    found: Estimate
+    found: RunEstimate
     hours: float | None
     """Of all GPUs together in wall clock; None: no speed was named."""
 
 
-def costs(study: Study) -> list[Cost]:
+def costs(study: PlannedStudy) -> list[Cost]:
     """Of one seed of each row."""
     options, rate = study.options, _rate(study)
     found = []
@@ -43,14 +43,14 @@ def costs(study: Study) -> list[Cost]:
     return found
 
 
-def gpus(study: Study) -> float:
+def gpus(study: PlannedStudy) -> float:
     """Of a run, at least the one that an estimate is of."""
     if study.asked.local:
         return 1.0
     return max(1.0, study.base.cluster.workers * study.base.cluster.gpus_per_worker)
 
 
-def _rate(study: Study) -> float | None:
+def _rate(study: PlannedStudy) -> float | None:
     """FLOP/s of all GPUs together: of the run that is named, taken for one of the base's; or as assumed; None: unknown."""
     asked = study.asked
     if asked.like is not None:
@@ -59,7 +59,7 @@ def _rate(study: Study) -> float | None:
     return None if asked.tflops is None else asked.tflops * 1e12 * gpus(study)
 
 
-def listing(study: Study) -> str:
+def listing(study: PlannedStudy) -> str:
     """What `--dry-run` prints. Raises `ConfigError` where --like has no metrics, or sizes are not known."""
     found = costs(study)
     seeds, runs = len(study.seeds), len(study.runs())
@@ -85,7 +85,7 @@ def listing(study: Study) -> str:
     return "\n".join(lines)
 
 
-def _data(study: Study) -> Iterator[str]:
+def _data(study: PlannedStudy) -> Iterator[str]:
     found = study.census
     for domain in DOMAINS:
         train, labelled = found.train[domain], found.labelled[domain]
@@ -102,7 +102,7 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _row(study: Study, cost: Cost) -> Iterator[str]:
+def _row(study: PlannedStudy, cost: Cost) -> Iterator[str]:
     row, reads, found = cost.row, cost.reads, cost.found
     against = "" if row.against is None else f", against {row.against}"
     yield f"  {row.name} ({row.label or 'not in the paper'}){against}: {row.thing}"
@@ -111,11 +111,11 @@ def _row(study: Study, cost: Cost) -> Iterator[str]:
     hours = "" if cost.hours is None else f"; {cost.hours:.2f} h, {cost.hours * gpus(study):.2f} GPU-hours"
     yield (
         f"      steps: {reads.steps:,}, samples: {reads.samples:,}, {reads.samples * reads.labelled:,.0f} of them with labels; "
-        f"{found.memory / GB:.2f} GB a GPU, {fits} in {study.asked.gpu_memory_gb:g}; {found.flops_step / 1e12:,.2f} TFLOP a step{hours}"
+        f"{found.memory / GB:.2f} GB per GPU, {fits} in {study.asked.gpu_memory_gb:g}; {found.flops_step / 1e12:,.2f} TFLOP per step{hours}"
     )
 
 
-def _shared(study: Study) -> Iterator[str]:
+def _shared(study: PlannedStudy) -> Iterator[str]:
     yield "made once, for all runs:"
     trained = study.tokenizer
     if trained is None:
@@ -127,7 +127,7 @@ def _shared(study: Study) -> Iterator[str]:
     yield f"  caches of codes, features and pictures: {made}"
 
 
-def _total(study: Study, found: Sequence[Cost]) -> Iterator[str]:
+def _total(study: PlannedStudy, found: Sequence[Cost]) -> Iterator[str]:
     seeds, keep = len(study.seeds), study.base.train.keep
     peak = max(cost.found.memory for cost in found)
     kept = seeds * keep * sum(cost.found.checkpoint for cost in found)

@@ -12,24 +12,24 @@ from jala_ray.reports.kit.findings import Finding, worst_first
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES
 from jala_ray.reports.warnings import holding_still
 from jala_ray.studies.paper.census import exposure
-from jala_ray.studies.paper.plan import Study
+from jala_ray.studies.paper.plan import PlannedStudy
 from jala_ray.types import DOMAINS
 
 UNEQUAL = 0.01
 """Rows that see labelled samples more unequally than by this share are named."""
 OFTEN = ("train.steps", "data.epoch_rows", "data.task_weights", "data.source_weights")
-"""Settings by which a row may see a labelled clip more or less than once an epoch."""
+"""Settings by which a row may see a labelled clip more or less than once per epoch."""
 STARTED = 0.01
 """Of LAP's start, what may be left at a run's end: alpha^steps."""
 
 
-def findings(study: Study, results: Mapping[str, Any]) -> list[Finding]:
+def findings(study: PlannedStudy, results: Mapping[str, Any]) -> list[Finding]:
     """Warnings of the page, the serious ones first. `results` is what `results.analyse` gives."""
     of_table = [*worse_than_still(results["table"], results["references"]), *_luck(results)]
     return worst_first([*of_study(study), *of_table, *unequal(study.base, results), *_of_runs(results)])
 
 
-def of_study(study: Study) -> Iterator[Finding]:
+def of_study(study: PlannedStudy) -> Iterator[Finding]:
     """`of_settings` with the steps of the base, which has LAP."""
     return of_settings(study.base, exposure(study.base, study.manifest).steps)
 
@@ -85,7 +85,7 @@ def unequal(base: RunConfig, results: Mapping[str, Any]) -> Iterator[Finding]:
         given = " and ".join(f"--{key}" for key in OFTEN if known[key])
         detail = (
             f"{given}: a labelled clip comes as often as that has it, among all clips or among labelled ones alone; without it each row "
-            "sees every labelled clip once an epoch."
+            "sees every labelled clip once per epoch."
         )
         yield Finding("warn", "Rows see labelled samples unequally often.", detail, figure)
 

@@ -15,7 +15,7 @@ from jala_ray.reports.kit.widgets import DOMAIN_NAMES, about, absent, clock, num
 from jala_ray.reports.motion.tables import Part, clips, few_clips, leading, named, sheet
 from jala_ray.studies.paper.cost import told
 from jala_ray.studies.paper.findings import findings
-from jala_ray.studies.paper.plan import Study
+from jala_ray.studies.paper.plan import PlannedStudy
 from jala_ray.studies.paper.results import analyse, limits_of, load, markdown
 from jala_ray.types import DOMAINS
 
@@ -28,7 +28,7 @@ NOTES = {
 COLUMNS = [(metric, domain) for metric in PAPER_METRICS for domain in DOMAINS]
 
 
-def publish(study: Study) -> str | None:
+def publish(study: PlannedStudy) -> str | None:
     """Analyse all runs that are done and write the three files; returns the page's address, None where no run is done."""
     found = load(study)
     if not found.runs:
@@ -41,7 +41,7 @@ def publish(study: Study) -> str | None:
     return study.place(PAGE)
 
 
-def document(study: Study, results: Mapping[str, Any], warnings: Sequence[Finding]) -> str:
+def document(study: PlannedStudy, results: Mapping[str, Any], warnings: Sequence[Finding]) -> str:
     """One HTML file that needs no network."""
     charts = Charts()
     content = [

@@ -8,10 +8,10 @@ from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.cache.making import begin
 from jala_ray.data.samples.assets import motion_key
-from jala_ray.studies.paper.plan import Study
+from jala_ray.studies.paper.plan import PlannedStudy
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training.build import build_assets, tokenizer_folder
-from jala_ray.training.parts import do_parts
+from jala_ray.training.parts import TaskSize, do_parts
 from jala_ray.training.tokenizer import RESULT
 from jala_ray.types import ConfigError
 
@@ -19,7 +19,7 @@ FACTS = "tokenizer.json"
 CACHED: dict[str, Any] = {"store": "all", "dtype": "float16"}
 
 
-def make_tokenizer(study: Study) -> str:
+def make_tokenizer(study: PlannedStudy) -> str:
     """Address of the motion tokenizer: the given one, or one that is trained, or gone on with, here."""
     if study.tokenizer is None:
         return study.base.motion_tokenizer
@@ -37,7 +37,7 @@ def make_tokenizer(study: Study) -> str:
     return address
 
 
-def check_tokenizer(study: Study, address: str) -> dict[str, Any]:
+def check_tokenizer(study: PlannedStudy, address: str) -> dict[str, Any]:
     """What tells the motion tokenizer from another, kept in `tokenizer.json`. Raises `ConfigError` where it was another one."""
     with storage.scratch("tokenizer") as scratch:
         motion = MotionTokenizer.load(tokenizer_folder(address, scratch, study.options))
@@ -54,7 +54,7 @@ def check_tokenizer(study: Study, address: str) -> dict[str, Any]:
     return facts
 
 
-def cache_places(study: Study) -> dict[str, str]:
+def cache_places(study: PlannedStudy) -> dict[str, str]:
     """Kind of encoder -> address of the cache that its rows read; none where none is asked for."""
     if not study.asked.cache:
         return {}
@@ -62,12 +62,12 @@ def cache_places(study: Study) -> dict[str, str]:
     return {kind: study.place("caches", kind) for kind in kinds}
 
 
-def make_cache(study: Study, config: RunConfig) -> None:
+def make_cache(study: PlannedStudy, config: RunConfig) -> None:
     """The cache that a run reads, which holds everything. Only what is missing is made."""
     encoder, gpus, local = config.model.encoder, config.cluster.gpus_per_worker, study.asked.local
     with storage.scratch("assets") as scratch:
         assets, gpu = build_assets(config, scratch), local or gpus > 0
         making = begin(config.data.cache, study.manifest, assets, encoder, study.options, gpu=gpu, **CACHED)
     print(f"cache for {encoder.kind}: {making.job.cache.path}", flush=True)
-    do_parts(making.missing(), making.job, study.options, local=local, num_gpus=gpus)
+    do_parts(making.missing(), making.job, study.options, local=local, task=TaskSize(gpus=gpus))
     making.finish(config.data.max_error_share)

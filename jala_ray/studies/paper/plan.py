@@ -18,7 +18,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.storage.claims import Claim
 from jala_ray.studies.alignment.stages import plain
 from jala_ray.studies.paper.asked import TRAIN, PaperStudy
-from jala_ray.studies.paper.census import Census, census, fitted, refuse_unlabelled, refuse_unscored
+from jala_ray.studies.paper.census import PaperCensus, census, fitted, refuse_unlabelled, refuse_unscored
 from jala_ray.studies.paper.rows import Row
 from jala_ray.training.setup import RESUMABLE, absolute, run_folder, storage_options
 from jala_ray.types import ConfigError
@@ -29,7 +29,7 @@ VJEPA_SIZE = 256
 
 
 @dataclass(frozen=True)
-class Study:
+class PlannedStudy:
     """A checked study that has not begun."""
 
     asked: PaperStudy
@@ -37,7 +37,7 @@ class Study:
     """The row `dino` with the first seed; its name is the study's."""
     rows: tuple[Row, ...]
     manifest: Manifest
-    census: Census
+    census: PaperCensus
     tokenizer: TokenizerRunConfig | None
     """The run that trains the motion tokenizer; None: one was given."""
 
@@ -120,7 +120,7 @@ def _todays_study(stored: dict[str, Any]) -> dict[str, Any]:
     return stored | {"base": todays_run(stored["base"]), "tokenizer": tokenizer}
 
 
-def plan_study(asked: PaperStudy) -> Study:
+def plan_study(asked: PaperStudy) -> PlannedStudy:
     """Check everything that can be checked. Raises `ConfigError`, `ManifestError`."""
     base, rows = _absolute(asked.base()), asked.chosen()
     manifest = Manifest(base.data.manifest, storage_options(base))
@@ -128,7 +128,7 @@ def plan_study(asked: PaperStudy) -> Study:
     refuse_unlabelled(found, manifest)
     if not asked.dry_run:
         refuse_unscored(found, manifest)
-    study = Study(asked, base, rows, manifest, found, _tokenizer(asked, base))
+    study = PlannedStudy(asked, base, rows, manifest, found, _tokenizer(asked, base))
     for row in rows:
         study.config(row, base.seed).check()
     return study

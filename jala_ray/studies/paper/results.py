@@ -25,7 +25,7 @@ from jala_ray.studies.paper.census import Missing, exposure
 from jala_ray.studies.paper.cost import told
 from jala_ray.studies.paper.findings import findings
 from jala_ray.studies.paper.parts import FACTS
-from jala_ray.studies.paper.plan import Study
+from jala_ray.studies.paper.plan import PlannedStudy
 from jala_ray.studies.paper.rows import BASE, CONTROL, OF_THE_RUN, Row, changes, table
 from jala_ray.studies.paper.runs import MODEL, scores_of
 from jala_ray.training.log import environment
@@ -40,7 +40,7 @@ SETTINGS_OF_THE_STUDY = ("name", "storage.", "log.", "cluster.", "data.manifest"
 
 
 @dataclass(frozen=True)
-class Found:
+class TableScores:
     """Scores of the runs that are done: row -> seed -> what `runs.work` wrote."""
 
     runs: Mapping[str, Mapping[int, Mapping[str, Any]]]
@@ -74,18 +74,18 @@ class Found:
         return [None if values is None else values[i] for i in kept]
 
 
-def load(study: Study) -> Found:
+def load(study: PlannedStudy) -> TableScores:
     """Of all runs that are done, whatever rows and seeds the call asks for, in the order of the table."""
     runs: dict[str, dict[int, Any]] = {}
     for row in table(controls=True):
         names = sorted(storage.list_files(study.place("scores", row.name), study.options))
         for seed in (int(name[1]) for name in map(SCORES.fullmatch, names) if name):  # a killed writer leaves others
             runs.setdefault(row.name, {})[seed] = scores_of(study, row, seed)
-    return Found(runs)
+    return TableScores(runs)
 
 
-def analyse(study: Study, found: Found) -> dict[str, Any]:
-    """All that is told, ready for JSON, INTERVAL = {mean, low, high, clips} in the metric's unit, null where there is none.
+def analyse(study: PlannedStudy, found: TableScores) -> dict[str, Any]:
+    """All that the table says, ready for JSON, INTERVAL = {mean, low, high, clips} in the metric's unit, null where there is none.
 
     ```
     table       {row: {domain: {metric: INTERVAL}}}, references alike {floor, hold_first, mean_motion}
@@ -124,7 +124,7 @@ def analyse(study: Study, found: Found) -> dict[str, Any]:
     return results | {"warnings": [finding.line for finding in findings(study, results)]}
 
 
-def rows_of_table(found: Found) -> tuple[Row, ...]:
+def rows_of_table(found: TableScores) -> tuple[Row, ...]:
     """With the control where it was done."""
     return table(controls=CONTROL in found.runs)
 
@@ -135,11 +135,11 @@ def interval(values: np.ndarray) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in numbers.items()}
 
 
-def _line(found: Found, row: str, seeds: Sequence[int], of: str = MODEL) -> dict[str, Any]:
+def _line(found: TableScores, row: str, seeds: Sequence[int], of: str = MODEL) -> dict[str, Any]:
     return {d: {m: interval(found.matrix(row, d, m, seeds, of)) for m in PAPER_METRICS} for d in DOMAINS}
 
 
-def _step(found: Found, row: Row) -> dict[str, Any]:
+def _step(found: TableScores, row: Row) -> dict[str, Any]:
     assert row.against is not None
     seeds = found.seeds(row.name, row.against)
     step: dict[str, Any] = {"against": row.against, "thing": row.thing, "seeds": seeds}
@@ -162,7 +162,7 @@ def printed_step(row: Row, domain: Domain, metric: str) -> float | None:
     return round(PELA_TABLE_1[own][domain][metric] - PELA_TABLE_1[other][domain][metric], 2)
 
 
-def missing(study: Study, found: Found, computed: Mapping[str, Any]) -> Missing:
+def missing(study: PlannedStudy, found: TableScores, computed: Mapping[str, Any]) -> Missing:
     """What of the paper's table this one has not, and why."""
     lacks = {f"the row {row.name}": "Its runs have not been made." for row in table() if row.name not in found.runs}
     for domain in (d for d in DOMAINS if study.census.scored.get(d)):
@@ -173,7 +173,7 @@ def missing(study: Study, found: Found, computed: Mapping[str, Any]) -> Missing:
     return lacks | study.census.missing()
 
 
-def _facts(study: Study, found: Found, row: Row) -> dict[str, Any]:
+def _facts(study: PlannedStudy, found: TableScores, row: Row) -> dict[str, Any]:
     seeds = found.seeds(row.name)
     runs = [found.runs[row.name][seed] for seed in seeds]
     config = from_dict(RunConfig, runs[0]["config"])

@@ -21,11 +21,11 @@ from jala_ray.reports.run.folder import lineage
 from jala_ray.reports.run.publish import warnings_of
 from jala_ray.storage.claims import Claim
 from jala_ray.studies.paper.parts import cache_places, make_cache
-from jala_ray.studies.paper.plan import Study, todays_run
+from jala_ray.studies.paper.plan import PlannedStudy, todays_run
 from jala_ray.studies.paper.rows import Row
 from jala_ray.training import history, setup
 from jala_ray.training.listing import rows_of
-from jala_ray.training.parts import do_parts
+from jala_ray.training.parts import TaskSize, do_parts
 from jala_ray.types import UserError
 
 MODEL = "model"
@@ -33,12 +33,12 @@ MODEL = "model"
 DIGITS = 6
 
 
-def scores_of(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
+def scores_of(study: PlannedStudy, row: Row, seed: int) -> dict[str, Any] | None:
     """What a run has left; None: it is not done."""
     return study.read("scores", row.name, f"seed-{seed}.json")
 
 
-def work(study: Study, tokenizer: str) -> None:
+def work(study: PlannedStudy, tokenizer: str) -> None:
     """Do all runs that are not done, in order, each after the cache that it reads; one that was cut off goes on where it was.
 
     A run that fails with a `UserError` does not stop the others: the first one's is raised at the end. Raises at once what is none, and
@@ -61,7 +61,7 @@ def work(study: Study, tokenizer: str) -> None:
         raise failed[0]
 
 
-def perform(study: Study, row: Row, seed: int, config: RunConfig) -> None:
+def perform(study: PlannedStudy, row: Row, seed: int, config: RunConfig) -> None:
     """Train, score, and write down what was found."""
     checkpoint = trained(study, config)
     found = scored(study, row, seed, checkpoint)
@@ -70,7 +70,7 @@ def perform(study: Study, row: Row, seed: int, config: RunConfig) -> None:
     study.write(found, "scores", row.name, f"seed-{seed}.json")
 
 
-def done(study: Study, row: Row, seed: int, config: RunConfig) -> bool:
+def done(study: PlannedStudy, row: Row, seed: int, config: RunConfig) -> bool:
     """Whether a run is trained and scored. Raises `ConfigError` where it was with other settings."""
     name = f"seed-{seed}.json"
     claim = Claim(
@@ -84,7 +84,7 @@ def done(study: Study, row: Row, seed: int, config: RunConfig) -> bool:
     return claim.held() is not None
 
 
-def trained(study: Study, config: RunConfig) -> str:
+def trained(study: PlannedStudy, config: RunConfig) -> str:
     """Address of the last checkpoint of a run that has made all its steps, after the missing ones were made.
 
     That it has is written down, for where epochs are counted the folder alone does not say so.
@@ -109,7 +109,7 @@ def trained(study: Study, config: RunConfig) -> str:
     return checkpoint
 
 
-def scored(study: Study, row: Row, seed: int, checkpoint: str) -> dict[str, Any]:
+def scored(study: PlannedStudy, row: Row, seed: int, checkpoint: str) -> dict[str, Any]:
     """`clips`, `domain` of the scored clips, `values` {row: {metric: [both hands, null where there is none]}}, `failed` {clip: why}."""
     asked, gpus = study.asked, min(1.0, study.base.cluster.gpus_per_worker)
     job = EvaluationJob(
@@ -123,7 +123,7 @@ def scored(study: Study, row: Row, seed: int, checkpoint: str) -> dict[str, Any]
     )
     part = begin(job, "val", asked.samples)
     print(f"scores of {row.name}, seed {seed}", flush=True)
-    do_parts(part.missing(), job, study.options, local=asked.local, num_gpus=gpus)
+    do_parts(part.missing(), job, study.options, local=asked.local, task=TaskSize(gpus=gpus))
     release()
     return clip_scores(part.finish())
 
@@ -146,8 +146,8 @@ def _listed(values: np.ndarray) -> list[float | None]:
     return [round(float(value), DIGITS) if math.isfinite(value) else None for value in values]
 
 
-def cost(study: Study, config: RunConfig) -> dict[str, float]:
-    """Measured: hours of training steps (validation and checkpoints left out), samples, samples a second. Of the steps that survived."""
+def cost(study: PlannedStudy, config: RunConfig) -> dict[str, float]:
+    """Measured: hours of training steps (validation and checkpoints left out), samples, samples per second. Of the steps that survived."""
     found, _ = lineage(rows_of(setup.run_folder(config), study.options))
     rows = cast("list[dict[str, Any]]", found)
     steps = np.diff([0, *(row["step"] for row in rows)])

@@ -6,7 +6,7 @@ import sys
 
 from jala_ray import storage
 from jala_ray.studies.paper.asked import PaperStudy
-from jala_ray.studies.paper.plan import Study, plan_study
+from jala_ray.studies.paper.plan import PlannedStudy, plan_study
 from jala_ray.training.lease import LeaseLost
 from jala_ray.types import StoreUnavailable
 
@@ -39,7 +39,7 @@ def run(asked: PaperStudy) -> int:
     return 0
 
 
-def publish_done(study: Study) -> None:
+def publish_done(study: PlannedStudy) -> None:
     """Publish although a run has failed; what fails here is said and not raised, for the first cause is to be."""
     from jala_ray.studies.paper.page import publish
 
