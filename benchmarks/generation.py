@@ -30,7 +30,6 @@ from jala_ray.config import (
     VisionSizes,
 )
 from jala_ray.data.samples.assets import Assets, SequenceSpec
-from jala_ray.data.samples.source import Pictures
 from jala_ray.generation import Generator, Prompt
 from jala_ray.generation.prompt import words
 from jala_ray.models.text import TextTokenizer
@@ -67,10 +66,12 @@ def generator(preset: RunConfig, device: torch.device) -> Generator:
 def prompts(model: Generator, batch: int, chunks: int) -> list[Prompt]:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (3, 448, 448), np.uint8)
-    frames = rng.integers(0, 256, (1, 3, 224, 224), np.uint8) if model.config.objective.layout.frames else None
+    pictures = {"image": image}
+    if model.recipe.layout.frames:
+        pictures["frames"] = rng.integers(0, 256, (1, 3, 224, 224), np.uint8)
     hands = (Hand.RIGHT,)
     text = words("Use the hand as the activity in view requires", chunks, hands)
-    return [Prompt(str(i), text, hands, chunks, Pictures(image, frames=frames)) for i in range(batch)]
+    return [Prompt(str(i), text, hands, chunks, pictures) for i in range(batch)]
 
 
 def main() -> None:

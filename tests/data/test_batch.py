@@ -15,9 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jala_ray.batch import Batch, rows_at
 from jala_ray.data.samples import collate
-from jala_ray.data.samples.collate import Laid
-from jala_ray.data.samples.share import StepShare
-from jala_ray.data.samples.steps import _DTYPES
+from jala_ray.data.samples.layout import Laid
+from jala_ray.data.samples.share import _DTYPES, StepShare
 from jala_ray.models.vla import Out
 from jala_ray.presets import PRESETS, VARIANTS
 from jala_ray.training.learner import Learner
@@ -176,7 +175,7 @@ def test_lists_are_the_flags_of_samples(packing: bool) -> None:
     batch = make_batch(laid, packing, 700, 16)
     flags = {"state_at": "state", "scored_at": "scored", "read_at": "read"}
     for name, column in flags.items():
-        expected = sum(int(sample.sequence.columns[column].sum()) for sample in laid)
+        expected = sum(int(sample.columns[column].sum()) for sample in laid)
         assert len(getattr(batch, name)) == expected > 0
     for name, column in {"image_at": batch.image_k, "text_at": batch.text_target, "pair_at": batch.pair}.items():
         assert torch.equal(getattr(batch, name), (column.flatten() >= 0).nonzero()[:, 0]), name

@@ -5,6 +5,7 @@ import pytest
 
 from jala_ray.config import JalaConfig, LayoutSpec
 from jala_ray.data.samples.draw import draw, generator
+from jala_ray.data.samples.source import Sample
 from jala_ray.types import HandState
 
 A, U, L = HandState.ABSENT, HandState.UNTRACKED, HandState.LABELLED
@@ -15,7 +16,9 @@ K = 128
 def take(rng, task="generation", states=(L, L), labelled=None, n=4, layout: LayoutSpec = LAYOUT):
     if labelled is None:
         labelled = np.array([[s == L] * n for s in states])
-    return draw(rng, task, states, labelled, K, n_templates=20, n_instructions=3, layout=layout)
+    codes = np.zeros((*labelled.shape, K), np.int64)
+    sample = Sample("a", task, states, labelled, codes, ("one", "two", "three"), "", float(n), 0)
+    return draw(rng, sample, K, layout)
 
 
 def test_masking_statistics() -> None:

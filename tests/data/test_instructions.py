@@ -4,8 +4,11 @@ import string
 
 import pytest
 
-from jala_ray.data.samples.instructions import PLACEHOLDERS, TEMPLATES, TEMPLATES_PER_TASK, render
-from jala_ray.types import TASK_TYPES, Hand, UserError
+from jala_ray.data.samples.instructions import all_templates, render
+from jala_ray.tasks import TASKS
+from jala_ray.types import Hand, UserError
+
+PAPERS = ("generation", "continuation", "description", "pure_video")
 
 
 def _placeholders(template):
@@ -13,22 +16,23 @@ def _placeholders(template):
 
 
 def test_twenty_templates_each_all_distinct():
-    assert tuple(TEMPLATES) == TASK_TYPES
-    assert all(len(templates) == TEMPLATES_PER_TASK == 20 for templates in TEMPLATES.values())
-    every = [template for templates in TEMPLATES.values() for template in templates]
+    assert tuple(TASKS)[:4] == PAPERS
+    assert all(len(TASKS[name].templates) == 20 for name in PAPERS)
+    every = [template for name in PAPERS for template in TASKS[name].templates]
+    assert all_templates()[:80] == every
     assert len({"".join(c for c in text.lower() if c.isalpha()) for text in every}) == 80
 
 
-@pytest.mark.parametrize("task_type", TASK_TYPES)
+@pytest.mark.parametrize("task_type", TASKS)
 def test_placeholders(task_type):
-    for template in TEMPLATES[task_type]:
+    for template in TASKS[task_type].templates:
         names = _placeholders(template)
-        assert set(names) <= PLACEHOLDERS, template
-        assert names.count("instruction") == (task_type != "description"), template
+        assert set(names) <= {"instruction", "seconds", "hands"}, template
+        assert names.count("instruction") == TASKS[task_type].instructed, template
 
 
 def test_every_template_renders_to_a_clean_sentence():
-    for task_type in TASK_TYPES:
+    for task_type in PAPERS:
         texts = {
             render(task_type, i, instruction=" Lift the cup. ", seconds=3, hands=[Hand.LEFT, Hand.RIGHT])
             for i in range(20)

@@ -14,7 +14,6 @@ from jala_ray.config import LayoutSpec, RunConfig
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.collate import Laid
-from jala_ray.data.samples.layout import Sequence
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.presets import PRESETS
 from jala_ray.types import HandState, TaskType
@@ -37,8 +36,8 @@ def laid(kind: Kind, preset: str = "tiny", epoch: int = 0) -> Laid:
     return lay_out(config, assets, [kind], epoch)[0]
 
 
-def draws(kind: Kind, preset: str = "tiny") -> list[Sequence]:
-    return [laid(kind, preset, epoch).sequence for epoch in range(EPOCHS)]
+def draws(kind: Kind, preset: str = "tiny") -> list[Laid]:
+    return [laid(kind, preset, epoch) for epoch in range(EPOCHS)]
 
 
 def truth(kind: Kind) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +46,7 @@ def truth(kind: Kind) -> tuple[np.ndarray, np.ndarray]:
     return example.labelled, example.codes  # type: ignore[union-attr]
 
 
-def chunks_of(sequence: Sequence) -> list[tuple[int, np.ndarray]]:
+def chunks_of(sequence: Laid) -> list[tuple[int, np.ndarray]]:
     """(hand, positions of the K codes) of every chunk, in order; checks `<mot>` and `</mot>` around it."""
     vocab, c = config_of("tiny")[1].spec.vocab, sequence.columns
     found = []
@@ -59,7 +58,7 @@ def chunks_of(sequence: Sequence) -> list[tuple[int, np.ndarray]]:
     return found
 
 
-def turns(sequence: Sequence) -> tuple[slice, slice]:
+def turns(sequence: Laid) -> tuple[slice, slice]:
     """Positions of the user turn and of the assistant turn, after its header and with its closing."""
     text = config_of("tiny")[1].text
     close = text.user_close_assistant_open()
@@ -179,7 +178,7 @@ def test_a_continuation_prompts_with_the_first_steps_of_both_hands(states: tuple
     _, codes = truth(kind)
     seen = set()
     for epoch in range(24):
-        sequence = laid(kind, epoch=epoch).sequence
+        sequence = laid(kind, epoch=epoch)
         user, assistant = turns(sequence)
         chunks = chunks_of(sequence)
         prompt = [inside(at, user) for _, at in chunks]
@@ -247,7 +246,7 @@ def test_pairs_are_of_the_chunks_own_time(name: str) -> None:
     """`pairs[pair]` is the chunk's time i: it reads v_i and v_{i+1}, which are among the boundaries decoded."""
     for epoch in range(EPOCHS):
         one = laid(TWO[name], epoch=epoch)
-        sequence = one.sequence
+        sequence = one
         used = set()
         for i, (_, at) in enumerate(chunks_of(sequence)):
             rows = set(sequence.columns["pair"][at]) - {-1}
@@ -257,8 +256,8 @@ def test_pairs_are_of_the_chunks_own_time(name: str) -> None:
         assert one.boundaries[0] == 0
         assert set(one.boundaries) == {0} | set(sequence.pairs) | {time + 1 for time in sequence.pairs}
         assert list(one.boundaries) == sorted(one.boundaries)
-        assert one.frames is not None and len(one.frames) == len(one.boundaries)
-    assert not any(laid(TWO[name], "tiny_no_align").sequence.pairs for name in TWO)
+        assert len(one.pictures["frames"]) == len(one.boundaries)
+    assert not any(laid(TWO[name], "tiny_no_align").pairs for name in TWO)
 
 
 def test_next_token_is_causal_over_labelled_chunks_alone() -> None:
@@ -279,7 +278,7 @@ def test_next_token_is_causal_over_labelled_chunks_alone() -> None:
         scored = [bool(sequence.columns["scored"][at].all()) for _, at in chunks_of(sequence)]
         assert scored == [not before for before in prompt] and any(prompt) and not all(prompt)
         assert not sequence.columns["scored"][user].any() and sequence.columns["scored"][assistant].any()
-    assert laid(kind, "tiny_next_token").boundaries == []
+    assert laid(kind, "tiny_next_token").boundaries == ()
 
 
 @pytest.mark.parametrize("states", [(L, L), (A, L), (L, U)])

@@ -62,7 +62,7 @@ BAD = {
         "no poses",
     ),
     "no hands": (make_clip(**(NO_POSES | {"hands": (PLAIN[1],) * 2})), "left_state, right_state", "one hand"),
-    "nothing at all": (make_clip(video_uri=None, **NO_POSES), "video_uri", "a video, or a labelled hand"),
+    "nothing at all": (make_clip(video_uri=None, **NO_POSES), "video_uri", "a video, a labelled hand or a signal"),
     "confidence": (with_hand(make_clip(), 0, confidence=1.5), "left_confidence", r"[0, 1]"),
     "pose times": (make_clip(pose_time_s=np.zeros(91)), "pose_time_s", "ascending"),
     "pose times in file time": (make_clip(pose_time_s=2 + np.arange(91) / 30), "pose_time_s", "clip's start"),

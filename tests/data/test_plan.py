@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jala_ray.config import DataConfig
-from jala_ray.data.manifest.places import PLACE, Catalogue, clip_hashes, thinned
+from jala_ray.data.manifest.places import PLACE, Catalogue, RowFilter, clip_hashes, thinned
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.pipeline import unit
-from jala_ray.data.manifest.places import RowFilter
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.mixture import apportion, cell_shares
 from jala_ray.data.sampling.plan import Plan, Span, Steps

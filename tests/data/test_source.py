@@ -17,7 +17,7 @@ from jala_ray.data.manifest.files import Part
 from jala_ray.data.manifest.rows import rows_to_table
 from jala_ray.data.manifest.table import SCHEMA, Manifest, clip_to_row, row_to_clip, write_manifest
 from jala_ray.data.samples.assets import Assets
-from jala_ray.data.samples.collate import Laid
+from jala_ray.data.samples.layout import Laid
 from jala_ray.data.samples.source import BadRow, ManifestSource, Sample
 from jala_ray.data.samples.steps import ShareBuilder
 from jala_ray.data.sampling.plan import PlanRow
@@ -157,11 +157,11 @@ def test_a_damaged_row_is_lost_alone(tmp_path: Path) -> None:
     assert all(isinstance(one, BadRow) and "no such file" in str(one.error) for one in gone)
 
 
-def test_the_tokenizer_may_refuse_one_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tokenizer_may_refuse_one_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(tmp_path, "abc", {})
     sound = source.samples([0, 1, 2])
     encode = source.assets.motion.encode
-    poison = torch.from_numpy(source.source._example(1, source.manifest.row(1))[1])
+    poison = torch.from_numpy(source.source._sample(1, source.manifest.row(1))[1])
 
     def refusing(features: torch.Tensor) -> torch.Tensor:
         if any(torch.equal(chunk, poison[0]) for chunk in features):
@@ -185,7 +185,7 @@ def test_codes_are_those_of_each_clip_alone(tmp_path: Path) -> None:
         (alone,) = source.samples([row])
         assert isinstance(alone, Sample) and isinstance(example, Sample)
         np.testing.assert_array_equal(example.codes, alone.codes)
-        features = source.source._example(row, source.manifest.row(row))[1]
+        features = source.source._sample(row, source.manifest.row(row))[1]
         codes = source.assets.motion.encode(torch.from_numpy(features[-1:])).numpy()
         np.testing.assert_array_equal(example.codes[1, -1], codes[0])
 
@@ -196,7 +196,7 @@ def test_a_share_reports_the_clip_and_keeps_the_others(
 ) -> None:
     change, field, _ = BROKEN[name]
     source = source_of(tmp_path, "abc", {"b": change})
-    monkeypatch.setattr(source.source, "visuals", lambda looks: (source.source.blank() for _ in looks))
+    monkeypatch.setattr(source.source, "pictures", lambda looks: (source.source.blank() for _ in looks))
     builder = ShareBuilder(small(), lambda: (source.source, source.assets), 0)
     laid, errors = builder.lay_out([PlanRow(0, i, i, source.manifest.address(i)) for i in range(3)], step=5)
     assert [one.plan_row for one in laid] == [0, 2] and all(isinstance(one, Laid) for one in laid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 
 from jala_ray.config import GenerationConfig
 from jala_ray.data.manifest.table import Manifest
-from jala_ray.data.samples.collate import Laid, collate
+from jala_ray.data.samples.collate import collate
 from jala_ray.data.samples.draw import Draw
+from jala_ray.data.samples.hand_recipe import HandRecipe
 from jala_ray.data.samples.instructions import render
-from jala_ray.data.samples.layout import SampleText, build_sequence
+from jala_ray.data.samples.layout import SampleText
 from jala_ray.data.samples.source import Look, ManifestSource, Pictures, Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
@@ -39,28 +41,23 @@ def predict(loaded: checkpoint.Loaded, source: ManifestSource, row: PlanRow, han
     """Codes (K,) of one chunk, fully masked, with the earlier ones intact: one forward pass, most likely code each."""
     (example,) = source.samples([row])
     assert isinstance(example, Sample)
-    spec, layout = loaded.assets.spec, loaded.config.objective.layout
     masked = np.zeros(example.codes.shape, bool)
     masked[hand, time] = True
     chance = Draw(0, 0, 0, (Hand(hand), time), masked, masked, np.zeros_like(masked))
     hands = [h for h in Hand if example.states[h] != HandState.ABSENT]
     words = render("generation", 0, instruction=example.instructions[0], seconds=example.seconds, hands=hands)
-    sequence = build_sequence(
-        *("generation", SampleText(words), example.states, example.labelled, example.codes, chance),
-        tokenizer=loaded.assets.text,
-        vocab=spec.vocab,
-        layout=layout,
-        image_tokens=spec.image_tokens,
-    )
-    (pictures,) = source.pictures([Look(example, [0], [])])
+    told = dataclasses.replace(example, task="generation")
+    laid = HandRecipe(loaded.config, loaded.assets).lay_out(told, chance, SampleText(words))
+    (pictures,) = source.pictures([Look(example, laid.boundaries)])
     assert isinstance(pictures, Pictures)
-    batch = collate([Laid(0, 1.0, sequence, pictures.image, [0], pictures.frames)], packing=False, max_tokens=4096)
+    laid.pictures = pictures
+    batch = collate([laid], packing=False, max_tokens=4096)
     learner = loaded.learner
     with torch.no_grad():
         _, out, _ = learner.run(batch)
         at = batch.scored_at
         within = learner.vla.motion_logits(out.final[at], batch.k[at]).argmax(-1).numpy()
-    return within + loaded.assets.motion.token_slots.numpy() * spec.vocab.codes
+    return within + loaded.assets.tokenizer.token_slots.numpy() * loaded.assets.spec.vocab.codes
 
 
 def joints(features: torch.Tensor, hand: int, beta: np.ndarray) -> torch.Tensor:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from jala_ray.data.manifest.table import Manifest, write_manifest
-from jala_ray.data.samples.collate import Laid, collate
-from jala_ray.data.samples.draw import draw
+from jala_ray.data.samples.collate import collate
+from jala_ray.data.samples.hand_recipe import HandRecipe
 from jala_ray.data.samples.instructions import render
-from jala_ray.data.samples.layout import SampleText, build_sequence
+from jala_ray.data.samples.layout import SampleText
 from jala_ray.data.samples.source import Look, ManifestSource, Pictures, Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
@@ -255,26 +255,16 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int) -> tuple[dict[tuple
     assert isinstance(example, Sample)
     states = tuple(min(state, HandState.UNTRACKED) for state in example.states)
     example = dataclasses.replace(example, states=states, labelled=np.zeros_like(example.labelled))
-    spec, layout, objective = loaded.assets.spec, loaded.config.objective.layout, loaded.learner.objective
-    chance = draw(
-        *(np.random.default_rng(0), "pure_video", example.states, example.labelled, spec.vocab.chunk_tokens),
-        n_templates=1,
-        n_instructions=1,
-        layout=layout,
-    )
+    example = dataclasses.replace(example, task="pure_video")
+    objective, recipe = loaded.learner.objective, HandRecipe(loaded.config, loaded.assets)
     hands = [h for h in Hand if example.states[h] != HandState.ABSENT]
     words = render("generation", 0, instruction=example.instructions[0], seconds=example.seconds, hands=hands)
-    tokens = build_sequence(
-        *("pure_video", SampleText(words), example.states, example.labelled, example.codes, chance),
-        tokenizer=loaded.assets.text,
-        vocab=spec.vocab,
-        layout=layout,
-        image_tokens=spec.image_tokens,
-    )
-    boundaries = sorted({0, *tokens.pairs, *(t + 1 for t in tokens.pairs)})
-    (pictures,) = source.pictures([Look(example, boundaries, tokens.pairs)])
+    laid = recipe.lay_out(example, recipe.draw(np.random.default_rng(0), example), SampleText(words))
+    assert laid.boundaries == sorted({0, *laid.pairs, *(t + 1 for t in laid.pairs)})
+    (pictures,) = source.pictures([Look(example, laid.boundaries, laid.pairs)])
     assert isinstance(pictures, Pictures) and isinstance(objective, Jala)
-    batch = collate([Laid(0, 1.0, tokens, pictures.image, boundaries, pictures.frames)], packing=False, max_tokens=4096)
+    laid.pictures, laid.plan_row = pictures, 0
+    batch = collate([laid], packing=False, max_tokens=4096)
     with torch.no_grad():
         features, out, _ = loaded.learner.run(batch)
         assert features is not None
@@ -282,7 +272,7 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int) -> tuple[dict[tuple
         z = objective.targets(features).mean(dim=2).numpy()
     found = {}
     for hand in Hand:
-        for i, time in enumerate(tokens.pairs):
+        for i, time in enumerate(laid.pairs):
             at = (batch.pair[0] == i) & (batch.hand[0] == hand)
             if at.any():
                 found[int(hand), time] = hidden[at].mean(dim=0).numpy()

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from jala_ray.data.manifest.table import Manifest, write_manifest
-from jala_ray.data.samples.collate import Laid, collate
+from jala_ray.data.samples.collate import collate
 from jala_ray.data.samples.draw import Draw
+from jala_ray.data.samples.hand_recipe import HandRecipe
 from jala_ray.data.samples.instructions import render
-from jala_ray.data.samples.layout import SampleText, build_sequence
+from jala_ray.data.samples.layout import SampleText
 from jala_ray.data.samples.source import Look, ManifestSource, Pictures, Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
@@ -149,23 +150,17 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int, hand: int, time: in
     source = ManifestSource(manifest.base, loaded.assets)
     (example,) = source.samples([PlanRow(0, row, row, manifest.address(row))])
     assert isinstance(example, Sample)
-    spec, layout = loaded.assets.spec, loaded.config.objective.layout
     masked = np.zeros(example.codes.shape, bool)
     masked[hand, time] = True
     hands = [h for h in Hand if example.states[h] != HandState.ABSENT]
     words = render("generation", 0, instruction=example.instructions[0], seconds=example.seconds, hands=hands)
-    tokens = build_sequence(
-        *("generation", SampleText(words), example.states, example.labelled, example.codes),
-        Draw(0, 0, 0, (Hand(hand), time), masked, masked, masked),
-        tokenizer=loaded.assets.text,
-        vocab=spec.vocab,
-        layout=layout,
-        image_tokens=spec.image_tokens,
-    )
-    boundaries = sorted({0, time, time + 1})
-    (pictures,) = source.pictures([Look(example, boundaries, tokens.pairs)])
+    chance = Draw(0, 0, 0, (Hand(hand), time), masked, masked, masked)
+    told = dataclasses.replace(example, task="generation")
+    laid = HandRecipe(loaded.config, loaded.assets).lay_out(told, chance, SampleText(words))
+    assert laid.boundaries == sorted({0, time, time + 1})
+    (pictures,) = source.pictures([Look(example, laid.boundaries, laid.pairs)])
     assert isinstance(pictures, Pictures)
-    laid = Laid(0, 1.0, tokens, pictures.image, boundaries, pictures.frames)
+    laid.pictures = pictures
     batch = collate([laid], packing=False, max_tokens=4096)
     objective = loaded.learner.objective
     assert isinstance(objective, Jala) and objective.lap is not None

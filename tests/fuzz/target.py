@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from jala_ray.config import RunConfig
+from jala_ray.data.manifest.places import RowFilter
 from jala_ray.data.manifest.table import Manifest, validate
 from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.source import BadRow, Look, ManifestSource, Sample
-from jala_ray.data.manifest.places import RowFilter
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import plan_rows
 from jala_ray.types import Clip, HandState, HandTrack, PacketIndex, UserError, VideoError

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from jala_ray.config import GenerationConfig, RunConfig
 from jala_ray.data.samples.collate import collate
-from jala_ray.data.samples.source import Pictures
 from jala_ray.generation import Generator, Motion, Prompt
 from jala_ray.generation.decoding import schedule
 from jala_ray.generation.motion import mean_motion
@@ -50,10 +49,10 @@ def generator(name: str = "tiny", ensemble: int = 1, state: str | None = None, *
 def prompt(model: Generator, number: int, hands: tuple[Hand, ...] = (R,), chunks: int = 2, given: int = 0) -> Prompt:
     rng, spec, motion = np.random.default_rng(number), model.assets.spec, model.assets.motion
     image, frame = (rng.integers(0, 256, (3, side, side), np.uint8) for side in (spec.image_size, spec.frame_size))
-    visuals = Pictures(image, frames=frame[None] if model.config.objective.layout.frames else None)
+    pictures = {"image": image} | ({"frames": frame[None]} if model.config.objective.layout.frames else {})
     codes = rng.integers(0, motion.codes, (2, given, motion.K)) + motion.token_slots.numpy() * motion.codes
     text = words("push the cup " + "away " * number, chunks, hands, given)
-    return Prompt(f"clip{number}", text, hands, chunks, visuals, codes)
+    return Prompt(f"clip{number}", text, hands, chunks, pictures, codes)
 
 
 def mixed(model: Generator) -> list[Prompt]:

@@ -12,15 +12,14 @@ from torch import Tensor
 
 from jala_ray.data.samples.collate import Laid, collate
 from jala_ray.data.samples.draw import draw, generator
-from jala_ray.data.samples.instructions import TEMPLATES
 from jala_ray.data.samples.layout import TOKEN_COLUMNS
-from jala_ray.data.samples.layout import Sequence as Tokens
 from jala_ray.data.samples.source import Look, Pictures, Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.generation import Generator
 from jala_ray.generation.prompt import TEMPLATE, lay_out_description
 from jala_ray.presets import PRESETS
 from jala_ray.training.checkpoint import Loaded, Position
+from jala_ray.types import UserError
 from tests.support import A, Kind, L, MemorySource, U, make_assets, make_builder, make_learner, small
 
 TEXTS = ("The hand moves a cup.", "A left hand moves.", "Cup up", "Both hands move a cup, a cup and a cup again.")
@@ -42,8 +41,8 @@ ALIKE = [Kind("description", (A, L), 1)] * len(TEXTS)
 class Described(MemorySource):
     """Each clip has a text of its own; clips that are alike have one picture."""
 
-    def _visuals(self, row: int, boundaries: Sequence[int]) -> Pictures:
-        return super()._visuals(0 if self.kinds == ALIKE else row, boundaries)
+    def _pictures(self, row: int, boundaries: Sequence[int]) -> Pictures:
+        return super()._pictures(0 if self.kinds == ALIKE else row, boundaries)
 
     def _example(self, row: int) -> Sample:
         example = super()._example(row)
@@ -62,25 +61,20 @@ def model(name: str = "tiny", **values: object) -> Generator:
 
 def clips(of: Generator, kinds: list[Kind] = KINDS) -> list[tuple[Sample, Pictures]]:
     source, boundaries = Described(kinds, of.assets), [0] if of.config.objective.layout.frames else []
-    examples = [source._example(row) for row in range(len(kinds))]
-    pictures = source.pictures([Look(example, boundaries, []) for example in examples])
-    return [(example, seen) for example, seen in zip(examples, pictures, strict=True) if isinstance(seen, Pictures)]
+    samples = [source._sample(row) for row in range(len(kinds))]
+    assert all(isinstance(sample, Sample) for sample in samples)
+    pictures = source.pictures([Look(sample, boundaries) for sample in samples])  # type: ignore[arg-type]
+    return [(sample, seen) for sample, seen in zip(samples, pictures, strict=True) if not isinstance(seen, UserError)]  # type: ignore[misc]
 
 
 def as_trained(of: Generator, row: int, kinds: list[Kind] = KINDS) -> Laid:
     """The clip's sample as training lays it out, in the first epoch that draws the first template for it."""
     config = of.config
     builder = make_builder(config, Described(kinds, of.assets), len(kinds)).builder
-    example = Described(kinds, of.assets)._example(row)
+    sample = Described(kinds, of.assets)._sample(row)
 
     def template(epoch: int) -> int:
-        chance = draw(
-            *(generator(config.seed, epoch, row), "description", example.states, example.labelled, 4),
-            n_templates=len(TEMPLATES["description"]),
-            n_instructions=len(example.instructions),
-            layout=config.objective.layout,
-        )
-        return chance.template
+        return draw(generator(config.seed, epoch, row), sample, 4, config.objective.layout).template  # type: ignore[arg-type]
 
     epoch = next(epoch for epoch in range(1000) if template(epoch) == TEMPLATE)
     (laid,), errors = builder.lay_out([PlanRow(epoch, row, row)], 0)
@@ -91,21 +85,18 @@ def as_trained(of: Generator, row: int, kinds: list[Kind] = KINDS) -> Laid:
 @pytest.mark.parametrize("name", PRESETS_WITH_TEXT)
 def test_the_prompt_is_what_training_lays_out_before_the_answer(name: str) -> None:
     of = model(name)
-    for row, (example, visuals) in enumerate(clips(of)):
-        trained, prompt = (
-            as_trained(of, row),
-            lay_out_description(example, visuals, of.assets, of.config.objective.layout),
-        )
-        length, answer = len(prompt.sequence), of.assets.text.encode(TEXTS[row])
+    for row, (sample, pictures) in enumerate(clips(of)):
+        trained, prompt = as_trained(of, row), lay_out_description(sample, pictures, of.recipe)
+        length, answer = len(prompt), of.assets.text.encode(TEXTS[row])
         for column in TOKEN_COLUMNS:
-            whole, mine = trained.sequence.columns[column], prompt.sequence.columns[column]
+            whole, mine = trained.columns[column], prompt.columns[column]
             if column == "text_target":  # which token comes first is for the model to say
                 assert (mine[:-1] == -1).all() and whole[length - 1] == answer[0]
             else:
                 np.testing.assert_array_equal(mine, whole[:length], err_msg=column)
-        assert trained.sequence.columns["ids"][length:].tolist() == [*answer, *of.assets.text.assistant_close()]
-        np.testing.assert_array_equal(prompt.image, trained.image)
-        assert prompt.boundaries == trained.boundaries and prompt.sequence.pairs == trained.sequence.pairs == []
+        assert trained.columns["ids"][length:].tolist() == [*answer, *of.assets.text.assistant_close()]
+        np.testing.assert_array_equal(prompt.images, trained.images)
+        assert prompt.boundaries == trained.boundaries and prompt.pairs == trained.pairs == []
 
 
 class Logits:
@@ -122,12 +113,12 @@ class Logits:
 @torch.no_grad()
 def teacher_forced(of: Generator, clip: tuple[Sample, Pictures], said: list[int]) -> Tensor:
     """Logits (len(said) + 1, text vocabulary) of the answer's tokens by one whole forward pass of training."""
-    laid = lay_out_description(*clip, of.assets, of.config.objective.layout)
-    columns, length = laid.sequence.columns, len(laid.sequence)
+    laid = lay_out_description(*clip, of.recipe)
+    columns, length = laid.columns, len(laid)
     void = {"ids": said, "scored": 0, "state": 0, "read": 0}
     more = {name: np.broadcast_to(void.get(name, -1), (len(said),)) for name in columns}
-    tokens = Tokens({name: np.concatenate([column, more[name]]) for name, column in columns.items()})
-    batch = collate([replace(laid, sequence=tokens)], packing=False, max_tokens=4096, pad_multiple=8)
+    whole = {name: np.concatenate([column, more[name]]) for name, column in columns.items()}
+    batch = collate([replace(laid, columns=whole)], packing=False, max_tokens=4096, pad_multiple=8)
     _, out, _ = of.learner.run(batch)
     return of.learner.vla.backbone.lm_logits(out.final[0, length - 1 : length + len(said)])
 
@@ -151,7 +142,7 @@ def test_token_by_token_is_teacher_forcing(name: str) -> None:
 def test_a_batch_of_unlike_clips_equals_each_alone() -> None:
     of = model()
     given = clips(of)
-    sequences = {len(lay_out_description(*clip, of.assets, of.config.objective.layout).sequence) for clip in given}
+    sequences = {len(lay_out_description(*clip, of.recipe)) for clip in given}
     assert len(sequences) == len(given), "no two prompts are of one length"
     together = of.describe(given, most=20)
     assert together == [of.describe([clip], most=20)[0] for clip in given]

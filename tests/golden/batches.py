@@ -22,6 +22,7 @@ def columns(batch: Any, reads: str = "scored") -> dict[str, Tensor]:
     found = dict(batch)
     found["lo"], found["hi"] = intervals(found["sample"], found.pop("block"))
     scored = found.pop("scored")
+    found["picture"] = found["sample"][found["image_k"] >= 0]
     there = {"scored": scored, "state": found.pop("state")}
     there |= {"image": found["image_k"] >= 0, "text": found["text_target"] >= 0, "pair": found["pair"] >= 0}
     motion = {

@@ -14,7 +14,6 @@ from torch.nn.attention.flex_attention import create_block_mask
 from jala_ray.batch import Batch
 from jala_ray.data.samples.collate import Laid, collate
 from jala_ray.data.samples.layout import TOKEN_COLUMNS
-from jala_ray.data.samples.layout import Sequence as Tokens
 from jala_ray.models.masks import dense_mask, flex_mask
 from jala_ray.presets import PRESETS
 from tests.support import Kind, L, lay_out, make_assets, make_batch, make_learner, small
@@ -61,7 +60,7 @@ def by_definition(batch: Batch, laid: Sequence[Laid]) -> Tensor:
     rows, length = batch.ids.shape
     block = torch.full((rows, length), -1)
     for b, t in (batch.sample >= 0).nonzero().tolist():
-        block[b, t] = int(laid[batch.sample[b, t]].sequence.columns["block"][batch.position[b, t]])
+        block[b, t] = int(laid[batch.sample[b, t]].columns["block"][batch.position[b, t]])
     place = torch.arange(length)
     not_later = place[None, :] <= place[:, None]
     same_chunk = (block[:, :, None] == block[:, None, :]) & (block >= 0)[:, :, None]
@@ -72,7 +71,8 @@ def sample_of(parts: Sequence[tuple[bool, int]], number: int) -> Laid:
     """A sample of `parts`: whether each is a bidirectional chunk, and its tokens."""
     block = np.concatenate([np.full(length, i if chunk else -1) for i, (chunk, length) in enumerate(parts)])
     columns = {name: np.zeros(len(block), np.int64) for name in TOKEN_COLUMNS} | {"block": block}
-    return Laid(number, 1.0, Tokens(columns | {"pair": block * 0 - 1}), np.zeros((3, 1, 1), np.uint8), [])
+    pictures = {"image": np.zeros((3, 1, 1), np.uint8)}
+    return Laid(columns | {"pair": block * 0 - 1}, pictures=pictures, plan_row=number)
 
 
 PARTS = st.lists(st.tuples(st.booleans(), st.integers(1, 5)), min_size=1, max_size=6)

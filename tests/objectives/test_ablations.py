@@ -235,7 +235,7 @@ def test_without_any_perceiver_no_frames_are_read() -> None:
     """`no_align` without LSP: masked prediction from [MASK] alone."""
     config, assets = setting("tiny_no_align", objective__state="none")
     laid = lay_out(config, assets)
-    assert all(sample.frames is None for sample in laid)
+    assert all(set(sample.pictures) == {"image"} for sample in laid)
     learner = make_learner(config, assets)
     out = learner(make_batch(laid))
     assert out.sums["mcp/sum"] > 0 and learner.features(make_batch(laid)) is None

@@ -74,6 +74,6 @@ def test_packed_positions_and_samples() -> None:
     batch = make_batch(laid, packing=True, max_tokens=700)
     for i, sample in enumerate(laid):
         at = batch.sample == i
-        assert at.sum() == len(sample.sequence)
-        assert batch.position[at].tolist() == list(range(len(sample.sequence)))
-        assert batch.ids[at].tolist() == sample.sequence.columns["ids"].tolist()
+        assert at.sum() == len(sample)
+        assert batch.position[at].tolist() == list(range(len(sample)))
+        assert batch.ids[at].tolist() == sample.columns["ids"].tolist()

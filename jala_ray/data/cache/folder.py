@@ -156,6 +156,7 @@ class Cache:
 
 _WORDS = {"cell": "cells", "domain": "domains", "signals": "signal_sets"}
 """Columns that are places in lists of words, and the lists."""
+_NO_SIGNALS: tuple[tuple[str, ...], ...] = ((),)
 _COLUMNS: dict[str, type] = {
     **{name: PLACE[name].type for name in ("row", "crc", "size", "offset")},
     "cell": np.uint16,
@@ -186,24 +187,31 @@ class CacheIndex:
     errors: tuple[dict[str, Any], ...] = ()
     """Rows that are missing: row, clip_id, field, reason."""
     domains: tuple[str, ...] = DOMAINS
-    signal_sets: tuple[tuple[str, ...], ...] = ((),)
+    """The papers' two first, and what else there is."""
+    signal_sets: tuple[tuple[str, ...], ...] = _NO_SIGNALS
     """The different sets of signals that rows have."""
 
     def __len__(self) -> int:
         return len(self.columns["row"])
 
     def to_bytes(self) -> bytes:
-        names = ("cells", "counts", "starts", "shape", "errors", "domains", "signal_sets")
-        facts = {name: getattr(self, name) for name in names}
-        return safetensors.numpy.save({**self.columns, "facts": json_array(facts)})
+        facts = {name: getattr(self, name) for name in ("cells", "counts", "starts", "shape", "errors")}
+        columns = dict(self.columns)
+        if self.domains != DOMAINS:
+            facts["domains"] = self.domains
+        if self.signal_sets == _NO_SIGNALS:
+            columns.pop("signals")
+        else:
+            facts["signal_sets"] = self.signal_sets
+        return safetensors.numpy.save({**columns, "facts": json_array(facts)})
 
     @classmethod
     def from_bytes(cls, payload: bytes) -> CacheIndex:
         stored = safetensors.numpy.load(payload)
         facts = json.loads(stored.pop("facts").tobytes())
         cells = tuple((source, task) for source, task in facts.pop("cells"))
-        sets = tuple(map(tuple, facts.pop("signal_sets", [()])))
-        stored.setdefault("signals", np.zeros(len(stored["row"]), np.uint16))  # of an index from before there were any
+        sets = tuple(map(tuple, facts.pop("signal_sets", _NO_SIGNALS)))
+        stored.setdefault("signals", np.zeros(len(stored["row"]), np.uint16))
         return cls(stored, cells, signal_sets=sets, **{name: tuple(values) for name, values in facts.items()})
 
     @classmethod
@@ -220,6 +228,8 @@ class CacheIndex:
     def from_rows(cls, rows: Sequence[Mapping[str, Any]], **facts: Any) -> CacheIndex:
         """Of one part; `rows` by column, with (source, task type) as `cell`, and words for `domain` and `signals`."""
         words = {name: tuple(sorted({row[name] for row in rows})) for name in _WORDS}
+        words["domain"] = (*DOMAINS, *(word for word in words["domain"] if word not in DOMAINS))
+        words["signals"] = words["signals"] or _NO_SIGNALS
         columns = {
             name: np.array([words[name].index(row[name]) if name in words else row[name] for row in rows], kind)
             for name, kind in _COLUMNS.items()
@@ -235,6 +245,8 @@ class CacheIndex:
         words: dict[str, tuple[Any, ...]] = {}
         for name, field in _WORDS.items():
             known: dict[Any, int] = {}
+            if name == "domain":
+                known |= {word: number for number, word in enumerate(DOMAINS)}
             numbers = [[known.setdefault(word, len(known)) for word in getattr(part, field)] for part in parts]
             kind = _COLUMNS[name]
             renumbered = [

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jala_ray.data.manifest.examine import LONG_TEXT, longest_text
+from jala_ray.domains import DOMAIN_KINDS
 from jala_ray.reports.inspection.census import Census
 from jala_ray.reports.inspection.motion import MIN_GAP, ClipMotion, Outlier, inside_share
 from jala_ray.reports.inspection.quarantine import Quarantine
 from jala_ray.reports.inspection.sample import ClipFrames, Unreadable, by_source
 from jala_ray.reports.kit.findings import Finding, worst_first
-from jala_ray.types import HAND_NAMES, WILD_TIME_SCALE, Clip, Hand
+from jala_ray.types import HAND_NAMES, Clip, Hand
 
 LOST_SHARE = 0.2
 """Warn where more of the labelled hands' chunks than this are lost to invalid frames."""
@@ -53,7 +54,8 @@ def _counted(census: Census) -> Iterator[Finding]:
         yield Finding("bad", "The manifest has no rows.")
         return
     for line in census.lines("source", "domain", "time_scale", first=False):
-        scale, right = line["time_scale"], WILD_TIME_SCALE if line["domain"] == "wild" else 1.0
+        scale, kind = line["time_scale"], DOMAIN_KINDS.get(line["domain"])
+        right = 1.0 if kind is None else kind.time_scale
         if scale != right:
             # A slow-down of its own may be meant; wild video in full speed, or slowed lab video, is a mistake.
             level = "bad" if line["domain"] == "lab" or scale == 1 else "warn"

@@ -18,7 +18,7 @@ from jala_ray.data.cache.folder import PREPROCESSING_VERSION, Cache, CacheFacts,
 from jala_ray.data.cache.making import Making, manifest_key
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.samples.assets import tokenizer_key
-from jala_ray.data.samples.source import BadRow, Example, Look
+from jala_ray.data.samples.source import BadRow, Look, Sample
 from jala_ray.hands.resample import chunk_features
 from jala_ray.models.frame_encoder import encoder_key
 from jala_ray.types import ManifestError, UserError
@@ -95,15 +95,15 @@ def test_damage_costs_the_samples_that_need_it(world: Manifest, tmp_path: Path) 
     second, third = opened.rows[1].address, opened.rows[2]
     assert second is not None
     flip(Path(second.file), second.offset + second.size // 2)
-    (example,) = opened.source.examples([third])
-    assert isinstance(example, Example)
+    (example,) = opened.source.samples([third])
+    assert isinstance(example, Sample)
     image, unit = 3 * 28 * 28, 4 * 4 * 16
     flip(tmp_path / "cache/parts/00000/arrays", example.at + image + 2 * unit)  # type: ignore[attr-defined]
 
-    first, bad, good, *_ = opened.source.examples(opened.rows)
+    first, bad, good, *_ = opened.source.samples(opened.rows)
     assert isinstance(bad, BadRow) and bad.clip_id == "row 1" and "other bytes" in str(bad.error)
     looks = [Look(first, [0], []), Look(good, [0, 1], []), Look(good, [0, 2], []), Look(first, [0, 1, 2], [])]  # type: ignore[arg-type]
-    seen = list(opened.source.visuals(looks))
+    seen = list(opened.source.pictures(looks))
     assert [isinstance(one, UserError) for one in seen] == [False, False, True, False]
     assert "arrays" in str(seen[2]) and "Delete that part's folder and run `jala cache` again" in str(seen[2])
     laid, errors = lay_out(opened.source, opened.rows)
@@ -111,7 +111,7 @@ def test_damage_costs_the_samples_that_need_it(world: Manifest, tmp_path: Path) 
     assert len(laid) + len(errors) == len(opened.rows)
 
     shutil.rmtree(tmp_path / "cache/parts/00000")
-    gone = opened.source.examples(opened.rows)
+    gone = opened.source.samples(opened.rows)
     assert [isinstance(one, BadRow) for one in gone] == [True] * 4 + [False] * 7
     make(start(tmp_path / "cache", world, store="all"))
     assert not lay_out(opened.source, opened.rows)[1], "the part was made again"

@@ -16,12 +16,15 @@ from jala_ray import storage
 from jala_ray.config import DataConfig
 from jala_ray.data.cache.folder import Cache, CacheIndex
 from jala_ray.data.cache.making import manifest_key
+from jala_ray.data.manifest.places import RowFilter
 from jala_ray.data.manifest.table import Manifest, write_manifest
-from jala_ray.data.samples.source import Example, Look, Visuals
-from jala_ray.data.samples.steps import ShareBuilder, StepShare
+from jala_ray.data.samples.share import StepShare
+from jala_ray.data.samples.source import Look, Sample
+from jala_ray.data.samples.steps import ShareBuilder
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import Plan
-from jala_ray.types import TASK_TYPES, ManifestError
+from jala_ray.tasks import hand_tasks
+from jala_ray.types import ManifestError
 from tests.data.cache.worlds import (
     PRESET,
     Opened,
@@ -104,18 +107,18 @@ def test_codes_alone_leave_the_pictures_to_the_videos(
     assert not errors
     same_samples(laid, expected)
     for one, other in zip(laid, expected, strict=True):
-        np.testing.assert_array_equal(one.frames, other.frames)
+        np.testing.assert_array_equal(one.pictures["frames"], other.pictures["frames"])
     black = opened.source.blank()
-    assert black.frames is not None and black.features is None
+    assert set(black) == {"image", "frames"}
 
 
 def test_an_objective_without_features_reads_none(world: Manifest, tmp_path: Path) -> None:
     make(start(tmp_path / "cache", world, store="all"))
     opened = open_cache(tmp_path / "cache", "tiny_next_token")
-    (example,) = opened.source.examples(opened.rows[:1])
-    assert isinstance(example, Example)
-    (seen,) = opened.source.visuals([Look(example, [], [])])
-    assert isinstance(seen, Visuals) and seen.features is None and seen.frames is None
+    (example,) = opened.source.samples(opened.rows[:1])
+    assert isinstance(example, Sample)
+    (seen,) = opened.source.pictures([Look(example, [], [])])
+    assert isinstance(seen, dict) and set(seen) == {"image"}
 
 
 def test_only_what_a_sample_needs_is_read(world: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,12 +140,12 @@ def test_only_what_a_sample_needs_is_read(world: Manifest, tmp_path: Path, monke
     monkeypatch.setattr(storage, "read_ranges", ranges)
 
     def bytes_of(one: Opened, boundaries: list[int], pairs: list[int]) -> int:
-        (example,) = one.source.examples(one.rows[:1])
-        assert isinstance(example, Example)
+        (example,) = one.source.samples(one.rows[:1])
+        assert isinstance(example, Sample)
         assert one.rows[0].address is not None and read == [one.rows[0].address.size]
         read.clear()
-        (seen,) = one.source.visuals([Look(example, boundaries, pairs)])
-        assert isinstance(seen, Visuals)
+        (seen,) = one.source.pictures([Look(example, boundaries, pairs)])
+        assert isinstance(seen, dict)
         total = sum(read)
         read.clear()
         return total
@@ -182,7 +185,7 @@ def test_videos_may_move_with_their_manifest(world: Manifest, tmp_path: Path) ->
         DataConfig(),
         DataConfig(labels="labelled_only"),
         DataConfig(wild_fraction=0.5),
-        DataConfig(window=3, epoch_rows=40, task_weights=tuple(zip(TASK_TYPES, (4.0, 1.0, 1.0, 3.0), strict=True))),
+        DataConfig(window=3, epoch_rows=40, task_weights=tuple(zip(hand_tasks(), (4.0, 1.0, 1.0, 3.0), strict=True))),
         DataConfig(wild_fraction=0.25, source_weights=(("ego", 1.0), ("test", 1.0), ("other", 2.0))),
     ],
     ids=["all", "labelled", "half wild", "tasks", "sources"],
@@ -191,8 +194,8 @@ def test_a_cache_plans_as_its_manifest_does(world: Manifest, tmp_path: Path, dat
     made = make(start(tmp_path / "cache", world, store="codes"))
     index = CacheIndex.read(made)
     for split, domain in (("train", None), ("train", "wild"), ("val", "lab"), ("val", "wild")):
-        wanted = catalogue(world, data, split, domain)  # type: ignore[arg-type]
-        found = index.catalogue(made, data, split, domain)  # type: ignore[arg-type]
+        wanted = catalogue(world, data, split, RowFilter(domain))  # type: ignore[arg-type]
+        found = index.catalogue(made, data, split, RowFilter(domain))  # type: ignore[arg-type]
         assert found.cells == wanted.cells and len(found.cells) >= (1 if domain is None else 0)
         for name in ("cell", "new_video"):
             np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))

@@ -15,7 +15,7 @@ from jala_ray.data.cache.making import Making, begin
 from jala_ray.data.cache.source import CacheSource
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.samples.assets import Assets
-from jala_ray.data.samples.collate import Laid
+from jala_ray.data.samples.layout import Laid
 from jala_ray.data.samples.source import ManifestSource, Source
 from jala_ray.data.samples.steps import ShareBuilder
 from jala_ray.data.sampling.plan import PlanRow, plan_rows
@@ -141,7 +141,7 @@ def from_manifest(manifest: Manifest, rows: list[PlanRow], preset: str = "tiny")
 def same_samples(found: list[Laid], expected: list[Laid]) -> None:
     assert [one.plan_row for one in found] == [one.plan_row for one in expected]
     for one, other in zip(found, expected, strict=True):
-        assert one.boundaries == other.boundaries and one.sequence.pairs == other.sequence.pairs
-        np.testing.assert_array_equal(one.image, other.image)
-        for name, column in other.sequence.columns.items():
-            np.testing.assert_array_equal(one.sequence.columns[name], column)
+        assert one.boundaries == other.boundaries and one.pairs == other.pairs
+        np.testing.assert_array_equal(one.images, other.images)
+        for name, column in other.columns.items():
+            np.testing.assert_array_equal(one.columns[name], column)
