@@ -34,6 +34,8 @@ def run(arguments: Arguments) -> int:
         print(f"... and {len(found.problems) - SHOWN_PROBLEMS} more")
     for note in found.notes:
         print(f"note: {note}")
+    for line in found.signals.lines():
+        print(line)
     rows = len({problem.row for problem in found.problems})
     opened = f"{found.opened} of {found.videos} videos opened"
     print(f"{arguments.manifest}: {found.rows} rows, {rows} with problems; {opened}")

@@ -17,6 +17,7 @@ from jala_ray import storage
 from jala_ray.data.manifest import rowfile
 from jala_ray.data.manifest.places import RowAddress
 from jala_ray.data.manifest.rows import INDEX_COLUMNS, packet_stream, video_address
+from jala_ray.data.manifest.signal_census import SignalCensus
 from jala_ray.data.manifest.validation import RowProblem, validate_table
 from jala_ray.storage import StorageOptions
 from jala_ray.types import CHUNK_SECONDS, JalaError, UserError, VideoError
@@ -55,6 +56,7 @@ class Examined:
     """Videos that were opened, or found not to open."""
     notes: list[str] = field(default_factory=list)
     """What is no problem of a row, and should be known before a run."""
+    signals: SignalCensus = field(default_factory=SignalCensus)
 
 
 class _Use(NamedTuple):
@@ -97,6 +99,7 @@ def examine(manifest: Manifest, videos: Videos = "some", seed: int = 0) -> Exami
         claimed = claimed.take(pa.array([i - batch[0][0] for i in rows], pa.int64()))
         found.problems += [*broken, *_contradictions(rows, claimed, table)]
         texts.count(table)
+        found.signals.count(table)
         unfit = {problem.row for problem in broken}
         if chosen.any():
             videos_of = np.where(chosen[numbers[rows]], numbers[rows], NO_VIDEO)

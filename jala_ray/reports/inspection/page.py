@@ -23,6 +23,7 @@ from jala_ray.reports.inspection.motion import Outlier, measure, outliers
 from jala_ray.reports.inspection.parts import count, duration, percent, share
 from jala_ray.reports.inspection.quarantine import Quarantine, read_quarantine
 from jala_ray.reports.inspection.sample import look_at, read_clips
+from jala_ray.reports.inspection.signals import signals
 from jala_ray.reports.kit.figures import Charts
 from jala_ray.reports.kit.findings import Finding, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
@@ -73,6 +74,7 @@ def write_inspection(
         ("sources", "Sources", sections.sources(census, list(clips.values()), [*looks, *odd])),
         ("hands", "Lengths and hands", sections.lengths_and_hands(census, charts)),
         ("motion", "Motion", pictures.motion(motions, beyond, charts)),
+        *([("signals", "Signals", signals(clips.values()))] if any(clip.signals for clip in clips.values()) else []),
         ("sheet", "Contact sheet", pictures.sheet(looks, odd, unreadable, len(census.sheet), beyond)),
         ("quarantine", "Quarantined rows", sections.quarantine(quarantine)),
     ]
