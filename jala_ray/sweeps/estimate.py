@@ -63,7 +63,7 @@ def _cost(plan: PlannedSweep, steps: int, like: str | None, price: float | None)
     seconds = step_seconds(like, plan.options)
     cluster = plan.base.cluster
     trial_hours = [(plan.strategy.trials * (START_SECONDS + f * steps * seconds)) / 3600 for f in (share, 1.0)]
-    lines.append(f"  {seconds:.3g} s a step in {like}, {START_SECONDS:g} s for each start")
+    lines.append(f"  {seconds:.3g} s per step in {like}, {START_SECONDS:g} s for each start")
     lines.append(f"  hours of trials: about {trial_hours[0]:.2f}, at most {trial_hours[1]:.2f}")
     if plan.concurrent:
         lines.append(f"  wall clock, {plan.concurrent} at a time: about {trial_hours[0] / plan.concurrent:.2f} h")

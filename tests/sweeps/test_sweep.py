@@ -74,7 +74,7 @@ def test_a_dry_run_starts_nothing(world: World, tmp_path: Path, capsys: pytest.C
         ]
     )
     told = capsys.readouterr().out
-    assert "2 s a step" in told and "GPU-hours: about" in told and "at 3 a GPU-hour" in told
+    assert "2 s per step" in told and "GPU-hours: about" in told and "at 3 a GPU-hour" in told
 
 
 def test_trials_are_real_runs_and_the_best_one_is_a_preset(world: World, cluster: None, tmp_path: Path) -> None:

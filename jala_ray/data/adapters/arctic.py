@@ -19,7 +19,6 @@ from jala_ray.data.adapters.listing import list_folder
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.camera import transform_points
-from jala_ray.hands.fitting import Descent
 from jala_ray.hands.joints import convert_joints
 from jala_ray.types import HAND_NAMES, Clip, Domain, Hand, HandState, HandTrack, UserError
 
@@ -73,7 +72,7 @@ class Arctic:
     def _sequence(
         self, file: str, instruction: str, joints: np.ndarray, models: tuple[ManoHand, ManoHand]
     ) -> Iterator[Clip]:
-        from jala_ray.hands.fitting import fit_mano
+        from jala_ray.hands.fitting import Descent, fit_mano
 
         fits = [
             fit_mano(joints[side], None, side, hand=models[side], descent=Descent(self.iterations)) for side in Hand

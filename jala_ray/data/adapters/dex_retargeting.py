@@ -25,7 +25,6 @@ from jala_ray.data.adapters.base import ADAPTERS, pieces, split_of
 from jala_ray.data.adapters.video_folder import video_clip, whole
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
-from jala_ray.hands.fitting import Descent
 from jala_ray.hands.joints import convert_joints
 from jala_ray.hands.unpickle import RestrictedUnpickler
 from jala_ray.types import (
@@ -94,7 +93,7 @@ class DexRetargeting:
             yield video_clip(uri, VIDEO, self.name, info, (start, end), [self.instruction], split=split)
 
     def _finger_clips(self) -> Iterator[Clip | Rejection]:
-        from jala_ray.hands.fitting import fit_mano
+        from jala_ray.hands.fitting import Descent, fit_mano
 
         uri = storage.join(storage.absolute(self.folder), JOINTS)
         try:

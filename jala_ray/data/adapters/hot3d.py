@@ -25,7 +25,6 @@ from jala_ray.data.adapters.listing import Listing, list_folder
 from jala_ray.data.manifest.rows import clip_id
 from jala_ray.data.manifest.writing import Rejection
 from jala_ray.hands.camera import compose_rigid, first_camera_from_extrinsics, invert_rigid, pose_to_first_camera
-from jala_ray.hands.fitting import Descent
 from jala_ray.types import HAND_NAMES, Camera, Clip, Domain, Hand, HandState, HandTrack, UserError
 from jala_ray.video.decode import VideoInfo, probe
 
@@ -160,7 +159,7 @@ class Hot3d:
         """Both hands by fitting MANO to UmeTrack's joints."""
         import torch
 
-        from jala_ray.hands.fitting import fit_mano
+        from jala_ray.hands.fitting import Descent, fit_mano
         from jala_ray.hands.rotations import axis_angle_to_matrix
 
         remedy = "Download it, or pass --mano with your MANO files; without either there are no finger rotations."
