@@ -12,7 +12,7 @@ from jala_ray.config import AlignConfig
 from jala_ray.config.checking import check
 from jala_ray.objectives.jala import Jala, scheduled
 from jala_ray.training import history
-from jala_ray.training.loop import train
+from jala_ray.training.trainer import train
 from jala_ray.types import ConfigError
 from tests.support import lay_out, make_assets, make_batch, make_learner, small
 from tests.training.run import make_run, run_config

@@ -18,8 +18,8 @@ from jala_ray.data.samples.source import Example, Look, Visuals
 from jala_ray.data.sampling.draw import Draw
 from jala_ray.objectives.base import Features, Objective
 from jala_ray.training.checkpoint import Loaded
+from jala_ray.training.device import autocast, to_device
 from jala_ray.training.learner import Learner
-from jala_ray.training.loop import autocast, to_device
 from jala_ray.types import Hand, HandState
 
 
