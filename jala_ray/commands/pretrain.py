@@ -41,9 +41,7 @@ class Arguments:
     config: Annotated[AvoidSubcommands[FlagConversionOff[RunConfig]], arg(name="")] = field(default=BASE)
 
 
-Arguments.__doc__ = f"""{Arguments.__doc__}
-    What --train.evaluate may name, each with a number of steps: {lines()}
-    """
+Arguments.__doc__ = f"{Arguments.__doc__}\n\nWhat --train.evaluate may name, each with a number of steps:\n\n{lines()}"
 
 
 def parse(words: Sequence[str], prog: str) -> Arguments:

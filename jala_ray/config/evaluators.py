@@ -106,9 +106,9 @@ def means(parts: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, float
 
 
 def lines() -> str:
-    """A sentence for every kind that `train.evaluate` may name, for help."""
+    """A paragraph for every kind that `train.evaluate` may name, for help."""
     open_ones = {name: kind for name, kind in EVALUATORS.items() if kind.set_by is None}
-    return " ".join(f"{kind.about or name}, {_line(kind)}" for name, kind in open_ones.items())
+    return "\n\n".join(f"{kind.about or name}: {_line(kind)}" for name, kind in open_ones.items())
 
 
 def _line(kind: type[Evaluator]) -> str:

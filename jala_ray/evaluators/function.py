@@ -21,7 +21,7 @@ Function = Callable[["Moment"], Mapping[str, Value]]
 
 @EVALUATORS.register(FUNCTION, place=4)
 class OwnFunction(Evaluator):
-    """a function of your own; it is given a `Moment` (learner, assets, held-out batches, manifest) and returns figures by name.
+    """A function of your own, which is given a `Moment` (learner, assets, held-out batches, manifest) and returns figures by name.
 
     A figure is a number, or (sum, count) of a mean. It runs on rank 0; one with the attribute `every_rank = True` runs on all ranks, each
     with its own held-out batches, and gives (sum, count), which are added over ranks.

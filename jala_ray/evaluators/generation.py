@@ -32,7 +32,7 @@ class ClipScores(NamedTuple):
 
 @EVALUATORS.register("generation", place=3)
 class GeneratedMotion(Evaluator):
-    """motion of `train.generation_clips` held-out clips with hand poses, generated in few passes and scored as `jala evaluate` does."""
+    """Motion of `train.generation_clips` held-out clips with hand poses, generated in few passes and scored as `jala evaluate` does."""
 
     def check(self) -> None:
         """Raises `ConfigError` for an objective that predicts no motion, a run without manifest, and flex_attention."""
