@@ -1,15 +1,41 @@
-"""Functions of a user, for tests of `train.evaluate`."""
+"""Functions of a user, and runs that evaluate them, for tests of `train.evaluate`."""
 
 from __future__ import annotations
 
 import random
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
+from jala_ray.config import RunConfig
 from jala_ray.training.evaluating import Moment
+from jala_ray.training.trainer import train
+from tests.training.run import make_run, run_config
 
+OWN = "tests.training.own_figures"
 no_function = 3
+
+
+def evaluated(root: Path, *names: str, every: int = 2, **values: Any) -> RunConfig:
+    return run_config(root, train__evaluate=tuple((f"{OWN}:{name}", every) for name in names), **values)
+
+
+def all_of_them(root: Path, name: str) -> RunConfig:
+    names = ("held_out", "fails_on_one_rank", "fails", "disturbs")
+    return evaluated(root, *names, name=name, train__batch=4, train__steps=2)
+
+
+def one_of_two(rank: int, root: str) -> None:
+    """Entry of a spawned process."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{root}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    train(make_run(all_of_them(Path(root), "two"), rank=rank, world=2))
+    dist.destroy_process_group()
 
 
 def disturbs(at: Moment) -> dict[str, float]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
@@ -24,15 +22,11 @@ from jala_ray.training.evaluating import Moment, undisturbed
 from jala_ray.training.trainer import train
 from jala_ray.types import ConfigError
 from tests.support import small
+from tests.training.own_figures import OWN, all_of_them, evaluated, one_of_two
 from tests.training.run import make_run, run_config
 from tests.training.test_loop import Killed, rows
 
-OWN = "tests.training.own_figures"
 KEYS = f"eval/{OWN}."
-
-
-def evaluated(root: Path, *names: str, every: int = 2, **values: Any):
-    return run_config(root, train__evaluate=tuple((f"{OWN}:{name}", every) for name in names), **values)
 
 
 @pytest.fixture(scope="module")
@@ -124,23 +118,10 @@ def test_one_that_fails_stops_nothing_and_is_said_once(
     assert all(torch.equal(value, plain[name]) for name, value in run.learner.state_dict().items())
 
 
-def one_of_two(rank: int, root: str) -> None:
-    """Entry of a spawned process."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{root}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    train(make_run(evaluated(Path(root), *NAMES, name="two", **SHORT), rank=rank, world=2))
-    dist.destroy_process_group()
-
-
-NAMES = ("held_out", "fails_on_one_rank", "fails", "disturbs")
-SHORT = {"train__batch": 4, "train__steps": 2}
-
-
 def test_two_ranks_have_the_figures_of_one(tmp_path: Path) -> None:
     """One that fails on one rank leaves the other waiting for nothing."""
     mp.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
-    one = make_run(evaluated(tmp_path, *NAMES, name="one", **SHORT))
+    one = make_run(all_of_them(tmp_path, "one"))
     train(one)
     for alone, together in zip(rows(one.folder), rows(str(tmp_path / "two")), strict=True):
         mine = {key for key in alone if key.startswith(("eval/", "val/"))}
