@@ -13,6 +13,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from jala_ray.commands.shell import main
 from jala_ray.config.checking import check
 from jala_ray.config.evaluators import EVALUATORS, Evaluator, evaluators_of, lines, means
 from jala_ray.parsing import from_dict, parse, to_dict
@@ -226,3 +227,12 @@ def test_they_may_change_between_the_attempts_of_a_run(tmp_path: Path) -> None:
     setup.write_config(evaluated(tmp_path, "fails"), folder, options)
     with pytest.raises(ConfigError, match=r"train\.validate_every"):
         setup.write_config(run_config(tmp_path, train__validate_every=7), folder, options)
+
+
+def test_help_says_each_kind_s_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for line in lines().split("\n\n"):
+        assert " ".join(line.split()) in said, line
+    assert "generation: Motion of" in said and "MODULE:FUNCTION: A function" in said
