@@ -10,6 +10,7 @@ from jala_ray import presets
 from jala_ray.config import RunConfig
 from jala_ray.config.backbones import BACKBONES
 from jala_ray.config.encoders import ENCODERS
+from jala_ray.config.evaluators import EVALUATORS
 from jala_ray.data.adapters import ADAPTERS
 from jala_ray.hands.metrics import METRICS
 from jala_ray.parsing import override
@@ -72,6 +73,14 @@ def of_adapters() -> str:
     return table(("adapter", "what it reads", "domain"), rows)
 
 
+def of_evaluators() -> str:
+    rows = []
+    for name, kind in EVALUATORS.items():
+        every = "`train.evaluate`" if kind.set_by is None else f"`{kind.set_by}`"
+        rows.append([f"`{kind.about or name}`", first_line(kind), every])
+    return table(("evaluator", "what it measures", "how often"), rows)
+
+
 def of_hardware() -> str:
     rows = []
     for gpus, gb, tflops, changes in MACHINES:
@@ -103,6 +112,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "backbones": of_backbones,
     "adapters": of_adapters,
     "hardware": of_hardware,
+    "evaluators": of_evaluators,
 }
 
 

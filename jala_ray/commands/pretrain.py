@@ -11,6 +11,7 @@ from tyro.conf import AvoidSubcommands, FlagConversionOff, Positional, arg
 
 from jala_ray.commands.presetting import known, with_preset
 from jala_ray.config import RunConfig
+from jala_ray.config.evaluators import lines
 from jala_ray.presets import BASE, PRESETS
 
 SHOWN = "jala"
@@ -38,6 +39,9 @@ class Arguments:
     gpu_hour_price: float | None = None
     """For --dry-run: price of a GPU-hour, in any currency."""
     config: Annotated[AvoidSubcommands[FlagConversionOff[RunConfig]], arg(name="")] = field(default=BASE)
+
+
+Arguments.__doc__ = f"{Arguments.__doc__}\n\nWhat --train.evaluate may name, each with a number of steps:\n\n{lines()}"
 
 
 def parse(words: Sequence[str], prog: str) -> Arguments:

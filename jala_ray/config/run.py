@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jala_ray.config.checking import at_least
+from jala_ray.config.evaluators import check_evaluators
 from jala_ray.config.model import ModelConfig
 from jala_ray.config.objectives import JalaConfig, ObjectiveConfig
 from jala_ray.types import ConfigError
@@ -102,7 +103,14 @@ class TrainConfig:
     validate_every: int = 1000
     """Steps between two validations on held-out rows."""
     val_samples: int = 512
-    """Held-out rows per domain (lab, wild) of one validation."""
+    """Held-out rows per domain of one validation."""
+    evaluate: tuple[tuple[str, int], ...] = ()
+    """What else is measured on the way, and every how many steps: `--train.evaluate generation 500 my_code:my_figures 100`. Names are
+    those of evaluators, or a function's address; figures are `eval/NAME/...` in metrics. It changes nothing of the training."""
+    generation_clips: int = 8
+    """Held-out clips with hand poses, per domain, of the evaluator `generation`."""
+    generation_passes: int = 4
+    """Forward passes per chunk of the evaluator `generation`."""
     monitor_every: int = 100
     """Steps between two measurements of what is aligned."""
     deterministic: bool = False
@@ -111,7 +119,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raises `ConfigError`."""
         every = ("log_every", "checkpoint_every", "validate_every", "monitor_every")
-        counts = ("epochs", "batch", "micro_batch", *every, "keep")
+        counts = ("epochs", "batch", "micro_batch", *every, "keep", "generation_clips", "generation_passes")
         at_least("train.", self, dict.fromkeys(counts, 1) | {"val_samples": 0})
         if self.steps is not None and self.steps < 1:
             raise ConfigError("train.steps", self.steps, "an integer >= 1, or None for train.epochs")
@@ -206,3 +214,4 @@ class RunConfig:
         self.model.backbone.check()
         self.model.encoder.check()
         self.objective.check(self)
+        check_evaluators(self)

@@ -29,7 +29,7 @@ from jala_ray.generation.text import Watch as TextWatch
 from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training import checkpoint
-from jala_ray.training.loop import autocast, to_device
+from jala_ray.training.device import autocast, to_device
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, HAND_NAMES, MODEL_FPS, Hand, UserError
 from jala_ray.video.decode import VideoReader
 from jala_ray.video.picture import Picture as Shown

@@ -37,8 +37,8 @@ class Losses:
     terms: dict[str, Tensor]
     has: dict[str, Tensor]
     """(S,) bool: the sample has positions of this term; logged means leave the others out."""
-    counts: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars summed over ranks for logging, e.g. correct and scored tokens."""
+    ratios: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Name in metrics rows -> scalars (part, whole), each added over micro-batches and ranks before one is divided by the other."""
 
 
 class Objective(nn.Module):
@@ -112,10 +112,10 @@ def text_loss(vla: VLA, batch: Batch, out: Out) -> tuple[Tensor, Tensor]:
     return sample_mean(loss, rows_at(batch.sample, at), len(batch.weight))
 
 
-def code_loss(vla: VLA, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def code_loss(vla: VLA, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
     """Cross-entropy over each scored position's own codes.
 
-    `hidden` (M, D) final states that predict the M positions `batch.scored_at` -> (S,) mean, (S,) has, counts.
+    `hidden` (M, D) final states that predict the M positions `batch.scored_at` -> (S,) mean, (S,) has, ratios.
     """
     at = batch.scored_at
     target, sample = rows_at(batch.target, at), rows_at(batch.sample, at)
@@ -124,4 +124,4 @@ def code_loss(vla: VLA, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor, d
     real = batch.weight[sample] > 0
     correct = (logits.argmax(-1) == target) & real
     mean, has = sample_mean(loss, sample, len(batch.weight))
-    return mean, has, {"mcp_correct": correct.sum(), "mcp_tokens": real.sum()}
+    return mean, has, {"mcp_accuracy": (correct.sum(), real.sum())}

@@ -90,7 +90,7 @@ class Jala(Objective):
         losses = Losses({}, {})
         if self.config.mcp:
             hidden = rows_at(out.final, batch.scored_at)
-            losses.terms["mcp"], losses.has["mcp"], losses.counts = code_loss(vla, batch, hidden)
+            losses.terms["mcp"], losses.has["mcp"], losses.ratios = code_loss(vla, batch, hidden)
         losses.terms["text"], losses.has["text"] = text_loss(vla, batch, out)
         if self.lap is not None:
             assert features is not None

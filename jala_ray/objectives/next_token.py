@@ -33,9 +33,9 @@ class NextToken(Objective):
         before = (
             batch.scored_at - 1
         )  # in the same sample: its first token is never scored, it starts with the user turn
-        codes, has_codes, counts = code_loss(vla, batch, rows_at(out.final, before))
+        codes, has_codes, ratios = code_loss(vla, batch, rows_at(out.final, before))
         text, has_text = text_loss(vla, batch, out)
-        return Losses({"mcp": codes, "text": text}, {"mcp": has_codes, "text": has_text}, counts)
+        return Losses({"mcp": codes, "text": text}, {"mcp": has_codes, "text": has_text}, ratios)
 
     def term_weights(self) -> dict[str, float]:
         return {"mcp": 1.0, "text": 1.0}

@@ -37,7 +37,7 @@ HOLD = "hold_first"
 def training_findings(rows: Rows, total_steps: int | None = None, *, aligned: bool = True) -> list[Finding]:
     """Warnings of a run's surviving metric rows, the serious ones first. `aligned`: latent alignment is among what it trains."""
     found = [*diverged(rows), *collapse(rows), *overfitting(rows), *still_moving(rows, total_steps)]
-    return worst_first([*found, *(matched_pairs(rows) if aligned else ())])
+    return worst_first([*found, *failed_evaluations(rows), *(matched_pairs(rows) if aligned else ())])
 
 
 def diverged(rows: Rows) -> Iterator[Finding]:
@@ -47,6 +47,18 @@ def diverged(rows: Rows) -> Iterator[Finding]:
         step, value = logged[-1]
         detail = "Lower optim.lr, and look at the gradient norm before that step."
         yield Finding("bad", "The loss is no number any more.", detail, f"{value} at step {step:,}")
+
+
+def failed_evaluations(rows: Rows) -> Iterator[Finding]:
+    """Evaluators that gave no figures when they were last asked; one finding an evaluator."""
+    last: dict[str, tuple[int, object]] = {}
+    for row in rows:
+        asked = {key.split("/")[1] for key in row if key.startswith("eval/")}
+        last |= {name: (row["step"], row.get(f"eval/{name}/failed")) for name in asked}
+    for name, (step, why) in last.items():
+        if why:
+            detail = "Training went on without it."
+            yield Finding("warn", f"The evaluation {name} failed.", detail, f"step {step:,}: {why}")
 
 
 def collapse(rows: Rows) -> Iterator[Finding]:

@@ -53,6 +53,8 @@ SAME_FOR_ALL = (
     "train.steps",
     "train.epochs",
     "train.val_samples",
+    "train.evaluate",
+    "train.generation_",
     "data.manifest",
 )
 """Settings that begin so are not searched: trials would not compare, or nothing would change."""

@@ -197,7 +197,8 @@ def train_worker(payload: dict[str, Any]) -> None:
     from jala_ray.training import setup
     from jala_ray.training.build import build_learner, make_deterministic
     from jala_ray.training.ddp import distributed
-    from jala_ray.training.loop import Run, train
+    from jala_ray.training.pretraining import Pretraining
+    from jala_ray.training.trainer import train
 
     setup.sweep_machine()
     quiet_reports()
@@ -221,7 +222,7 @@ def train_worker(payload: dict[str, Any]) -> None:
         return builder.stream(range(builder.plan.steps_per_epoch), rank, world)
 
     train(
-        Run(
+        Pretraining(
             config=config,
             folder=folder,
             learner=learner,
@@ -231,7 +232,6 @@ def train_worker(payload: dict[str, Any]) -> None:
             steps_per_epoch=payload["steps_per_epoch"],
             shares=shares,
             validation={domain: functools.partial(held_out, b) for domain, b in payload["held_out"].items()},
-            resume_from=history.newest(folder, options),
             rank=rank,
             world=world,
             lease=lease,
@@ -268,7 +268,6 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
         TokenizerRun(
             config=config,
             folder=folder,
-            options=options,
             train=Chunks(**arrays["train"]),
             held_out=Chunks(**arrays["val"]),
             device=device,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,9 @@ from jala_ray.types import UserError
 
 @dataclass
 class StepOutput:
-    """`loss` is the sum over this micro-batch's real sequences; `sums` are scalars to be added over micro-batches and ranks."""
+    """`loss` is the sum over this micro-batch's real sequences; `sums` are scalars to be added over micro-batches and ranks: the same
+    loss as `loss`, `TERM/sum` and `TERM/count` of each loss term, `RATIO/part` and `RATIO/whole` of each ratio, and what was met.
+    """
 
     loss: Tensor
     sums: dict[str, Tensor]
@@ -78,16 +80,20 @@ class Learner(nn.Module):
         weight = batch.weight
         factors = self.objective.term_weights()
         loss = sum(factors[name] * (weight * term).sum() for name, term in losses.terms.items())
+        sums = self._sums(batch, losses)
+        sums["loss"] = torch.stack([factors[name] * sums[f"{name}/sum"] for name in losses.terms]).sum()
         # A rank whose batch lacks a term would otherwise leave parameters without gradient and stall DDP's reduction.
         loss = loss + sum((p.flatten()[:1] * 0.0).sum() for p in self._sometimes_unused())
-        return StepOutput(torch.as_tensor(loss), self._sums(batch, losses))
+        return StepOutput(torch.as_tensor(loss), sums)
 
     def _sometimes_unused(self) -> list[nn.Parameter]:
         return self.vla.own_parameters() + [p for p in self.objective.parameters() if p.requires_grad]
 
     def _sums(self, batch: Batch, losses: Losses) -> dict[str, Tensor]:
         weight = batch.weight
-        sums = {name: count.double() for name, count in losses.counts.items()}
+        sums = {}
+        for name, (part, whole) in losses.ratios.items():
+            sums[f"{name}/part"], sums[f"{name}/whole"] = part.double(), whole.double()
         for name, term in losses.terms.items():
             sums[f"{name}/sum"] = (weight * term.detach()).sum().double()
             sums[f"{name}/count"] = (weight * losses.has[name]).sum().double()
@@ -103,3 +109,16 @@ class Learner(nn.Module):
         """The objective's health figures on one batch."""
         features, out, _ = self.run(batch, still=True)
         return self.objective.monitors(batch, features, out)
+
+
+def means(sums: Mapping[str, float], prefix: str = "") -> dict[str, float | None]:
+    """What a row shows of added-up `StepOutput.sums`: `loss_TERM`, each term's mean over the sequences that have it, and the ratios.
+
+    None where there is nothing to divide by.
+    """
+    row: dict[str, float | None] = {}
+    for beginning, of, by in (("loss_", "/sum", "/count"), ("", "/part", "/whole")):
+        for name in sorted(key.removesuffix(of) for key in sums if key.endswith(of)):
+            count = sums[f"{name}{by}"]
+            row[f"{prefix}{beginning}{name}"] = sums[f"{name}{of}"] / count if count else None
+    return row

@@ -1,4 +1,4 @@
-"""The same loop without Ray, in one process: `python -m jala_ray.training.local PRESET --dotted.key value`.
+"""The same trainer without Ray, in one process: `python -m jala_ray.training.local PRESET --dotted.key value`.
 
 PRESET is a preset's name or a `config.json`; dotted keys take tyro. A torch DataLoader reads the rows. Over a manifest that takes PyAV
 and pyarrow; from a cache that holds everything (`data.cache`, made by `jala cache --store all`) the run imports only torch,
@@ -22,7 +22,8 @@ from jala_ray.presets import configuration
 from jala_ray.training import history, setup
 from jala_ray.training.build import build_learner, make_deterministic
 from jala_ray.training.interrupts import guarded
-from jala_ray.training.loop import Run, train
+from jala_ray.training.pretraining import Pretraining
+from jala_ray.training.trainer import train
 from jala_ray.types import SPLITS, DamagedCheckpoint, JalaError
 
 if TYPE_CHECKING:
@@ -79,10 +80,12 @@ def run_local_tokenizer(config: TokenizerRunConfig, device: torch.device | None 
     from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
 
     config = setup.absolute(config)
-    folder, options, device = setup.run_folder(config), setup.storage_options(config), device or best_device()
+    folder, device = setup.run_folder(config), device or best_device()
     with setup.prepared_tokenizer(config) as ready:
-        train, held_out = (Chunks(**read_chunks(ready.rows[split])) for split in SPLITS)
-        run = TokenizerRun(config, folder, options, train, held_out, device, lease=ready.lease)
+        chunks, held_out = (Chunks(**read_chunks(ready.rows[split])) for split in SPLITS)
+        run = TokenizerRun(
+            config=config, folder=folder, device=device, train=chunks, held_out=held_out, lease=ready.lease
+        )
         train_tokenizer(run)
     return run
 
@@ -91,7 +94,7 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def begins(run: Run) -> str:
+def begins(run: Pretraining) -> str:
     """One line, before the first step: that may take minutes to come."""
     size = sum(p.numel() for p in run.learner.parameters()) / 1e6
     start = 0 if run.resume_from is None else history.step_of(run.resume_from)
@@ -99,7 +102,7 @@ def begins(run: Run) -> str:
     return f"{run.folder}: {how}; a line every {run.config.train.log_every} steps"
 
 
-def make_run(config: RunConfig, ready: setup.Prepared, device: torch.device) -> Run:
+def make_run(config: RunConfig, ready: setup.Prepared, device: torch.device) -> Pretraining:
     """The run of this process, from the newest checkpoint on."""
     options, folder, plans = setup.storage_options(config), setup.run_folder(config), ready.plans
     assets, workers = Assets.open(ready.assets, options), config.data.workers
@@ -107,7 +110,7 @@ def make_run(config: RunConfig, ready: setup.Prepared, device: torch.device) -> 
     def held_out(builder: StepBuilder) -> Iterator[StepShare]:
         return loader(builder, 0, builder.plan.steps_per_epoch, workers)
 
-    return Run(
+    return Pretraining(
         config=config,
         folder=folder,
         learner=build_learner(config, assets).to(device),

@@ -12,6 +12,7 @@ import numpy as np
 
 from jala_ray import storage
 from jala_ray.config import AnyRun, DataConfig, ModelConfig, RunConfig, TokenizerRunConfig
+from jala_ray.config.evaluators import evaluators_of
 from jala_ray.data.manifest.places import Catalogue, RowFilter
 from jala_ray.data.samples.foresight import foresee
 from jala_ray.data.samples.signals import SignalStatistics, Statistics
@@ -48,6 +49,8 @@ RESUMABLE = (
     "data.workers",
     "data.steps_per_block",
     "train.keep",
+    "train.evaluate",
+    "train.generation_",
     "data.min_rows_for_share",
     "data.max_error_share",
 )
@@ -120,6 +123,8 @@ def prepared(config: RunConfig) -> Iterator[Prepared]:
     with storage.in_environment(options), claim(config, folder, options) as lease:
         assets = prepare_assets(config, folder, options)
         ready = plans(config, assets)
+        for evaluator, _ in evaluators_of(config):
+            evaluator.check_data(options)
         if claim_plan(config, ready) and (said := foresee(ready.train)):
             print(said, flush=True)
         yield Prepared(lease, assets, ready)

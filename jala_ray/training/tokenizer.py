@@ -1,4 +1,4 @@
-"""The run that trains a motion tokenizer (METHOD 2): resumable, over one or several ranks, without Ray or files of videos.
+"""The motion tokenizer as a task of the trainer (METHOD 2): the same over one rank or several, without Ray or files of videos.
 
 The run folder ends with `tokenizer/`, a committed folder that pretraining takes, and `quality.json`. A collapse fails the run.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,22 @@ from torch import nn
 
 from jala_ray import storage
 from jala_ray.config import TokenizerRunConfig
+from jala_ray.config.evaluators import Evaluator
 from jala_ray.parsing import to_dict
-from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.tokenizer.quality import check_collapse, measure_quality
 from jala_ray.tokenizer.reconstruction import examples
 from jala_ray.tokenizer.statistics import FeatureStats
 from jala_ray.tokenizer.training import TokenizerLearner, batches, build_optimizer, held_out_losses, train_step
-from jala_ray.training import history, transfer, watch
-from jala_ray.training.lease import Lease, guard
-from jala_ray.training.log import RunLog
+from jala_ray.training import history, transfer
+from jala_ray.training.evaluating import Moment
+from jala_ray.training.lease import guard
+from jala_ray.training.task import Row, TrainingTask, Window
+from jala_ray.training.trainer import train as train_tokenizer
 from jala_ray.training.watch import waiting_for
 from jala_ray.types import UserError
+
+__all__ = ["RESULT", "Chunks", "TokenizerRun", "train_tokenizer"]
 
 RESULT = "tokenizer"
 """Folder of the finished tokenizer inside the run folder."""
@@ -46,92 +51,113 @@ class Chunks:
         return len(self.features)
 
 
-@dataclass
-class TokenizerRun:
-    """What the loop works with; every rank holds the same chunks."""
+class HeldOutChunks(Evaluator):
+    """Reconstruction of held-out chunks through their ids; on rank 0, which has all of them."""
 
-    config: TokenizerRunConfig
-    folder: str
-    options: StorageOptions
+    every_rank = False
+
+    def __init__(self, features: torch.Tensor) -> None:
+        self.features, self.name = features, "held-out chunks"
+
+    @property
+    def prefix(self) -> str:
+        return ""
+
+    def part(self, at: Moment) -> dict[str, float]:
+        return held_out_losses(at.learner.export(), self.features)
+
+    def figures(self, parts: Sequence[dict[str, float]]) -> dict[str, float]:
+        return parts[0]
+
+
+@dataclass(kw_only=True)
+class TokenizerRun(TrainingTask[TokenizerRunConfig, TokenizerLearner]):
+    """A motion tokenizer learns labelled chunks; every rank holds the same ones."""
+
+    learner: TokenizerLearner = field(init=False)
+    total_steps: int = field(init=False)
     train: Chunks
     held_out: Chunks
     """May be empty: quality is then measured on the training chunks, and says so."""
-    device: torch.device
-    rank: int = 0
-    world: int = 1
-    lease: Lease | None = None
-    """Rank 0's hold of the run folder."""
-    committed: Callable[[dict[str, Any], str], None] | None = None
-    wrap: Callable[[nn.Module], nn.Module] | None = None
 
+    def __post_init__(self) -> None:
+        self.total_steps = self.config.train.steps
+        self.losses = dict[str, float]()
+        """Of the last step, over all ranks."""
 
-def train_tokenizer(run: TokenizerRun) -> dict[str, Any]:
-    """Train to the last step, measure, and commit `tokenizer/`; returns the quality. Continues the folder's newest checkpoint.
+    @property
+    def log_every(self) -> int:
+        return self.config.train.log_every
 
-    Raises `CodebookCollapse`; `UserError` without chunks or when training diverges; `DamagedCheckpoint`, as `loop.restore` does;
-    `LeaseLost` when another attempt has taken over.
-    """
-    settings = run.config.train
-    watch.configure(rank=run.rank, world=run.world, patience_s=run.config.log.waiting_s)
-    if not len(run.train):
-        remedy = "The manifests need rows of split train with labelled chunks; see `jala validate`."
-        raise UserError("manifests", run.config.manifests, "at least one labelled chunk", remedy)
+    @property
+    def checkpoint_every(self) -> int:
+        return self.config.checkpoint_every
 
-    # --- model, or what an earlier attempt left ----------------------------------------------------------------------
-    torch.manual_seed(run.config.seed)
-    stats = FeatureStats.of(run.train.features)
-    tokenizer = MotionTokenizer(run.config.model)
-    tokenizer.set_stats(torch.from_numpy(stats.mean), torch.from_numpy(stats.std()))
-    learner = TokenizerLearner(tokenizer, settings.batch).to(run.device)
-    optimizer = build_optimizer(learner, settings)
-    start, found = 0, history.newest(run.folder, run.options)
-    if found is not None:
-        start = history.step_of(found)
-        with waiting_for(f"checkpoint {found} to begin with"):
-            load_state(found, learner, optimizer, run)
-    if run.rank > 0:
-        return run_steps(run, learner, optimizer, start, None)
-    with RunLog(run.config, run.folder, start, settings.steps, run.options, guard(run.lease)) as log:
-        return run_steps(run, learner, optimizer, start, log)
+    @property
+    def keep(self) -> int:
+        return self.config.keep
 
+    @property
+    def lr_setting(self) -> str:
+        return "train.lr"
 
-def run_steps(
-    run: TokenizerRun, learner: TokenizerLearner, optimizer: torch.optim.Optimizer, start: int, log: RunLog | None
-) -> dict[str, Any]:
-    config, settings = run.config, run.config.train
-    model = run.wrap(learner) if run.wrap is not None else learner
-    features = torch.from_numpy(run.train.features)
-    validation = torch.from_numpy(run.held_out.features).to(run.device)
-    order = batches(len(run.train), settings, run.rank, run.world, start)
-    row: dict[str, Any] = {}
-    since, logged = time.perf_counter(), start
-    for step, indices in enumerate(order, start):
-        done = step + 1
-        with waiting_for(f"step {done}, computed by all ranks"):
-            losses = train_step(model, optimizer, {"features": features[indices].to(run.device)}, step, settings)
-        final = done == settings.steps
-        evaluate = (final or done % settings.eval_every == 0) and len(validation) > 0
-        if log is not None and (evaluate or final or done % settings.log_every == 0):
-            seconds = (time.perf_counter() - since) / (done - logged)
-            row = {"step": done, **losses, "step_s": seconds, "chunks_per_s": settings.batch / seconds}
-            row["time_s"] = time.time()
-            since, logged = time.perf_counter(), done
-            if evaluate:
-                row |= held_out_losses(learner.export(), validation)
-            log.write(row, [])
-        if final or done % config.checkpoint_every == 0:
-            address = history.address(run.folder, done)
-            if log is not None:
-                with waiting_for(f"checkpoint {address} to be saved"):
-                    log.sync()
-                    save_state(address, learner, optimizer, run)
-            if run.committed is not None:
-                with waiting_for(f"rank 0 to save checkpoint {address}, and Ray to hear of it"):
-                    run.committed(row, address)
-    if run.rank > 0:
-        return {}
-    with waiting_for("the quality of the tokenizer, measured and stored"):
-        return finish(learner.export().eval(), run)
+    def begin(self) -> None:
+        """Build the tokenizer, with the statistics of its chunks. Raises `UserError` where there are none."""
+        if not len(self.train):
+            remedy = "The manifests need rows of split train with labelled chunks; see `jala validate`."
+            raise UserError("manifests", self.config.manifests, "at least one labelled chunk", remedy)
+        torch.manual_seed(self.config.seed)
+        stats = FeatureStats.of(self.train.features)
+        tokenizer = MotionTokenizer(self.config.model)
+        tokenizer.set_stats(torch.from_numpy(stats.mean), torch.from_numpy(stats.std()))
+        self.learner = TokenizerLearner(tokenizer, self.config.train.batch).to(self.device)
+        self.optimizer = build_optimizer(self.learner, self.config.train)
+
+    def stream(self, first: int) -> Iterator[np.ndarray]:
+        return batches(len(self.train), self.config.train, self.rank, self.world, first)
+
+    def step(self, model: nn.Module, share: np.ndarray, step: int) -> None:
+        """Raises `UserError` on every rank alike, before the update, when the gradient is not finite."""
+        chunks = torch.from_numpy(self.train.features[share]).to(self.device)
+        self.losses = train_step(model, self.optimizer, {"features": chunks}, step, self.config.train)
+
+    def row(self, window: Window, done: int) -> tuple[Row, list[Row]]:
+        seconds = window.seconds / window.steps
+        row = {"step": done, **self.losses, "step_s": seconds, "chunks_per_s": self.config.train.batch / seconds}
+        return row | {"time_s": time.time()}, []
+
+    def evaluators(self) -> Sequence[tuple[Evaluator, int]]:
+        if not len(self.held_out):
+            return ()
+        features = torch.from_numpy(self.held_out.features).to(self.device)
+        return ((HeldOutChunks(features), self.config.train.eval_every),)
+
+    def moment(self, done: int) -> Moment:
+        return Moment(done, self.learner, self.device, self.config, rank=self.rank, world=self.world)
+
+    def finish(self, row: Row) -> Row:
+        """The quality; nothing on other ranks. Raises `CodebookCollapse`."""
+        if self.rank > 0:
+            return {}
+        with waiting_for("the quality of the tokenizer, measured and stored"):
+            return finish(self.learner.export().eval(), self)
+
+    def save(self, folder: Path, done: int) -> None:
+        rng = torch.get_rng_state()
+        state = {"learner": self.learner.state_dict(), "optimizer": self.optimizer.state_dict(), "rng": rng}
+        if self.device.type == "cuda":  # vectors that replace dead codes are drawn there
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        torch.save(state, folder / "state.pt")
+        (folder / "config.json").write_text(json.dumps(to_dict(self.config), indent=1))
+
+    def load(self, folder: Path) -> int:
+        state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
+        self.learner.load_state_dict(state["learner"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        if "cuda_rng" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        return history.step_of(folder.name)
 
 
 def finish(tokenizer: MotionTokenizer, run: TokenizerRun) -> dict[str, Any]:
@@ -153,26 +179,3 @@ def finish(tokenizer: MotionTokenizer, run: TokenizerRun) -> dict[str, Any]:
             tokenizer.save(scratch, quality)
             transfer.save(scratch, address, run.options, run.lease)
     return quality
-
-
-def save_state(address: str, learner: nn.Module, optimizer: torch.optim.Optimizer, run: TokenizerRun) -> None:
-    """Commit what a resume needs; older checkpoints go."""
-    state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
-    if run.device.type == "cuda":  # vectors that replace dead codes are drawn there
-        state["cuda_rng"] = torch.cuda.get_rng_state(run.device)
-    with storage.scratch("checkpoint") as folder:
-        torch.save(state, folder / "state.pt")
-        (folder / "config.json").write_text(json.dumps(to_dict(run.config), indent=1))
-        transfer.save(folder, address, run.options, run.lease)
-    history.prune(run.folder, run.config.keep, run.options)
-
-
-def load_state(address: str, learner: nn.Module, optimizer: torch.optim.Optimizer, run: TokenizerRun) -> None:
-    with storage.scratch("resume", transfer.room(address, run.options)) as scratch:
-        folder = transfer.own_copy(address, scratch, run.options)
-        state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
-    learner.load_state_dict(state["learner"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"])
-    if "cuda_rng" in state and run.device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda_rng"], run.device)

@@ -84,8 +84,10 @@ def corrupted(world: World, folder: Path, broken: int) -> tuple[World, set[str]]
 
 def test_two_ray_workers_equal_one_process(world: World, cluster: None, tmp_path: Path) -> None:
     """Same rows in the same steps, same draws: the losses of W = 2 on Ray equal those of one process."""
-    through_ray = settings(world, tmp_path, "ray", cluster__workers=2, cluster__cpus_per_worker=0.5)
-    alone = settings(world, tmp_path, "alone")
+    own = "tests.training.own_figures"
+    measured = {"train__evaluate": (("generation", 6), (f"{own}:held_out", 3)), "train__generation_passes": 2}
+    through_ray = settings(world, tmp_path, "ray", cluster__workers=2, cluster__cpus_per_worker=0.5, **measured)
+    alone = settings(world, tmp_path, "alone", **measured)
     launch(through_ray)
     run_local(alone)
     one, two = rows(alone), rows(through_ray)
@@ -99,9 +101,12 @@ def test_two_ray_workers_equal_one_process(world: World, cluster: None, tmp_path
             "chunks_per_s",
             "val/wild/loss_align",
             "val/lab/loss_mcp",
+            f"eval/{own}.held_out/wild/loss",
         ):
             if key in a and not key.endswith("_per_s") and a[key] is not None:
                 assert b[key] == pytest.approx(a[key], abs=2e-4), (a["step"], key)
+    assert [f"eval/{own}.held_out/wild/loss" in row for row in two] == [False, False, True, False, False, True]
+    assert two[-1]["eval/generation/clips"] == one[-1]["eval/generation/clips"] == 4
     newest = history.newest(setup.run_folder(through_ray))
     loaded = checkpoint.load(newest)
     assert loaded.position.step == 6 and loaded.config == through_ray

@@ -14,5 +14,5 @@ import jala_ray.reports.motion.publish
 import jala_ray.tokenizer.quality
 import jala_ray.training.build
 import jala_ray.training.checkpoint
-import jala_ray.training.loop
+import jala_ray.training.pretraining
 import jala_ray.training.setup  # noqa: F401

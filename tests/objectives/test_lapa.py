@@ -19,8 +19,8 @@ from jala_ray.objectives.base import Features
 from jala_ray.objectives.lapa import Codebooks, LapaActions, perplexity
 from jala_ray.presets import PRESETS
 from jala_ray.training import history
-from jala_ray.training.loop import train
 from jala_ray.training.optim import build_optimizer
+from jala_ray.training.trainer import train
 from jala_ray.types import ConfigError
 from tests.support import (
     MIXED,

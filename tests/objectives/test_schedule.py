@@ -12,10 +12,12 @@ from jala_ray.config import AlignConfig
 from jala_ray.config.checking import check
 from jala_ray.objectives.jala import Jala, scheduled
 from jala_ray.training import history
-from jala_ray.training.loop import train
+from jala_ray.training.learner import means
+from jala_ray.training.trainer import train
 from jala_ray.types import ConfigError
 from tests.support import lay_out, make_assets, make_batch, make_learner, small
 from tests.training.run import make_run, run_config
+from tests.training.test_loop import rows
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,33 @@ def test_the_loop_says_where_it_is_after_a_resume_too(tmp_path: Path, monkeypatc
     said.clear()
     train(longer)
     assert said == [0.5, 0.625, 0.75, 0.875]
+
+
+def test_the_logged_loss_has_each_step_s_lambda(tmp_path: Path) -> None:
+    """A row over two steps has the mean of their losses over sequences, though lambda moved between them."""
+    values = {"objective__align__schedule": "warmup", "objective__align__schedule_share": 1.0}
+    logged = {}
+    for every in (1, 2):
+        run = make_run(run_config(tmp_path, name=f"every{every}", train__log_every=every, **values))
+        train(run)
+        logged[every] = rows(run.folder)
+    single = {row["step"]: row for row in logged[1]}
+    assert [row["step"] for row in logged[2]] == [2, 4] and len(single) == 4
+    before = 0
+    for row in logged[2]:
+        steps = [single[row["step"] - 1], single[row["step"]]]
+        counts = [steps[0]["samples"] - before, steps[1]["samples"] - steps[0]["samples"]]
+        before = row["samples"]
+        mean = sum(one["loss"] * count for one, count in zip(steps, counts, strict=True)) / sum(counts)
+        assert row["loss"] == pytest.approx(mean, rel=1e-12)
+        assert steps[1]["loss_align"] > 0
+
+
+def test_what_is_logged_of_sums() -> None:
+    """Names are the objective's: terms with their means, ratios as they are called."""
+    sums = {"a/sum": 6.0, "a/count": 4.0, "b/sum": 0.0, "b/count": 0.0, "hit/part": 1.0, "hit/whole": 8.0, "loss": 3.0}
+    assert means(sums) == {"loss_a": 1.5, "loss_b": None, "hit": 0.125}
+    assert means({"hit/part": 0.0, "hit/whole": 0.0}, "lab/") == {"lab/hit": None}
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])

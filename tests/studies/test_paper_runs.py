@@ -145,13 +145,13 @@ def test_a_killed_study_goes_on_and_gives_the_same_table(world: World, straight:
     program = f"""
 import os, signal, sys
 from jala_ray.commands import shell
-from jala_ray.training import loop
-write = loop.write_checkpoint
+from jala_ray.training import trainer
+write = trainer.write_checkpoint
 def killed(address, *rest):
     write(address, *rest)
     if "no_align" in address:
         os.kill(os.getpid(), signal.SIGKILL)
-loop.write_checkpoint = killed
+trainer.write_checkpoint = killed
 sys.exit(shell.main({words!r}))
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

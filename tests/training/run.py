@@ -16,7 +16,8 @@ from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
 from jala_ray.data.sampling.plan import Plan
 from jala_ray.training import history, setup
 from jala_ray.training.ddp import distributed
-from jala_ray.training.loop import Run, train
+from jala_ray.training.pretraining import Pretraining
+from jala_ray.training.trainer import train
 from tests.support import MIXED, Kind, MemorySource, OpenMemory, by_number, make_assets, make_learner, small
 
 HELD_OUT = {"lab": 6, "wild": 3}
@@ -48,7 +49,7 @@ def make_run(
     shuffle: bool = True,
     rank: int = 0,
     world: int = 1,
-) -> Run:
+) -> Pretraining:
     assets = make_assets(config)
     source = MemorySource(kinds, assets, bad)
 
@@ -62,7 +63,7 @@ def make_run(
         return (maker.build(step, rank, world) for step in range(first, last))
 
     held_out = {d: builder(np.arange(100, 100 + n), True) for d, n in HELD_OUT.items()}
-    return Run(
+    return Pretraining(
         config=config,
         folder=setup.run_folder(config),
         learner=make_learner(config, assets),

@@ -24,7 +24,8 @@ from jala_ray.models.backbones._transformers import TransformersBackbone
 from jala_ray.parsing import override
 from jala_ray.presets import PRESETS
 from jala_ray.training import checkpoint, history
-from jala_ray.training.loop import Run, train
+from jala_ray.training.pretraining import Pretraining
+from jala_ray.training.trainer import train
 from jala_ray.types import CheckpointError, ConfigError, Hand
 from tests.generation.test_generation import MARGIN, PASSES, Passes, prompt, without_cache
 from tests.generation.test_text import KINDS, Logits, clips, model, teacher_forced
@@ -44,7 +45,7 @@ def config_of(kind: str, root: Path, **values: object) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pretraining]:
     """Four steps of each kind, on every task."""
     found = {}
     for kind in BACKBONES:
@@ -54,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 
 @everyone
-def test_it_learns(trained: dict[str, Run], kind: str) -> None:
+def test_it_learns(trained: dict[str, Pretraining], kind: str) -> None:
     run = trained[kind]
     steps = rows(run.folder)
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
@@ -66,7 +67,7 @@ def test_it_learns(trained: dict[str, Run], kind: str) -> None:
 
 
 @everyone
-def test_a_resumed_run_is_the_unbroken_one(trained: dict[str, Run], tmp_path: Path, kind: str) -> None:
+def test_a_resumed_run_is_the_unbroken_one(trained: dict[str, Pretraining], tmp_path: Path, kind: str) -> None:
     broken = make_run(config_of(kind, tmp_path))
     whole = broken.shares
 
@@ -88,7 +89,7 @@ def test_a_resumed_run_is_the_unbroken_one(trained: dict[str, Run], tmp_path: Pa
 
 
 @everyone
-def test_each_sample_of_a_packed_batch_keeps_its_loss(trained: dict[str, Run], kind: str) -> None:
+def test_each_sample_of_a_packed_batch_keeps_its_loss(trained: dict[str, Pretraining], kind: str) -> None:
     run = trained[kind]
     learner, laid = run.learner.eval(), lay_out_mixed(run.config, run.assets)
     _, _, together = learner.run(make_batch(laid, packing=True, max_tokens=700, pad_multiple=16))
@@ -99,7 +100,7 @@ def test_each_sample_of_a_packed_batch_keeps_its_loss(trained: dict[str, Run], k
 
 
 @everyone
-def test_checkpoint_and_export_hold_it(trained: dict[str, Run], tmp_path: Path, kind: str) -> None:
+def test_checkpoint_and_export_hold_it(trained: dict[str, Pretraining], tmp_path: Path, kind: str) -> None:
     run = trained[kind]
     jala_ray.export(run.folder, str(tmp_path / "out"))
     wanted = run.learner.state_dict()
@@ -213,7 +214,7 @@ def generator(kind: str, preset: str) -> Generator:
     return Generator(loaded, GenerationConfig(ensemble=1), torch.device("cpu"))
 
 
-def test_another_kinds_checkpoint_is_no_beginning(trained: dict[str, Run]) -> None:
+def test_another_kinds_checkpoint_is_no_beginning(trained: dict[str, Pretraining]) -> None:
     ours, theirs = trained["internvl"], trained["qwen2_5_vl"]
     with pytest.raises(CheckpointError, match=r"kind internvl.*--model\.backbone\.kind qwen2_5_vl"):
         checkpoint.take_over(ours.learner, Path(newest(theirs.config)), ours.config, ours.assets)

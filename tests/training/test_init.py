@@ -16,8 +16,7 @@ from jala_ray.presets import PRESETS
 from jala_ray.training import checkpoint
 from jala_ray.training.checkpoint import Position, TakenOver, take_over
 from jala_ray.training.learner import Learner
-from jala_ray.training.loop import restore
-from jala_ray.training.optim import build_optimizer
+from jala_ray.training.trainer import restore
 from jala_ray.types import CheckpointError
 from tests.support import make_assets, make_learner, small
 from tests.training.run import make_run, run_config
@@ -137,6 +136,7 @@ def test_a_run_says_what_it_began_with(tmp_path: Path, capsys: pytest.CaptureFix
     said = f"init {address}: taken: encoder, vla; new: objective.lap, objective.lsp; not taken: objective.lap\n"
     for rank in (0, 1):
         run = make_run(config, rank=rank)
-        assert restore(run, build_optimizer(run.learner, config.optim)) == Position()
+        run.begin()
+        assert restore(run) == 0
         assert equal(run.learner, theirs, "vla")
         assert capsys.readouterr().out == (said if rank == 0 else "")

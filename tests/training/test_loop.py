@@ -24,9 +24,9 @@ from jala_ray.parsing import override
 from jala_ray.training import checkpoint, history, setup, transfer
 from jala_ray.training.lease import LeaseLost, acquire
 from jala_ray.training.log import RunLog
-from jala_ray.training.loop import train
 from jala_ray.training.optim import lr_factor
 from jala_ray.training.setup import storage_options as options_of
+from jala_ray.training.trainer import train
 from jala_ray.types import CheckpointError, DamagedCheckpoint, StorageError, UserError
 from tests.support import A, Kind, L, U
 from tests.training.run import make_run, one_of_two, run_config

@@ -21,7 +21,7 @@ from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training import history, setup
 from jala_ray.training.build import build_assets
 from jala_ray.training.lease import Process, newest_lease
-from jala_ray.training.loop import train
+from jala_ray.training.trainer import train
 from jala_ray.types import CheckpointError, ConfigError, StorageError, StoreUnavailable
 from tests.support import MOTION
 from tests.training.run import make_run, run_config

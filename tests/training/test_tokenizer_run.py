@@ -114,8 +114,9 @@ def test_an_attempt_that_lost_its_folder_commits_nothing(tmp_path: Path) -> None
 def test_a_checkpoint_between_two_rows_asks_who_holds_the_folder(tmp_path: Path, s3_endpoint: str) -> None:
     boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket="runs")
     run, options = make_run(tmp_path), StorageOptions(endpoint_url=s3_endpoint)
-    config = override(run.config, {"storage.root": "s3://runs", "train.log_every": 4, "train.eval_every": 4})
-    run = replace(run, config=config, folder=setup.run_folder(config), options=options)
+    stored = {"storage.root": "s3://runs", "storage.endpoint_url": s3_endpoint}
+    config = override(run.config, stored | {"train.log_every": 4, "train.eval_every": 4})
+    run = replace(run, config=config, folder=setup.run_folder(config))
     run.lease = first = lease.acquire(run.folder, options, 60.0)
 
     class TakenOver(lease.Lease):

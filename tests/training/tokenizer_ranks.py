@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 
 from jala_ray.config import LogConfig, StorageConfig, TokenizerConfig, TokenizerRunConfig, TokenizerTrainConfig
-from jala_ray.storage import StorageOptions
 from jala_ray.training import setup
 from jala_ray.training.ddp import distributed
 from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
@@ -45,7 +44,8 @@ def make_run(root: Path, **more: Any) -> TokenizerRun:
         log=LogConfig(tensorboard=False),
     )
     folder = setup.run_folder(config)
-    return TokenizerRun(config, folder, StorageOptions(), chunks(64, seed=1), chunks(8, seed=2), CPU, **more)
+    given = {"train": chunks(64, seed=1), "held_out": chunks(8, seed=2), "device": CPU}
+    return TokenizerRun(config=config, folder=folder, **given, **more)
 
 
 def cut_off(row: dict[str, Any], address: str) -> None:

@@ -17,8 +17,8 @@ from jala_ray.data.samples.layout import Laid
 from jala_ray.data.samples.source import Look, Pictures, Sample
 from jala_ray.objectives.base import Features, Objective
 from jala_ray.training.checkpoint import Loaded
+from jala_ray.training.device import autocast, to_device
 from jala_ray.training.learner import Learner
-from jala_ray.training.loop import autocast, to_device
 from jala_ray.types import Hand
 
 

@@ -41,7 +41,7 @@ from jala_ray.models.perceiver import Perceiver
 from jala_ray.objectives.base import Features
 from jala_ray.storage import StorageOptions
 from jala_ray.training.checkpoint import Loaded
-from jala_ray.training.loop import autocast
+from jala_ray.training.device import autocast
 from jala_ray.types import DOMAINS, HAND_NAMES, WRIST_DIM, UserError
 
 MIN_CLIPS = 8

@@ -16,7 +16,7 @@ from jala_ray.evaluation.latent_space.hidden import Masked, Sight, hidden_means,
 from jala_ray.evaluation.latent_space.probes import Labels
 from jala_ray.storage import StorageOptions
 from jala_ray.training.checkpoint import Loaded
-from jala_ray.training.loop import autocast
+from jala_ray.training.device import autocast
 from jala_ray.types import UserError
 
 CLIPS_AT_ONCE = 8

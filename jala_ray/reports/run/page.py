@@ -21,7 +21,7 @@ from jala_ray.reports.kit.figures import Charts
 from jala_ray.reports.kit.findings import Finding, counted, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import absent, badge, clock, number, percent, tile
-from jala_ray.reports.run import quality, reconstructions, sections
+from jala_ray.reports.run import evaluations, quality, reconstructions, sections
 from jala_ray.reports.run.folder import RunFolder, read_json, read_metrics, read_run
 from jala_ray.reports.warnings import matched_pairs, training_findings
 from jala_ray.types import JalaError
@@ -55,6 +55,7 @@ def write_pretrain_report(
     rank = sections.last(run, "monitor/effective_rank_z")
     rho = sections.last(run, "monitor/rho")
     doubtful = any(matched_pairs(run.metrics))
+    evaluated = evaluations.section(run, charts)
     tiles = [
         steps_tile(run),
         samples_tile(run),
@@ -74,6 +75,7 @@ def write_pretrain_report(
     content = [
         ("losses", "Losses", sections.losses(run, charts)),
         ("validation", "Validation", sections.validation(run, charts)),
+        *([("evaluations", "Evaluations on the way", evaluated)] if evaluated is not None else []),
         ("monitors", "Collapse monitors", sections.monitors(run, charts)),
         ("frames", "Sample frames", sections.frames(*sampled(manifest))),
         ("throughput", "Throughput", sections.throughput(run, charts)),

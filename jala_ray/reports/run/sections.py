@@ -57,7 +57,7 @@ HELD_OUT = {
 VAL_KEY = re.compile(r"val/(lab|wild)/(.+)")
 DRAWN_ELSEWHERE = re.compile(
     r"step|epoch|samples|total_steps|time_s|attempt|loss.*|mcp_accuracy|lr|grad_norm|samples_per_s|chunks_per_s|tokens_per_s|data_wait|step_s"
-    r"|val/(lab|wild)/.+|monitor/(rho|effective_rank_[zh]|spread_[zh]|cos_(matched|shuffled))"
+    r"|val/(lab|wild)/.+|eval/.+|monitor/(rho|effective_rank_[zh]|spread_[zh]|cos_(matched|shuffled))"
 )
 
 

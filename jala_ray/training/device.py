@@ -1,0 +1,61 @@
+"""Tensors on their way between host, device and ranks."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from jala_ray.batch import PerceiverInputs
+
+Inputs = TypeVar("Inputs", bound=PerceiverInputs)
+T = TypeVar("T")
+
+
+class HostCopy:
+    """The value of a device tensor for the host, asked for early and read late, so that nothing waits for the device in between."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value, self.arrived = value, None
+        if value.device.type == "cuda":
+            self.value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def item(self) -> float:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return float(self.value)
+
+
+def to_device(batch: Inputs, device: torch.device) -> Inputs:
+    return batch if device.type == "cpu" else batch.pin().to(device)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def no_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager[Any]:
+    """DDP reduces gradients on the last micro-batch of a step only."""
+    return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def reduce_sum(value: Tensor, world: int) -> Tensor:
+    """Added over all ranks, in place."""
+    if world > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def gather(value: T, world: int) -> list[T]:
+    """Every rank's value, in the ranks' order, on every rank."""
+    if world == 1:
+        return [value]
+    gathered: list[Any] = [None] * world
+    dist.all_gather_object(gathered, value)
+    return gathered

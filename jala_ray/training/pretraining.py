@@ -1,0 +1,208 @@
+"""Pretraining as a task of the trainer: batches of sequences, an objective's loss terms, AdamW, sums over ranks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jala_ray.batch import Batch
+from jala_ray.config import RunConfig
+from jala_ray.config.evaluators import Evaluator, evaluators_of
+from jala_ray.data.samples.assets import Assets
+from jala_ray.data.samples.share import StepShare
+from jala_ray.data.sampling.plan import rows_digest
+from jala_ray.training import checkpoint
+from jala_ray.training.checkpoint import Position
+from jala_ray.training.device import HostCopy, autocast, gather, no_sync, reduce_sum, to_device
+from jala_ray.training.evaluating import Moment
+from jala_ray.training.learner import Learner, means
+from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
+from jala_ray.training.task import Row, TrainingTask, Window
+
+
+@dataclass
+class Meters:
+    """Sums over this rank since the last row."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    errors: list[Row] = field(default_factory=list)
+    rows: int = 0
+    digest: int = 0
+    """`plan.rows_digest` of the rows trained on."""
+    quarantined_digest: int = 0
+    """The same of the rows set aside."""
+    empty_steps: int = 0
+    """Steps in which no rank had a row to train on."""
+
+    def count(self, share: StepShare, epoch: int) -> None:
+        self.errors += share.errors
+        self.rows += share.rows
+        trained = torch.cat([batch.plan_row[batch.plan_row >= 0] for batch in share.micro]).numpy()
+        bad = np.array([error["plan_row"] for error in share.errors], np.int64)
+        self.digest += rows_digest(epoch, trained.astype(np.int64))
+        self.quarantined_digest += rows_digest(epoch, bad)
+
+    def add(self, sums: dict[str, Tensor]) -> None:
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+
+@dataclass(kw_only=True)
+class Pretraining(TrainingTask[RunConfig, Learner]):
+    """A vision-language-action model learns by its objective."""
+
+    assets: Assets
+    steps_per_epoch: int
+    shares: Callable[[int], Iterator[StepShare]]
+    """`shares(first)`: this rank's shares from step `first` on."""
+    validation: dict[str, Callable[[], Iterator[StepShare]]]
+    """Held-out shares of this rank, a domain (lab, wild)."""
+
+    def __post_init__(self) -> None:
+        self.meters, self.held_out = Meters(), dict[str, list[Batch]]()
+        self.batch: Batch | None = None
+        self.norm = torch.zeros(())
+
+    @property
+    def init(self) -> str | None:
+        return self.config.init
+
+    @property
+    def log_every(self) -> int:
+        return self.config.train.log_every
+
+    @property
+    def checkpoint_every(self) -> int:
+        return self.config.train.checkpoint_every
+
+    @property
+    def keep(self) -> int:
+        return self.config.train.keep
+
+    @property
+    def error_limit(self) -> tuple[str, float, int]:
+        return "data.max_error_share", self.config.data.max_error_share, self.config.data.min_rows_for_share
+
+    @property
+    def lr_setting(self) -> str:
+        return "optim.lr"
+
+    def begin(self) -> None:
+        self.optimizer = build_optimizer(self.learner, self.config.optim)
+        self.samples = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def take_over(self, folder: Path) -> None:
+        begun = checkpoint.take_over(self.learner, folder, self.config, self.assets)
+        if self.rank == 0:
+            print(f"init {self.config.init}: {begun}", flush=True)
+
+    def read_held_out(self) -> None:
+        """This rank's held-out batches, kept in memory; rows that can't be read are reported with the first row."""
+        for domain, shares in self.validation.items():
+            self.held_out[domain] = []
+            for share in shares():
+                self.held_out[domain] += share.micro
+                self.meters.errors += [error | {"split": "val"} for error in share.errors]
+
+    def stream(self, first: int) -> Iterator[StepShare]:
+        return self.shares(first)
+
+    def step(self, model: nn.Module, share: StepShare, step: int) -> None:
+        """Raises `UserError`, at the first step, for a batch that lacks what the objective needs."""
+        config, objective = self.config, self.learner.objective
+        if self.batch is None:
+            self.learner.check_columns(share.micro[0])
+        self.meters.count(share, step // self.steps_per_epoch)
+
+        # The step's loss is the sum over real sequences divided by their number over all ranks and micro-batches.
+        micro = [to_device(batch, self.device) for batch in share.micro]
+        real = reduce_sum(torch.stack([batch.weight.sum() for batch in micro]).sum(), self.world)
+        scale = self.world / real.clamp(min=1.0)
+        count = HostCopy(real)
+        objective.before_step(step / self.total_steps)
+        set_lr(self.optimizer, config.optim.lr * lr_factor(step, self.total_steps, config.optim.warmup))
+        for i, batch in enumerate(micro):
+            last = i == len(micro) - 1
+            with no_sync(model, not last), autocast(self.device, config.train.precision):
+                out = model(batch)
+            with no_sync(model, not last):
+                (out.loss * scale).backward()
+            self.meters.add(out.sums)
+        self.norm = clip_gradients(self.learner, config.optim.clip)
+        if count.item():
+            self.optimizer.step()
+            objective.after_step()
+        else:  # momentum and weight decay would move weights that no row asked to move
+            self.meters.empty_steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        self.samples += real.long()
+        self.batch = micro[0]
+
+    def row(self, window: Window, done: int) -> tuple[Row, list[Row]]:
+        meters, self.meters = self.meters, Meters()
+        elapsed, position = window.seconds, self.position(done)
+        extra = {"wait": window.wait_s, "busy": elapsed, "rows": meters.rows}
+        sums = self._total(meters.sums | {name: torch.tensor(float(value)) for name, value in extra.items()})
+        seconds = sums["busy"] / self.world
+        errors = [error for part in gather(meters.errors, self.world) for error in part]
+        row: Row = {**vars(position), **means(sums), "loss": sums["loss"] / max(sums["samples"], 1.0)}
+        row |= {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": float(self.norm)}
+        row |= {"data_wait": sums["wait"] / sums["busy"], "step_s": seconds / window.steps}
+        row |= {f"{n}_per_s": sums[n] / seconds for n in ("samples", "chunks", "tokens")}
+        row["padding"] = 1.0 - sums["tokens"] / sums["slots"]
+        digests = [_wrapped(meters.digest), _wrapped(meters.quarantined_digest)]
+        digests = reduce_sum(torch.tensor(digests, device=self.device), self.world).tolist()
+        row |= {
+            name: f"{d % 2**64:016x}" for name, d in zip(("rows_digest", "quarantined_digest"), digests, strict=True)
+        }
+        row |= {"rows": int(sums["rows"]), "quarantined": sum("split" not in e for e in errors)}
+        row |= {"empty_steps": meters.empty_steps, "time_s": time.time()}
+        return row, errors
+
+    def _total(self, own: dict[str, Tensor]) -> dict[str, float]:
+        """Over all ranks, which have the same names."""
+        names = sorted(own)
+        stacked = torch.stack([own[n].to(self.device, torch.float64) for n in names])
+        return dict(zip(names, reduce_sum(stacked, self.world).tolist(), strict=True))
+
+    def position(self, done: int) -> Position:
+        return Position(done, done // self.steps_per_epoch, int(self.samples))
+
+    def evaluators(self) -> Sequence[tuple[Evaluator, int]]:
+        return evaluators_of(self.config)
+
+    def moment(self, done: int) -> Moment:
+        return Moment(
+            step=done,
+            learner=self.learner,
+            device=self.device,
+            config=self.config,
+            assets=self.assets,
+            rank=self.rank,
+            world=self.world,
+            held_out=self.held_out,
+            batch=self.batch,
+        )
+
+    def save(self, folder: Path, done: int) -> None:
+        made: Any = (self.config, self.learner, self.assets, self.optimizer, self.position(done))
+        checkpoint.write(folder, *made)
+
+    def load(self, folder: Path) -> int:
+        checkpoint.load_weights(self.learner, folder)
+        checkpoint.load_optimizer(self.optimizer, folder)
+        position = checkpoint.read_position(folder)
+        self.samples += position.samples
+        return position.step
+
+
+def _wrapped(value: int) -> int:
+    """`value` modulo 2**64, signed, as a tensor holds it."""
+    return (value + 2**63) % 2**64 - 2**63

@@ -1,0 +1,146 @@
+"""What the trainer asks of a task: what is learned, one update, what is logged and measured, what a checkpoint holds."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from jala_ray.config import AnyRun
+from jala_ray.config.evaluators import Evaluator
+from jala_ray.storage import StorageOptions
+from jala_ray.training.evaluating import Moment
+from jala_ray.training.lease import Lease
+from jala_ray.training.setup import storage_options
+
+Row = dict[str, Any]
+Config = TypeVar("Config", bound=AnyRun)
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass
+class Window:
+    """The steps since the last row."""
+
+    steps: int = 0
+    wait_s: float = 0.0
+    """Spent waiting for data."""
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+
+@dataclass(kw_only=True)
+class TrainingTask(ABC, Generic[Config, Model]):
+    """A task, and where it is trained. `launch.py` (Ray) and `local.py` (one process) make one for each rank, for `trainer.train`."""
+
+    config: Config
+    folder: str
+    """The run folder, local or s3://."""
+    device: torch.device
+    learner: Model
+    """On its device; all that learns."""
+    total_steps: int
+    resume_from: str | None = None
+    """A committed checkpoint of the run folder; None: its newest one, where there is one."""
+    rank: int = 0
+    world: int = 1
+    committed: Callable[[Row, str], None] | None = None
+    """Called on every rank after a checkpoint is in its place, with the latest metrics and its address."""
+    lease: Lease | None = None
+    """What holds the run folder for this attempt: asked on rank 0 before anything is written there."""
+    wrap: Callable[[nn.Module], nn.Module] | None = None
+    """DDP, where there are several ranks."""
+
+    # --- settings ----------------------------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> StorageOptions:
+        return storage_options(self.config)
+
+    @property
+    def init(self) -> str | None:
+        """Checkpoint of another run, to begin with where the folder holds none."""
+        return None
+
+    @property
+    @abstractmethod
+    def log_every(self) -> int:
+        """Steps between two rows; a step that evaluates or saves has one as well."""
+
+    @property
+    @abstractmethod
+    def checkpoint_every(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def keep(self) -> int:
+        """Newest checkpoints that stay."""
+
+    @property
+    def error_limit(self) -> tuple[str, float, int] | None:
+        """(setting, largest share of the rows that may be `quarantined`, rows before it counts); None where no row can be bad."""
+        return None
+
+    @property
+    @abstractmethod
+    def lr_setting(self) -> str:
+        """What a run that diverged should lower."""
+
+    # --- from the first step to the last -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Build what is not there yet, the optimizer at least. Raises `UserError` for what can't be trained."""
+
+    def take_over(self, folder: Path) -> None:
+        """Start with weights of `init`, a local folder."""
+        raise NotImplementedError(f"{type(self).__name__} must implement take_over")
+
+    def read_held_out(self) -> None:
+        """Read once what evaluations will need; nothing by default."""
+
+    @abstractmethod
+    def stream(self, first: int) -> Iterator[Any]:
+        """This rank's shares of the steps from `first` on."""
+
+    @abstractmethod
+    def step(self, model: nn.Module, share: Any, step: int) -> None:
+        """One update, the same on all ranks; `model` is the learner, or DDP around it. Counts what `row` will tell."""
+
+    @abstractmethod
+    def row(self, window: Window, done: int) -> tuple[Row, list[Row]]:
+        """Metrics of all ranks over the window after `done` steps, and the rows quarantined in it; begins a new count. Collective.
+
+        It has `loss` and `grad_norm`, which must be finite, and `quarantined` and `rows` where there is an `error_limit`.
+        """
+
+    @abstractmethod
+    def evaluators(self) -> Sequence[tuple[Evaluator, int]]:
+        """What is measured on the way, and every how many steps."""
+
+    @abstractmethod
+    def moment(self, done: int) -> Moment:
+        """What evaluators are given after `done` steps."""
+
+    def finish(self, row: Row) -> Row:
+        """After the last step, on every rank: what the run returns, from the last row."""
+        return row
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def save(self, folder: Path, done: int) -> None:
+        """Write all that a resume after `done` steps needs into a local folder. Rank 0 alone."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> int:
+        """The reverse of `save`, on every rank; returns the steps done."""

@@ -1,0 +1,140 @@
+"""The training loop, top to bottom, for every task. It knows neither Ray nor what is learned: shares come in, checkpoints go out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from typing import Any
+
+from jala_ray import storage
+from jala_ray.training import history, transfer, watch
+from jala_ray.training.evaluating import Evaluations
+from jala_ray.training.lease import guard
+from jala_ray.training.log import RunLog
+from jala_ray.training.task import Row, TrainingTask, Window
+from jala_ray.training.watch import waiting_for
+from jala_ray.types import UserError
+
+HEALTH = ("loss", "grad_norm")
+
+
+def train(task: TrainingTask[Any, Any]) -> Row:
+    """Train to the last step; returns what the task's `finish` gives. Goes on exactly where the folder's newest checkpoint is.
+
+    Raises `UserError` when too many rows can't be read or the loss is no longer finite, before a checkpoint is written;
+    `StoreUnavailable` when a store does not answer for longer than the run waits; `LeaseLost` when another attempt has taken over;
+    `DamagedCheckpoint` for a checkpoint that is set aside by now.
+    """
+    watch.configure(rank=task.rank, world=task.world, patience_s=task.config.log.waiting_s)
+    task.begin()
+    with waiting_for("the checkpoint to begin with"):
+        start = restore(task)
+    if task.rank > 0:
+        return run_steps(task, start, None)
+    with RunLog(task.config, task.folder, start, task.total_steps, task.options, guard(task.lease)) as log:
+        return run_steps(task, start, log)
+
+
+def restore(task: TrainingTask[Any, Any]) -> int:
+    """Fill the task from its folder's checkpoint, or begin with another run's weights (`init`); the steps that are done.
+
+    Raises `DamagedCheckpoint` when the bytes of the run's own checkpoint are not those that were written; it is set aside.
+    """
+    options = task.options
+    found = task.resume_from or history.newest(task.folder, options)
+    with storage.scratch("resume", transfer.room(found or task.init, options)) as scratch:
+        if found is not None:
+            return task.load(transfer.own_copy(found, scratch, options))
+        if task.init is not None:
+            task.take_over(transfer.local_copy(task.init, scratch, options))
+    return 0
+
+
+def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> Row:
+    """Steps `start` .. `total_steps - 1`; rank 0 has the log."""
+    model = task.wrap(task.learner) if task.wrap is not None else task.learner
+    evaluations, faults = Evaluations(task.evaluators()), ErrorBudget(task.error_limit)
+    window, row = Window(), Row()
+    with waiting_for("the held-out rows"):
+        task.read_held_out()
+
+    model.train()
+    stream = task.stream(start)
+    for step in range(start, task.total_steps):
+        waited = time.perf_counter()
+        with waiting_for(f"the data of step {step + 1}"):
+            share = next(stream)
+        window.wait_s += time.perf_counter() - waited
+        window.steps += 1
+        with waiting_for(f"step {step + 1}, computed by all ranks"):
+            task.step(model, share, step)
+
+        # --- metrics, evaluations, checkpoint ------------------------------------------------------------------------
+        done = step + 1
+        final = done == task.total_steps
+        due = evaluations.due(done, final)
+        saves = final or done % task.checkpoint_every == 0
+        if not (due or saves or done % task.log_every == 0):
+            continue
+        with waiting_for(f"the other ranks' metrics of step {done}"):
+            row, errors = task.row(window, done)
+        if finite(row):  # else evaluations would fail first, and hide why
+            row |= evaluations.measure(due, task.moment(done))
+        if log is not None:
+            log.write(row, errors)
+        faults.check(row)
+        refuse_divergence(row, task.lr_setting)
+        if saves:
+            address = history.address(task.folder, done)
+            if log is not None:
+                with waiting_for(f"checkpoint {address} to be saved"):
+                    log.sync()
+                    write_checkpoint(address, task, done)
+            if task.committed is not None:
+                with waiting_for(f"rank 0 to save checkpoint {address}, and Ray to hear of it"):
+                    task.committed(row, address)
+        window = Window()
+    return task.finish(row)
+
+
+def write_checkpoint(address: str, task: TrainingTask[Any, Any], done: int) -> None:
+    """Rank 0 writes, verifies and commits; older ones go."""
+    with storage.scratch("checkpoint") as scratch:
+        task.save(scratch, done)
+        transfer.save(scratch, address, task.options, task.lease)
+    history.prune(task.folder, task.keep, task.options)
+
+
+# --- what ends a run -------------------------------------------------------------------------------------------------
+
+
+def finite(row: Row) -> bool:
+    return all(math.isfinite(row[name]) for name in HEALTH)
+
+
+def refuse_divergence(row: Row, lr_setting: str) -> None:
+    """Raises `UserError` on every rank alike, before a checkpoint of NaN replaces a good one."""
+    for name in HEALTH:
+        if not math.isfinite(row[name]):
+            remedy = f"Lower {lr_setting}, or continue from an older checkpoint; the run's checkpoints are from before."
+            raise UserError(name, row[name], f"a finite number at step {row['step']}", remedy)
+
+
+class ErrorBudget:
+    """Stops a run whose share of unreadable rows grows past the task's limit."""
+
+    def __init__(self, limit: tuple[str, float, int] | None) -> None:
+        self.limit = limit
+        self.recent: deque[tuple[int, int]] = deque(maxlen=100)
+
+    def check(self, row: dict[str, Any]) -> None:
+        """Raises `UserError` on every rank alike: the row is the same everywhere."""
+        if self.limit is None:
+            return
+        setting, share, least = self.limit
+        self.recent.append((row["quarantined"], row["rows"]))
+        bad, rows = (sum(column) for column in zip(*self.recent, strict=True))
+        if rows >= least and bad > share * rows:
+            expected = f"<= {setting} = {share:.1%} of {rows} rows"
+            raise UserError("quarantined rows", bad, expected, "See errors.jsonl in the run folder for each reason.")
