@@ -57,7 +57,7 @@ class Moment:
         return autocast(self.device, self.config.train.precision)
 
 
-class Outcome(NamedTuple):
+class PartOutcome(NamedTuple):
     """A rank's part, or why there is none."""
 
     part: Any
@@ -106,11 +106,11 @@ class Evaluations:
         return {f"eval/{one.label}/failed": where}
 
 
-def _attempt(work: Any) -> Outcome:
+def _attempt(work: Any) -> PartOutcome:
     try:
-        return Outcome(work())
+        return PartOutcome(work())
     except Exception as error:
-        return Outcome(None, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return PartOutcome(None, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _plain(figures: Mapping[str, Any], prefix: str) -> dict[str, float | None]:

@@ -44,19 +44,19 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Sample:
+class DrawnClip:
     clip: Clip
     frames: list[Frame] = field(default_factory=list)
     problem: str | None = None
     """Why there are no frames: the clip's video could not be read."""
 
 
-def sample_frames(manifest: Manifest, k: int = 6, height: int = 300, boundaries: int = 5) -> list[Sample]:
+def sample_frames(manifest: Manifest, k: int = 6, height: int = 300, boundaries: int = 5) -> list[DrawnClip]:
     """The first boundary frames v_0, v_1, ... of `k` clips, with the skeleton of every labelled hand.
 
     The choice is deterministic and takes turns between labelled and unlabelled, wild and lab, each spread
     over the manifest. `height` is in px, the width follows the video; at most `boundaries` frames per clip. A
-    clip whose video fails becomes a `Sample` with its `problem`.
+    clip whose video fails becomes a `DrawnClip` with its `problem`.
     """
     hands = load_pair()
     samples = []
@@ -65,9 +65,9 @@ def sample_frames(manifest: Manifest, k: int = 6, height: int = 300, boundaries:
         try:
             frames = draw_boundaries(clip, {side: hands[side] for side in Hand}, height, boundaries)
         except UserError as error:
-            samples.append(Sample(clip, problem=str(error)))
+            samples.append(DrawnClip(clip, problem=str(error)))
         else:
-            samples.append(Sample(clip, frames))
+            samples.append(DrawnClip(clip, frames))
     return samples
 
 

@@ -28,7 +28,7 @@ from jala_ray.types import JalaError
 
 if TYPE_CHECKING:
     from jala_ray.data.manifest.table import Manifest
-    from jala_ray.reports.kit.overlay import Sample
+    from jala_ray.reports.kit.overlay import DrawnClip
 
 __all__ = ["read_metrics", "write_pretrain_report", "write_tokenizer_report"]
 
@@ -124,7 +124,7 @@ def charts_of(run: RunFolder) -> Charts:
     return Charts(resumes=[attempt.first_step for attempt in run.attempts[1:]])
 
 
-def sampled(manifest: Manifest | str | Path | None) -> tuple[list[Sample] | None, str]:
+def sampled(manifest: Manifest | str | Path | None) -> tuple[list[DrawnClip] | None, str]:
     if manifest is None:
         return None, "No manifest was given to this report, so no clip can be drawn."
     # Decoding and hands need torch and PyAV; a report without frames does not.

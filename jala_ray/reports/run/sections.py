@@ -28,7 +28,7 @@ from jala_ray.types import EFFECTIVE_RANK_WARN as RANK_WARN
 from jala_ray.types import RHO_WARN
 
 if TYPE_CHECKING:
-    from jala_ray.reports.kit.overlay import Sample
+    from jala_ray.reports.kit.overlay import DrawnClip
 
 MAX_ERRORS = 50
 TERMS = {
@@ -241,7 +241,7 @@ def monitors(run: RunFolder, charts: Charts) -> Html:
     )
 
 
-def frames(samples: Sequence[Sample] | None, why_absent: str) -> Html:
+def frames(samples: Sequence[DrawnClip] | None, why_absent: str) -> Html:
     if samples is None:
         return absent(why_absent)
     if not samples:
