@@ -45,7 +45,9 @@ def parse(words: Sequence[str], prog: str) -> Arguments:
 
 def run(arguments: Arguments) -> int:
     config = arguments.config
-    for name, address in (("data.manifest", config.data.manifest), ("motion_tokenizer", config.motion_tokenizer)):
+    needed = {"data.manifest": config.data.manifest}
+    needed |= {"motion_tokenizer": config.motion_tokenizer} if config.objective.codes else {}
+    for name, address in needed.items():
         if not address:
             raise ConfigError(name, address, "an address", f"Pass --{name.replace('_', '-')} PATH.")
     from jala_ray import storage

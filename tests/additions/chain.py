@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from jala_ray.commands.evaluate import Arguments, run
 from jala_ray.commands.shell import main as jala
 from jala_ray.config import GenerationConfig, RunConfig
-from jala_ray.data.manifest.table import Manifest
+from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.presets import PRESETS
 from jala_ray.reports.run.publish import publish_pretrain_report
@@ -51,6 +52,15 @@ def trained(world: World, folder: Path, name: str, preset: str, **values: object
     return config
 
 
+def questions(folder: Path, manifest: Manifest) -> str:
+    """The same clips, each with a question about it."""
+    asked = [
+        replace(clip, task_type="question", instructions=("What does the hand do",), description=clip.instructions[0])
+        for clip in manifest
+    ]
+    return write_manifest(asked, folder / "questions.parquet").path
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     plan = WorldConfig(lab_train=10, lab_val=0, wild_train=0, wild_val=0, width=96, height=72, seconds=(1.0, 2.0))
@@ -65,6 +75,9 @@ def main(folder: Path) -> None:
     trained(world, folder, "plain", "tiny", model__backbone__kind="plain")
     assert jala(["export", str(folder / "runs" / "plain"), str(folder / "exported")]) == 0
     assert load(str(folder / "exported")).learner.vla.backbone.config.kind == "plain"
+    asked = questions(folder, Manifest(manifest))
+    trained(World(asked, world.tokenizer), folder, "asked", "tiny")
+    assert jala(["inspect", asked]) == 0
     runs = tuple(str(folder / "runs" / name) for name in ("cloning", "raw", "plain"))
     settings_of = GenerationConfig(passes=2, ensemble=1)
     assert run(Arguments(str(folder / "evaluation"), runs, generation=settings_of, videos=0, local=True)) == 0

@@ -1,4 +1,5 @@
-"""An objective without a perceiver, a metric, an adapter, a frozen encoder and a backbone, each stored as a patch of new files alone.
+"""An objective without a perceiver, a metric, an adapter, a frozen encoder, a backbone, a signal with the objective that reads it, and a
+task type, each stored as a patch of new files alone.
 
 A copy of the tracked files gets them; none of its own files changes, and they go through manifest, training, evaluation and report, and
 appear in help, tables and pages.
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+FILES = {"adapter": 1, "backbone": 2, "encoder": 1, "metric": 1, "objective": 2, "signal": 3, "task": 1}
+"""New files of each, at most."""
 PATCHES = sorted(Path(__file__).parent.glob("*.patch"))
 
 
@@ -46,12 +49,13 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tree(clean: Path) -> Path:
-    """The copy with all five."""
+    """The copy with all of them."""
     for patch in PATCHES:
         git(clean, "apply", "--check", str(patch))
         before = git(clean, "status", "--porcelain", "-uall").splitlines()
         git(clean, "apply", str(patch))
         added = set(git(clean, "status", "--porcelain", "-uall").splitlines()) - set(before)
+        assert len(added) <= FILES[patch.stem], "so many files, and no more"
         assert added and all(line.startswith("?? jala_ray/") for line in added), "it adds files and changes none"
     assert git(clean, "diff", "--stat") == ""
     return clean
@@ -65,8 +69,8 @@ def made(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_there_are_five() -> None:
-    assert [patch.stem for patch in PATCHES] == ["adapter", "backbone", "encoder", "metric", "objective"]
+def test_there_are_seven() -> None:
+    assert [patch.stem for patch in PATCHES] == sorted(FILES)
 
 
 def test_they_go_from_manifest_to_report(made: Path) -> None:
@@ -95,6 +99,63 @@ def test_they_go_from_manifest_to_report(made: Path) -> None:
     assert "hand-tracks" in next(made.glob("*inspect.html")).read_text()
 
 
+def test_a_question_is_asked_and_answered(made: Path) -> None:
+    steps = [json.loads(line) for line in (made / "runs/asked/metrics.jsonl").read_text().splitlines()]
+    assert all(step["loss_text"] > 0 and step["loss_mcp"] is None for step in steps), "its words alone are learned"
+    assert "question" in (made / "questions.inspect.html").read_text()
+    assert all(step["quarantined"] == 0 for step in steps)
+
+
+@pytest.fixture(scope="module")
+def robots(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the chain of the added signal left behind."""
+    folder = tmp_path_factory.mktemp("robots")
+    said = python(tree, "-m", "tests.additions.robot_chain", str(folder))
+    assert "signal action: 16 rows, float32 [7], 10 Hz, 480 values" in said and "view wrist: 16 rows" in said
+    return folder
+
+
+def steps_of(run: Path) -> list[dict[str, object]]:
+    """Rows of metrics without clocks and attempts."""
+    clocks = ("attempt", "time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "tokens_per_s")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in clocks} for row in rows]
+
+
+def test_actions_are_learned_and_measured(robots: Path) -> None:
+    steps = steps_of(robots / "runs/local")
+    last = steps[-1]
+    assert last["loss_action"] < steps[0]["loss_action"] / 2  # type: ignore[operator]
+    assert last["val/robot/loss_action"] > 0  # type: ignore[operator]
+    model, idle = (last[f"eval/action_error/robot/{name}"] for name in ("model", "mean_action"))
+    assert 0 < model < idle, "better than always the mean action"  # type: ignore[operator]
+    assert all(f"eval/action_error/robot/model/dimension_{i}" in last for i in range(7))
+
+
+def test_cache_and_resume_give_the_same_run(robots: Path) -> None:
+    straight = steps_of(robots / "runs/local")
+    for name in ("codes", "all", "resumed"):
+        assert steps_of(robots / "runs" / name) == straight, name
+
+
+def test_its_pages_and_its_checkpoint(robots: Path) -> None:
+    page = (robots / "runs/local/report.html").read_text()
+    assert "action_error" in page and "action_regression" in page and "mean_action/dimension_6" in page
+    inspected = (robots / "world/robots.inspect.html").read_text()
+    assert "Signals" in inspected and "float32 [7]" in inspected and "wrist" in inspected
+    stored = json.loads((robots / "runs/local/assets/signals.json").read_text())
+    assert stored["fingerprint"] == (robots / "fingerprint").read_text() and set(stored["signals"]) == {
+        "state",
+        "action",
+    }
+
+
+@pytest.mark.cluster
+def test_ray_gives_the_same_run(tree: Path, tmp_path: Path) -> None:
+    python(tree, "-m", "tests.additions.robot_chain", str(tmp_path), "--ray")
+    assert steps_of(tmp_path / "runs/ray") == steps_of(tmp_path / "runs/local")
+
+
 def test_help_names_them(tree: Path) -> None:
     code = (
         "import sys\nfrom jala_ray.commands.shell import main\n"
@@ -112,6 +173,8 @@ def test_help_names_them(tree: Path) -> None:
         "hand-tracks",
         "cloning_text",
         "jerk",
+        "action_regression",
+        "action_error",
     ):
         assert word in said, word
 
