@@ -58,7 +58,7 @@ class Moment:
         return autocast(self.device, self.config.train.precision)
 
 
-class Outcome(NamedTuple):
+class PartOrFailure(NamedTuple):
     """A rank's part, or why there is none."""
 
     part: Any
@@ -107,11 +107,11 @@ class Evaluations:
         return {f"eval/{one.label}/failed": where}
 
 
-def _attempt(work: Any) -> Outcome:
+def _attempt(work: Any) -> PartOrFailure:
     try:
-        return Outcome(work())
+        return PartOrFailure(work())
     except Exception as error:
-        return Outcome(None, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return PartOrFailure(None, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _packable(part: Any) -> Any:
