@@ -15,6 +15,7 @@ import pytest
 
 from jala_ray import registry
 from jala_ray.config import OBJECTIVES, LayoutSpec, ObjectiveConfig, RunConfig
+from jala_ray.config.evaluators import EVALUATORS, Evaluator
 from jala_ray.data.adapters import ADAPTERS
 from jala_ray.hands.metrics import METRICS, Metric
 from jala_ray.objectives.base import Objective
@@ -109,6 +110,14 @@ def test_metrics_are_complete() -> None:
     for key, metric in METRICS.items():
         assert metric.key == key and metric.label and metric.unit and metric.text and callable(metric.function)
         assert metric.heading == metric.label or metric.unit in metric.heading
+
+
+def test_evaluators_are_complete() -> None:
+    assert list(EVALUATORS)[:4] == ["monitors", "validation_loss", "generation", "function"]
+    for name, kind in EVALUATORS.items():
+        assert (kind.__doc__ or "").strip().partition("\n")[0].endswith("."), name
+        assert kind.part is not Evaluator.part and kind.figures is not Evaluator.figures, name
+        assert kind.set_by is None or kind.set_by in {f"train.{key}" for key in to_dict(TINY)["train"]}, name
 
 
 def test_an_unknown_encoder_is_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class Moment:
         return autocast(self.device, self.config.train.precision)
 
 
-class PartOutcome(NamedTuple):
+class PartOrFailure(NamedTuple):
     """A rank's part, or why there is none."""
 
     part: Any
@@ -86,7 +87,7 @@ class Evaluations:
 
     def _one(self, one: Evaluator, at: Moment) -> dict[str, Any]:
         with undisturbed(at.learner, at.device):
-            outcome = _attempt(lambda: one.part(at))
+            outcome = _attempt(lambda: _packable(one.part(at)))
         outcomes = gather(outcome, at.world) if one.every_rank else [outcome]
         failures = [(rank, o.failure) for rank, o in enumerate(outcomes) if o.failure is not None]
         if not failures:
@@ -106,11 +107,17 @@ class Evaluations:
         return {f"eval/{one.label}/failed": where}
 
 
-def _attempt(work: Any) -> PartOutcome:
+def _attempt(work: Any) -> PartOrFailure:
     try:
-        return PartOutcome(work())
+        return PartOrFailure(work())
     except Exception as error:
-        return PartOutcome(None, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return PartOrFailure(None, f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _packable(part: Any) -> Any:
+    """Itself; raises where it can't travel, here and not while all ranks gather."""
+    pickle.dumps(part)
+    return part
 
 
 def _plain(figures: Mapping[str, Any], prefix: str) -> dict[str, float | None]:

@@ -161,7 +161,7 @@ def test_pieces_over_a_cache_equal_one_pass(kind: str, preset: str) -> None:
     model = generator(kind, preset)
     learner = model.learner.double()
     asked = [prompt(model, number, (Hand.RIGHT,), 2) for number in (0, 2)]
-    batch = collate([lay_out(one, model.assets, model.config.objective.layout) for one in asked], **PADDED)
+    batch = collate([lay_out(one, model.recipe) for one in asked], **PADDED)
     extra = learner.objective.extra(batch, learner.features(batch))
     whole = learner.vla(batch, (), extra).final
     assert whole.dtype == torch.float64

@@ -19,7 +19,7 @@ from jala_ray.config.evaluators import EVALUATORS, Evaluator, evaluators_of, lin
 from jala_ray.parsing import from_dict, parse, to_dict
 from jala_ray.presets import TINY
 from jala_ray.training import setup
-from jala_ray.training.evaluating import Moment, undisturbed
+from jala_ray.training.evaluating import Evaluations, Moment, undisturbed
 from jala_ray.training.trainer import train
 from jala_ray.types import ConfigError
 from tests.support import small
@@ -146,8 +146,9 @@ class LossOfFirst(Evaluator):
     def part(self, at: Moment) -> dict[str, tuple[float, float]]:
         found = {}
         for domain, batches in at.held_out.items():
-            terms = [at.learner.run(at.on_device(batch))[2] for batch in batches]
-            found[f"{domain}/text"] = (sum(float(one.terms["text"].sum()) for one in terms), float(len(terms)))
+            terms = [at.learner.run(at.on_device(batch))[2].terms["text"] for batch in batches]
+            rows = sum(float(batch.weight.sum()) for batch in batches)
+            found[f"{domain}/text"] = (sum(float(one.sum()) for one in terms), rows)
         return found
 
     def figures(self, parts: Sequence[dict[str, tuple[float, float]]]) -> dict[str, float | None]:
@@ -164,6 +165,22 @@ def test_a_registered_kind_is_one_that_a_run_may_name(tmp_path: Path) -> None:
         assert rows(run.folder)[-1]["eval/loss_of_first/lab/text"] > 0
     finally:
         EVALUATORS.forget("loss_of_first")
+
+
+class Unpackable(Evaluator):
+    """Its part cannot travel to another rank, which must not end in a gathering that nobody leaves."""
+
+    def part(self, at: Moment) -> object:
+        return lambda: at
+
+    def figures(self, parts: Sequence[object]) -> dict[str, float | None]:
+        raise AssertionError("never asked")
+
+
+def test_a_part_that_cannot_travel_is_a_failure() -> None:
+    at = Moment(4, nn.Linear(1, 1), torch.device("cpu"), None)
+    row = Evaluations([]).measure([Unpackable(TINY, "unpackable")], at)
+    assert list(row) == ["eval/unpackable/failed"] and "pickle" in row["eval/unpackable/failed"]
 
 
 # --- what is refused before a run starts -----------------------------------------------------------------------------
