@@ -86,8 +86,7 @@ def launch(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> ray.tra
             config.cluster,
             folder,
             options,
-            datasets={TRAIN: placeholder},
-            dataset_config=UnitConfig({TRAIN: segment}),
+            segment=segment,
             callbacks=callbacks,
         )
 
@@ -113,11 +112,10 @@ def fit(
     folder: str,
     options: StorageOptions,
     *,
-    datasets: dict[str, Any] | None = None,
-    dataset_config: ray.train.DataConfig | None = None,
+    segment: Callable[[], Segment] | None = None,
     callbacks: Sequence[UserCallback] = (),
 ) -> ray.train.Result:
-    """`TorchTrainer` over `worker(payload)`, its state in the run folder `folder`.
+    """`TorchTrainer` over `worker(payload)`, its state in the run folder `folder`. With a `segment` its workers read their shares of that.
 
     Crashes are restarted (`cluster.max_failures`). An error that explains itself would come again: it ends the run at once and is raised
     as it is, but for a damaged checkpoint, which is set aside, so that the run goes on from the one before. Raises Ray's error for others.
@@ -125,7 +123,7 @@ def fit(
     while True:
         try:
             with interrupts_given_back():
-                return trainer(worker, payload, cluster, folder, options, datasets, dataset_config, callbacks).fit()
+                return trainer(worker, payload, cluster, folder, options, segment, callbacks).fit()
         except ray.train.TrainingFailedError as error:
             cause = cause_of(error)
             if cause is None:
@@ -150,8 +148,7 @@ def trainer(
     cluster: ClusterConfig,
     folder: str,
     options: StorageOptions,
-    datasets: dict[str, Any] | None,
-    dataset_config: ray.train.DataConfig | None,
+    segment: Callable[[], Segment] | None,
     callbacks: Sequence[UserCallback],
 ) -> TorchTrainer:
     """A trainer for one attempt. The folder says which checkpoints there are (`history`); Ray's list of an earlier attempt goes, since
@@ -180,8 +177,8 @@ def trainer(
             callbacks=[EndOnExplained(), *callbacks],
             worker_runtime_env={"env_vars": storage.worker_env(options) | {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
         ),
-        datasets=datasets,
-        dataset_config=dataset_config,
+        datasets={TRAIN: placeholder} if segment is not None else None,
+        dataset_config=UnitConfig({TRAIN: segment}) if segment is not None else None,
     )
 
 
