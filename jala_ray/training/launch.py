@@ -117,8 +117,8 @@ def fit(
 ) -> ray.train.Result:
     """`TorchTrainer` over `worker(payload)`, its state in the run folder `folder`. With a `segment` its workers read their shares of that.
 
-    Crashes are restarted (`cluster.max_failures`). An error that explains itself would come again: it ends the run at once and is raised
-    as it is, but for a damaged checkpoint, which is set aside, so that the run goes on from the one before. Raises Ray's error for others.
+    Crashes are restarted (`cluster.max_failures`). A `JalaError` of a worker would come again, so it ends the run at once and is raised as
+    it is; but a damaged checkpoint is set aside, and the run goes on from the one before. Raises Ray's error for all others.
     """
     while True:
         try:
@@ -151,8 +151,10 @@ def trainer(
     segment: Callable[[], Segment] | None,
     callbacks: Sequence[UserCallback],
 ) -> TorchTrainer:
-    """A trainer for one attempt. The folder says which checkpoints there are (`history`); Ray's list of an earlier attempt goes, since
-    Ray refuses a folder that lacks one of them.
+    """Ray's trainer of one attempt.
+
+    Which checkpoints exist is read from the folder (`history`). Ray's own list of them, from an earlier attempt, is deleted first: Ray
+    refuses a folder that lacks a checkpoint of its list.
     """
     storage.delete(storage.join(folder, RAY_SNAPSHOT), options)
     filesystem, path = storage.filesystem(folder, options)
