@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.form import report
 from infra.local_head import local_head
 from jala_ray.config import RunConfig, TokenizerConfig
-from jala_ray.data.cache.making import begin
+from jala_ray.data.cache.making import Contents, begin
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.parsing import override
@@ -47,8 +47,8 @@ def base(root: Path) -> RunConfig:
     config = override(replace(TINY, name="base"), values | workers | {"train.steps": STEPS, "train.batch": 8})
     with tempfile.TemporaryDirectory() as scratch:
         assets = build_assets(config, scratch)
-    how = {"store": "all", "dtype": "float16", "gpu": False}
-    making = begin(str(root / "cache"), Manifest(manifest), assets, config.model.encoder, StorageOptions(), **how)
+    place, encoder = str(root / "cache"), config.model.encoder
+    making = begin(place, Manifest(manifest), assets, encoder, Contents("all"), StorageOptions())
     for part in making.missing():
         making.job(part)
     return override(config, {"data.cache": making.finish(0.0)[0].path})

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from jala_ray import storage
 from jala_ray.config import EncoderConfig, RunConfig, TokenizerConfig, VisionSizes
-from jala_ray.data.cache.making import begin
+from jala_ray.data.cache.making import Contents, begin
 from jala_ray.data.manifest.files import rows_file
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.samples.assets import Assets, SequenceSpec
@@ -101,9 +101,8 @@ def cache(folder: Path, made: RunConfig, assets_folder: str, options: StorageOpt
         Manifest(made.data.manifest, options),
         Assets.load(assets_folder),
         made.model.encoder,
+        Contents("features"),
         options,
-        store="features",
-        gpu=False,
     )
     for part in making.missing():
         making.job(part)

@@ -1,6 +1,6 @@
 """The vocabulary every room shares: hands, clips, time, errors. Only numpy and the standard library here.
 
-Shape legend used in all docstrings: B packed sequences, S samples, N chunks, K tokens a chunk, T frames or tokens, D width, P patches.
+Shape legend used in all docstrings: B packed sequences, S samples, N chunks, K tokens per chunk, T frames or tokens, D width, P patches.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 MODEL_FPS = 15
-"""Frames a second of *model time* (METHOD 1)."""
+"""Frames per second of *model time* (method.md 1)."""
 CHUNK_FRAMES = 15
-"""delta: pose frames a chunk, one second of model time."""
+"""delta: pose frames per chunk, one second of model time."""
 CHUNK_SECONDS = CHUNK_FRAMES / MODEL_FPS
 WILD_TIME_SCALE = 0.5
 """Source seconds that one second of model time covers in in-the-wild video (slowed by 0.5)."""
 MAX_CLIP_SECONDS = 10.0
 RHO_WARN, EFFECTIVE_RANK_WARN = 0.05, 4.0
-"""Below these the latent-action space is collapsing (METHOD 5)."""
+"""Below these the latent-action space is collapsing (method.md 5)."""
 WRIST_DIM, FINGER_DIM = 9, 90
 FEATURE_DIM = WRIST_DIM + FINGER_DIM
-"""Features a frame: wrist = 6-D rotation + translation (9), fingers = 15 x 6-D (90); wrist first."""
+"""Features per frame: wrist = 6-D rotation + translation (9), fingers = 15 x 6-D (90); wrist first."""
 
 TaskType = str
 """A word of `jala_ray.tasks`."""
@@ -47,7 +47,7 @@ HAND_NAMES = ("left", "right")
 
 
 class HandState(IntEnum):
-    """What a clip knows of a hand (METHOD 1)."""
+    """What a clip knows of a hand (method.md 1)."""
 
     ABSENT = 0
     UNTRACKED = 1
@@ -231,7 +231,7 @@ class Clip:
     """One manifest row: a span of a video (or of motion alone) with its text, camera and hands.
 
     Times are *source* seconds. `time_scale` is source seconds per second of model time (lab 1.0, wild 0.5); it is the only
-    place where the slow-down of wild video lives (METHOD 1).
+    place where the slow-down of wild video lives (method.md 1).
     """
 
     clip_id: str
@@ -245,7 +245,7 @@ class Clip:
     """Presentation time in the file where the clip begins, seconds."""
     end_s: float
     fps: float
-    """Nominal frame rate of the source video (or of the motion), frames a second."""
+    """Nominal frame rate of the source video (or of the motion), frames per second."""
     time_scale: float
     instructions: Sequence[str]
     description: str
@@ -271,5 +271,5 @@ class Clip:
 
     @property
     def n_chunks(self) -> int:
-        """N = floor(duration / 1 s of model time); the tail is dropped (METHOD 1)."""
+        """N = floor(duration / 1 s of model time); the tail is dropped (method.md 1)."""
         return int(np.floor(self.model_seconds / CHUNK_SECONDS + 1e-6))

@@ -12,18 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LINES, PARAMETERS = 400, 7
 
-BEING_REWRITTEN = "TODO: its file is being rewritten"
 SHARED_NAMES = {
     "Arguments": "every command's dataclass is found by this name (jala_ray/commands)",
-    "Part": BEING_REWRITTEN,  # data/cache/making.py, data/manifest/files.py
 }
 LONG_LISTS = {
-    "jala_ray/data/cache/making.py:begin": BEING_REWRITTEN,
-    "jala_ray/data/samples/layout.py:_add_chunk": BEING_REWRITTEN,
-    "jala_ray/data/samples/layout.py:build_sequence": BEING_REWRITTEN,
-    "jala_ray/data/sampling/draw.py:draw": BEING_REWRITTEN,
-    "jala_ray/training/launch.py:fit": BEING_REWRITTEN,
-    "jala_ray/training/launch.py:trainer": BEING_REWRITTEN,
     "jala_ray/reports/kit/drawn.py:draw_motion": "`jala_ray.draw_motion`: one call, by keywords, without a class to learn",
     "jala_ray/video/write.py:write_mp4": "`Encoding` by keywords with defaults, of which a caller names one or two",
 }

@@ -16,7 +16,7 @@ import pytest
 from jala_ray.config import GenerationConfig
 from jala_ray.data.adapters.video_folder import VideoFolder
 from jala_ray.data.cache import making
-from jala_ray.data.manifest.table import Manifest, write_manifest
+from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.prepare.clips import PrepareConfig
 from jala_ray.data.prepare.job import Preparation
 from jala_ray.data.samples.assets import tokenizer_key
@@ -28,7 +28,8 @@ from jala_ray.storage.claims import differences
 from jala_ray.studies.alignment.stages import stage
 from jala_ray.sweeps.plan import SweepRequest, plan_sweep
 from jala_ray.training import setup
-from jala_ray.types import UserError
+from jala_ray.types import Clip, UserError
+from tests.data.test_signals import as_version_2
 from tests.data.test_source import make_clip
 from tests.support import make_assets
 from tests.training.run import run_config
@@ -37,11 +38,18 @@ from tests.training.tokenizer_ranks import make_run as make_tokenizer_run
 FIXTURES = Path(__file__).parent / "fixtures" / "job_folders"
 
 
+def manifest_of(root: Path, clips: list[Clip]) -> Manifest:
+    """As that commit stored them."""
+    (root / "set").mkdir(exist_ok=True)
+    as_version_2(root / "set" / "part-00000.parquet", clips)
+    return Manifest(root / "set")
+
+
 def manifest(root: Path) -> Manifest:
-    """Two clips in training, one held out; where their video lies, and so the digest, does not depend on the working folder."""
-    video = str(root / "videos" / "a.mp4")
+    """Two clips in training, one held out; their video lies beside the manifest, wherever that is."""
+    video = "../videos/a.mp4"
     clips = [make_clip(name, video_uri=video) for name in "ab"]
-    return Manifest(write_manifest([*clips, make_clip("c", split="val", video_uri=video)], root / "set").path)
+    return manifest_of(root, [*clips, make_clip("c", split="val", video_uri=video)])
 
 
 def has_begun(folder: Path) -> None:
@@ -60,7 +68,7 @@ def rows(root: Path, changed: bool) -> None:
     """Of a tokenizer's run, whose manifest may have changed."""
     has_begun(root / "run")
     clips = [make_clip(name) for name in ("ab" if changed else "abc")]
-    place = write_manifest([*clips, replace(make_clip("v"), split="val")], root / "set").path
+    place = manifest_of(root, [*clips, replace(make_clip("v"), split="val")]).path
     with setup.prepared_tokenizer(replace(make_tokenizer_run(root).config, manifests=(place,))):
         """Claims the folder."""
 
@@ -81,10 +89,9 @@ def evaluate(root: Path, changed: bool) -> None:
 
 def cache(root: Path, changed: bool) -> None:
     config = run_config(root)
-    given: dict[str, Any] = {"store": "features", "part_rows": 5 if changed else 4}
-    making.begin(
-        str(root / "cache"), manifest(root), make_assets(config), config.model.encoder, StorageOptions(), **given
-    )
+    contents = making.Contents("features", part_rows=5 if changed else 4)
+    place, encoder = str(root / "cache"), config.model.encoder
+    making.begin(place, manifest(root), make_assets(config), encoder, contents, StorageOptions())
 
 
 def prepare(root: Path, changed: bool) -> None:

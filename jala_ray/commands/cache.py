@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import AvoidSubcommands, FlagConversionOff, Positional, arg
 
@@ -51,7 +51,7 @@ def run(arguments: Arguments) -> int:
         if not address:
             raise ConfigError(name, address, "an address", f"Pass --{name.replace('_', '-')} PATH.")
     from jala_ray import storage
-    from jala_ray.data.cache.making import begin
+    from jala_ray.data.cache.making import Contents, begin
     from jala_ray.data.manifest.table import Manifest
     from jala_ray.training import setup
     from jala_ray.training.build import build_assets
@@ -61,9 +61,9 @@ def run(arguments: Arguments) -> int:
     options = setup.storage_options(config)
     with storage.scratch("assets") as scratch:
         assets, manifest = build_assets(config, str(scratch)), Manifest(config.data.manifest, options)
-        how: dict[str, Any] = {name: getattr(arguments, name) for name in ("store", "dtype", "part_rows")}
-        how["gpu"] = arguments.local or arguments.gpus_per_task > 0
-        making = begin(arguments.out, manifest, assets, config.model.encoder, options, **how)
+        contents = Contents(arguments.store, arguments.dtype, arguments.part_rows)
+        gpu = arguments.local or arguments.gpus_per_task > 0
+        making = begin(arguments.out, manifest, assets, config.model.encoder, contents, options, gpu=gpu)
     if arguments.retry:
         making.drop_errors()
     do_parts(making.missing(), making.job, options, local=arguments.local, task=TaskSize(gpus=arguments.gpus_per_task))

@@ -1,4 +1,4 @@
-"""Recordings with measured hands (METHOD 1)."""
+"""Recordings with measured hands (method.md 1)."""
 
 from jala_ray.domains.base import DOMAIN_KINDS, DomainKind
 

@@ -1,4 +1,4 @@
-"""Video of everyday life, slowed (METHOD 1)."""
+"""Video of everyday life, slowed (method.md 1)."""
 
 from jala_ray.domains.base import DOMAIN_KINDS, DomainKind
 from jala_ray.types import WILD_TIME_SCALE

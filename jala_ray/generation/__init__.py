@@ -1,4 +1,4 @@
-"""From a checkpoint to motion, and from motion to words: prompts, decoding with a key-value cache, ensembles (METHOD 7)."""
+"""From a checkpoint to motion, and from motion to words: prompts, decoding with a key-value cache, ensembles (method.md 7)."""
 
 from jala_ray.generation.generator import Generator, generate
 from jala_ray.generation.motion import Motion

@@ -1,4 +1,4 @@
-"""The codes of one chunk for every row of a batch: parallel passes of masked prediction, or token by token (METHOD 7)."""
+"""The codes of one chunk for every row of a batch: parallel passes of masked prediction, or token by token (method.md 7)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Generated motion as an NPZ file.
 
-With T frames of motion (15 a second of model time), N chunks of K tokens, and SIDE `left` or `right` for every hand in `hands`:
+With T frames of motion (15 per second of model time), N chunks of K tokens, and SIDE `left` or `right` for every hand in `hands`:
 
 | key | shape | content |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""A checkpoint that generates motion, one picture at a time or in batches (METHOD 7)."""
+"""A checkpoint that generates motion, one picture at a time or in batches (method.md 7)."""
 
 from __future__ import annotations
 

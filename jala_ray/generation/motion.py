@@ -18,7 +18,7 @@ _ROTATION, _POSITION, _FINGERS = slice(0, 6), slice(6, WRIST_DIM), slice(WRIST_D
 
 def mean_motion(features: Tensor) -> Tensor:
     """Mean over the first axis of motion features (E, ..., 99) -> (..., 99): positions averaged, rotations averaged as
-    matrices and projected back to SO(3) (METHOD 7)."""
+    matrices and projected back to SO(3) (method.md 7)."""
     if features.shape[0] == 1:
         return features[0]
     wrist = _mean_rotation(features[..., _ROTATION])

@@ -14,7 +14,7 @@ from jala_ray.data.samples.source import Pictures, Sample
 from jala_ray.types import Hand, HandState, UserError
 
 TEMPLATE = 0
-"""Of the 20 templates of a task type, the one that asks: all rows of a comparison are told the same."""
+"""Index of the one template, of a task type's 20, that words every prompt, so that rows of a comparison are asked the same."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Prompt:
     """One clip to be generated."""
 
     key: str
-    """Keys the noise, so that a clip's motion does not depend on the batch it is generated in."""
+    """Key of the noise: a clip's motion does not depend on the batch it is generated in."""
     text: str
     """The user's words."""
     hands: tuple[Hand, ...]

@@ -1,4 +1,4 @@
-"""Text of every row of a batch, token by token: the answer of the description task (METHOD 3)."""
+"""Text of every row of a batch, token by token: the answer of the description task (method.md 3)."""
 
 from __future__ import annotations
 

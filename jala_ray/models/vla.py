@@ -1,4 +1,4 @@
-"""The vision-language-action model: a backbone, the motion vocabulary, and nothing of any objective (METHOD 3)."""
+"""The vision-language-action model: a backbone, the motion vocabulary, and nothing of any objective (method.md 3)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Tokens(Protocol):
 
 
 class MotionHead(nn.Module):
-    """One matrix of all motion ids; a position's softmax runs over the codes of its part and level (METHOD 3, decision)."""
+    """One matrix of all motion ids; a position's softmax runs over the codes of its part and level (method.md 3)."""
 
     def __init__(self, width: int, slots: int, codes: int) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class Features:
 
 @dataclass
 class Losses:
-    """Per-sample loss terms (S,), each the mean over the sample's own positions, 0 where it has none (METHOD 4)."""
+    """Per-sample loss terms (S,), each the mean over the sample's own positions, 0 where it has none (method.md 4)."""
 
     terms: dict[str, Tensor]
     has: dict[str, Tensor]

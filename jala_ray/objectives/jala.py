@@ -1,4 +1,4 @@
-"""JALA: hybrid masked chunk prediction and joint alignment with latent actions (METHOD 4, 5; paper eqs. 2-4, 6, 7)."""
+"""JALA: hybrid masked chunk prediction and joint alignment with latent actions (method.md 4, 5; paper eqs. 2-4, 6, 7)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Projector(nn.Sequential):
 
 
 class Jala(Objective):
-    """Owns LSP, unless `state` is none (`no_lsp`), and LAP, unless `lap` is off (`no_align`). See METHOD 5 for who learns from what."""
+    """Owns LSP, unless `state` is none (`no_lsp`), and LAP, unless `lap` is off (`no_align`). See method.md 5 for who learns from what."""
 
     def __init__(self, config: JalaConfig, vla: VLA, feature_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""LAPA-dagger: a latent-action model whose codes are learned by reconstruction, then a VLA that predicts the codes (METHOD 9).
+"""LAPA-dagger: a latent-action model whose codes are learned by reconstruction, then a VLA that predicts the codes (method.md 9).
 
 First stage (`LapaActions`): an inverse model reads the frozen features of (v_t, v_{t+delta}) and gives M codes, a forward model makes
 the features of v_{t+delta} from those of v_t and the codes. LAPA itself reconstructs pixels. Second stage (`LapaCodes`): the frozen

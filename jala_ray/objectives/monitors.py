@@ -1,4 +1,4 @@
-"""Is the latent-action space alive? Figures that show a collapse of h and z (METHOD 5)."""
+"""Is the latent-action space alive? Figures that show a collapse of h and z (method.md 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Next-token prediction of motion codes (Being-H0), optionally with LSP latents as a prefix ('+dino') (METHOD 9)."""
+"""Next-token prediction of motion codes (Being-H0), optionally with LSP latents as a prefix ('+dino') (method.md 9)."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ class PlannedSweep:
         base = self.base
         if not self.shares_cache or not isinstance(base, RunConfig):
             return self
-        from jala_ray.data.cache.making import begin
+        from jala_ray.data.cache.making import Contents, begin
         from jala_ray.data.manifest.table import Manifest
         from jala_ray.training.build import build_assets
         from jala_ray.training.parts import TaskSize, do_parts
@@ -184,8 +184,8 @@ class PlannedSweep:
         place, gpus = storage.join(self.folder, "cache"), base.cluster.gpus_per_worker
         with storage.scratch("assets") as scratch:
             assets, manifest = build_assets(base, scratch), Manifest(base.data.manifest, self.options)
-            how: dict[str, Any] = {"store": "all", "dtype": "float16", "gpu": gpus > 0}
-            making = begin(place, manifest, assets, base.model.encoder, self.options, **how)
+            encoder, contents = base.model.encoder, Contents("all")
+            making = begin(place, manifest, assets, encoder, contents, self.options, gpu=gpus > 0)
         print(f"cache for all trials: {making.job.cache.path}", flush=True)
         do_parts(making.missing(), making.job, self.options, local=False, task=TaskSize(gpus=gpus))
         cache, _ = making.finish(base.data.max_error_share)

@@ -1,4 +1,4 @@
-"""The rest of a hand motion whose beginning is given (METHOD 3)."""
+"""The rest of a hand motion whose beginning is given (method.md 3)."""
 
 from jala_ray.tasks.base import TASKS, TaskKind
 

@@ -1,4 +1,4 @@
-"""A text of what a hand motion does (METHOD 3)."""
+"""A text of what a hand motion does (method.md 3)."""
 
 from jala_ray.tasks.base import TASKS, TaskKind
 

@@ -1,4 +1,4 @@
-"""Hand motion for an instruction, from the first picture (METHOD 3)."""
+"""Hand motion for an instruction, from the first picture (method.md 3)."""
 
 from jala_ray.tasks.base import TASKS, TaskKind
 

@@ -1,4 +1,4 @@
-"""Hand motion for what a video without labels is said to show (METHOD 3, 4)."""
+"""Hand motion for what a video without labels is said to show (method.md 3, 4)."""
 
 from jala_ray.tasks.base import TASKS, TaskKind
 

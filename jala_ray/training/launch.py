@@ -86,8 +86,7 @@ def launch(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> ray.tra
             config.cluster,
             folder,
             options,
-            datasets={TRAIN: placeholder},
-            dataset_config=UnitConfig({TRAIN: segment}),
+            segment=segment,
             callbacks=callbacks,
         )
 
@@ -113,19 +112,18 @@ def fit(
     folder: str,
     options: StorageOptions,
     *,
-    datasets: dict[str, Any] | None = None,
-    dataset_config: ray.train.DataConfig | None = None,
+    segment: Callable[[], Segment] | None = None,
     callbacks: Sequence[UserCallback] = (),
 ) -> ray.train.Result:
-    """`TorchTrainer` over `worker(payload)`, its state in the run folder `folder`.
+    """`TorchTrainer` over `worker(payload)`, its state in the run folder `folder`. With a `segment` its workers read their shares of that.
 
-    Crashes are restarted (`cluster.max_failures`). An error that explains itself would come again: it ends the run at once and is raised
-    as it is, but for a damaged checkpoint, which is set aside, so that the run goes on from the one before. Raises Ray's error for others.
+    Crashes are restarted (`cluster.max_failures`). A `JalaError` of a worker would come again, so it ends the run at once and is raised as
+    it is; but a damaged checkpoint is set aside, and the run goes on from the one before. Raises Ray's error for all others.
     """
     while True:
         try:
             with interrupts_given_back():
-                return trainer(worker, payload, cluster, folder, options, datasets, dataset_config, callbacks).fit()
+                return trainer(worker, payload, cluster, folder, options, segment, callbacks).fit()
         except ray.train.TrainingFailedError as error:
             cause = cause_of(error)
             if cause is None:
@@ -150,12 +148,13 @@ def trainer(
     cluster: ClusterConfig,
     folder: str,
     options: StorageOptions,
-    datasets: dict[str, Any] | None,
-    dataset_config: ray.train.DataConfig | None,
+    segment: Callable[[], Segment] | None,
     callbacks: Sequence[UserCallback],
 ) -> TorchTrainer:
-    """A trainer for one attempt. The folder says which checkpoints there are (`history`); Ray's list of an earlier attempt goes, since
-    Ray refuses a folder that lacks one of them.
+    """Ray's trainer of one attempt.
+
+    Which checkpoints exist is read from the folder (`history`). Ray's own list of them, from an earlier attempt, is deleted first: Ray
+    refuses a folder that lacks a checkpoint of its list.
     """
     storage.delete(storage.join(folder, RAY_SNAPSHOT), options)
     filesystem, path = storage.filesystem(folder, options)
@@ -180,8 +179,8 @@ def trainer(
             callbacks=[EndOnExplained(), *callbacks],
             worker_runtime_env={"env_vars": storage.worker_env(options) | {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
         ),
-        datasets=datasets,
-        dataset_config=dataset_config,
+        datasets={TRAIN: placeholder} if segment is not None else None,
+        dataset_config=UnitConfig({TRAIN: segment}) if segment is not None else None,
     )
 
 

@@ -75,7 +75,7 @@ class Learner(nn.Module):
         return features, out, self.objective.loss(self.vla, batch, features, out)
 
     def forward(self, batch: Batch) -> StepOutput:
-        """Sum over real sequences of the weighted per-sample terms (METHOD 4, reduction)."""
+        """Sum over real sequences of the weighted per-sample terms (method.md 4)."""
         _, _, losses = self.run(batch)
         weight = batch.weight
         factors = self.objective.term_weights()

@@ -113,10 +113,10 @@ class Prepared:
 
 @contextlib.contextmanager
 def prepared(config: RunConfig) -> Iterator[Prepared]:
-    """Check the configuration, the storage and what the folder already holds; hold it and put the assets there.
+    """The run folder, held by this attempt: configuration, storage and earlier contents are checked, the assets are in it.
 
-    Raises `ConfigError` when another process holds the folder or it belongs to a run with other settings, `StorageError` when it can't
-    be written. What fails before the first step leaves the name free: settings bind a run that has something to lose.
+    Raises `ConfigError` when another process holds the folder or its run has other settings, `StorageError` when it cannot be written.
+    A failure before the first step leaves the name free: only a run with a checkpoint or a logged step is bound to its settings.
     """
     config.check()
     folder, options = run_folder(config), storage_options(config)
@@ -185,7 +185,7 @@ def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[PreparedTokenizer
     if not config.manifests:
         raise ConfigError("manifests", config.manifests, "at least one manifest", "Pass --manifests PATH [PATH ...].")
     if config.train.batch < config.cluster.workers:
-        expected = f"at least one chunk a worker, >= cluster.workers = {config.cluster.workers}"
+        expected = f"at least one chunk per worker, >= cluster.workers = {config.cluster.workers}"
         raise ConfigError("train.batch", config.train.batch, expected, "It counts chunks over all workers.")
     options = storage_options(config)
     with storage.in_environment(options), claim(config, run_folder(config), options) as lease:
@@ -198,9 +198,10 @@ def prepared_tokenizer(config: TokenizerRunConfig) -> Iterator[PreparedTokenizer
 
 
 def claim(config: AnyRun, folder: str, options: StorageOptions) -> Lease:
-    """Hold the run folder, sweep it, and write `config.json`, or compare with the one that is there.
+    """The lease of a run folder, after sweeping it and writing `config.json` or comparing with the one that is there.
 
-    Raises `ConfigError` before anything is written when another process holds the folder; when the run had begun with other settings.
+    Raises `ConfigError` when another process holds the folder, before anything in it is touched; and when its run began with other
+    settings, before any of its checkpoints is deleted.
     """
     held = lease.acquire(folder, options, config.storage.lease_s)
     try:
@@ -268,7 +269,7 @@ def write_config(config: AnyRun, folder: str, options: StorageOptions) -> None:
 
 @dataclass(frozen=True)
 class Plans:
-    """The training builder and the held-out ones, a domain; numbers of steps."""
+    """The builder of training steps, those of held-out steps by domain, and the number of training steps."""
 
     train: StepBuilder
     held_out: dict[str, StepBuilder]
@@ -276,10 +277,10 @@ class Plans:
 
 
 def claim_plan(config: RunConfig, plans: Plans) -> bool:
-    """Write down what the run's epochs consist of, or compare with what they did when it began; whether it begins now.
+    """Write `plan.json` (number and digest of the rows of an epoch), or compare with the one that is there; whether the run begins now.
 
-    Raises `ConfigError` where the manifest has changed, or how a mixture's rows are ordered: the rest of an epoch would hold other rows,
-    and the run's exactness would be lost.
+    Raises `ConfigError` where the manifest, or the order of a mixture's rows, has changed since the run began: the rest of an epoch would
+    hold other rows, so that some would be trained twice and others never.
     """
     plan = plans.train.plan
     now: dict[str, Any] = {
@@ -295,7 +296,7 @@ def claim_plan(config: RunConfig, plans: Plans) -> bool:
 
 
 def claim_chunks(config: TokenizerRunConfig, rows: dict[Split, ManifestRows]) -> None:
-    """`claim_plan` of a tokenizer's run. Raises `ConfigError` where the manifests' labelled rows have changed since it began."""
+    """`claim_plan` of a tokenizer's run, per split. Raises `ConfigError` where the labelled rows have changed since the run began."""
     folder = run_folder(config)
     now = {split: {"rows": len(chosen), "digest": chosen.digest()} for split, chosen in rows.items()}
 

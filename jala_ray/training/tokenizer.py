@@ -1,4 +1,4 @@
-"""The motion tokenizer as a task of the trainer (METHOD 2): the same over one rank or several, without Ray or files of videos.
+"""The motion tokenizer as a task of the trainer (method.md 2): the same over one rank or several, without Ray or files of videos.
 
 The run folder ends with `tokenizer/`, a committed folder that pretraining takes, and `quality.json`. A collapse fails the run.
 """

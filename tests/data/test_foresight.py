@@ -28,12 +28,12 @@ class Wordy(MemorySource):
 
     one_in: int = 1
 
-    def _example(self, row: int) -> Sample | BadRow:
-        example = super()._example(row)
-        if isinstance(example, BadRow) or row % self.one_in:
-            return example
+    def _sample(self, row: int) -> Sample | BadRow:
+        sample = super()._sample(row)
+        if isinstance(sample, BadRow) or row % self.one_in:
+            return sample
         long = "the person turns the blue cup over the sink " * 70
-        return replace(example, instructions=(long,), description=long)
+        return replace(sample, instructions=(long,), description=long)
 
     def pictures(self, looks: list[Look]) -> Pictures:
         raise AssertionError("no picture is needed")

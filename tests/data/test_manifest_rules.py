@@ -38,7 +38,7 @@ BAD = {
     "beta": (with_hand(make_clip(), 0, beta=np.zeros(9)), "left_beta", "10 values"),
     "negative span": (make_clip(end_s=1.0), "end_s", "later than start_s"),
     "negative start": (make_clip(start_s=-1.0, end_s=2.0), "start_s", ">= 0"),
-    "nan fps": (make_clip(fps=float("nan")), "fps", "frames a second"),
+    "nan fps": (make_clip(fps=float("nan")), "fps", "frames per second"),
     "time scale": (make_clip(time_scale=0.0), "time_scale", "> 0"),
     "no chunk": (make_clip(seconds=0.4), "end_s", "N >= 1"),
     "too long": (make_clip(seconds=5.2), "end_s", "at most 10 s"),

@@ -15,7 +15,7 @@ import pytest
 
 from jala_ray.data.adapters.video_folder import VideoFolder
 from jala_ray.data.manifest.table import write_manifest
-from jala_ray.data.manifest.writing import Part
+from jala_ray.data.manifest.writing import ManifestPart
 from jala_ray.data.prepare.job import Preparation, PrepareConfig, VideoPiece
 from jala_ray.data.prepare.progress import PieceMeter, clock
 from jala_ray.storage import StorageOptions
@@ -142,14 +142,14 @@ def test_errors_are_whole_before_a_part_appears(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "raw/zero.mp4").touch()
     work = Preparation(VideoFolder(str(tmp_path / "raw")), str(tmp_path / "out"), QUICK)
     (piece,) = work.begin(work.pieces())
-    parts, finish, seen = tmp_path / "out/_parts", Part.close, []
+    parts, finish, seen = tmp_path / "out/_parts", ManifestPart.close, []
 
-    def watched(part: Part) -> None:
+    def watched(part: ManifestPart) -> None:
         errors = pq.read_table(parts / f"errors/{piece.name}.parquet")
         seen.append((errors.num_rows, (parts / f"{piece.name}.parquet").exists()))
         finish(part)
 
-    monkeypatch.setattr(Part, "close", watched)
+    monkeypatch.setattr(ManifestPart, "close", watched)
     assert work.do(piece)["rejected"] == 1 and seen == [(1, False)]
     assert sorted(p.name for p in parts.iterdir()) == sorted([f"{piece.name}.parquet", f"{piece.name}.rows", "errors"])
 

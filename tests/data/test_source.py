@@ -13,7 +13,7 @@ import pytest
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from jala_ray.data.manifest.files import Part
+from jala_ray.data.manifest.files import ManifestPart
 from jala_ray.data.manifest.rows import rows_to_table
 from jala_ray.data.manifest.table import SCHEMA, Manifest, clip_to_row, row_to_clip, write_manifest
 from jala_ray.data.samples.assets import Assets
@@ -76,7 +76,7 @@ def source_of(folder: Path, names: str, breaks: dict[str, dict[str, Any]]) -> So
     """A source over one clip a name, whose stored columns `breaks[name]` have been overwritten."""
     path = Path(write_manifest([make_clip(name) for name in names], folder / "m.parquet").path)
     rows = [clip_to_row(make_clip(name)) | breaks.get(name, {}) for name in names]
-    part = Part(str(path), LocalFileSystem())
+    part = ManifestPart(str(path), LocalFileSystem())
     part.add(rows_to_table(rows, SCHEMA))
     part.close()
     return Source(Manifest(path))

@@ -44,10 +44,10 @@ class Described(MemorySource):
     def _pictures(self, row: int, boundaries: Sequence[int]) -> Pictures:
         return super()._pictures(0 if self.kinds == ALIKE else row, boundaries)
 
-    def _example(self, row: int) -> Sample:
-        example = super()._example(row)
-        assert isinstance(example, Sample)
-        return replace(example, description=TEXTS[row])
+    def _sample(self, row: int) -> Sample:
+        sample = super()._sample(row)
+        assert isinstance(sample, Sample)
+        return replace(sample, description=TEXTS[row])
 
 
 def model(name: str = "tiny", **values: object) -> Generator:

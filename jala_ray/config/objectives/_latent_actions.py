@@ -19,9 +19,9 @@ class LatentActionConfig:
     """Discrete latent actions of a pair of frames; by default as many as LAPA's, 8^4."""
 
     tokens: int = 4
-    """Codes a pair; each has a codebook of its own."""
+    """Codes per pair; each has a codebook of its own."""
     codes: int = 8
-    """Vectors a codebook."""
+    """Vectors per codebook."""
     width: int = 32
     """Of a code's vector."""
     commitment: float = 0.25

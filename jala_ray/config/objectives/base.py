@@ -56,7 +56,7 @@ class LayoutSpec:
     masking: MaskingConfig | None
     """Tokens are masked by hybrid masking, and untracked chunks are present as [MASK]; None: neither."""
     state: Literal["mask", "prefix", "none"]
-    """Where LSP latents enter: added to [MASK], as K tokens a hand before the assistant's turn, or nowhere."""
+    """Where LSP latents enter: added to [MASK], as K tokens per hand before the assistant's turn, or nowhere."""
     pairs: bool
     """Boundary pairs of aligned chunks are decoded."""
     align_all_target: bool = False

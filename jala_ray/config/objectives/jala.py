@@ -1,4 +1,4 @@
-"""JALA: masked chunk prediction and joint alignment with latent actions (METHOD 4, 5), and its ablations (METHOD 9)."""
+"""JALA: masked chunk prediction and joint alignment with latent actions (method.md 4, 5), and its ablations (method.md 9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LAPA-dagger, first stage: a latent-action model whose codes are learned by reconstruction (METHOD 9)."""
+"""LAPA-dagger, first stage: a latent-action model whose codes are learned by reconstruction (method.md 9)."""
 
 from __future__ import annotations
 

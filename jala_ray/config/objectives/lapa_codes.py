@@ -1,4 +1,4 @@
-"""LAPA-dagger, second stage: the VLA predicts latent-action codes (METHOD 9)."""
+"""LAPA-dagger, second stage: the VLA predicts latent-action codes (method.md 9)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ CACHE/
   errors.jsonl              rows that could not be read, with reasons; they are not in the index
   assets/                   the motion tokenizer that made the codes
   parts/00000/              some hundred rows, a committed folder
-    records                 one record a row: codes, text, and where its frames lie in the video
+    records                 one record per row: codes, text, and where its frames lie in the video
     arrays                  row after row: its first picture, and features of every boundary (or pair); absent without features
     index.safetensors
 ```

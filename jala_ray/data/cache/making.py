@@ -44,7 +44,7 @@ def manifest_key(manifest: Manifest) -> str:
     return hashed.hexdigest()
 
 
-class Part(NamedTuple):
+class CachePart(NamedTuple):
     """Some hundred rows that one task makes."""
 
     number: int
@@ -64,7 +64,7 @@ class CacheJob:
     """The encoder runs on a GPU, where the process has one."""
     options: StorageOptions
 
-    def __call__(self, part: Part) -> dict[str, Any]:
+    def __call__(self, part: CachePart) -> dict[str, Any]:
         """Make a part unless it is there; returns its counts of rows and errors."""
         folder = self.cache.part(part.number)
         if not storage.is_committed(folder, self.options):
@@ -117,10 +117,10 @@ class Making:
     def parts(self) -> int:
         return -(-len(self.places) // self.job.cache.facts.part_rows)
 
-    def missing(self) -> list[Part]:
+    def missing(self) -> list[CachePart]:
         """Parts that are not there yet."""
         size = self.job.cache.facts.part_rows
-        parts = [Part(number, self.places[number * size : (number + 1) * size]) for number in range(self.parts)]
+        parts = [CachePart(number, self.places[number * size : (number + 1) * size]) for number in range(self.parts)]
         folder, last = storage.join(self.job.cache.path, "parts"), storage.COMMIT_FILE
         return missing_parts(parts, lambda part: f"{part.number:05d}/{last}", folder, self.job.options)
 
@@ -156,27 +156,38 @@ class Making:
         return done, errors
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a cache is to hold of its rows, and how it is stored."""
+
+    store: Store
+    dtype: DType = "float16"
+    """Of the features."""
+    part_rows: int = PART_ROWS
+
+
 def begin(
     path: str,
     manifest: Manifest,
     assets: Assets,
     encoder: EncoderConfig,
+    contents: Contents,
     options: StorageOptions,
     *,
-    store: Store,
-    dtype: DType = "float16",
-    part_rows: int = PART_ROWS,
     gpu: bool = False,
 ) -> Making:
     """Claim a folder (local or s3://) for the cache of all rows of a manifest that have a video.
 
     Raises `ManifestError` when the folder holds a cache of anything else, or the manifest has no videos.
     """
+    store, part_rows = contents.store, contents.part_rows
     if part_rows < 1:
         raise ManifestError("part_rows", part_rows, "an integer >= 1")
     facts = CacheFacts(manifest_key(manifest), tokenizer_key(assets), store, part_rows)
     if store != "codes":
-        facts = replace(facts, encoder=encoder_key(encoder), pairs=ENCODERS.find(encoder.kind).pairs, dtype=dtype)
+        facts = replace(
+            facts, encoder=encoder_key(encoder), pairs=ENCODERS.find(encoder.kind).pairs, dtype=contents.dtype
+        )
     if store == "all":
         facts = replace(facts, image_size=assets.spec.image_size)
     cache = Cache(absolute(path), facts, manifest.base)

@@ -139,7 +139,7 @@ class CacheSource(StoredRows):
 
 @dataclass(frozen=True)
 class OpenCache:
-    """`steps.ShareBuilder.open_source` for a cache; opened once a process, shared by builders."""
+    """`steps.ShareBuilder.open_source` for a cache; opened once per process, shared by builders."""
 
     cache: Cache
     base: str

@@ -78,7 +78,7 @@ def _listed(fs: pafs.FileSystem, folder: str) -> list[str]:
     return sorted(info.path for info in infos if info.is_file)
 
 
-class Part:
+class ManifestPart:
     """One Parquet file of a manifest and its rows. The Parquet file comes last: rows without one are no manifest."""
 
     def __init__(self, file: str, fs: pafs.FileSystem, rows: str = "") -> None:
@@ -146,7 +146,7 @@ class Replacement:
             if foreign:
                 expected = "an empty folder or an earlier manifest"
                 raise ManifestError("manifest path", path, expected, f"It holds {foreign[0]}.")
-        self.parts: list[Part] = []
+        self.parts: list[ManifestPart] = []
         self.made: list[str] = []
         self._token = "" if self.single else uuid.uuid4().hex
         self._begun = self._done = False
@@ -171,17 +171,17 @@ class Replacement:
         if not self.single:
             self._in_force(self.old)
 
-    def next_part(self) -> Part:
+    def next_part(self) -> ManifestPart:
         """The part that comes next, all before it being closed."""
         if self.single:
             rows = rows_file(self.root)
             if rows in self.old_rows:
                 rows = rows.removesuffix(rowfile.SUFFIX) + f".{uuid.uuid4().hex[:8]}{rowfile.SUFFIX}"
-            part = Part(self.root, self.fs, rows)
+            part = ManifestPart(self.root, self.fs, rows)
         else:
             file = f"{self.folder}/part-{self._number:05d}.parquet"
             self._number += 1
-            part = Part(file, self.fs)
+            part = ManifestPart(file, self.fs)
         self.parts.append(part)
         return part
 

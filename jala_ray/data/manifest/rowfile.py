@@ -1,9 +1,9 @@
 """Whole manifest rows, one after another in a `.rows` file, each readable by one ranged read.
 
 A row is an Arrow record batch of one row in `rows.SCHEMA` (poses, text, packet index, signals), compressed with zstd by itself, after a
-word that tells its length and version, so that rows of several versions may lie in one file. Where it lies, and its CRC-32, stands in the
+word with its length and version, so that rows of several versions may lie in one file. Offset, size and CRC-32 of a row are in the
 Parquet file of the same name. Parquet alone would not do: its unit of reading is a row group, whose facts for every column must be in
-memory, so that small groups cost gigabytes and large ones megabytes a row.
+memory, so that small groups cost gigabytes and large ones megabytes per row.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def fetch(address: RowAddress, options: StorageOptions | None = None) -> bytes:
 
 
 def fetch_all(addresses: Sequence[RowAddress], options: StorageOptions | None = None) -> list[pa.Table | ManifestError]:
-    """Neighbouring rows of one file, each as `unpack` gives it, or why it cannot be. One read, where they lie as they were written."""
+    """Neighbouring rows of one file: for each the result of `unpack`, or its error. One read where they lie as they were written."""
     together = all(a.offset + a.size == b.offset for a, b in pairwise(addresses))
     end = storage.size(addresses[0].file, options)
     if not together or addresses[0].offset < 0 or addresses[-1].offset + addresses[-1].size > end:
@@ -100,8 +100,10 @@ def _damaged(address: RowAddress) -> ManifestError:
 
 
 def _unpacked(payload: bytes) -> pa.RecordBatch:
-    """The row in the schema of its version. Raises `ManifestError` where the bytes are no row: a right check sum (`fetch`) does not tell
-    whether they were right when it was taken, and what Arrow does not check beforehand ends the process when it is used.
+    """The row in the schema of its version.
+
+    Raises `ManifestError` where the bytes are no row. They may be none although the checksum is right (`fetch`): it was taken of whatever
+    was written. Arrow's full validation comes first because using a batch with wrong offsets ends the process (SIGABRT).
     """
     try:
         (head,) = _HEAD.unpack_from(payload)

@@ -144,8 +144,8 @@ class _Check:
         start, end, fps, scale = (self.numbers(n) for n in ("start_s", "end_s", "fps", "time_scale"))
         self.number_rule("start_s", np.isfinite(start) & (start >= 0), "seconds >= 0")
         self.number_rule("end_s", np.isfinite(end) & ~(end <= start), "seconds, later than start_s")
-        self.number_rule("fps", (fps > 0) & (fps <= MAX_FPS), f"frames a second in (0, {MAX_FPS:g}]")
-        self.number_rule("time_scale", (scale > 0) & np.isfinite(scale), "source seconds a model second, > 0")
+        self.number_rule("fps", (fps > 0) & (fps <= MAX_FPS), f"frames per second in (0, {MAX_FPS:g}]")
+        self.number_rule("time_scale", (scale > 0) & np.isfinite(scale), "source seconds per model second, > 0")
         with np.errstate(divide="ignore", invalid="ignore"):
             seconds = (end - start) / scale
             slack = DURATION_SLACK / fps / scale

@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from jala_ray import storage
-from jala_ray.data.manifest.files import Part, Replacement, rows_file
+from jala_ray.data.manifest.files import ManifestPart, Replacement, rows_file
 from jala_ray.data.manifest.places import stored_uri
 from jala_ray.data.manifest.rows import BASE_SCHEMA, SCHEMA, base_row, derived_row, rows_to_table
 from jala_ray.data.manifest.signals import views_to_row
@@ -109,7 +109,7 @@ class _Writer:
         self.path, self.rows_per_file, self.quarantine = path, rows_per_file, quarantine
         self.files = Replacement(path, options)
         self.base = self.files.home if base is None else absolute(base)
-        self.out: Part | None = None
+        self.out: ManifestPart | None = None
         self.buffer: list[tuple[Clip, dict[str, Any]]] = []
         self.buffered_bytes = self.rows = self.file_rows = self.seen = self.quarantined = 0
         self.rejected: list[pa.Table] = []
@@ -210,7 +210,7 @@ class _Writer:
             self.files.errors(ERROR_SCHEMA).write_table(pa.concat_tables(self.rejected).combine_chunks())
             self.rejected, self.rejected_rows, self.rejected_bytes = [], 0, 0
 
-    def _part(self, rows: int) -> Part:
+    def _part(self, rows: int) -> ManifestPart:
         """The part that takes the next `rows` rows."""
         if self.out is None:
             self.files.begin()

@@ -82,7 +82,7 @@ def _pictures(samples: Sequence[Laid], grid: dict[str, np.ndarray], at: np.ndarr
     """(M,) int64: which of the batch's pictures each picture token is of. A picture is a run of `image_k` from 0 on."""
     sample, k = grid["sample"].reshape(-1)[at], grid["image_k"].reshape(-1)[at]
     counts = [len(s.images) for s in samples]
-    if len(counts) == sum(counts):  # one a sample, as mostly
+    if len(counts) == sum(counts):  # one per sample, as mostly
         return sample
     first = k == 0
     begun = np.flatnonzero(first)

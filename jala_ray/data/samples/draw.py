@@ -1,4 +1,4 @@
-"""Every random choice of a sample, keyed by (seed, epoch, plan row) and by nothing else (METHOD 4, 6)."""
+"""Every random choice of a sample, keyed by (seed, epoch, plan row) and by nothing else (method.md 4, 6)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def generator(seed: int, epoch: int, plan_row: int) -> np.random.Generator:
 def draw(rng: np.random.Generator, sample: Sample, chunk_tokens: int, layout: LayoutSpec) -> Draw:
     """Choose template, target and masks for one sample.
 
-    `sample.labelled` (2, N) bool says which hand-chunks have motion codes. Hybrid masking (METHOD 4): the target is one labelled
+    `sample.labelled` (2, N) bool says which hand-chunks have motion codes. Hybrid masking (method.md 4): the target is one labelled
     hand-chunk, uniformly; earlier chunks stay intact; in it each token is masked with a ratio drawn from `ratios`,
     at least one; each token of later chunks with probability `after`. Untracked chunks are masked throughout and
     aligned throughout; so are all chunks of a layout without labels. A task that answers aligns nothing, and masks nothing else.

@@ -1,4 +1,4 @@
-"""The recipe of hand motion: words, v_1 and motion chunks, masked or not as the objective's layout says (METHOD 2, 3, 4)."""
+"""The recipe of hand motion: words, v_1 and motion chunks, masked or not as the objective's layout says (method.md 2, 3, 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user's turn says: the templates of each task type (METHOD 3 and 4), and their rendering."""
+"""What the user's turn says: the templates of each task type (method.md 3 and 4), and their rendering."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From one sample to one token sequence (METHOD 2, 3): chat template, chunks, and what is masked, scored and aligned."""
+"""From one sample to one token sequence (method.md 2, 3): chat template, chunks, and what is masked, scored and aligned."""
 
 from __future__ import annotations
 

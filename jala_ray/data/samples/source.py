@@ -98,7 +98,7 @@ class Source(Protocol):
 
 
 READERS = 8
-"""Threads a process that fetch rows and packets while it decodes."""
+"""Threads per process that fetch rows and packets while it decodes."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class _Arranged:
 
 @dataclass
 class ShareBuilder:
-    """Reads, draws, lays out and collates. Picklable; workers open what they need once a process.
+    """Reads, draws, lays out and collates. Picklable; workers open what they need once per process.
 
     `open_source` is called in the worker and gives the source and the assets.
     """
@@ -125,7 +125,7 @@ class ShareBuilder:
             motion = int((laid.columns["hand"] >= 0).sum())
             picture = int((laid.columns["image_k"] >= 0).sum())
             words, chunks = len(laid) - motion - picture, sample.labelled.shape[1]
-            taken = f"Its text takes {words}, its {chunks} chunks a hand {motion} and the picture {picture}."
+            taken = f"Its text takes {words}, its {chunks} chunks per hand {motion} and the picture {picture}."
             remedy = (
                 f"{taken} Raise data.max_tokens, or {'shorten the text' if words > motion else 'cut shorter clips'}."
             )
@@ -186,7 +186,7 @@ class StepBuilder:
 
 @dataclass(frozen=True)
 class OpenManifest:
-    """`ShareBuilder.open_source` for a manifest and an assets folder; opened once a process, shared by builders."""
+    """`ShareBuilder.open_source` for a manifest and an assets folder; opened once per process, shared by builders."""
 
     base: str
     """The manifest's folder."""

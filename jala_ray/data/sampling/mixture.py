@@ -1,4 +1,4 @@
-"""Mixture weights (METHOD 4): how many rows of each cell, (source, task type), an epoch holds."""
+"""Mixture weights (method.md 4): how many rows of each cell, (source, task type), an epoch holds."""
 
 from __future__ import annotations
 

@@ -31,8 +31,9 @@ def plan_rows(places: np.ndarray, files: tuple[str, ...], epoch: int, first: int
 
 
 def rows_digest(epoch: int, rows: np.ndarray) -> int:
-    """A sum over plan rows of an epoch that tells sets of them apart (signed 64 bits, wrapping): a set counts the same however it is
-    dealt out to ranks and steps.
+    """Digest of a set of an epoch's plan rows, in any order: the wrapping sum of a hash of each (signed 64 bits).
+
+    Ranks and steps can therefore add up theirs: the sum depends on the rows alone, not on who trained which.
     """
     mixed = (np.asarray(rows, np.int64).astype(np.uint64) + np.uint64(epoch << 40)) * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of SplitMix64

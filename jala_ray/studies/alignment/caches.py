@@ -6,7 +6,7 @@ import tempfile
 from typing import Any
 
 from jala_ray.config import RunConfig
-from jala_ray.data.cache.making import begin
+from jala_ray.data.cache.making import Contents, begin
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.storage import StorageOptions
 from jala_ray.studies.alignment.stages import StudyFolder, stage
@@ -33,8 +33,7 @@ def _make(config: RunConfig) -> dict[str, Any]:
     options = StorageOptions()
     with tempfile.TemporaryDirectory() as scratch:
         assets, manifest = build_assets(config, scratch), Manifest(config.data.manifest)
-        how: dict[str, Any] = {"store": "all", "dtype": "float16", "gpu": True}
-        making = begin(config.data.cache, manifest, assets, config.model.encoder, options, **how)
+        making = begin(config.data.cache, manifest, assets, config.model.encoder, Contents("all"), options, gpu=True)
     print(config.data.cache, flush=True)
     do_parts(making.missing(), making.job, options, local=True)
     cache, _ = making.finish(0.0)  # every clip was made here: none may be lost

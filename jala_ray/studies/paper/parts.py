@@ -6,7 +6,7 @@ from typing import Any
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
-from jala_ray.data.cache.making import begin
+from jala_ray.data.cache.making import Contents, begin
 from jala_ray.data.samples.assets import motion_key
 from jala_ray.studies.paper.plan import PlannedStudy
 from jala_ray.tokenizer.model import MotionTokenizer
@@ -16,7 +16,7 @@ from jala_ray.training.tokenizer import RESULT
 from jala_ray.types import ConfigError
 
 FACTS = "tokenizer.json"
-CACHED: dict[str, Any] = {"store": "all", "dtype": "float16"}
+CACHED = Contents("all")
 
 
 def make_tokenizer(study: PlannedStudy) -> str:
@@ -67,7 +67,7 @@ def make_cache(study: PlannedStudy, config: RunConfig) -> None:
     encoder, gpus, local = config.model.encoder, config.cluster.gpus_per_worker, study.asked.local
     with storage.scratch("assets") as scratch:
         assets, gpu = build_assets(config, scratch), local or gpus > 0
-        making = begin(config.data.cache, study.manifest, assets, encoder, study.options, gpu=gpu, **CACHED)
+        making = begin(config.data.cache, study.manifest, assets, encoder, CACHED, study.options, gpu=gpu)
     print(f"cache for {encoder.kind}: {making.job.cache.path}", flush=True)
     do_parts(making.missing(), making.job, study.options, local=local, task=TaskSize(gpus=gpus))
     making.finish(config.data.max_error_share)

@@ -11,7 +11,7 @@ import numpy as np
 
 from jala_ray.config import DataConfig, RunConfig
 from jala_ray.data.cache.folder import Cache, CacheIndex
-from jala_ray.data.cache.making import Making, begin
+from jala_ray.data.cache.making import Contents, Making, begin
 from jala_ray.data.cache.source import CacheSource
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.samples.assets import Assets
@@ -92,8 +92,9 @@ def parts_of(preset: str) -> tuple[RunConfig, Assets, Learner]:
 
 def start(path: Path | str, manifest: Manifest, preset: str = "tiny", **settings: Any) -> Making:
     config, assets, _ = parts_of(preset)
-    given = {"store": "features", "dtype": "float32", "part_rows": 4} | settings
-    return begin(str(path), manifest, assets, config.model.encoder, given.pop("options", NO_OPTIONS), **given)
+    options, gpu = settings.pop("options", NO_OPTIONS), settings.pop("gpu", False)
+    contents = Contents(**{"store": "features", "dtype": "float32", "part_rows": 4} | settings)
+    return begin(str(path), manifest, assets, config.model.encoder, contents, options, gpu=gpu)
 
 
 def make(making: Making, share: float = 0.0) -> Cache:
