@@ -17,7 +17,7 @@ from jala_ray.data.samples.draw import Draw
 from jala_ray.data.samples.hand_recipe import HandRecipe
 from jala_ray.data.samples.instructions import render
 from jala_ray.data.samples.layout import SampleText
-from jala_ray.data.samples.source import Look, ManifestSource, Pictures, Sample
+from jala_ray.data.samples.source import Look, ManifestSource, Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MeanMotion, Predictor, rows_to_evaluate
@@ -49,7 +49,7 @@ def predict(loaded: checkpoint.Loaded, source: ManifestSource, row: PlanRow, han
     told = dataclasses.replace(example, task="generation")
     laid = HandRecipe(loaded.config, loaded.assets).lay_out(told, chance, SampleText(words))
     (pictures,) = source.pictures([Look(example, laid.boundaries)])
-    assert isinstance(pictures, Pictures)
+    assert isinstance(pictures, dict)
     laid.pictures = pictures
     batch = collate([laid], packing=False, max_tokens=4096)
     learner = loaded.learner

@@ -15,7 +15,7 @@ from jala_ray.data.samples.collate import collate
 from jala_ray.data.samples.hand_recipe import HandRecipe
 from jala_ray.data.samples.instructions import render
 from jala_ray.data.samples.layout import SampleText
-from jala_ray.data.samples.source import Look, ManifestSource, Pictures, Sample
+from jala_ray.data.samples.source import Look, ManifestSource, Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.data.synthetic.plan import plan_world
@@ -262,7 +262,7 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int) -> tuple[dict[tuple
     laid = recipe.lay_out(example, recipe.draw(np.random.default_rng(0), example), SampleText(words))
     assert laid.boundaries == sorted({0, *laid.pairs, *(t + 1 for t in laid.pairs)})
     (pictures,) = source.pictures([Look(example, laid.boundaries, laid.pairs)])
-    assert isinstance(pictures, Pictures) and isinstance(objective, Jala)
+    assert isinstance(pictures, dict) and isinstance(objective, Jala)
     laid.pictures, laid.plan_row = pictures, 0
     batch = collate([laid], packing=False, max_tokens=4096)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from jala_ray.data.samples.draw import Draw
 from jala_ray.data.samples.hand_recipe import HandRecipe
 from jala_ray.data.samples.instructions import render
 from jala_ray.data.samples.layout import SampleText
-from jala_ray.data.samples.source import Look, ManifestSource, Pictures, Sample
+from jala_ray.data.samples.source import Look, ManifestSource, Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.evaluation.latent_space.latents import (
@@ -159,7 +159,7 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int, hand: int, time: in
     laid = HandRecipe(loaded.config, loaded.assets).lay_out(told, chance, SampleText(words))
     assert laid.boundaries == sorted({0, time, time + 1})
     (pictures,) = source.pictures([Look(example, laid.boundaries, laid.pairs)])
-    assert isinstance(pictures, Pictures)
+    assert isinstance(pictures, dict)
     laid.pictures = pictures
     batch = collate([laid], packing=False, max_tokens=4096)
     objective = loaded.learner.objective
