@@ -102,6 +102,8 @@ class Batch(PerceiverInputs):
     """Where h is aligned with a pair (`pair` >= 0)."""
     read_at: Tensor
     """Where a loss may read the last hidden state; all others are for nobody."""
+    deep: Tensor
+    """(B,) int64: tokens of the row's first samples, those with a place in `read_at`. In a packed row no other sample lies before them."""
     picture: Tensor
     """(M,) int64 for `image_at`: which of `images` the token is of."""
     weight: Tensor

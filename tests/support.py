@@ -197,7 +197,7 @@ def void_batch(rows: int, length: int, samples: int, **columns: Tensor) -> Batch
     names = {*TOKEN_COLUMNS, "sample", "position", "lo", "hi"} - {"block", "scored", "state", "read"}
     made = {name: torch.full((rows, length), void.get(name, -1)) for name in names}
     made |= {f"{name}_at": torch.zeros(0, dtype=torch.int64) for name in LISTS}
-    made["picture"] = torch.zeros(0, dtype=torch.int64)
+    made |= {"picture": torch.zeros(0, dtype=torch.int64), "deep": torch.zeros(rows, dtype=torch.int64)}
     made |= {"weight": torch.ones(samples), "plan_row": torch.full((samples,), -1)}
     return Batch(**{**made, "images": torch.zeros(samples, 3, 1, 1, dtype=torch.uint8), **columns})
 

@@ -149,6 +149,11 @@ def test_a_sample_is_the_same_in_any_order_and_packing(
         at = getattr(batch, name)
         assert at.dtype == torch.int64 and (at[1:] > at[:-1]).all(), name
         assert (rows_at(batch.sample, at) >= 0).all(), name
+    read = {int(i) for i in rows_at(batch.sample, batch.read_at)}
+    for row, deep in zip(batch.sample.tolist(), batch.deep.tolist(), strict=True):
+        lying = [i for i in row if i >= 0]
+        first = lying[:deep] if packing or lying[0] in read else []
+        assert [i for i in lying if i in read] == first, "samples that are read come first in a row"
 
 
 @settings(max_examples=6, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -30,7 +31,11 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__)
     parser.add_argument("--base", default=BASE.read_text().strip(), help="commit to be held against")
     parser.add_argument("--keep", type=Path, help="a new folder for records and logs, which are deleted otherwise")
+    parser.add_argument(
+        "--samples", action="store_true", help="compare micro-batches sample by sample, wherever each lies in its row"
+    )
     given = parser.parse_args(words)
+    os.environ["GOLDEN_SAMPLES"] = str(int(given.samples))
     intended, unmeant, began = read_intended(INTENDED), list[Difference](), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="golden-") as scratch:
         folder = given.keep.absolute() if given.keep else Path(scratch)

@@ -12,13 +12,41 @@ import torch
 from torch import Tensor
 
 
-def columns(batch: Any, reads: str = "scored") -> dict[str, Tensor]:
-    """Of a `Batch`, or of the dictionary that it once was, in a run whose losses read last hidden states where `reads` says.
+def columns(batch: Any, reads: str = "scored", samples: bool = False) -> dict[str, Any]:
+    """Of a `Batch`, or of the dictionary that it once was, in a run whose losses read last hidden states where `reads` says; with `samples`
+    as `by_sample` gives them.
 
     Raises `ValueError` for facts that the columns of now cannot hold.
     """
+    found = _columns(batch, reads)
+    return by_sample(found) if samples else found
+
+
+LISTS = ("image", "state", "scored", "text", "pair", "read")
+
+
+def by_sample(found: dict[str, Tensor]) -> dict[str, Any]:
+    """Token columns sample after sample, wherever each lies: what order and packing must leave alone."""
+    rest, sample = dict(found), found["sample"]
+    rest.pop("deep", None)
+    flags = {name: torch.zeros(sample.numel(), dtype=torch.bool) for name in LISTS}
+    for name, flag in flags.items():
+        flag[rest.pop(f"{name}_at")] = True
+    tokens = {name: rest.pop(name) for name, column in found.items() if name in rest and column.shape == sample.shape}
+    tokens |= {f"{name}_at": flag.view_as(sample) for name, flag in flags.items()}
+    place = torch.arange(sample.shape[1]).expand_as(sample)
+    start = place - tokens["position"]
+    tokens |= {name: tokens[name] - start for name in ("lo", "hi")}
+    numbers = range(len(found["weight"]))
+    picture = torch.full_like(sample, -1)
+    picture.view(-1)[found["image_at"]] = rest.pop("picture")
+    tokens["picture"] = picture
+    return rest | {f"sample {i}": {name: column[sample == i] for name, column in tokens.items()} for i in numbers}
+
+
+def _columns(batch: Any, reads: str) -> dict[str, Tensor]:
     if not isinstance(batch, dict):
-        return batch.tensors()
+        return dict(batch.tensors())
     found = dict(batch)
     found["lo"], found["hi"] = intervals(found["sample"], found.pop("block"))
     scored = found.pop("scored")

@@ -22,6 +22,8 @@ class Difference:
     name: str
     """Of the tensor or value, with its step: `step 0003/train 1/in/ids`."""
     what: str
+    gap: float | None = None
+    """Largest difference of numbers, relative where they are above 1; None where it is of another kind."""
 
     def __str__(self) -> str:
         return f"{self.run}: {self.name}: {self.what}"
@@ -33,17 +35,20 @@ class Intended:
 
     where: str
     reason: str
+    within: float | None = None
+    """Where given, numbers alone may differ, and by no more than this (`Difference.gap`)."""
     met: int = 0
 
     def fits(self, difference: Difference) -> bool:
-        return fnmatchcase(f"{difference.run}/{difference.name}", self.where)
+        near = self.within is None or (difference.gap is not None and difference.gap <= self.within)
+        return near and fnmatchcase(f"{difference.run}/{difference.name}", self.where)
 
 
 def read_intended(file: Path) -> list[Intended]:
     """Raises `ValueError` for an entry without a pattern or without a reason."""
     entries = []
     for entry in json.loads(file.read_text()):
-        if set(entry) != {"where", "reason"} or not all(str(value).strip() for value in entry.values()):
+        if set(entry) - {"within"} != {"where", "reason"} or not all(str(value).strip() for value in entry.values()):
             raise ValueError(f"{file}: got {entry}, expected a pattern `where` and its `reason`")
         entries.append(Intended(**entry))
     return entries
@@ -59,7 +64,8 @@ def differences(run: str, base: Path, head: Path) -> Iterator[Difference]:
         if name not in now:
             yield Difference(run, name, "missing here")
         elif _facts(entry) != _facts(now[name]):
-            yield Difference(run, name, _how(entry, now[name], name, base, head))
+            how, gap = _how(entry, now[name], name, base, head)
+            yield Difference(run, name, how, gap)
     for name in now:
         if name not in was:
             yield Difference(run, name, "new here")
@@ -85,17 +91,25 @@ def _facts(entry: dict[str, Any]) -> dict[str, Any]:
     return {k: (type(v).__name__, v) for k, v in entry.items() if k != "file"}
 
 
-def _how(was: dict[str, Any], now: dict[str, Any], name: str, base: Path, head: Path) -> str:
+def _how(was: dict[str, Any], now: dict[str, Any], name: str, base: Path, head: Path) -> tuple[str, float | None]:
     if "digest" not in was or "digest" not in now:
-        return f"{_shown(was)} before, {_shown(now)} here"
+        return f"{_shown(was)} before, {_shown(now)} here", _gap(was.get("value"), now.get("value"))
     if was["shape"] != now["shape"] or was["dtype"] != now["dtype"]:
-        return f"{was['dtype']} {was['shape']} before, {now['dtype']} {now['shape']} here"
+        return f"{was['dtype']} {was['shape']} before, {now['dtype']} {now['shape']} here", None
     a, b = _tensor(base, was, name), _tensor(head, now, name)
     changed = (a.reshape(-1).view(torch.uint8) != b.reshape(-1).view(torch.uint8)).reshape(a.numel(), -1).any(1)
-    gap = (a.double() - b.double()).abs().max().item()
+    off = (a.double() - b.double()).abs()
+    gap, relative = off.max().item(), (off / a.double().abs().clamp(min=1)).max().item()
     first = int(changed.nonzero()[0])
     pair = f"{a.reshape(-1)[first].item()!r} before, {b.reshape(-1)[first].item()!r} here"
-    return f"{int(changed.sum())} of {a.numel()} elements differ, max abs diff {gap:.3g}; element {first}: {pair}"
+    said = f"{int(changed.sum())} of {a.numel()} elements differ, max abs diff {gap:.3g}; element {first}: {pair}"
+    return said, relative
+
+
+def _gap(was: object, now: object) -> float | None:
+    if type(was) is not float or type(now) is not float:
+        return None
+    return abs(was - now) / max(1.0, abs(was))
 
 
 def _shown(entry: dict[str, Any]) -> str:

@@ -41,7 +41,8 @@ def run(golden: GoldenRun, places: dict[str, str], record: Path) -> None:
     """Train as the command does, and record."""
     words = [word.format(**places) for word in (*SHARED, *golden.settings)]
     folder, said = Path(places["runs"]) / golden.name, io.StringIO()
-    with recording(record, partial(columns, reads=golden.reads)) as kept:
+    samples = os.environ.get("GOLDEN_SAMPLES") == "1"
+    with recording(record, partial(columns, reads=golden.reads, samples=samples)) as kept:
         with contextlib.redirect_stdout(said), arguments("local", golden.preset, "--name", golden.name, *words):
             try:
                 runpy.run_module("jala_ray.training.local", run_name="__main__")

@@ -35,6 +35,12 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
+def packed(lengths: Sequence[int], deep: Sequence[bool], capacity: int) -> list[list[int]]:
+    """Samples by row: `first_fit` of the deep ones, then of the others."""
+    order = sorted(range(len(lengths)), key=lambda i: not deep[i])
+    return [[order[i] for i in row] for row in first_fit([lengths[i] for i in order], capacity)]
+
+
 def seen_until(sample: np.ndarray, block: np.ndarray) -> np.ndarray:
     """Samples and chunk ids (B, T), -1 outside -> (B, T) the first place of the row past the token and past its chunk.
 
@@ -49,9 +55,13 @@ def seen_until(sample: np.ndarray, block: np.ndarray) -> np.ndarray:
 
 
 def collate(samples: Sequence[Laid], *, packing: bool, max_tokens: int, pad_multiple: int = 1) -> Batch:
-    """Pack or pad `samples` into one batch; every sample's numbers are the same wherever it lies."""
-    lengths = [len(s) for s in samples]
-    rows = first_fit(lengths, max_tokens) if packing else [[i] for i in range(len(samples))]
+    """Pack or pad `samples` into one batch; every sample's numbers are the same wherever it lies.
+
+    In a packed row those samples come first whose last hidden states a loss reads; the others need no block above the tapped one. Their
+    numbers in the batch are those of `samples`, however they lie.
+    """
+    lengths, deep = [len(s) for s in samples], [bool(s.columns["read"].any()) for s in samples]
+    rows = packed(lengths, deep, max_tokens) if packing else [[i] for i in range(len(samples))]
     width = max(sum(lengths[i] for i in row) for row in rows)
     width = -(-width // pad_multiple) * pad_multiple
     grid = _padding(len(rows), width)
@@ -71,6 +81,7 @@ def collate(samples: Sequence[Laid], *, packing: bool, max_tokens: int, pad_mult
     lists = {f"{name}_at": np.flatnonzero(flag) for name, flag in flags.items()}
     columns = {name: torch.from_numpy(column) for name, column in (grid | lists).items()}
     columns["picture"] = torch.from_numpy(_pictures(samples, grid, lists["image_at"]))
+    columns["deep"] = torch.tensor([sum(lengths[i] for i in row if deep[i]) for row in rows])
     columns["weight"] = torch.tensor([s.weight for s in samples], dtype=torch.float32)
     columns["plan_row"] = torch.tensor([s.plan_row for s in samples])
     columns["images"] = torch.from_numpy(np.concatenate([s.images for s in samples]))
