@@ -33,6 +33,13 @@ def test_modules_that_became_packages_keep_their_names() -> None:
         manifest.nothing  # noqa: B018
 
 
+def test_names_that_changed_are_still_there() -> None:
+    from jala_ray.data.samples.source import ManifestSource
+    from jala_ray.training import loop, trainer
+
+    assert ManifestSource.examples is ManifestSource.samples and loop.train is trainer.train
+
+
 def test_unknown_names_are_unknown() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("jala_ray.data.nothing")

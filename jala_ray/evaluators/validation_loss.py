@@ -23,7 +23,7 @@ class HeldOutSums(TypedDict):
 
 @EVALUATORS.register("validation_loss", place=2)
 class ValidationLoss(Evaluator):
-    """Loss terms, ratios and health figures on held-out rows, a domain, with the same draws every time."""
+    """Loss terms, ratios and health figures on held-out rows of each domain, with the same draws every time."""
 
     set_by = "train.validate_every"
 

@@ -63,7 +63,7 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
     shares: Callable[[int], Iterator[StepShare]]
     """`shares(first)`: this rank's shares from step `first` on."""
     validation: dict[str, Callable[[], Iterator[StepShare]]]
-    """Held-out shares of this rank, a domain (lab, wild)."""
+    """Held-out shares of this rank, by domain."""
 
     def __post_init__(self) -> None:
         self.meters, self.held_out = Meters(), dict[str, list[Batch]]()

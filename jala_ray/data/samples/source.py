@@ -243,6 +243,9 @@ class ManifestSource(StoredRows):
         self._tokenise(found, chunks)
         return [found[row.index] for row in rows]
 
+    examples = samples
+    """Its old name, for programs that were written with it."""
+
     def _read(self, row: PlanRow) -> dict[str, Any]:
         """Columns of a row as stored. Raises `StorageError` or `ManifestError` when it cannot be read."""
         from jala_ray.data.manifest import rowfile

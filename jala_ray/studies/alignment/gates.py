@@ -99,7 +99,7 @@ def pass_gates(study: StudyFolder, at_once: int, ignore: bool) -> None:
 
 
 def _probes(study: StudyFolder) -> dict[str, Any]:
-    """Of frozen features on training clips of the twin, a domain."""
+    """Of frozen features on training clips of the twin, by domain."""
 
     def make() -> dict[str, Any]:
         encoder, manifest = FrameEncoder.build(study.encoder_config).to(best_device()), Manifest(study.twin)

@@ -22,7 +22,7 @@ ERRORS = ("mpjpe_cm", "wrist_cm", "wrist_rotation_deg", "finger_rotation_deg", "
 
 
 def make_tokenizer(study: StudyFolder, world: dict[str, Any]) -> dict[str, Any]:
-    """Train it on Lab and the labelled part of Wild; its quality on validation chunks, a domain, is the floor of every model."""
+    """Train it on Lab and the labelled part of Wild; its quality on validation chunks, per domain, is the floor of every model."""
     settings = {"tokenizer": to_dict(study.size.tokenizer), "manifest": world["manifest"]}
     return stage(study.out / "tokenizer.json", settings, lambda: _make(study))
 
