@@ -63,7 +63,8 @@ def write(folder: Path, clips: int) -> None:
         }
         for field in INDEX_SCHEMA:
             if field.name not in columns:
-                fill = {"string": "labelled", "double": 1.0, "int16": 1}.get(str(field.type), [True])
+                fill = {"string": "labelled", "double": 1.0, "int16": 1, "list<item: string>": []}
+                fill = fill.get(str(field.type).replace("element", "item"), [True])
                 columns[field.name] = pa.array([fill] * n, field.type)
         table = pa.table({name: columns[name] for name in INDEX_SCHEMA.names}, schema=INDEX_SCHEMA)
         pq.write_table(table, folder / f"part-{part:05d}.parquet", compression="zstd")
