@@ -113,7 +113,8 @@ def test_what_lacks_a_signal_is_told_which_objective_wants_it() -> None:
     config = small()
     sample = Sample("clip7", "control", ABSENT, np.zeros((2, 1), bool), np.zeros((2, 1, 0), np.int64), (), "", 1.0, 0)
     with pytest.raises(
-        UserError, match=r"signals of clip7: got 'no signals', expected 'state' among them\. The objective jala reads it"
+        UserError,
+        match=r"signals of clip7: got 'no signals', expected 'state' among them\. The objective jala reads it",
     ):
         Wanting(config, make_assets(config)).lay_out(sample, None)
     with pytest.raises(UserError, match="The objective jala must name it in `signals`"):
