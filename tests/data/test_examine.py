@@ -203,6 +203,7 @@ CHANGES: dict[str, Any] = {
     "left_labelled": [False] * 6,
     "right_labelled": [True],
     "video_uri": "/other.mp4",
+    "signal_names": ["state"],
 }
 
 

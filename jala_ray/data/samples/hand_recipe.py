@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from jala_ray.config import RunConfig
-from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.draw import Draw, draw
 from jala_ray.data.samples.layout import Laid, SampleText, hand_sequence
 from jala_ray.data.samples.recipe import Recipe
 from jala_ray.data.samples.source import Sample
 from jala_ray.tasks import TASKS
 from jala_ray.types import HandState, UserError
+
+if TYPE_CHECKING:
+    from jala_ray.data.samples.assets import Assets
 
 
 class HandRecipe(Recipe[Draw]):

@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from jala_ray.batch import Batch
 from jala_ray.config import ObjectiveConfig, RunConfig
-from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.collate import collate
 from jala_ray.data.samples.instructions import render
 from jala_ray.data.samples.layout import Laid, SampleText, Turns
@@ -23,6 +22,9 @@ from jala_ray.data.samples.signals import SignalStatistics
 from jala_ray.data.samples.source import Sample
 from jala_ray.tasks import TASKS
 from jala_ray.types import Signal, UserError
+
+if TYPE_CHECKING:
+    from jala_ray.data.samples.assets import Assets
 
 C = TypeVar("C")
 
