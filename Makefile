@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SITE := .venv-docs
+NEWEST := .venv-newest
 UV := $(shell sed -n "s/^\(uv==[0-9.]*\).*/\1/p" requirements.lock)
 export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE ?= 0
 
-.PHONY: demo test test-all golden golden-speed chaos docs lint format setup lock clean
+.PHONY: demo test test-all golden golden-speed chaos docs lint lint-newest format setup lock clean
 
 demo: $(READY) ## synthetic videos -> motion tokenizer -> JALA checkpoint and report, through a Ray head of its own
 	$(BIN)/python jobs/demo.py
@@ -40,6 +41,12 @@ lint: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
+lint-newest: $(READY) ## types once more, with the newest PyAV that pyproject.toml allows: it needs Python 3.12, so the lock has an older one
+	rm -rf $(NEWEST)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(NEWEST) --python-version 3.12 --only-binary :all: --no-deps \
+		"$$(sed -n 's/^ *"\(av[<>=][^"]*\)".*/\1/p' pyproject.toml)"
+	$(BIN)/pyright --project .ci/newest.json
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -55,9 +62,9 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pyright --version
 	touch $(READY)
 
-lock: ## write requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 \
+lock: ## write requirements.lock anew from pyproject.toml: one version of a package for both Pythons
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 --fork-strategy fewest \
 		--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o requirements.lock
 
 clean:
-	rm -rf .venv $(SITE) # runs/ holds results and stays
+	rm -rf .venv $(SITE) $(NEWEST) # runs/ holds results and stays

@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import av
 import numpy as np
@@ -36,6 +36,9 @@ MAX_DURATION_S = 48 * 3600.0
 
 NO_DURATION = ("asf", "mpeg")
 """Containers of which libavformat gives every stream the file's own duration, or one guessed from the last pack that has a time."""
+
+_ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""PyAV 18 opens no file with a tag that is not UTF-8 unless it is told so; 19 keeps any tag byte for byte, and has no such argument."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,11 @@ def open_video(uri: str | os.PathLike[str], options: StorageOptions | None = Non
     return LocalVideo(local_path(uri), options)
 
 
+def open_container(file: LocalVideo | RangeFile) -> InputContainer:
+    """The demuxer of a file's bytes, whatever the encoding of its tags. Raises av's own errors for what is no video."""
+    return av.open(file, "r", **_ANY_TAGS)
+
+
 class VideoReader:
     """An open video, local or s3://, for one ask or several; use it in a `with` block or close it.
 
@@ -105,9 +113,7 @@ class VideoReader:
     def __init__(self, uri: str | os.PathLike[str], *, options: StorageOptions | None = None, threads: int = 1) -> None:
         self.uri = os.fspath(uri)
         with contextlib.ExitStack() as opened, self._explained("open"):
-            self._container = opened.enter_context(
-                av.open(self._source(opened, options), "r", metadata_errors="replace")
-            )
+            self._container = opened.enter_context(open_container(self._source(opened, options)))
             stream = main_stream(self._container)
             if stream is None:
                 raise self._error("no video stream", "a file with video")
@@ -121,7 +127,7 @@ class VideoReader:
             self._finder = FrameFinder(self._container, self._stream, self.uri)
             self._resources = opened.pop_all()
 
-    def _source(self, opened: contextlib.ExitStack, options: StorageOptions | None):
+    def _source(self, opened: contextlib.ExitStack, options: StorageOptions | None) -> LocalVideo | RangeFile:
         kind = "object" if is_s3(self.uri) else "file"
         try:
             file = opened.enter_context(open_video(self.uri, options))

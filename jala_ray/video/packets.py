@@ -23,7 +23,7 @@ from av.video.codeccontext import VideoCodecContext
 from jala_ray import storage
 from jala_ray.storage import StorageOptions
 from jala_ray.types import PacketIndex, VideoError
-from jala_ray.video.decode import VideoReader, main_stream, open_video
+from jala_ray.video.decode import VideoReader, main_stream, open_container, open_video
 from jala_ray.video.finder import packets_of
 from jala_ray.video.picture import MAX_PIXELS, Picture
 
@@ -166,7 +166,7 @@ class PacketScan:
     def __init__(self, uri: str | os.PathLike[str], options: StorageOptions | None = None) -> None:
         self.uri, self.options = os.fspath(uri), options
         try:
-            with open_video(self.uri, options) as file, av.open(file, "r", metadata_errors="replace") as container:
+            with open_video(self.uri, options) as file, open_container(file) as container:
                 self.file_size = file.size
                 self._read(container)
         except storage.MissingFile as error:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
 import av
 import numpy as np
 from av.error import FFmpegError
-from av.sidedata.sidedata import SideData, SideDataContainer, Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from jala_ray.types import VideoError
@@ -69,7 +68,7 @@ class Picture:
         # A frame and its list of side data hold each other until the garbage collector comes: look at a small copy.
         small = self._converted(8, 8, Interpolation.POINT)
         try:
-            matrix = next((e for e in _side_data(small) if e.type == Type.DISPLAYMATRIX), None)
+            matrix = cast("SideDataContainer", small.side_data).get(Type.DISPLAYMATRIX)  # a dict in PyAV 18's stubs
         except ValueError:  # Among them is one that PyAV has no name for, so it lists none. It still knows the angle.
             return round(cast("float", small.rotation) / 90) % 4, False
         if matrix is None:
@@ -143,7 +142,3 @@ def _converter(*conversion: object) -> VideoReformatter:
             kept.popitem(last=False)
     kept.move_to_end(conversion)
     return kept[conversion]
-
-
-def _side_data(frame: av.VideoFrame) -> Iterator[SideData]:
-    return iter(cast("SideDataContainer", frame.side_data))  # PyAV's stubs call it a single entry.

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,13 @@ def test_cluster_runs_the_locked_ray(cluster: dict[str, Any]) -> None:
     locked = re.search(r"^ray==([\d.]+)", LOCK, re.MULTILINE)
     assert locked is not None
     assert cluster["rayVersion"] == locked.group(1)
+
+
+def test_lock_has_one_version_of_a_package_for_every_python() -> None:
+    """What is tested with one Python is what the image has with another."""
+    names = re.findall(r"^([\w.-]+)==", LOCK, re.MULTILINE)
+    assert len(names) > 100
+    assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
 def test_image_installs_the_lock_by_hash_and_names_no_host() -> None:

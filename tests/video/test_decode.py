@@ -5,11 +5,13 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from jala_ray.types import VideoError
 from jala_ray.video.decode import VideoReader, decode_frames, probe
+from jala_ray.video.packets import PacketScan
 from tests.video.numbered import encode, number_of, numbers_of, trim_by_edit_list
 
 MILLI = Fraction(1, 1000)
@@ -176,6 +178,25 @@ def test_no_video_stream(tmp_path):
         sound.writeframes(bytes(16000))
     with pytest.raises(VideoError, match="no video stream"):
         probe(tmp_path / "sound.wav")
+
+
+@pytest.mark.parametrize("tag", ["comment", "handler_name"])
+@pytest.mark.parametrize("name", ["tagged.mp4", "tagged.mkv"])
+def test_tags_in_any_encoding(make_video, tmp_path, name, tag):
+    """Of the file and of the stream. PyAV 18 raises UnicodeDecodeError unless told otherwise; 19 has nothing to be told."""
+    path = tmp_path / name
+    with av.open(str(make_video(30))) as read, av.open(str(path), "w") as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        (write if tag == "comment" else stream).metadata[tag] = "Zurich, June"
+        for packet in read.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                write.mux(packet)
+    written = path.read_bytes()
+    assert b"Zurich, June" in written
+    path.write_bytes(written.replace(b"Zurich, June", "Zürich, Juni".encode("latin-1")))
+    assert numbers_at(path, [0.0, 0.5]) == [0, 15]
+    assert PacketScan(path).file_size == path.stat().st_size
 
 
 def test_truncated_file_gives_what_it_has(make_video, tmp_path):

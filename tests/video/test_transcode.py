@@ -107,12 +107,12 @@ def test_structure_of_a_file(make_video, tmp_path):
         (stream,) = container.streams.video
         assert len(container.streams) == 1
         packets = [packet for packet in container.demux(stream) if packet.size]
+        tick = Fraction(stream.time_base or 0)
         assert not container.metadata.keys() - {"major_brand", "minor_version", "compatible_brands"}
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
     assert [i for i, packet in enumerate(packets) if packet.is_keyframe] == [0, 15, 30, 45], (
         "three chunks, 4 boundaries"
     )
-    tick = Fraction(stream.time_base or 0)
     assert [(packet.pts or 0) * tick for packet in packets] == [Fraction(k, 30) for k in range(46)]
     assert all(packet.pts == packet.dts and (packet.duration or 0) * tick == Fraction(1, 30) for packet in packets)
     assert [5 in unit_types(bytes(packet)) for packet in packets] == [packet.is_keyframe for packet in packets], "IDR"
