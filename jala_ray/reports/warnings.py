@@ -75,7 +75,7 @@ def collapse(rows: Rows) -> Iterator[Finding]:
 def matched_pairs(rows: Rows) -> Iterator[Finding]:
     """h no nearer to the z of its own chunk than to another clip's, in training or on a domain's held-out rows."""
     near = []
-    for place, prefix in (("training", ""), *((f"held-out {DOMAIN_NAMES[d]}", f"val/{d}/") for d in DOMAINS)):
+    for place, prefix in (("training", ""), *((f"held-out {DOMAIN_NAMES[d]}", f"val/{d}/") for d in DOMAIN_NAMES)):
         shuffled = dict(points(rows, f"{prefix}monitor/cos_shuffled"))
         both = [(v, shuffled[s]) for s, v in points(rows, f"{prefix}monitor/cos_matched") if s in shuffled][-MONITORS:]
         if both and median(own - foreign for own, foreign in both) <= COSINE_GAP:
@@ -92,7 +92,7 @@ def matched_pairs(rows: Rows) -> Iterator[Finding]:
 def overfitting(rows: Rows) -> Iterator[Finding]:
     """Validation that rises from its lowest value on while the same loss falls in training; one finding a domain."""
     keys = sorted({key for row in rows for key in row if key.startswith("loss")})
-    for domain in DOMAINS:
+    for domain in DOMAIN_NAMES:
         worse = [
             words for key in keys if (words := _rises(key, points(rows, f"val/{domain}/{key}"), points(rows, key)))
         ]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
 
+from jala_ray.domains import DOMAIN_KINDS
 from jala_ray.reports.kit.html import Html, el, join
 
-DOMAIN_NAMES = {"lab": "Lab", "wild": "Wild"}
+DOMAIN_NAMES = {name: kind.title for name, kind in DOMAIN_KINDS.items()}
+"""Of every domain, as pages call it."""
+DOMAIN_COLORS = dict(zip(DOMAIN_NAMES, itertools.cycle(("@c1", "@c2", "@c3")), strict=False))
 
 
 def number(value: object, digits: int = 4, unit: str = "") -> Html:

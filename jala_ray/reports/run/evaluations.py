@@ -7,11 +7,10 @@ import re
 from jala_ray.hands.metrics import METRICS
 from jala_ray.reports.kit.figures import Chart, Charts, Line, points
 from jala_ray.reports.kit.html import Html, el, join
-from jala_ray.reports.kit.widgets import DOMAIN_NAMES, about, number, plain, table
+from jala_ray.reports.kit.widgets import DOMAIN_COLORS, DOMAIN_NAMES, about, number, plain, table
 from jala_ray.reports.run.folder import RunFolder
-from jala_ray.types import DOMAINS
 
-KEY = re.compile(rf"eval/([^/]+)/(?:({'|'.join(DOMAINS)})/)?(.+)")
+KEY = re.compile(rf"eval/([^/]+)/(?:({'|'.join(DOMAIN_NAMES)})/)?(.+)")
 FAILED = "failed"
 
 
@@ -43,8 +42,8 @@ def _evaluator(run: RunFolder, charts: Charts, name: str, figures: dict[str, lis
 
 def _line(run: RunFolder, name: str, domain: str | None, figure: str) -> Line:
     key = f"eval/{name}/{figure}" if domain is None else f"eval/{name}/{domain}/{figure}"
-    color = {None: "@c3", **dict(zip(DOMAINS, ("@c1", "@c2"), strict=True))}[domain]
-    return Line("All" if domain is None else DOMAIN_NAMES[domain], points(run.metrics, key), color, markers=True)
+    name, color = ("All", "@c4") if domain is None else (DOMAIN_NAMES[domain], DOMAIN_COLORS[domain])
+    return Line(name, points(run.metrics, key), color, markers=True)
 
 
 def _failures(run: RunFolder, key: str) -> Html | None:

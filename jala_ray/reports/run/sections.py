@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from jala_ray.reports.kit.figures import Chart, Charts, Line, points
 from jala_ray.reports.kit.html import Html, el, join
 from jala_ray.reports.kit.widgets import (
+    DOMAIN_COLORS,
+    DOMAIN_NAMES,
     about,
     absent,
     badge,
@@ -54,10 +56,11 @@ HELD_OUT = {
     "monitor/cos_shuffled": "Cosine of h and z, shuffled",
 }
 """Titles of what validation measures besides the terms."""
-VAL_KEY = re.compile(r"val/(lab|wild)/(.+)")
+_DOMAINS = "|".join(DOMAIN_NAMES)
+VAL_KEY = re.compile(rf"val/({_DOMAINS})/(.+)")
 DRAWN_ELSEWHERE = re.compile(
     r"step|epoch|samples|total_steps|time_s|attempt|loss.*|mcp_accuracy|lr|grad_norm|samples_per_s|chunks_per_s|tokens_per_s|data_wait|step_s"
-    r"|val/(lab|wild)/.+|eval/.+|monitor/(rho|effective_rank_[zh]|spread_[zh]|cos_(matched|shuffled))"
+    rf"|val/({_DOMAINS})/.+|eval/.+|monitor/(rho|effective_rank_[zh]|spread_[zh]|cos_(matched|shuffled))"
 )
 
 
@@ -156,22 +159,24 @@ def _beside(title: str, key: str) -> str:
 
 
 def validation(run: RunFolder, charts: Charts) -> Html:
-    found = {match[2]: None for row in run.metrics for key in row if (match := VAL_KEY.fullmatch(key))}
+    met = [match for row in run.metrics for key in row if (match := VAL_KEY.fullmatch(key))]
+    found = dict.fromkeys(match[2] for match in met)
+    domains = [domain for domain in DOMAIN_NAMES if any(match[1] == domain for match in met)]
     if not found:
         return absent("No validation in this run's metrics: it ended before the first one, or has no held-out rows.")
     drawn, rows = [], []
     for name in found:
-        lab, wild = (points(run.metrics, f"val/{domain}/{name}") for domain in ("lab", "wild"))
-        lines = [Line("Lab", lab, "@c1", markers=True), Line("Wild", wild, "@c2", markers=True)]
+        measured = {domain: points(run.metrics, f"val/{domain}/{name}") for domain in domains}
+        lines = [Line(DOMAIN_NAMES[d], line, DOMAIN_COLORS[d], markers=True) for d, line in measured.items()]
         share = name.endswith("accuracy")
         title = HELD_OUT.get(name) or TERMS.get(name, (name,))[0]
         drawn.append(Chart(title, lines, note=_beside(title, name), percent=share, from_zero=share))
-        cells = [(percent if share else number)(line[-1][1] if line else None) for line in (lab, wild)]
+        cells = [(percent if share else number)(line[-1][1] if line else None) for line in measured.values()]
         rows.append([title, *cells])
     return join(
-        about("Held-out rows, lab recordings against in-the-wild video, with the run's weights at that step."),
+        about("Held-out rows by domain, with the run's weights at that step."),
         charts.grid(drawn),
-        table(("Last validation", "Lab", "Wild"), rows, numbers=(1, 2)),
+        table(("Last validation", *(DOMAIN_NAMES[d] for d in domains)), rows, numbers=range(1, len(domains) + 1)),
     )
 
 
