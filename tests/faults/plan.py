@@ -17,7 +17,7 @@ truncate: the full Content-Length is announced and half the body sent. lost: car
 OUTAGE = "outage"
 """Every request is reset or answered by 503 while it lasts."""
 LOG_LINES = 2000
-SIGNED = re.compile(r"X-Amz-(Date|Credential|Signature)=[^&]*&?")
+SIGNED = re.compile(r"(X-Amz-(Date|Credential|Signature)|AWSAccessKeyId|Signature|Expires)=[^&]*&?")
 """What differs in a presigned address from call to call; the same request meets the same fault."""
 
 

@@ -117,12 +117,12 @@ def test_truncate_announces_more_than_it_sends(proxy: FaultProxy) -> None:
 def test_outages_by_call_and_by_schedule(proxy: FaultProxy) -> None:
     proxy.plan.begin_outage(60)
     seen = set()
-    for n in range(20):
+    for n in range(40):
         try:
             seen.add(get(proxy, str(n))[0])
         except ConnectionResetError:
             seen.add("reset")
-    assert seen == {500, 503, "reset"} and proxy.plan.counts["outage"] == 20
+    assert seen == {500, 503, "reset"} and proxy.plan.counts["outage"] == 40
     proxy.plan.begin_outage(0)
     assert get(proxy)[0] == 200
     proxy.plan.configure(outages=[Outage(after=2, seconds=0.5)])

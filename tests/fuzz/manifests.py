@@ -95,6 +95,10 @@ def _payload(files: Files, rng: np.random.Generator) -> Files:
     return stored.files()
 
 
+LENGTH = (1 << 28) - 1
+"""Of the word before a row, the bits that are its length; the others are its version."""
+
+
 def _length(files: Files, rng: np.random.Generator) -> Files:
     """The length that a row says it has when it is not compressed."""
     stored = Stored.of(files)
@@ -110,11 +114,12 @@ def _message(files: Files, rng: np.random.Generator) -> Files:
     stored = Stored.of(files)
     row = int(rng.integers(len(stored.payloads)))
     payload, codec = stored.payloads[row], pa.Codec("zstd")
-    message = codec.decompress(payload[4:], int.from_bytes(payload[:4], "little"), asbytes=True)
+    head = int.from_bytes(payload[:4], "little")
+    message = codec.decompress(payload[4:], head & LENGTH, asbytes=True)
     metadata = 8 + int.from_bytes(message[4:8], "little")
     begin, end = (0, metadata) if rng.integers(2) else (metadata, len(message))
     message = damaged(message, rng, _kind(rng), begin, end)
-    stored.payloads[row] = struct.pack("<I", len(message)) + codec.compress(message, asbytes=True)
+    stored.payloads[row] = struct.pack("<I", head & ~LENGTH | len(message)) + codec.compress(message, asbytes=True)
     return stored.files()
 
 
@@ -124,6 +129,9 @@ def _value(rng: np.random.Generator, kind: pa.DataType, found: Any) -> Any:
         return None
     if pa.types.is_list(kind):
         return _list(rng, kind.value_type, found)
+    if pa.types.is_struct(kind):
+        given = found or {}
+        return {field.name: _value(rng, field.type, given.get(field.name)) for field in kind}
     if pa.types.is_floating(kind):
         return _some(rng, _FLOATS)
     if pa.types.is_boolean(kind):

@@ -28,6 +28,7 @@ from jala_ray.video.picture import MAX_PIXELS, Picture
 from jala_ray.video.shots import shot_cuts
 from tests.fuzz.bases import MANIFEST, ROWS, Stored, parquet_bytes
 from tests.fuzz.boxes import boxes
+from tests.fuzz.manifests import LENGTH
 from tests.support import small
 from tests.video.numbered import numbers_of
 from tests.video.test_shots import encode as shots
@@ -36,11 +37,11 @@ TIMES = np.array([0.1, 0.6, 1.1])
 
 
 def message_of(payload: bytes) -> bytes:
-    return pa.Codec("zstd").decompress(payload[4:], int.from_bytes(payload[:4], "little"), asbytes=True)
+    return pa.Codec("zstd").decompress(payload[4:], int.from_bytes(payload[:4], "little") & LENGTH, asbytes=True)
 
 
 def packed(message: bytes) -> bytes:
-    return struct.pack("<I", len(message)) + pa.Codec("zstd").compress(message, asbytes=True)
+    return struct.pack("<I", 3 << 28 | len(message)) + pa.Codec("zstd").compress(message, asbytes=True)
 
 
 @pytest.fixture

@@ -247,7 +247,7 @@ def test_alignment_alone_is_jala_without_its_code_loss() -> None:
     jala_config, _ = setting("tiny")
     batch, same = (make_batch(lay_out(c, assets)) for c in (config, jala_config))
     assert set(batch.read_at.tolist()) < set(same.read_at.tolist()), "no code is read"
-    same_batch(replace(batch, read_at=same.read_at), same)
+    same_batch(replace(batch, read_at=same.read_at, deep=same.deep), same)
 
     alone, jala = make_learner(config, assets), make_learner(jala_config, assets)
     output = alone(batch)
