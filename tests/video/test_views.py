@@ -39,7 +39,7 @@ def test_what_is_not_there_is_named(clip: Clip) -> None:
     with pytest.raises(VideoError, match=r"view of clip a: got 'head', expected one of \['', 'wrist'\]"):
         view_pictures(clip, "head", [0.0], (16, 16))
     for times in ([2.5], [-0.1]):
-        with pytest.raises(VideoError, match="times of clip a: .* expected seconds from 0 to 2"):
+        with pytest.raises(VideoError, match=r"times of clip a: .* expected seconds from 0 to 2"):
             view_pictures(clip, "", times, (16, 16))
     with pytest.raises(VideoError, match="view of clip a"):
         view_pictures(replace(clip, video_uri=None), "", [0.0], (16, 16))
