@@ -19,7 +19,7 @@ import pkgutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from jala_ray.types import ConfigError
 
@@ -27,6 +27,12 @@ T = TypeVar("T")
 K = TypeVar("K")
 LAST = 1000
 """Place of a kind that names none: after those that do, by name."""
+
+
+def loaded(address: str) -> Any:
+    """What `module:name` names, as kinds say where their heavier half lies."""
+    module, _, name = address.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def suggest(key: str, known: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from jala_ray import storage
 from jala_ray.data.manifest import rowfile
-from jala_ray.data.manifest.rows import INDEX_SCHEMA
+from jala_ray.data.manifest.rows import INDEX_SCHEMA, with_empty
 from jala_ray.storage import StorageOptions
 from jala_ray.types import JalaError, ManifestError
 
@@ -107,9 +107,7 @@ class ManifestPart:
         """Append stored rows with their index, whose offsets count from the beginning of `rows`."""
         moved = pa.array(index["row_offset"].to_numpy() + self.end)
         table = index.set_column(index.schema.get_field_index("row_offset"), INDEX_SCHEMA.field("row_offset"), moved)
-        if "signal_names" not in table.column_names:  # version 2
-            field = INDEX_SCHEMA.field("signal_names")
-            table = table.append_column(field, pa.array([[]] * len(table), field.type))
+        table = with_empty(table, ("signal_names",))  # version 2 has none
         self.index.append(table.select(INDEX_SCHEMA.names).replace_schema_metadata(INDEX_SCHEMA.metadata))
         self.rows.write(rows)
         self.end += len(rows)

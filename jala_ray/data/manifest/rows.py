@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -334,15 +334,18 @@ def rows_to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Ta
 
 
 def as_version_3(table: pa.Table) -> pa.Table:
-    """Rows or index columns of version 2 with what it lacks: no signals, no views. Others as they are."""
+    """Rows of version 2 with what it lacks: no signals, no views. Others as they are."""
     if all(name in table.column_names for name in SINCE_3):
         return table
-    for name in SINCE_3:
-        if name in table.column_names:
-            continue
-        nothing = pa.array([[]] * len(table), SCHEMA.field(name).type)
-        table = table.append_column(SCHEMA.field(name), nothing)
-    return table.select(SCHEMA.names).replace_schema_metadata(SCHEMA.metadata)
+    return with_empty(table, SINCE_3).select(SCHEMA.names).replace_schema_metadata(SCHEMA.metadata)
+
+
+def with_empty(table: pa.Table, names: Iterable[str]) -> pa.Table:
+    """The table with those of the list columns `names` that it lacks, empty in every row."""
+    for name in names:
+        if name not in table.column_names:
+            table = table.append_column(SCHEMA.field(name), pa.array([[]] * len(table), SCHEMA.field(name).type))
+    return table
 
 
 def table_row(table: pa.Table, i: int) -> dict[str, Any]:

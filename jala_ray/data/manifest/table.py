@@ -33,6 +33,7 @@ from jala_ray.data.manifest.rows import (
     clip_to_row,
     row_to_clip,
     table_row,
+    with_empty,
 )
 from jala_ray.data.manifest.validation import RowProblem
 from jala_ray.data.manifest.writing import Rejection, WriteReport, absolute, write_manifest
@@ -135,10 +136,7 @@ class Manifest:
             if name in _PLACE and table[name].null_count:
                 filled = pc.fill_null(table[name], _PLACE[name])
                 table = table.set_column(table.column_names.index(name), table.schema.field(name), filled)
-        for name in lacking:
-            nothing = pa.array([[]] * len(table), SCHEMA.field(name).type)
-            table = table.append_column(SCHEMA.field(name), nothing)
-        return table.select(list(names))
+        return with_empty(table, lacking).select(list(names))
 
     @cached_property
     def places(self) -> Mapping[str, np.ndarray]:

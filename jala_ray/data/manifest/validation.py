@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -115,6 +116,11 @@ class _Check:
 
     def values(self, name: str) -> list:
         return self.table[name].to_pylist()
+
+    @cached_property
+    def signals(self) -> list:
+        """The cells of that column: megabytes, where there are any."""
+        return self.values("signals")
 
     def numbers(self, name: str) -> np.ndarray:
         """A numeric column as float64; null reads NaN."""
@@ -269,7 +275,7 @@ class _Check:
         absent = (states[0] == "absent") & (states[1] == "absent")
         handless = absent & self.task_flags(lambda kind: kind.hands)
         self.report(handless, "left_state, right_state", lambda _: "absent", "at least one hand in the clip")
-        signals = np.array([bool(cell) for cell in self.values("signals")], bool)
+        signals = np.array([bool(cell) for cell in self.signals], bool)
         no_video = self.table["video_uri"].is_null().to_numpy()
         unlabelled = (states[0] != "labelled") & (states[1] != "labelled")
         self.report(
@@ -279,7 +285,7 @@ class _Check:
     def beside(self) -> None:
         """Signals and side views."""
         span, fps = self.numbers("end_s") - self.numbers("start_s"), self.numbers("fps")
-        for row, cell in enumerate(self.values("signals")):
+        for row, cell in enumerate(self.signals):
             if cell:
                 slack = DURATION_SLACK / fps[row] if fps[row] > 0 else np.inf
                 self.found(row, signal_faults(cell, (span[row], slack) if np.isfinite(span[row]) else None))
@@ -309,8 +315,8 @@ class _Check:
             wrong = np.flatnonzero(lists.values.astype(bool) & unlabelled[lists.row_of])
             expected = "false, as the hand is not labelled"
             self.first_of(wrong, lists.row_of, f"{side}_labelled", lists.values, expected)
-        names, cells = self.values("signal_names"), self.values("signals")
-        held = [sorted(str(entry["name"]) for entry in cell or ()) for cell in cells]
+        names = self.values("signal_names")
+        held = [sorted(str(entry["name"]) for entry in cell or ()) for cell in self.signals]
         other = np.array([said != own for said, own in zip(names, held, strict=True)], bool)
         self.report(other, "signal_names", names.__getitem__, "the names of the row's signals, sorted")
 

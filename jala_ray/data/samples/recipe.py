@@ -6,7 +6,6 @@ Ray and the one without, over a manifest or a cache, and generation all run it.
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from jala_ray.batch import Batch
-from jala_ray.config import ObjectiveConfig, RunConfig
+from jala_ray.config import RunConfig
 from jala_ray.data.samples.collate import collate
 from jala_ray.data.samples.instructions import render
 from jala_ray.data.samples.layout import Laid, SampleText, Turns
 from jala_ray.data.samples.signals import SignalStatistics
 from jala_ray.data.samples.source import Sample
+from jala_ray.registry import loaded
 from jala_ray.tasks import TASKS
 from jala_ray.types import Signal, UserError
 
@@ -85,9 +85,4 @@ class Recipe(ABC, Generic[C]):
 
 def recipe_of(config: RunConfig, assets: Assets) -> Recipe[Any]:
     """The recipe of a run's objective."""
-    return load_recipe(config.objective)(config, assets)
-
-
-def load_recipe(objective: ObjectiveConfig) -> type[Recipe[Any]]:
-    module, _, name = objective.recipe.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return loaded(config.objective.recipe)(config, assets)
