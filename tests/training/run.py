@@ -15,11 +15,14 @@ from jala_ray.config import RunConfig
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
 from jala_ray.data.sampling.plan import Plan
 from jala_ray.training import history, setup
+from jala_ray.training.costs import PARTS
 from jala_ray.training.ddp import distributed
 from jala_ray.training.pretraining import Pretraining
 from jala_ray.training.trainer import train
 from tests.support import MIXED, Kind, MemorySource, OpenMemory, by_number, make_assets, make_learner, small
 
+COSTS = {"tflops_per_s", "mfu", "memory_gb", "straggler", "goodput", *(f"step_s/{part}" for part in PARTS)}
+"""Columns that no two runs have in common."""
 HELD_OUT = {"lab": 6, "wild": 3}
 
 
