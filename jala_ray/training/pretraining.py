@@ -144,19 +144,19 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         for i, batch in enumerate(micro):
             last = i == len(micro) - 1
             with no_sync(model, not last):
-                self.passes(model, batch, scale, f"micro-batch {i + 1} of {len(micro)}")
+                self.passes(model, batch, scale, f"micro-batch {i + 1} of {len(micro)}", last)
         with waiting_for("the device, and the optimizer"):
             self.update(bool(count.item()))
         self.samples += real.long()
         self.batch = micro[0]
         self.clock.lap("optimizer")
 
-    def passes(self, model: nn.Module, batch: Batch, scale: Tensor, name: str) -> None:
+    def passes(self, model: nn.Module, batch: Batch, scale: Tensor, name: str, last: bool) -> None:
         """One micro-batch forward and backward: its gradients are added, over all ranks in the step's last, and its sums counted."""
         with waiting_for(f"the forward pass of {name}"), autocast(self.device, self.config.train.precision):
             out = model(batch)
         self.clock.lap("forward")
-        with waiting_for(f"the backward pass of {name}"):
+        with waiting_for(f"the backward pass of {name}" + (", and the sum over ranks" if last else "")):
             (out.loss * scale).backward()
         self.clock.lap("backward")
         self.meters.add(out.sums)

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from jala_ray import storage
 from jala_ray.training.lease import guard
+from jala_ray.types import StorageError
 
 if TYPE_CHECKING:
     from jala_ray.training.task import TrainingTask
@@ -29,20 +30,26 @@ def traced(task: TrainingTask[Any, Any], first: int) -> Iterator[Step]:
         yield lambda: None
         return
     begun = first + SKIPPED + WARM_UP
+    if task.total_steps <= begun:
+        print(f"no trace: log.profile begins after {SKIPPED + WARM_UP} steps, and there are no more", flush=True)
     plan = schedule(wait=SKIPPED, warmup=WARM_UP, active=steps, repeat=1)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if task.device.type == "cuda" else [])
     with profile(activities=activities, schedule=plan, on_trace_ready=lambda made: _keep(made, task, begun)) as running:
         yield running.step
-    if task.total_steps <= begun:
-        print(f"no trace: log.profile begins after {SKIPPED + WARM_UP} steps, and there were fewer", flush=True)
 
 
 def _keep(made: Any, task: TrainingTask[Any, Any], begun: int) -> None:
-    """Into the run folder, and says where."""
+    """Into the run folder, and says where; nothing where the run ends before the first traced step does."""
+    if made.step_num <= SKIPPED + WARM_UP:
+        return
     name = f"rank0-from-step-{begun + 1:08d}.json.gz"
     address = storage.join(task.folder, FOLDER, name)
-    with storage.scratch("trace") as scratch:
-        made.export_chrome_trace(str(scratch / name))
-        guard(task.lease)()
-        storage.write_bytes(address, (scratch / name).read_bytes(), options=task.options)
+    try:
+        with storage.scratch("trace") as scratch:
+            made.export_chrome_trace(str(scratch / name))
+            guard(task.lease)()
+            storage.write_bytes(address, (scratch / name).read_bytes(), options=task.options)
+    except (OSError, StorageError) as error:  # no reason to end a run
+        print(f"WARNING the trace could not be kept: {error}", flush=True)
+        return
     print(f"trace of {task.config.log.profile} steps: {address}", flush=True)

@@ -21,7 +21,7 @@ from jala_ray.reports.kit.figures import Charts
 from jala_ray.reports.kit.findings import Finding, counted, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import absent, badge, clock, number, percent, tile
-from jala_ray.reports.run import evaluations, quality, reconstructions, sections
+from jala_ray.reports.run import cost, evaluations, quality, reconstructions, sections
 from jala_ray.reports.run.folder import RunFolder, read_json, read_metrics, read_run
 from jala_ray.reports.warnings import matched_pairs, training_findings
 from jala_ray.types import JalaError
@@ -55,7 +55,7 @@ def write_pretrain_report(
     rank = sections.last(run, "monitor/effective_rank_z")
     rho = sections.last(run, "monitor/rho")
     doubtful = any(matched_pairs(run.metrics))
-    evaluated = evaluations.section(run, charts)
+    evaluated, costs = evaluations.section(run, charts), cost.section(run, charts)
     tiles = [
         steps_tile(run),
         samples_tile(run),
@@ -64,6 +64,7 @@ def write_pretrain_report(
         loss_tile(run, "loss_align", "Alignment"),
         loss_tile(run, "loss_text", "Description text"),
         *speed_tiles(run),
+        *cost.tiles(run),
         tile("rho", number(rho, 3), f"warns below {sections.RHO_WARN}", sections.rho_badge(rho, doubtful)),
         tile(
             "Effective rank of z",
@@ -79,6 +80,7 @@ def write_pretrain_report(
         ("monitors", "Collapse monitors", sections.monitors(run, charts)),
         ("frames", "Sample frames", sections.frames(*sampled(manifest))),
         ("throughput", "Throughput", sections.throughput(run, charts)),
+        *([("cost", "What a step costs", costs)] if costs is not None else []),
         ("optimisation", "Optimisation", sections.optimisation(run, charts)),
         ("tokenizer", "Motion tokenizer", quality.section(measured, why, charts)),
         *tail(run, charts),
