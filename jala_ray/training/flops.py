@@ -102,7 +102,7 @@ class Flops:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What there is to do in a micro-batch. Padding and samples of weight 0 are none of it."""
 
     tokens: int
@@ -130,7 +130,7 @@ class Work:
     """Places whose h is compared with a boundary pair's latents."""
 
     @classmethod
-    def of(cls, batch: Batch) -> Work:
+    def of(cls, batch: Batch) -> Workload:
         """From a batch on the host."""
         real_sample = batch.weight > 0
         real = (batch.sample >= 0) & real_sample[batch.sample.clamp(min=0)]
@@ -206,7 +206,7 @@ class LanguagePrice:
             pair=attention(sizes.hidden, flows),
         )
 
-    def needs(self, work: Work, tap: int) -> Flops:
+    def needs(self, work: Workload, tap: int) -> Flops:
         """`tap`: the last block, counted from 1, whose output a loss reads of all tokens; 0 for none."""
         below = tap * (work.tokens * self.block + work.seen * self.pair)
         if tap == self.blocks:
@@ -230,7 +230,7 @@ class Prices:
     """Pairs in which nothing moves are encoded, too."""
     scored: Flops
     text: Flops
-    own: Callable[[Work], Flops]
+    own: Callable[[Workload], Flops]
     """The objective's modules."""
 
     @classmethod
@@ -255,7 +255,7 @@ class Prices:
             own=own(objective, learner),
         )
 
-    def needs(self, work: Work) -> Flops:
+    def needs(self, work: Workload) -> Flops:
         frames = work.frame_pairs + self.still * work.pairs if self.encodes_pairs else work.frames
         found = frames * self.frame + self.own(work)
         if not work.deep and not self.tap:
@@ -305,7 +305,7 @@ def _meta(tensor: Tensor) -> Tensor:
 
 
 @functools.singledispatch
-def own(objective: Objective, learner: Learner) -> Callable[[Work], Flops]:
+def own(objective: Objective, learner: Learner) -> Callable[[Workload], Flops]:
     """What an objective's own modules cost, given how much there is to do. Prices of one's own objective are added with `own.register`."""
     return lambda work: Flops()
 
@@ -317,7 +317,7 @@ def _features(learner: Learner) -> Tensor:
 
 
 @own.register
-def _jala(objective: Jala, learner: Learner) -> Callable[[Work], Flops]:
+def _jala(objective: Jala, learner: Learner) -> Callable[[Workload], Flops]:
     one = _features(learner)
     state = measured(objective.lsp, one) if objective.lsp is not None else Flops()
     action = measured(objective.lap, one) if objective.lap is not None else Flops()
@@ -328,13 +328,13 @@ def _jala(objective: Jala, learner: Learner) -> Callable[[Work], Flops]:
 
 
 @own.register
-def _next_token(objective: NextToken, learner: Learner) -> Callable[[Work], Flops]:
+def _next_token(objective: NextToken, learner: Learner) -> Callable[[Workload], Flops]:
     state = measured(objective.lsp, _features(learner)) if objective.lsp is not None else Flops()
     return lambda work: work.firsts * state
 
 
 @own.register
-def _lapa_actions(objective: LapaActions, learner: Learner) -> Callable[[Work], Flops]:
+def _lapa_actions(objective: LapaActions, learner: Learner) -> Callable[[Workload], Flops]:
     one, books = _features(learner), objective.actions.codebooks.vectors
     vectors = torch.empty(1, books.shape[0], books.shape[2], device="meta", requires_grad=True)
     pair = measured(objective.actions.inverse, one) + measured(objective.forward_model, one[:, 0], vectors)
@@ -342,7 +342,7 @@ def _lapa_actions(objective: LapaActions, learner: Learner) -> Callable[[Work], 
 
 
 @own.register
-def _lapa_codes(objective: LapaCodes, learner: Learner) -> Callable[[Work], Flops]:
+def _lapa_codes(objective: LapaCodes, learner: Learner) -> Callable[[Workload], Flops]:
     pair = measured(objective.actions.inverse, _features(learner))
     place = product(objective.head.weight.shape[1], objective.head.codes, 1.0, True)
     return lambda work: work.pairs * pair + work.aligned * place

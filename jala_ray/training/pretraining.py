@@ -24,7 +24,7 @@ from jala_ray.training.checkpoint import Position
 from jala_ray.training.costs import RankCosts, figures
 from jala_ray.training.device import HostCopy, autocast, gather, no_sync, peak_memory_gb, reduce_sum
 from jala_ray.training.evaluating import Moment
-from jala_ray.training.flops import Prices, Work, peak_tflops
+from jala_ray.training.flops import Prices, Workload, peak_tflops
 from jala_ray.training.learner import Learner, means
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from jala_ray.training.task import Row, TrainingTask, Window
@@ -127,7 +127,7 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         if self.batch is None:
             self.learner.check_columns(host.micro[0])
         self.meters.count(host, step // self.steps_per_epoch)
-        self.meters.flops.append(sum(self.prices.needs(Work.of(batch)).total for batch in host.micro))
+        self.meters.flops.append(sum(self.prices.needs(Workload.of(batch)).total for batch in host.micro))
 
         # The step's loss is the sum over real sequences divided by their number over all ranks and micro-batches.
         own = torch.stack([batch.weight.sum() for batch in host.micro]).sum()

@@ -18,7 +18,7 @@ from jala_ray.parsing import override
 from jala_ray.training.clock import Clock
 from jala_ray.training.costs import PARTS, RankCosts, figures, slowest_to_mean
 from jala_ray.training.device import peak_memory_gb
-from jala_ray.training.flops import Prices, Work
+from jala_ray.training.flops import Prices, Workload
 from jala_ray.training.goodput import Goodput
 from jala_ray.training.log import RunLog, progress_line
 from jala_ray.training.task import Window
@@ -82,7 +82,7 @@ def test_a_run_s_rows_tell_what_its_steps_cost(tmp_path: Path) -> None:
     prices = Prices.of(run.learner)
     shares = list(make_run(run.config).shares(0))
     for row, (a, b) in zip(rows, (shares[:2], shares[2:]), strict=True):
-        needed = sum(prices.needs(Work.of(batch)).total for share in (a, b) for batch in share.micro)
+        needed = sum(prices.needs(Workload.of(batch)).total for share in (a, b) for batch in share.micro)
         assert row["tflops_per_s"] * 1e12 * row["step_s"] * 2 == pytest.approx(needed)
         assert row["mfu"] == pytest.approx(row["tflops_per_s"] / 2.0)
         parts = [row[f"step_s/{part}"] for part in PARTS]

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jala_ray.batch import Batch
 from jala_ray.config import RunConfig
 from jala_ray.presets import PRESETS
-from jala_ray.training.flops import Flops, Prices, Work, measured, peak_by_name, peak_tflops, product
+from jala_ray.training.flops import Flops, Prices, Workload, measured, peak_by_name, peak_tflops, product
 from jala_ray.training.learner import Learner
 from tests.support import MIXED, lay_out, make_assets, make_batch, make_learner, small
 
@@ -35,7 +35,7 @@ def made(preset: str, **values: Any) -> tuple[RunConfig, Learner, list[Batch]]:
     return config, make_learner(config, assets), [make_batch([sample]) for sample in laid]
 
 
-def dense(work: Work) -> Work:
+def dense(work: Workload) -> Workload:
     """As it is executed where every token runs through every block, and every query sees its whole sample."""
     every, square = work.tokens, work.tokens**2
     return replace(work, deep=every, read=every, seen=square, deep_seen=square, read_seen=square)
@@ -53,7 +53,7 @@ def counted(learner: Learner, batch: Batch) -> Flops:
 def test_needed_flops_are_those_that_torch_counts(preset: str) -> None:
     _, learner, batches = made(preset)
     prices = Prices.of(learner)
-    told = sum((prices.needs(dense(Work.of(batch))) for batch in batches), Flops())
+    told = sum((prices.needs(dense(Workload.of(batch))) for batch in batches), Flops())
     found = sum((counted(learner, batch) for batch in batches), Flops())
     assert told.forward == pytest.approx(found.forward, rel=0.02)
     assert told.backward == pytest.approx(found.backward, rel=0.02)
@@ -62,7 +62,7 @@ def test_needed_flops_are_those_that_torch_counts(preset: str) -> None:
 @pytest.mark.parametrize("preset", ["tiny", "tiny_qwen"])
 def test_a_tower_that_learns_costs_its_backward_pass(preset: str) -> None:
     _, learner, batches = made(preset, model__backbone__freeze_vision=False)
-    told, found = Prices.of(learner).needs(dense(Work.of(batches[0]))), counted(learner, batches[0])
+    told, found = Prices.of(learner).needs(dense(Workload.of(batches[0]))), counted(learner, batches[0])
     assert told.total == pytest.approx(found.total, rel=0.02)
     assert Prices.of(learner).picture.backward > 5 * Prices.of(made(preset)[1]).picture.backward
 
@@ -79,9 +79,9 @@ def test_measuring_changes_nothing() -> None:
 def test_neither_padding_nor_packing_is_work() -> None:
     config, _, batches = made("tiny")
     laid = lay_out(config, make_assets(config), KINDS)
-    alone = [Work.of(batch) for batch in batches]
-    packed = Work.of(make_batch(laid, packing=True, max_tokens=4096, pad_multiple=128))
-    padded = Work.of(make_batch(laid))
+    alone = [Workload.of(batch) for batch in batches]
+    packed = Workload.of(make_batch(laid, packing=True, max_tokens=4096, pad_multiple=128))
+    padded = Workload.of(make_batch(laid))
     summed = {name: sum(getattr(work, name) for work in alone) for name in vars(packed)}
     assert vars(packed) == vars(padded) == summed
     assert packed.deep < packed.tokens and packed.read < packed.deep
@@ -91,14 +91,14 @@ def test_neither_padding_nor_packing_is_work() -> None:
 def test_a_sample_that_only_fills_the_batch_is_no_work() -> None:
     _, learner, (batch, *_) = made("tiny")
     batch.weight[:] = 0
-    assert Prices.of(learner).needs(Work.of(batch)) == Flops()
+    assert Prices.of(learner).needs(Workload.of(batch)) == Flops()
 
 
 def test_nothing_above_the_tap_is_needed_for_a_sample_without_labels() -> None:
     """Nor any block without a tap."""
     config, learner, batches = made("tiny", objective__align__layer=3)
     prices = Prices.of(learner)
-    video = Work.of(batches[next(i for i, kind in enumerate(KINDS) if kind.task == "pure_video")])
+    video = Workload.of(batches[next(i for i, kind in enumerate(KINDS) if kind.task == "pure_video")])
     assert (video.deep, video.read) == (0, 0) and video.aligned
     three = 3 * (video.tokens * prices.language.block + video.seen * prices.language.pair)
     assert prices.language.needs(video, 3) == three and prices.language.needs(video, 0) == Flops()
@@ -107,7 +107,7 @@ def test_nothing_above_the_tap_is_needed_for_a_sample_without_labels() -> None:
 
 def test_the_last_block_is_for_read_places_but_for_keys_and_values() -> None:
     _, learner, batches = made("tiny_no_align")
-    language, work = Prices.of(learner).language, Work.of(batches[0])
+    language, work = Prices.of(learner).language, Workload.of(batches[0])
     width = learner.vla.backbone.hidden_size
     per_token = 2 * sum(p.numel() for p in learner.vla.backbone.blocks[-1].parameters() if p.ndim == 2)
     keys = 2 * width * 2 * (width // 2)  # two of four heads
@@ -118,9 +118,9 @@ def test_the_last_block_is_for_read_places_but_for_keys_and_values() -> None:
 
 def test_a_cache_needs_no_encoder() -> None:
     _, learner, batches = made("tiny")
-    prices, work = Prices.of(learner), Work.of(batches[0])
+    prices, work = Prices.of(learner), Workload.of(batches[0])
     features = learner.encoder(batches[0].frames)
-    cached = Work.of(replace(batches[0], frames=None, frame_features=features))
+    cached = Workload.of(replace(batches[0], frames=None, frame_features=features))
     assert work.frames and cached == replace(work, frames=0, frame_pairs=0)
     saved = prices.needs(work) - prices.needs(cached)
     assert saved.forward == pytest.approx(work.frames * prices.frame.forward) and saved.backward == 0
@@ -136,7 +136,7 @@ def test_an_objective_of_ones_own_costs_what_is_known_of_it() -> None:
 
     _, learner, batches = made("tiny_next_token")
     assert isinstance(learner.objective, NextToken)
-    assert Prices.of(learner).needs(Work.of(batches[0])).total > 0
+    assert Prices.of(learner).needs(Workload.of(batches[0])).total > 0
     assert measured(Mine(), torch.empty(2, device="meta")) == Flops()
 
 

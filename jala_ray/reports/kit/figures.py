@@ -7,7 +7,7 @@ dark.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -153,7 +153,7 @@ def bars(groups: dict[str, dict[str, float]], over: str, percent: bool = False, 
     return {"data": data, "layout": layout, "loggable": False}
 
 
-def stacked(parts: dict[str, Sequence[Point]], colors: dict[str, str], over: str, unit: str) -> dict:
+def stacked(parts: Mapping[str, Sequence[Point]], colors: Mapping[str, str], over: str, unit: str) -> dict:
     """Bars over steps, each of the parts {legend name: points} one on another: thinned to means of `MAX_BARS` equal stretches."""
     data = []
     for name, line in parts.items():
@@ -172,6 +172,7 @@ def stacked(parts: dict[str, Sequence[Point]], colors: dict[str, str], over: str
         "bargap": 0.15,
         "yaxis": {"rangemode": "tozero", "title": {"text": unit, "standoff": 6, "font": {"size": 11}}},
         "xaxis": {"title": {"text": over}},
+        "legend": {"traceorder": "normal"},
         "showlegend": True,
     }
     return {"data": data, "layout": layout, "loggable": False}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from statistics import median
 
-from jala_ray.reports.kit.figures import Chart, Charts, Line, points, stacked
+from jala_ray.reports.kit.figures import Chart, Charts, Line, Point, points, stacked
 from jala_ray.reports.kit.html import Html, el, join
 from jala_ray.reports.kit.widgets import about, number, percent, table, tile
 from jala_ray.reports.run.folder import RunFolder
 
 PARTS = {
     "data": ("Data", "@c2", "until the batch is there, on every rank"),
-    "copy": ("Copy", "@warn", "until it is on the device"),
+    "copy": ("Copy", "@ink", "until it is on the device"),
     "forward": ("Forward", "@c1", ""),
     "backward": ("Backward", "@c4", "with the sum of gradients over ranks"),
     "optimizer": ("Optimizer", "@c3", "gradient norm, update, moving averages"),
@@ -30,7 +30,7 @@ def tiles(run: RunFolder) -> list[Html]:
     if (memory := points(run.metrics, "memory_gb")) and used is not None:
         found.append(tile("Memory", number(max(value for _, value in memory), 3, " GB"), "peak of a rank"))
     if goodput := points(run.metrics, "goodput"):
-        found.append(tile("Goodput", percent(goodput[-1][1]), "share of all time since the first start"))
+        found.append(tile("Goodput", percent(goodput[-1][1]), "training, of all time"))
     return found
 
 
@@ -50,24 +50,30 @@ def section(run: RunFolder, charts: Charts) -> Html | None:
     return join(_parts(lines, charts), grid) if lines or grid is not None else None
 
 
-def _parts(lines: dict[str, list], charts: Charts) -> Html | None:
+def _parts(lines: dict[str, list[Point]], charts: Charts) -> Html | None:
     if not lines:
         return None
     named = {PARTS[part][0]: line for part, line in lines.items()}
     colors = {PARTS[part][0]: PARTS[part][1] for part in lines}
     figure = stacked(named, colors, "step", "seconds a step")
-    typical = {part: median(value for _, value in line) for part, line in lines.items()}
-    whole = sum(typical.values())
+    means = {part: mean_step(line) for part, line in lines.items()}
+    whole = sum(means.values())
     rows = [
         [PARTS[part][0], number(value), percent(value / whole if whole else None), PARTS[part][2]]
-        for part, value in typical.items()
+        for part, value in means.items()
     ]
     text = "A mean over ranks. On a GPU a part is the time of the device, and its wait for a batch is the data's."
     return join(
         about(text),
-        el("div", charts.place("Where a step's time goes", "", figure), class_="charts"),
-        table(("Part", "Seconds a step, median", "Share", ""), rows, numbers=(1, 2)),
+        el("div", charts.place("A step by its parts", "", figure), class_="charts"),
+        table(("Part", "Seconds a step, mean", "Share", ""), rows, numbers=(1, 2)),
     )
+
+
+def mean_step(line: list[Point]) -> float:
+    """Of figures a step, each of the steps since the point before."""
+    steps = [step - before for step, before in zip((s for s, _ in line), (0, *(s for s, _ in line)), strict=False)]
+    return sum(n * value for n, (_, value) in zip(steps, line, strict=True)) / sum(steps)
 
 
 def _chart(run: RunFolder, charts: Charts, key: str, title: str, color: str, percent: bool = False) -> Chart:

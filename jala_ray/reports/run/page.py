@@ -55,7 +55,7 @@ def write_pretrain_report(
     rank = sections.last(run, "monitor/effective_rank_z")
     rho = sections.last(run, "monitor/rho")
     doubtful = any(matched_pairs(run.metrics))
-    evaluated, costs = evaluations.section(run, charts), cost.section(run, charts)
+    evaluated = evaluations.section(run, charts)
     tiles = [
         steps_tile(run),
         samples_tile(run),
@@ -80,7 +80,7 @@ def write_pretrain_report(
         ("monitors", "Collapse monitors", sections.monitors(run, charts)),
         ("frames", "Sample frames", sections.frames(*sampled(manifest))),
         ("throughput", "Throughput", sections.throughput(run, charts)),
-        *([("cost", "What a step costs", costs)] if costs is not None else []),
+        *costs(run, charts),
         ("optimisation", "Optimisation", sections.optimisation(run, charts)),
         ("tokenizer", "Motion tokenizer", quality.section(measured, why, charts)),
         *tail(run, charts),
@@ -108,6 +108,7 @@ def write_tokenizer_report(
         ("reconstructions", "Reconstructions", reconstructions.section((drawn or {}).get("examples"))),
         ("frames", "Sample frames", sections.frames(*sampled(manifest))),
         ("throughput", "Throughput", sections.throughput(run, charts)),
+        *costs(run, charts),
         ("optimisation", "Optimisation", sections.optimisation(run, charts)),
         *tail(run, charts),
     ]
@@ -134,6 +135,12 @@ def sampled(manifest: Manifest | str | Path | None) -> tuple[list[DrawnClip] | N
     from jala_ray.reports.kit.overlay import sample_frames
 
     return sample_frames(manifest if isinstance(manifest, Manifest) else Manifest(manifest)), ""
+
+
+def costs(run: RunFolder, charts: Charts) -> list[tuple[str, str, Html]]:
+    """Of runs whose rows tell them."""
+    found = cost.section(run, charts)
+    return [] if found is None else [("cost", "What a step costs", found)]
 
 
 def tail(run: RunFolder, charts: Charts) -> list[tuple[str, str, Html]]:
