@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from jala_ray import storage
-from jala_ray.config import LogConfig
+from jala_ray.commands import pretrain
+from jala_ray.config import LogConfig, RunConfig
 from jala_ray.parsing import override
+from jala_ray.training import local
 from jala_ray.training.clock import Clock
 from jala_ray.training.costs import PARTS, RankCosts, figures, slowest_to_mean
 from jala_ray.training.device import peak_memory_gb
@@ -207,3 +209,24 @@ def test_wrong_settings_are_refused() -> None:
     for wrong in (LogConfig(peak_tflops=0.0), LogConfig(profile=-1)):
         with pytest.raises(ConfigError, match=r"log\.(peak_tflops|profile)"):
             wrong.check()
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [(["--profile", "3"], 3), (["--log.profile", "2"], 2), ([], 0), (["--log.profile", "2", "--profile", "3"], 3)],
+)
+def test_the_command_s_profile_is_the_setting(words: list[str], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[RunConfig] = []
+
+    class Stopped(Exception):
+        pass
+
+    def instead(config: RunConfig) -> None:
+        started.append(config)
+        raise Stopped
+
+    monkeypatch.setattr(local, "run_local", instead)
+    given = ["tiny", "--data.manifest", "M", "--motion-tokenizer", "T", "--local", *words]
+    with pytest.raises(Stopped):
+        pretrain.run(pretrain.parse(given, "jala pretrain"))
+    assert [config.log.profile for config in started] == [steps]
