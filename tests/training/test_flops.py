@@ -80,7 +80,7 @@ def test_neither_padding_nor_packing_is_work() -> None:
     config, _, batches = made("tiny")
     laid = lay_out(config, make_assets(config), KINDS)
     alone = [Workload.of(batch) for batch in batches]
-    packed = Workload.of(make_batch(laid, packing=True, max_tokens=4096, pad_multiple=128))
+    packed = Workload.of(make_batch(laid, packing=True, pad_multiple=128))
     padded = Workload.of(make_batch(laid))
     summed = {name: sum(getattr(work, name) for work in alone) for name in vars(packed)}
     assert vars(packed) == vars(padded) == summed
