@@ -279,9 +279,9 @@ def test_every_row_once_whatever_is_killed_or_resized(rows, batch, epochs, every
     assert sorted(lineage) == list(range(total))
     consumed = sum(lineage.values(), Counter())
     assert consumed == Counter((epoch, row) for epoch in range(epochs) for row in range(rows))
-    for step, found in lineage.items():
+    for step, rows_met in lineage.items():
         epoch, within = divmod(step, plan.steps_per_epoch)
-        assert set(found) == {(epoch, row) for row in range(within * batch, min(rows, (within + 1) * batch))}
+        assert set(rows_met) == {(epoch, row) for row in range(within * batch, min(rows, (within + 1) * batch))}
 
 
 def test_workers_3_to_2_to_4_meet_the_same_batches():
