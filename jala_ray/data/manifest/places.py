@@ -97,7 +97,7 @@ class Catalogue:
 
     def digest(self) -> str:
         """Of the rows and where they lie: a manifest that was written anew has another one."""
-        hashed = hashlib.blake2b(self._addresses().view(np.uint8), digest_size=8)
+        hashed = hashlib.blake2b(self._addresses().view(np.uint8).data, digest_size=8)
         hashed.update(self.cell.tobytes())
         return hashed.hexdigest()
 
