@@ -35,7 +35,10 @@ class Learner(nn.Module):
         self.vla, self.encoder, self.objective = vla, encoder, objective
 
     def settle(self, *, precision: str, compiled: bool) -> None:
-        """Once its weights are what training begins with: frozen towers in the precision they run in, blocks compiled. State stays as it is."""
+        """Once its weights are what training begins with: frozen towers in the precision they run in, blocks compiled.
+
+        What a checkpoint holds stays as it is.
+        """
         backbone, tower = self.vla.backbone, self.encoder.model
         if precision == "bf16":
             for part in (tower, *(() if backbone.vision_learns() else (backbone.parts()["vision"],))):
