@@ -54,15 +54,9 @@ def nothing_left_out(learner: Learner) -> Iterator[None]:
 @pytest.mark.parametrize("kinds", [MIXED, SHALLOW])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_nobody_reads_changes_nothing(name: str, kinds: Any) -> None:
-    """Losses and gradients, blocks above the tap and the last block's queries left out where nothing reads them. In float64, but for
-    latent actions, which are looked up in float32.
-    """
+    """Losses and gradients in float64, blocks above the tap and the last block's queries left out where nothing reads them."""
     learner, batch = made(name, kinds)
-    exact = {"rtol": 1e-8, "atol": 1e-12}
-    if "lapa" in name:
-        exact = {"rtol": 1e-4, "atol": 1e-6}
-    else:
-        learner = learner.double()
+    learner, exact = learner.double(), {"rtol": 1e-8, "atol": 1e-12}
     read = learner.run(batch)[1]
     found = gradients(learner, batch)
     with nothing_left_out(learner):
