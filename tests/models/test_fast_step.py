@@ -44,7 +44,7 @@ def gradients(learner: Learner, batch: Batch) -> dict[str, Tensor]:
 @contextmanager
 def nothing_left_out(learner: Learner) -> Iterator[None]:
     """Every block over every token."""
-    vla = learner.vla
+    vla: Any = learner.vla
     forward = vla.forward
     vla.forward = lambda batch, taps=(), extra=None: forward(batch, taps, extra, everywhere=True)
     yield
@@ -56,7 +56,8 @@ def nothing_left_out(learner: Learner) -> Iterator[None]:
 def test_what_nobody_reads_changes_nothing(name: str, kinds: Any) -> None:
     """Losses and gradients in float64, blocks above the tap and the last block's queries left out where nothing reads them."""
     learner, batch = made(name, kinds)
-    learner, exact = learner.double(), {"rtol": 1e-8, "atol": 1e-12}
+    exact: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-12}
+    learner = learner.double()
     read = learner.run(batch)[1]
     found = gradients(learner, batch)
     with nothing_left_out(learner):
