@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jala_ray.config import BackboneConfig, LanguageSizes
 from jala_ray.config.backbones import BACKBONES, BackboneFacts
+from jala_ray.models.lora import adapt
 from jala_ray.models.pixels import normalise_pixels
 from jala_ray.types import ConfigError, UserError
 
@@ -105,6 +106,8 @@ class Backbone(nn.Module, ABC):
         made.train()
         if config.freeze_vision:
             made.freeze("vision")
+        if config.lora.rank:
+            adapt(made, config.lora)
         return made
 
     @classmethod
