@@ -260,9 +260,10 @@ class Backbone(nn.Module, ABC):
 
     def run_block(self, block: Any, *inputs: Any, **arguments: Any) -> Tensor:
         """A block, or what takes the place of one, whose activations are kept or made again."""
-        if self._recomputes():  # nothing in it is random
-            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False, **arguments)
-        return block(*inputs, **arguments)
+        with precision(self.parts()["language"], self.words.weight.device):
+            if self._recomputes():  # nothing in it is random
+                return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False, **arguments)
+            return block(*inputs, **arguments)
 
     def run_last_block(self, x: Tensor, mask: Intervals, position_ids: Tensor, read: Tensor) -> Tensor:
         """The last block over one row (1, T, D), wanted at places `read` (M,) alone -> (1, M, D). A kind may do less than all of it."""
@@ -335,7 +336,8 @@ class Backbone(nn.Module, ABC):
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """Final hidden states (..., D) -> next-text-token logits (..., text_vocab_size)."""
-        return F.linear(hidden, self.head)
+        with precision(self.parts()["language"], hidden.device):
+            return F.linear(hidden, self.head)
 
     def _recomputes(self) -> bool:
         return self.config.gradient_checkpointing and self.training and torch.is_grad_enabled()
