@@ -70,7 +70,7 @@ def adapters(names: Iterable[str]) -> set[str]:
     return {name for name in names if last(name) in NAMES}
 
 
-class Merged(TensorFiles):
+class MergedFiles(TensorFiles):
     """Stored weights as layers without adapters: W + scale * B A in the place of W."""
 
     def __init__(self, stored: TensorFiles, config: LoraConfig) -> None:

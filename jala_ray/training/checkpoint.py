@@ -37,7 +37,7 @@ from jala_ray.data.samples.assets import Assets, tokenizer_key
 from jala_ray.models.backbones.base import module_of
 from jala_ray.models.frame_encoder import encoder_key
 from jala_ray.models.frozen import is_held
-from jala_ray.models.lora import Merged, adapters
+from jala_ray.models.lora import MergedFiles, adapters
 from jala_ray.models.tensor_files import Shape, TensorFiles, fill
 from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
@@ -183,7 +183,7 @@ def take_over(learner: Learner, folder: Path, config: RunConfig, assets: Assets)
     files, weights = stored_weights(folder), learner.state_dict()
     theirs, fresh = load_json(RunConfig, folder / "config.json"), set[str]()
     if theirs.model.backbone.lora != config.model.backbone.lora:
-        files, fresh = Merged(files, theirs.model.backbone.lora), adapters(weights)
+        files, fresh = MergedFiles(files, theirs.model.backbone.lora), adapters(weights)
     stored, own = files.shapes(), {name: shape for name, shape in _shapes(weights).items() if name not in fresh}
     if _names(own, "objective") == _names(stored, "objective"):
         check_tokenizers(folder, assets)

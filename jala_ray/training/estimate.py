@@ -1,6 +1,6 @@
 """What a run will take before it is started: memory of a GPU, samples, storage, hours, cost. All of it is computed, none measured.
 
-Memory per GPU is computed by `footprint.py`.
+MemoryNeeds per GPU is computed by `footprint.py`.
 
 FLOPs per step are those that the loss needs (`flops.py`) and, with gradient checkpointing, one more forward pass of the language blocks.
 Hours are FLOPs / (sustained FLOP/s x GPUs), or seconds per step of a run that is there x steps.
@@ -99,7 +99,7 @@ def on_meta(config: RunConfig) -> Learner:
 
 def compute(config: RunConfig, data: Data) -> RunEstimate:
     """All figures by the formulas above, with the paper's motion tokenizer. Raises `ConfigError` for sizes that are not known."""
-    from jala_ray.training.footprint import Memory, Pass, moments
+    from jala_ray.training.footprint import MemoryNeeds, Pass, moments
 
     learner, train = on_meta(config), config.train
     every = sum(p.numel() for p in learner.parameters())
@@ -113,7 +113,7 @@ def compute(config: RunConfig, data: Data) -> RunEstimate:
     return RunEstimate(
         parameters=every,
         learned=learned,
-        footprint=Memory.of(learner, config).at(largest),
+        footprint=MemoryNeeds.of(learner, config).at(largest),
         largest=largest,
         tokens_sequence=mean,
         flops_step=train.batch * _flops(learner, mean, data.seconds),
@@ -126,7 +126,7 @@ def what_fits(config: RunConfig, gb: float) -> tuple[dict[str, object], int] | N
     """Settings with which a run takes at most so many GB of a GPU, the first of those that are tried, and the bytes it takes then. Nothing
     is tried that changes the batch of a step. None where all of them are not enough.
     """
-    from jala_ray.training.footprint import Memory, Pass
+    from jala_ray.training.footprint import MemoryNeeds, Pass
 
     again = {"model.backbone.gradient_checkpointing": True}
     eight, adapters = (
@@ -136,7 +136,7 @@ def what_fits(config: RunConfig, gb: float) -> tuple[dict[str, object], int] | N
     for changes in ({}, again, again | eight, again | adapters, again | adapters | eight):
         tried = override(config, changes)
         learner = on_meta(tried)
-        memory = Memory.of(learner, tried)
+        memory = MemoryNeeds.of(learner, tried)
         for tokens in _halved(config):
             with_tokens = override(tried, {"train.micro_tokens": tokens})
             found = memory.at(Pass.of(learner, with_tokens)).total
@@ -264,12 +264,12 @@ def _card(config: RunConfig, found: RunEstimate, gb: float) -> str:
 
 
 def _other_memory(config: RunConfig) -> str:
-    from jala_ray.training.footprint import Memory, Pass
+    from jala_ray.training.footprint import MemoryNeeds, Pass
 
     flipped = not config.model.backbone.gradient_checkpointing
     other = override(config, {"model.backbone.gradient_checkpointing": flipped})
     learner = on_meta(other)
-    memory = Memory.of(learner, other).at(Pass.of(learner, other)).total
+    memory = MemoryNeeds.of(learner, other).at(Pass.of(learner, other)).total
     return f"  {'with' if flipped else 'without'} gradient checkpointing: {memory / GB:.2f} GB"
 
 

@@ -28,7 +28,7 @@ from jala_ray import storage
 from jala_ray.config import LogConfig, RunConfig, StorageConfig
 from jala_ray.data.samples.assets import ASSET_FOLDERS
 from jala_ray.models.backbones.base import module_of
-from jala_ray.models.lora import Merged
+from jala_ray.models.lora import MergedFiles
 from jala_ray.models.tensor_files import SHARD_BYTES, TensorFiles, write_shards
 from jala_ray.models.text import TextTokenizer
 from jala_ray.parsing import load_json, override, to_dict
@@ -70,7 +70,7 @@ def write_export(
         made.mkdir()
         _copy_facts(stored, made)
         config = load_json(RunConfig, stored / "config.json")
-        weights, dtype = Merged(stored_weights(stored), config.model.backbone.lora), getattr(torch, precision)
+        weights, dtype = MergedFiles(stored_weights(stored), config.model.backbone.lora), getattr(torch, precision)
         hub_name = module_of(backbone_kind(stored)).hub_name
         backbone = {name: hub_name(name.removeprefix(BACKBONE_PREFIX)) for name in weights if _of_backbone(name)}
         rest = {name: name for name in weights if not _of_backbone(name)}

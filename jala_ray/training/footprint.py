@@ -93,7 +93,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryNeeds:
     """What training takes whatever a pass holds, and what each piece of it adds. Bytes."""
 
     weights: int
@@ -108,7 +108,7 @@ class Memory:
     """Where an answer's next word is predicted."""
 
     @classmethod
-    def of(cls, learner: Learner, config: RunConfig) -> Memory:
+    def of(cls, learner: Learner, config: RunConfig) -> MemoryNeeds:
         """Of a learner on any device, the meta device too, before or after `Learner.settle`."""
         halves = config.train.precision == "bf16"
         parts = learner.held_parts() if halves else []
@@ -143,7 +143,7 @@ class Memory:
 def computed_gb(learner: Learner, config: RunConfig) -> float | None:
     """Of the run, to stand beside what it used; None where a model can't run without data, which is no reason to stop."""
     try:
-        return Memory.of(learner, config).at(Pass.of(learner, config)).total / GB
+        return MemoryNeeds.of(learner, config).at(Pass.of(learner, config)).total / GB
     except Exception as error:
         print(f"memory of a GPU can't be computed: {type(error).__name__}: {error}", flush=True)
         return None

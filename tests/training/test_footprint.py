@@ -19,7 +19,7 @@ from jala_ray.parsing import override
 from jala_ray.presets import PRESETS
 from jala_ray.training.device import autocast
 from jala_ray.training.estimate import CARD_GB, GB, Data, compute, on_meta, what_fits
-from jala_ray.training.footprint import Kept, Memory
+from jala_ray.training.footprint import Kept, MemoryNeeds
 from jala_ray.training.learner import Learner
 from jala_ray.training.optim import build_optimizer
 from tests.support import lay_out, make_assets, make_batch, make_learner, small
@@ -121,12 +121,12 @@ def test_weights_and_moments_are_those_that_are_held(tmp_path: Path, rank: int) 
     """After `settle`: towers and, beside adapters, the language model's matrices are held in bf16."""
     config = run_config(tmp_path, train__precision="bf16", model__backbone__lora__rank=rank)
     config = override(config, {"model.backbone.language.tie_embeddings": False})
-    before = Memory.of(make_learner(config), config)
+    before = MemoryNeeds.of(make_learner(config), config)
     run = make_run(config)
     run.begin()
     run.settle()
     learner: Learner = run.learner
-    assert before == Memory.of(learner, config)
+    assert before == MemoryNeeds.of(learner, config)
     assert before.weights == sum(p.nbytes for p in learner.parameters())
     halved = {name for name, p in learner.named_parameters() if p.dtype == torch.bfloat16}
     assert all(any(part in name for part in ("encoder.", "vision.", "language.layers.", "output.")) for name in halved)
