@@ -66,7 +66,10 @@ class PerceiverInputs:
 
 @dataclass(kw_only=True)
 class Batch(PerceiverInputs):
-    """Token columns are (B, T), B = 1 where samples are packed; padding has sample -1 and every column's void value. A sample lies in one row, in one piece."""
+    """Token columns are (B, T), B = 1 where samples are packed; padding has sample -1 and every column's void value.
+
+    A sample lies in one row, in one piece.
+    """
 
     ids: Tensor
     """int64 token ids; void 0."""

@@ -100,6 +100,6 @@ class Intervals:
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """(Q blocks, KV blocks) bool -> how many are set in each row, and their columns before all others: int32, with axes for rows and heads."""
+    """(Q blocks, KV blocks) bool -> how many are set in each row, their columns before all others: int32, with axes for rows and heads."""
     count, columns = blocks.sum(-1), blocks.int().argsort(dim=-1, descending=True, stable=True)
     return count[None, None].int(), columns[None, None].int()

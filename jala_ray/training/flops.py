@@ -132,11 +132,12 @@ class Workload:
     @classmethod
     def of(cls, batch: Batch) -> Workload:
         """From a batch on the host."""
-        real_sample = batch.weight > 0
-        real = (batch.sample >= 0) & real_sample[batch.sample.clamp(min=0)]
-        deep = real & (torch.arange(real.shape[1]) < batch.deep[:, None])
+        real_sample, sample = batch.weight > 0, batch.sample.clamp(min=0)
+        real = (batch.sample >= 0) & real_sample[sample]
         flat, seen = real.flatten(), batch.hi - batch.lo
         read = batch.read_at[flat[batch.read_at]]
+        read_sample = torch.zeros_like(real_sample).index_fill(0, sample.flatten()[read], True)
+        deep = real & read_sample[sample]  # not `batch.deep`, which may count a sample that nobody reads
         aligned = batch.pair_at[flat[batch.pair_at]]
         pairs, firsts = batch.pair.flatten()[aligned].unique(), _firsts(batch, real_sample)
         return cls(

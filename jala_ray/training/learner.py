@@ -35,7 +35,10 @@ class Learner(nn.Module):
         self.vla, self.encoder, self.objective = vla, encoder, objective
 
     def settle(self, *, precision: str, compiled: bool) -> None:
-        """Once its weights are what training begins with: frozen parts in the precision they run in, blocks compiled. State stays."""
+        """Once its weights are what training begins with: frozen parts in the precision they run in, blocks compiled.
+
+        What a checkpoint holds stays as it is.
+        """
         if precision == "bf16":
             for part in self.held_parts():
                 hold(part, torch.bfloat16)

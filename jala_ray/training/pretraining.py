@@ -194,8 +194,7 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
 
     def row(self, window: Window, done: int) -> tuple[Row, list[Row]]:
         meters, self.meters = self.meters, Meters()
-        costs = RankCosts(meters.flops, self.clock.read(), window.other_s, peak_memory_gb(self.device))
-        window.close()
+        costs = RankCosts(meters.flops, window.parts, window.other_s, peak_memory_gb(self.device))
         extra = {"wait": window.wait_s, "busy": window.seconds, "rows": meters.rows}
         sums = self._total(meters.sums | {name: torch.tensor(float(value)) for name, value in extra.items()})
         seconds, position = sums["busy"] / self.world, self.position(done)

@@ -16,7 +16,7 @@ from torch import nn
 from jala_ray.config import AnyRun
 from jala_ray.config.evaluators import Evaluator
 from jala_ray.storage import StorageOptions
-from jala_ray.training.clock import Clock
+from jala_ray.training.clock import Clock, Parts
 from jala_ray.training.evaluating import Moment
 from jala_ray.training.lease import Lease
 from jala_ray.training.setup import storage_options
@@ -38,19 +38,22 @@ class Window:
     started: float = field(default_factory=time.perf_counter)
     ended: float | None = None
     """None while it goes on."""
+    parts: list[Parts] = field(default_factory=list)
+    """Seconds of each of its steps by part, once it is over."""
 
     @property
     def seconds(self) -> float:
         return (time.perf_counter() if self.ended is None else self.ended) - self.started
 
-    def close(self) -> None:
-        """Its steps are over; what comes now is the next window's `other_s`."""
+    def close(self, clock: Clock) -> None:
+        """Its steps are over, on the device too; what comes now is the next window's `other_s`."""
+        self.parts = clock.read()
         self.ended = time.perf_counter()
 
     def after(self) -> Window:
         """The next window, which begins now."""
         now = time.perf_counter()
-        return Window(other_s=0.0 if self.ended is None else now - self.ended, started=now)
+        return Window(other_s=now - (self.ended or now), started=now)
 
 
 @dataclass(kw_only=True)
@@ -77,7 +80,7 @@ class TrainingTask(ABC, Generic[Config, Model]):
 
     @cached_property
     def clock(self) -> Clock:
-        """Tells the parts of a step. The trainer has told it of the step's beginning and of its data when `step` is called."""
+        """Tells the parts of a step: the trainer the data, `step` what comes after."""
         return Clock(self.device)
 
     # --- settings ----------------------------------------------------------------------------------------------------
@@ -143,8 +146,7 @@ class TrainingTask(ABC, Generic[Config, Model]):
     def row(self, window: Window, done: int) -> tuple[Row, list[Row]]:
         """Metrics of all ranks over the window after `done` steps, and the rows quarantined in it; begins a new count. Collective.
 
-        The row has `loss` and `grad_norm`, which must be finite, and `quarantined` and `rows` where there is an `error_limit`. The window
-        may be closed as soon as the device has done its steps.
+        It has `loss` and `grad_norm`, which must be finite, and `quarantined` and `rows` where there is an `error_limit`.
         """
 
     @abstractmethod

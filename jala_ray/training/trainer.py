@@ -83,6 +83,8 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
             saves = final or done % task.checkpoint_every == 0
             if not (due or saves or done % task.log_every == 0):
                 continue
+            with waiting_for(f"the device to end step {done}"):
+                window.close(task.clock)
             with waiting_for(f"the other ranks' metrics of step {done}"):
                 row, errors = task.row(window, done)
             if finite(row):  # else evaluations would fail first, and hide why

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import fields, replace
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from jala_ray.batch import Batch, rows_at
 from jala_ray.data.samples import collate
@@ -209,43 +207,3 @@ def test_losses_read_every_last_hidden_state_of_the_list(name: str) -> None:
             terms = learner.objective.loss(learner.vla, batch, features, changed).terms
             read = any(value.isnan().any() for value in terms.values())
             assert read == (name != "tiny_lapa_actions")
-
-
-WAITS = ("nonzero", "_local_scalar_dense", "masked_select", "is_nonzero", "equal", "bincount")
-"""Operators whose result's shape or value the host must wait for."""
-
-
-class Waits(TorchDispatchMode):
-    """Counts them, and indexing by masks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.met: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        masks = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
-            t is not None and t.dtype == torch.bool for t in args[1]
-        )
-        if name in WAITS or masks:
-            self.met.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("name", ["tiny", "tiny_no_align", "tiny_next_token_dino", "tiny_lapa_codes"])
-def test_a_forward_pass_looks_for_nothing(name: str) -> None:
-    """No mask is searched for what is set in it: the host could not go on before the device has counted.
-
-    But for the motion head's own counting of its slots (`tiny_lapa_codes`: of its codebooks).
-    """
-    config = small(PRESETS[name], data__labels="all")
-    learner, batch = make_learner(config), make_batch(samples(name), True, 16)
-    with Waits() as seen:
-        learner(batch)
-    assert seen.met == ["bincount"]
-    with Waits() as seen:
-        rows_at(batch.ids, batch.scored_at)
-        assert batch.ids[batch.sample >= 0].any()
-    assert "index" in seen.met, "the counter counts"

@@ -149,9 +149,8 @@ def test_every_form_gives_the_same_attention(
         key, value = torch.randn(2, 1, 2, one.keys, 16, dtype=torch.float64)
         expected = attention(query, key, value, one.dense())
         torch.testing.assert_close(attention(query, key, value, one.spans()), expected)
-        torch.testing.assert_close(
-            attention(query.float(), key.float(), value.float(), one.blocks()).double(), expected, atol=1e-5, rtol=1e-5
-        )
+        floats = (query.float(), key.float(), value.float())
+        torch.testing.assert_close(attention(*floats, one.blocks()).double(), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(cut.dense(), made.dense()[..., : cut.keys, : cut.keys])
     assert torch.equal(cut.at(places).dense(), cut.dense()[:, :, places])
 

@@ -142,7 +142,7 @@ class Waits(TorchDispatchMode):
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         on_device = any(x.device.type == "meta" for x in tensors)
         chosen = name.startswith("aten.index") and any(
-            x.dtype == torch.bool for x in tree_leaves(args[1:2]) if x is not None
+            isinstance(x, Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1:2])
         )
         to_host = "_to_copy" in name and torch.device(kwargs.get("device") or "meta").type == "cpu"
         if on_device and (any(wait in name for wait in WAITS) or chosen or to_host):

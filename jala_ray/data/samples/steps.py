@@ -176,7 +176,7 @@ class StepBuilder:
         return Unit(step, self.plan.share(step, rank, world), world)
 
     def build(self, step: int, rank: int, world: int) -> StepShare:
-        """Micro-batches of rank `rank` of `world` for global step `step`; see `plan.Steps`."""
+        """Micro-batches of rank `rank` of `world` for global step `step`; see `plan.rank_rows`."""
         return next(self.stream([step], rank, world))
 
     def stream(self, steps: Iterable[int], rank: int, world: int) -> Iterator[StepShare]:
