@@ -46,7 +46,7 @@ WORD_BYTES = 16
 ANSWER_TOKENS = 32
 """Of an answer in words, assumed; all samples of a micro-batch may have one."""
 COMPILED = 0.7
-"""Share of what a block keeps that it keeps when it is compiled; measured 0.67 (docs/results/memory.md)."""
+"""Share of what a block keeps that it keeps when it is compiled; measured 0.67 of a block shaped as InternVL3-2B's (docs/decisions.md)."""
 COUNTED = (128, 256)
 """Tokens of the two passes whose difference is what a token takes."""
 

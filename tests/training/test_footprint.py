@@ -19,7 +19,7 @@ from jala_ray.parsing import override
 from jala_ray.presets import PRESETS
 from jala_ray.training.device import autocast
 from jala_ray.training.estimate import CARD_GB, GB, Data, compute, on_meta, what_fits
-from jala_ray.training.footprint import Kept, MemoryNeeds
+from jala_ray.training.footprint import COMPILED, Kept, MemoryNeeds
 from jala_ray.training.learner import Learner
 from jala_ray.training.optim import build_optimizer
 from tests.support import lay_out, make_assets, make_batch, make_learner, small
@@ -89,6 +89,24 @@ def test_blocks_keep_what_is_computed(kind: str, precision: str, again: bool, ra
         found.append(blocks - rotation + (block - rotation if again else 0))
     computed = Kept(make_learner(config), precision == "bf16").by_token()
     assert 1000 * computed == pytest.approx(found[1] - found[0], rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_compiled_block_keeps_less() -> None:
+    """By the partition of forward and backward pass that every backend takes; a block shaped as InternVL3-2B's."""
+    config = config_of(model__backbone__language__hidden=256, model__backbone__language__mlp=1493)
+    backbone = make_learner(config).vla.backbone.train()
+    block = torch.compile(backbone.blocks[1], dynamic=True, backend="aot_eager_decomp_partition")
+    found = []
+    for tokens in (256, 512):
+        x = torch.randn(1, tokens, backbone.hidden_size, requires_grad=True)
+        places = backbone.positions(torch.arange(tokens)[None], torch.full((1, tokens), -1))
+        with autocast(CPU, "bf16"):
+            arguments = backbone.block_arguments(x, one_sample(tokens).dense(), places, None)
+            _, kept = saved(backbone, lambda x=x, a=arguments: block(x, **a))
+        found.append(kept - sum(t.nbytes for t in (*arguments["position_embeddings"], arguments["attention_mask"])))
+    share = (found[1] - found[0]) / 256 / Kept(make_learner(config), True).a_block()
+    assert COMPILED - 0.1 < share <= COMPILED
 
 
 @ways
