@@ -53,8 +53,15 @@ RESUMABLE = (
     "train.generation_",
     "data.min_rows_for_share",
     "data.max_error_share",
+    "data.pad_multiple",
+    "train.micro_",
+    "train.compile",
+    "model.backbone.attention",
+    "model.backbone.gradient_checkpointing",
 )
-"""Settings that may change between the attempts of one run, because they don't touch its numbers."""
+"""Settings that may change between the attempts of one run, because they don't touch its numbers, but for the order in which they are added
+and so their last bits: another GPU may need them.
+"""
 
 
 def storage_options(config: AnyRun) -> StorageOptions:
