@@ -162,7 +162,7 @@ def test_ray_gives_the_same_run(tree: Path, tmp_path: Path) -> None:
     for name in ("loss_action", "grad_norm"):  # the same batches; sums of other threads differ in the last bits
         assert ray[0][name] == pytest.approx(local[0][name], rel=1e-6)
     assert ray[-1]["val/robot/loss_action"] == pytest.approx(local[-1]["val/robot/loss_action"], rel=1e-2)
-    assert ray[-1].keys() == local[-1].keys(), "the evaluator too"
+    assert ray[-1].keys() - {"rank_balance"} == local[-1].keys(), "the evaluator too"
 
 
 def test_help_names_them(tree: Path) -> None:
