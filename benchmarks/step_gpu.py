@@ -1,0 +1,253 @@
+"""The training step on a GPU, up to InternVL3-2B's architecture at random weights: rate, MFU, memory, syncs, each remedy off.
+
+`python benchmarks/step_gpu.py --part 1` (then 2, 3): each part takes at most `--minutes` 9, and writes after every measurement what it has
+into `$OUT/step_gpu.json`, with a page `step_gpu.md` beside it. `--from FILE` goes on with what an earlier part or attempt wrote: what is
+there is not measured again, so a part that was cut off is started once more. `--dry` runs all parts at tiny sizes on the CPU.
+
+    1   the three mixes at 2B; before that, loss and gradients against the straightforward step at 63 M
+    2   the straightforward step at 2B, in the largest micro-batch that fits; both at 63 M
+    3   each remedy switched off in turn, at 2B on short clips
+
+FLOPs needed over wall-clock seconds and the device's dense bf16 peak are the MFU. Syncs are those that torch warns of
+(`set_sync_debug_mode`) in one step. JSON on the last line: {"device": x, "measured": {NAME: {"samples_per_s": x, "mfu_needed": x, ...}}}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.step_remedies import REMEDIES, Remedy, applied
+from benchmarks.step_samples import MIXES, Step, collated, make_step, noise_assets
+from benchmarks.step_sides import Ours, Plain, Side, difference, needed_flops, peak_flops, syncs
+from benchmarks.step_sizes import SIZES, run_config
+from jala_ray.config import RunConfig
+from jala_ray.data.samples.assets import Assets
+from jala_ray.training.build import build_learner
+from jala_ray.training.learner import Learner
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement."""
+
+    side: str
+    """ours, straightforward, or equal: how far the two are apart."""
+    size: str
+    mix: str
+    remedy: str = ""
+    """Of ours, switched off."""
+    precision: str = "bf16"
+
+    @property
+    def name(self) -> str:
+        end = f" without {self.remedy}" if self.remedy else ""
+        return f"{self.mix}, {self.size}, {self.precision}: {self.side}{end}"
+
+
+def parts() -> dict[int, list[Job]]:
+    """The measurements of each part, the most important first."""
+    equal = [Job("equal", "63m", "short", precision=precision) for precision in ("fp32", "bf16")]
+    ours, plain = (
+        [Job(side, "2b", mix) for mix in ("short", "one_chunk", "ten")] for side in ("ours", "straightforward")
+    )
+    small = [Job(side, "63m", mix) for mix in MIXES for side in ("ours", "straightforward")]
+    return {1: equal + ours, 2: plain + small, 3: [Job("ours", "2b", "short", name) for name in REMEDIES]}
+
+
+@dataclass
+class Bench:
+    """What is measured with: a device, how long, and the model of the last measurement, which the next may take over."""
+
+    device: torch.device
+    samples: int
+    micro_batch: int
+    timed: int
+    warm: int
+    tiny: bool = False
+    """Every size is `tiny`."""
+    held: tuple[Any, Learner] | None = None
+
+    def config(self, job: Job) -> RunConfig:
+        size = SIZES["tiny" if self.tiny else job.size]
+        return run_config(size, self.samples, self.micro_batch, {"train.precision": job.precision})
+
+    def measure(self, job: Job) -> Result:
+        config = self.config(job)
+        assets = noise_assets(config, SIZES["tiny" if self.tiny else job.size].words)
+        step = make_step(config, assets, MIXES[job.mix], config.train.batch)
+        found: Result = {"tokens_per_sample": step.tokens / len(step.laid)}
+        if job.side == "equal":
+            return found | self.equal(config, assets, step)
+        if job.side == "straightforward":
+            return found | self.plain(config, assets, step)
+        config, step = applied(REMEDIES[job.remedy] if job.remedy else Remedy(), config, assets, step)
+        return found | self.ours(config, assets, step)
+
+    def equal(self, config: RunConfig, assets: Assets, step: Step) -> Result:
+        ours = Ours(config, assets, step, self.device, self.learner(config, assets))
+        small = collated(config, assets, step.held[: config.train.micro_batch])
+        plain = Plain(ours, assets, small)
+        found = difference(ours.gradients(small), plain.gradients(small))
+        return {"loss": found.loss, "gradients": found.gradient, "worst": found.worst, "worst_of": found.name}
+
+    def ours(self, config: RunConfig, assets: Assets, step: Step) -> Result:
+        side = Ours(config, assets, step, self.device, self.learner(config, assets))
+        flops = needed_flops(side)
+        found = self.timed_steps(side) | {"micro_batches": len(step.share.micro), "needed_tflop": flops / 1e12}
+        peak = peak_flops(self.device)
+        return found | {"mfu_needed": flops / (found["step_s"] * peak) if peak else None} | self.rate(found, step)
+
+    def plain(self, config: RunConfig, assets: Assets, step: Step) -> Result:
+        """In the largest micro-batch that fits, of those that come of halving."""
+        side = Plain(Ours(config, assets, step, self.device, self.learner(config, assets)), assets, step)
+        while True:
+            try:
+                return (found := self.timed_steps(side)) | {"micro_batches": len(side.micro)} | self.rate(found, step)
+            except torch.OutOfMemoryError:
+                if side.size == 1:
+                    raise
+            self.clear()
+            side.resize(step, side.size // 2)
+
+    def rate(self, found: Result, step: Step) -> Result:
+        return {"samples_per_s": len(step.laid) / found["step_s"], "tokens_per_s": step.tokens / found["step_s"]}
+
+    def learner(self, config: RunConfig, assets: Assets) -> Learner:
+        """Made anew where the last one had another configuration of the model."""
+        key = (config.model, config.objective, config.train.precision)
+        if self.held is None or self.held[0] != key:
+            self.held = None
+            self.clear()
+            with self.device:
+                self.held = (key, build_learner(config, assets).to(self.device))
+        return self.held[1]
+
+    def timed_steps(self, side: Side) -> Result:
+        """Medians over `timed` steps after `warm` ones, the first of which compiles."""
+        first = side.step()["wall_s"]
+        for _ in range(self.warm - 1):
+            side.step()
+        cuda = self.device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        seconds = [side.step()["wall_s"] for _ in range(self.timed)]
+        found: Result = {"step_s": statistics.median(seconds), "fastest_s": min(seconds), "slowest_s": max(seconds)}
+        peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
+        return found | {"first_s": first, "peak_gib": peak, "syncs": syncs(side.step) if cuda else None}
+
+    def clear(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Kept:
+    """Results by name, in a file that is whole after every measurement, with a page beside it."""
+
+    path: Path
+    facts: Result
+    measured: dict[str, Result]
+
+    def add(self, name: str, result: Result) -> None:
+        self.measured[name] = result
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in ((self.path, json.dumps(self.all(), indent=1)), (self.path.with_suffix(".md"), page(self))):
+            draft = path.with_name(f"{path.name}.part")
+            draft.write_text(text)
+            draft.replace(path)
+
+    def all(self) -> Result:
+        return self.facts | {"measured": self.measured}
+
+
+COLUMNS = ("samples_per_s", "mfu_needed", "step_s", "first_s", "peak_gib", "syncs", "micro_batches")
+
+
+def page(kept: Kept) -> str:
+    """Markdown: what was measured, a line each."""
+    facts = ", ".join(f"{name} {value}" for name, value in kept.facts.items())
+    lines = [f"# The training step on a GPU\n\n{facts}\n", f"| measurement | {' | '.join(COLUMNS)} |"]
+    lines.append("|---" * (len(COLUMNS) + 1) + "|")
+    said = []
+    for name, result in kept.measured.items():
+        if "step_s" in result:
+            lines.append(f"| {name} | {' | '.join(shown(result.get(column)) for column in COLUMNS)} |")
+        else:
+            said.append(f"- {name}: {', '.join(f'{key} {shown(value)}' for key, value in result.items())}")
+    return "\n".join([*lines, "", *said, ""])
+
+
+def shown(value: object) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def part(number: int, bench: Bench, kept: Kept, minutes: float) -> None:
+    """Measure what is not there yet, until a measurement as long as the longest would not fit."""
+    end, longest = time.monotonic() + 60 * minutes, 0.0
+    for job in parts()[number]:
+        if job.name in kept.measured:
+            continue
+        if time.monotonic() + longest > end:
+            print(f"part {number} ends before {job.name}: start it again with --from {kept.path}", flush=True)
+            return
+        began = time.monotonic()
+        try:
+            result = bench.measure(job)
+        except (torch.OutOfMemoryError, RuntimeError) as error:  # the others are still worth their minutes
+            result = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        longest = max(longest, time.monotonic() - began)
+        kept.add(job.name, result | {"part": number, "took_s": round(time.monotonic() - began, 1)})
+        print(f"{job.name}: {', '.join(f'{key} {shown(value)}' for key, value in result.items())}", flush=True)
+        bench.clear()
+
+
+def asked(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--part", type=int, nargs="+", choices=parts(), default=list(parts()))
+    parser.add_argument("--minutes", type=float, default=9.0, help="of a part")
+    parser.add_argument("--from", dest="earlier", type=Path, help="results to go on with")
+    parser.add_argument("--results", type=Path, default=Path(os.environ.get("OUT", ".")) / "step_gpu.json")
+    parser.add_argument("--dry", action="store_true", help="every branch at tiny sizes on the CPU")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    options = asked(words)
+    if not options.dry and not torch.cuda.is_available():
+        raise SystemExit("no GPU here: expected CUDA, or --dry")
+    if options.dry:
+        bench = Bench(torch.device("cpu"), 4, 2, timed=1, warm=1, tiny=True)
+    else:
+        bench = Bench(torch.device("cuda"), 64, 16, timed=5, warm=3)
+    name = "cpu, dry" if options.dry else torch.cuda.get_device_name()
+    facts = {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
+    measured = json.loads(options.earlier.read_text())["measured"] if options.earlier else {}
+    kept = Kept(options.results, facts, measured)
+    for number in options.part:
+        part(number, bench, kept, options.minutes)
+    print(json.dumps(kept.all()))
+
+
+if __name__ == "__main__":
+    main()

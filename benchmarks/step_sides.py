@@ -1,0 +1,343 @@
+"""The three sides of the benchmark: the product's step, the straightforward one, and an older commit's in its own process.
+
+Each trains on one step's samples over and over: `step` makes one update and says what it took.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import step_straightforward as plain
+from benchmarks.step_samples import Step, portable
+from jala_ray.batch import Batch
+from jala_ray.config import RunConfig, VisionSizes
+from jala_ray.data.samples.assets import Assets
+from jala_ray.training.build import build_learner
+from jala_ray.training.device import autocast, to_device
+from jala_ray.training.learner import Learner
+from jala_ray.training.pretraining import Pretraining
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = {
+    "vla.backbone.vision.": "vlm.vision_tower.",
+    "vla.backbone.projector.": "vlm.multi_modal_projector.",
+    "vla.backbone.language.": "vlm.language_model.",
+    "vla.backbone.output.": "lm_head.",
+    "vla.motion_embedding.": "motion_embedding.",
+    "vla.hand_embedding.": "hand_embedding.",
+    "vla.motion_head.": "motion_head.",
+    "encoder.model.": "encoder.",
+    "objective.lsp.": "lsp.",
+    "objective.lap.": "lap.",
+}
+"""How the learner's tensors begin, and the straightforward model's."""
+
+
+class Side(Protocol):
+    """One of those that are compared."""
+
+    def step(self) -> dict[str, float]:
+        """One update: `wall_s`, and `cpu_s` of all threads of its process."""
+        ...
+
+
+@contextlib.contextmanager
+def seconds(device: torch.device) -> Iterator[dict[str, float]]:
+    """`wall_s` and `cpu_s` of this process, filled when the context ends; the device's work included."""
+    wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    taken: dict[str, float] = {}
+    wait()
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield taken
+    wait()
+    taken |= {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+
+
+def plain_name(name: str) -> str:
+    """What the straightforward model calls a tensor of the learner. Raises `KeyError` for one that it has not."""
+    start = next((start for start in NAMES if name.startswith(start)), None)
+    if start is None:
+        raise KeyError(f"the straightforward step has no {name}")
+    return NAMES[start] + name.removeprefix(start)
+
+
+class Ours:
+    """`Pretraining.step` on the product's batches."""
+
+    def __init__(
+        self, config: RunConfig, assets: Assets, step: Step, device: torch.device, learner: Learner | None = None
+    ) -> None:
+        self.config, self.device, self.share, self.done = config, device, step.share, 0
+        if learner is None:
+            with device:  # weights are drawn where they stay: billions of them take minutes on a CPU
+                learner = build_learner(config, assets).to(device)
+        self.learner = learner.train()
+        self.task = Pretraining(
+            config=config,
+            folder="",
+            device=device,
+            learner=self.learner,
+            total_steps=1000,
+            assets=assets,
+            steps_per_epoch=1000,
+            shares=lambda first: iter(()),
+            validation={},
+        )
+        self.task.begin()
+
+    def step(self) -> dict[str, float]:
+        with seconds(self.device) as taken:
+            self.task.step(self.learner, self.share, self.done)
+        self.done += 1
+        return taken
+
+    def gradients(self, step: Step) -> tuple[float, dict[str, Tensor]]:
+        """A step's loss, and its gradients by the straightforward model's names."""
+        micro = [to_device(batch, self.device) for batch in step.share.micro]
+        count = sum(float(batch.weight.sum()) for batch in micro)
+        loss = 0.0
+        for batch in micro:
+            with autocast(self.device, self.config.train.precision):
+                out = self.learner(batch)
+            (out.loss / count).backward()
+            loss += float(out.loss.detach()) / count
+        named = self.learner.named_parameters()
+        found = {plain_name(name): p.grad.float().cpu() for name, p in named if p.grad is not None}
+        self.learner.zero_grad(set_to_none=True)
+        return loss, found
+
+
+class Plain:
+    """`step_straightforward` with the learner's weights, on padded rows of the same samples."""
+
+    def __init__(self, ours: Ours, assets: Assets, step: Step) -> None:
+        config, learner, vocab = ours.config, ours.learner, assets.spec.vocab
+        perceiver, tap = config.objective.perceivers, config.objective.aligned_layer
+        assert perceiver is not None and tap is not None
+        sizes = (perceiver.width, perceiver.layers, perceiver.heads, tap)
+        facts = plain.Facts(vocab.text, vocab.slots, vocab.codes, vocab.token_slots, learner.encoder.grid, *sizes)
+        architectures = (learner.vla.backbone.hf_config_dict(), learner.encoder.hf_config_dict())
+        self.model = plain.Straightforward(*architectures, facts)
+        self.model.load_state_dict({plain_name(name): value for name, value in learner.state_dict().items()})
+        self.model.to(ours.device).train()
+        self.optim, self.precision, self.device = config.optim, config.train.precision, ours.device
+        self.optimizer = plain.make_optimizer(self.model, self.optim.lr, self.optim.betas, self.optim.weight_decay)
+        self.resize(step, config.train.micro_batch)
+
+    def resize(self, step: Step, size: int) -> None:
+        """Take so many samples into a micro-batch."""
+        self.model.zero_grad(set_to_none=True)
+        self.size = size
+        self.micro = self.collated(step)
+
+    def collated(self, step: Step) -> list[dict[str, Tensor]]:
+        samples = [portable(laid) for laid in step.laid]
+        return [plain.collate(samples[i : i + self.size]) for i in range(0, len(samples), self.size)]
+
+    def moved(self, micro: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """To the device."""
+        if self.device.type == "cpu":
+            return micro
+        return [{k: v.pin_memory().to(self.device, non_blocking=True) for k, v in b.items()} for b in micro]
+
+    def step(self) -> dict[str, float]:
+        with seconds(self.device) as taken:
+            plain.backward(self.model, self.moved(self.micro), self.precision)
+            plain.update(self.model, self.optimizer, self.optim.clip)
+        return taken
+
+    def gradients(self, step: Step) -> tuple[float, dict[str, Tensor]]:
+        loss = float(plain.backward(self.model, self.moved(self.collated(step)), self.precision))
+        found = {n: p.grad.float().cpu() for n, p in self.model.named_parameters() if p.grad is not None}
+        self.model.zero_grad(set_to_none=True)
+        return loss, found
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Of two sides' losses and gradients, relative."""
+
+    loss: float
+    gradient: float
+    """|a - b| / |b| of all gradients as one vector."""
+    worst: float
+    """The same of the tensor that differs most, over its own norm or a thousandth of the whole, whichever is larger."""
+    name: str
+
+
+def difference(ours: tuple[float, dict[str, Tensor]], other: tuple[float, dict[str, Tensor]]) -> Difference:
+    """Where one side has no gradient for a tensor, the other's must be zero to be equal."""
+    (loss, mine), (reference, theirs) = ours, other
+    apart = {name: float((_at(mine, name, theirs) - _at(theirs, name, mine)).norm()) for name in mine.keys() | theirs}
+    norms = {name: float(_at(theirs, name, mine).norm()) for name in apart}
+    whole = sum(norm**2 for norm in norms.values()) ** 0.5
+    relative = {name: apart[name] / max(norms[name], 1e-3 * whole) for name in apart}
+    name = max(relative, key=lambda n: relative[n])
+    total = sum(value**2 for value in apart.values()) ** 0.5 / whole
+    return Difference(abs(loss - reference) / abs(reference), total, relative[name], name)
+
+
+def _at(gradients: dict[str, Tensor], name: str, other: dict[str, Tensor]) -> Tensor:
+    return gradients[name] if name in gradients else torch.zeros_like(other[name])
+
+
+class Before:
+    """An older commit's step, on the same samples with the same weights. A context: its process ends with it."""
+
+    def __init__(self, commit: str, ours: Ours, assets: Assets, step: Step) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.log = (Path(self.folder.name) / "log").open("w+")
+        place = Path(self.folder.name)
+        unpack(commit, place / "tree")
+        (place / "settings.json").write_text(json.dumps(settings(ours, assets) | {"tree": str(place / "tree")}))
+        torch.save([portable(laid) for laid in step.laid], place / "samples.pt")
+        torch.save({k: v.float().cpu() for k, v in ours.learner.state_dict().items()}, place / "weights.pt")
+        environment = os.environ | {"PYTHONPATH": str(place / "tree"), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, str(ROOT / "benchmarks/step_before.py"), str(place)]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
+        self.process = subprocess.Popen(command, env=environment, cwd=place, text=True, **pipes)
+        self._answer()
+
+    def __enter__(self) -> Before:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+        self.folder.cleanup()
+
+    def step(self) -> dict[str, float]:
+        return self.ask("step")
+
+    def ask(self, what: str) -> dict[str, Any]:
+        """Raises `RuntimeError` with what the process said where it has ended."""
+        pipe: IO[str] | None = self.process.stdin
+        assert pipe is not None
+        pipe.write(f"{what}\n")
+        pipe.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.log.seek(0)
+            raise RuntimeError(f"the older commit's step ended:\n{self.log.read()[-4000:]}")
+        return json.loads(line)
+
+
+def settings(ours: Ours, assets: Assets) -> dict[str, Any]:
+    """What `step_before.py` builds its model of."""
+    model, objective = ours.config.model, ours.config.objective
+    perceivers = objective.perceivers
+    assert perceivers is not None
+    sizes = {"align.layer": objective.aligned_layer} | {
+        f"perceiver.{name}": value for name, value in dataclasses.asdict(perceivers).items()
+    }
+    return {
+        "device": ours.device.type,
+        "threads": torch.get_num_threads(),
+        "precision": ours.config.train.precision,
+        "micro_batch": ours.config.train.micro_batch,
+        "vision": dataclasses.asdict(model.backbone.vision),
+        "language": dataclasses.asdict(model.backbone.language),
+        "encoder": dataclasses.asdict(model.encoder.sizes),
+        "image_size": model.backbone.image_size,
+        "frame_size": model.encoder.image_size,
+        "vocab": dataclasses.asdict(assets.spec.vocab),
+        "objective": sizes,
+        "optim": dataclasses.asdict(ours.config.optim),
+    }
+
+
+def unpack(commit: str, place: Path) -> None:
+    """A commit's package. Raises `RuntimeError` with what git says where the commit is not in this clone."""
+    words = ["git", "-C", str(ROOT), "archive", commit, "jala_ray"]
+    try:
+        done = subprocess.run(words, capture_output=True)
+    except FileNotFoundError as error:
+        raise RuntimeError("git is not installed") from error
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr.decode().strip())
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(place, filter="data")
+
+
+def turns(sides: dict[str, Side], count: int) -> dict[str, list[dict[str, float]]]:
+    """What each side's steps took, measured in turns, so that a slow moment of the machine meets all of them."""
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for _ in range(count):
+        for name, side in sides.items():
+            taken[name].append(side.step())
+    return taken
+
+
+def needed_flops(ours: Ours) -> float:
+    """What the step needs, counted by hand: no padding, no forbidden pair of tokens, nothing that nobody reads, nothing twice.
+
+    A stand-in for a count of the product's own; perceivers and projector, about 1 %, are left out.
+    """
+    return sum(_batch_flops(ours.learner, ours.learner.objective.taps[-1], batch) for batch in ours.share.micro)
+
+
+def _batch_flops(learner: Learner, tap: int, batch: Batch) -> float:
+    backbone, encoder = learner.vla.backbone, learner.encoder
+    layers, width = backbone.n_layers, backbone.hidden_size
+    block = sum(p.numel() for p in backbone.blocks.parameters() if p.ndim == 2) / layers
+    real = batch.sample >= 0
+    deep = real & (torch.arange(real.shape[1]) < batch.deep[:, None])
+    seen = batch.hi - batch.lo
+    tokens, pairs = (
+        float(tap * f(real) + (layers - tap) * f(deep)) for f in (Tensor.sum, lambda chosen: seen[chosen].sum())
+    )
+    heads = len(batch.scored_at) * learner.vla.motion_head.codes + len(batch.text_at) * backbone.text_vocab_size
+    seeing = len(batch.images) * _tower(backbone.parts()["vision"], backbone.patches, backbone.config.vision)
+    frames = 0 if batch.frames is None else len(batch.frames)
+    reading = frames * _tower(encoder.model, encoder.n_patches, encoder.config.sizes)
+    return 6 * block * tokens + 12 * width * pairs + 6 * width * heads + seeing + reading
+
+
+def _tower(module: nn.Module, patches: int, sizes: VisionSizes) -> float:
+    """A forward pass over one picture."""
+    matrices = sum(p.numel() for p in module.parameters() if p.ndim == 2)
+    return 2.0 * matrices * patches + 4.0 * sizes.hidden * sizes.layers * patches**2
+
+
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "A800": 312e12}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 FLOP/s of a device; None for a CPU and the unknown."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def syncs(run: Callable[[], object]) -> int:
+    """How often the host waits for the GPU unasked, as far as torch warns of it; `torch.cuda.synchronize` is none of them."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in told)
