@@ -21,8 +21,8 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from benchmarks.step_sides import Ours, Plain, Side, difference, needed_flops, p
 from benchmarks.step_sizes import SIZES, run_config
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets
+from jala_ray.parsing import override
 from jala_ray.training.build import build_learner
 from jala_ray.training.learner import Learner
 
@@ -83,22 +84,46 @@ class Bench:
     tiny: bool = False
     """Every size is `tiny`."""
     held: tuple[Any, Learner] | None = None
+    tokenizers: dict[str, Assets] = field(default_factory=dict)
 
     def config(self, job: Job) -> RunConfig:
         size = SIZES["tiny" if self.tiny else job.size]
         return run_config(size, self.samples, self.micro_batch, {"train.precision": job.precision})
 
+    def assets(self, job: Job) -> Assets:
+        """Made once for a size."""
+        size = "tiny" if self.tiny else job.size
+        if size not in self.tokenizers:
+            self.tokenizers[size] = noise_assets(self.config(job), SIZES[size].words)
+        return self.tokenizers[size]
+
     def measure(self, job: Job) -> Result:
-        config = self.config(job)
-        assets = noise_assets(config, SIZES["tiny" if self.tiny else job.size].words)
+        config, assets = self.config(job), self.assets(job)
         step = make_step(config, assets, MIXES[job.mix], config.train.batch)
         found: Result = {"tokens_per_sample": step.tokens / len(step.laid)}
         if job.side == "equal":
             return found | self.equal(config, assets, step)
         if job.side == "straightforward":
-            return found | self.plain(config, assets, step)
-        config, step = applied(REMEDIES[job.remedy] if job.remedy else Remedy(), config, assets, step)
-        return found | self.ours(config, assets, step)
+            plain = Plain(Ours(config, assets, step, self.device, self.learner(config, assets)), assets, step)
+            return found | self.fitting(plain.size, lambda size: self.plain(plain, step, size))
+        remedy = REMEDIES[job.remedy] if job.remedy else Remedy()
+
+        def ours(size: int) -> Result:
+            smaller = override(config, {"train.micro_batch": size})
+            return self.ours(*applied(remedy, smaller, assets, step.held), assets)
+
+        return found | self.fitting(config.train.micro_batch, ours)
+
+    def fitting(self, size: int, run: Callable[[int], Result]) -> Result:
+        """With the largest micro-batch that fits in memory, of those that come of halving."""
+        while True:
+            try:
+                return run(size) | {"micro_batch": size}
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            self.clear()
+            size //= 2
 
     def equal(self, config: RunConfig, assets: Assets, step: Step) -> Result:
         ours = Ours(config, assets, step, self.device, self.learner(config, assets))
@@ -107,24 +132,16 @@ class Bench:
         found = difference(ours.gradients(small), plain.gradients(small))
         return {"loss": found.loss, "gradients": found.gradient, "worst": found.worst, "worst_of": found.name}
 
-    def ours(self, config: RunConfig, assets: Assets, step: Step) -> Result:
+    def ours(self, config: RunConfig, step: Step, assets: Assets) -> Result:
         side = Ours(config, assets, step, self.device, self.learner(config, assets))
-        flops = needed_flops(side)
+        flops, peak = needed_flops(side), peak_flops(self.device)
         found = self.timed_steps(side) | {"micro_batches": len(step.share.micro), "needed_tflop": flops / 1e12}
-        peak = peak_flops(self.device)
         return found | {"mfu_needed": flops / (found["step_s"] * peak) if peak else None} | self.rate(found, step)
 
-    def plain(self, config: RunConfig, assets: Assets, step: Step) -> Result:
-        """In the largest micro-batch that fits, of those that come of halving."""
-        side = Plain(Ours(config, assets, step, self.device, self.learner(config, assets)), assets, step)
-        while True:
-            try:
-                return (found := self.timed_steps(side)) | {"micro_batches": len(side.micro)} | self.rate(found, step)
-            except torch.OutOfMemoryError:
-                if side.size == 1:
-                    raise
-            self.clear()
-            side.resize(step, side.size // 2)
+    def plain(self, side: Plain, step: Step, size: int) -> Result:
+        side.resize(step, size)
+        found = self.timed_steps(side)
+        return found | {"micro_batches": len(side.micro)} | self.rate(found, step)
 
     def rate(self, found: Result, step: Step) -> Result:
         return {"samples_per_s": len(step.laid) / found["step_s"], "tokens_per_s": step.tokens / found["step_s"]}
@@ -181,7 +198,7 @@ class Kept:
         return self.facts | {"measured": self.measured}
 
 
-COLUMNS = ("samples_per_s", "mfu_needed", "step_s", "first_s", "peak_gib", "syncs", "micro_batches")
+COLUMNS = ("samples_per_s", "mfu_needed", "step_s", "first_s", "peak_gib", "syncs", "micro_batch", "micro_batches")
 
 
 def page(kept: Kept) -> str:
@@ -237,7 +254,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if not options.dry and not torch.cuda.is_available():
         raise SystemExit("no GPU here: expected CUDA, or --dry")
     if options.dry:
-        bench = Bench(torch.device("cpu"), 4, 2, timed=1, warm=1, tiny=True)
+        bench = Bench(torch.device("cpu"), 2, 1, timed=1, warm=1, tiny=True)
     else:
         bench = Bench(torch.device("cuda"), 64, 16, timed=5, warm=3)
     name = "cpu, dry" if options.dry else torch.cuda.get_device_name()

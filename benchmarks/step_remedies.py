@@ -13,6 +13,7 @@ from benchmarks.step_sides import Ours
 from jala_ray.batch import Batch
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets
+from jala_ray.data.samples.source import Sample
 from jala_ray.parsing import override
 
 
@@ -56,11 +57,10 @@ REMEDIES = {
 """By name."""
 
 
-def applied(remedy: Remedy, config: RunConfig, assets: Assets, step: Step) -> tuple[RunConfig, Step]:
-    """Configuration and step without a remedy, of the same samples."""
+def applied(remedy: Remedy, config: RunConfig, assets: Assets, held: list[Sample]) -> tuple[RunConfig, Step]:
+    """Configuration and step of the same samples without a remedy."""
     made = override(config, remedy.values)
-    if remedy.values:
-        step = collated(made, assets, step.held)
+    step = collated(made, assets, held)
     if remedy.batch is not None:
         step = replace(step, share=replace(step.share, micro=[remedy.batch(batch) for batch in step.share.micro]))
     return made, step
@@ -68,5 +68,5 @@ def applied(remedy: Remedy, config: RunConfig, assets: Assets, step: Step) -> tu
 
 def without(name: str, ours: Ours, assets: Assets, step: Step) -> Ours:
     """Our step on the same samples, without a remedy."""
-    config, step = applied(REMEDIES[name], ours.config, assets, step)
+    config, step = applied(REMEDIES[name], ours.config, assets, step.held)
     return Ours(config, assets, step, ours.device)
