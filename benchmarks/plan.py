@@ -56,6 +56,8 @@ def write(folder: Path, clips: int) -> None:
                 pa.string()
             ),
             "task_type": pa.DictionaryArray.from_arrays(task.astype(np.int8), TASKS).cast(pa.string()),
+            "n_chunks": rng.integers(1, 11, n).astype(np.int16),
+            "right_state": np.where(rng.random(n) < 0.4, "absent", "labelled"),
             "video_uri": [f"clips/{i // 6 % 4096:03x}/{i // 6:012x}.mp4" for i in number],
             "row_offset": np.cumsum(size, dtype=np.int64) - size,
             "row_size": size,

@@ -66,7 +66,10 @@ class PerceiverInputs:
 
 @dataclass(kw_only=True)
 class Batch(PerceiverInputs):
-    """Token columns are (B, T); padding has sample -1 and every column's void value. A sample lies in one row, in one piece."""
+    """Token columns are (B, T), B = 1 where samples are packed; padding has sample -1 and every column's void value.
+
+    A sample lies in one row, in one piece.
+    """
 
     ids: Tensor
     """int64 token ids; void 0."""
@@ -103,7 +106,8 @@ class Batch(PerceiverInputs):
     read_at: Tensor
     """Where a loss may read the last hidden state; all others are for nobody."""
     deep: Tensor
-    """(B,) int64: tokens of the row's first samples, those with a place in `read_at`. In a packed row no other sample lies before them."""
+    """(B,) int64, always on the host, which cuts by it: tokens of the row's first samples, those with a place in `read_at`. In a packed row
+    no other sample lies before them; where no sample has such a place, the shortest one stands for one."""
     picture: Tensor
     """(M,) int64 for `image_at`: which of `images` the token is of."""
     weight: Tensor
@@ -114,6 +118,9 @@ class Batch(PerceiverInputs):
     """(I, 3, H, W) uint8 RGB for the backbone: v_1 of every sample, or the several pictures that each wants, I >= S."""
     signals: dict[str, Tensor] = field(default_factory=dict)
     """What else samples bring, by name, of any dtype and shape; empty for hands, which are tokens."""
+
+    def to(self, device: torch.device) -> Self:
+        return replace(super().to(device), deep=self.deep)
 
     def tensors(self) -> dict[str, Tensor]:
         """By field, those that are there; a signal's name begins with `signals/`."""

@@ -38,11 +38,12 @@ QWEN = "Qwen/Qwen2.5-VL-3B-Instruct"
 BASE = RunConfig(
     name="jala",
     model=ModelConfig(
-        BackboneConfig(pretrained=INTERNVL, image_size=448, gradient_checkpointing=True),
+        BackboneConfig(pretrained=INTERNVL, image_size=448),
         EncoderConfig("dinov3", "facebook/dinov3-vitl16-pretrain-lvd1689m", image_size=224),
         TextConfig(pretrained=INTERNVL),
     ),
     objective=JalaConfig(),
+    train=TrainConfig(micro_tokens=8192),
     cluster=ClusterConfig(workers=8, cpus_per_worker=2, gpus_per_worker=1),
 )
 """JALA-dino at the paper's size: 8 GPUs, 128 sequences per step (method.md 6)."""
@@ -58,7 +59,7 @@ TINY = RunConfig(
         JalaConfig(),
         {"align.layer": 3, "ema.alpha": 0.98, "perceiver.width": 64, "perceiver.heads": 4},
     ),
-    data=DataConfig(max_tokens=1024),
+    data=DataConfig(max_tokens=1024, pad_multiple=16),
     optim=OptimConfig(lr=1e-3),
     train=TrainConfig(
         steps=300,
@@ -96,6 +97,7 @@ PRESETS |= {
         {
             "model.backbone.kind": "qwen2_5_vl",
             "model.backbone.pretrained": QWEN,
+            "model.backbone.gradient_checkpointing": True,
             "model.text.pretrained": QWEN,
             "objective.align.layer": 24,  # of 36, as 19 of 28
             "train.micro_batch": 4,

@@ -184,8 +184,8 @@ def lay_out(config: RunConfig, assets: Assets, kinds: Sequence[Kind] = MIXED, ep
     return laid
 
 
-def make_batch(laid: Sequence[Laid], packing: bool = False, max_tokens: int = 4096, pad_multiple: int = 1) -> Batch:
-    return collate(laid, packing=packing, max_tokens=max_tokens, pad_multiple=pad_multiple)
+def make_batch(laid: Sequence[Laid], packing: bool = False, pad_multiple: int = 1) -> Batch:
+    return collate(laid, packing=packing, pad_multiple=pad_multiple)
 
 
 LISTS = ("image", "state", "scored", "text", "pair", "read")

@@ -19,12 +19,13 @@ from jala_ray.training.estimate import GB, Data, compute
 SMALLEST = "OpenGVLab/InternVL3-1B-hf"
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("README.md", "docs/guides/evaluate.md", "docs/guides/hardware.md", "docs/guides/own_data.md")
+SAVING = {"train.micro_batch": 2, "train.micro_tokens": 4096, "model.backbone.gradient_checkpointing": True}
 MACHINES = (
     ("8 x 80 GB", 80, 400, {}),
-    ("8 x 48 GB", 48, 150, {"train.micro_batch": 2}),
+    ("8 x 48 GB", 48, 150, SAVING),
     ("1 x 80 GB", 80, 400, {"cluster.workers": 1}),
-    ("1 x 48 GB", 48, 150, {"cluster.workers": 1, "train.micro_batch": 2}),
-    ("1 x 24 GB", 24, 80, {"cluster.workers": 1, "train.micro_batch": 2, "model.backbone.pretrained": SMALLEST}),
+    ("1 x 48 GB", 48, 150, {"cluster.workers": 1} | SAVING),
+    ("1 x 24 GB", 24, 80, {"cluster.workers": 1, "model.backbone.pretrained": SMALLEST} | SAVING),
 )
 """GPUs, GB of each, TFLOP/s that one is taken to sustain in bfloat16, changes of the preset `jala`."""
 SECONDS = 5.0

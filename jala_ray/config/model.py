@@ -63,8 +63,9 @@ class BackboneConfig:
     """Of the hub repository: branch, tag or commit; None: its newest."""
     image_size: int = 56
     """Side of the one square tile in pixels; 448 gives 256 image tokens."""
-    attention: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
-    """transformers' implementation of attention."""
+    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
+    """Kernels of attention: on a GPU FlexAttention over blocks of tokens (flex_attention), on a CPU torch's own, one sample at a time
+    (sdpa); auto chooses. eager spells every product out."""
     freeze_vision: bool = True
     """The vision tower keeps its weights."""
     gradient_checkpointing: bool = False

@@ -32,11 +32,11 @@ class DataConfig:
     window: int = 2
     """Rows of one video that lie next to one another in the manifest come together, up to so many: their frames are read at once."""
     packing: bool = True
-    """Pack samples into rows of `max_tokens`; False pads one sample a row."""
+    """Lay the samples of a micro-batch end to end in one row; False pads each to a row of its own."""
     max_tokens: int = 4096
-    """Longest packed row. A longer single sample is quarantined with its length."""
-    pad_multiple: int = 64
-    """Packed rows are padded to a multiple of so many tokens."""
+    """Longest sample. A longer one is quarantined with its length."""
+    pad_multiple: int = 128
+    """Rows are padded to a multiple of so many tokens."""
     max_error_share: float = 0.1
     """The run stops when more than this share of the rows read was quarantined (after `min_rows_for_share` rows)."""
     min_rows_for_share: int = 50
@@ -91,7 +91,11 @@ class TrainConfig:
     batch: int = 128
     """Sequences of one optimizer step over all ranks."""
     micro_batch: int = 16
-    """Sequences of one forward pass of one rank."""
+    """Sequences of one forward pass of one rank, at most."""
+    micro_tokens: int = 16384
+    """Tokens of one forward pass of one rank, at most: what its activations take of a GPU's memory."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the blocks of the language model and of the frozen towers; auto: on a GPU."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of forward and backward passes; weights and optimizer are fp32."""
     log_every: int = 10
@@ -119,7 +123,16 @@ class TrainConfig:
     def check(self) -> None:
         """Raises `ConfigError`."""
         every = ("log_every", "checkpoint_every", "validate_every", "monitor_every")
-        counts = ("epochs", "batch", "micro_batch", *every, "keep", "generation_clips", "generation_passes")
+        counts = (
+            "epochs",
+            "batch",
+            "micro_batch",
+            "micro_tokens",
+            *every,
+            "keep",
+            "generation_clips",
+            "generation_passes",
+        )
         at_least("train.", self, dict.fromkeys(counts, 1) | {"val_samples": 0})
         if self.steps is not None and self.steps < 1:
             raise ConfigError("train.steps", self.steps, "an integer >= 1, or None for train.epochs")
@@ -206,6 +219,9 @@ class RunConfig:
         if not self.name or ".." in self.name.split("/") or self.name.startswith("/"):
             raise ConfigError("name", self.name, "a folder name inside storage.root")
         self.train.check()
+        if self.train.micro_tokens < self.data.max_tokens:
+            expected = f">= data.max_tokens = {self.data.max_tokens}, which one sample may have"
+            raise ConfigError("train.micro_tokens", self.train.micro_tokens, expected)
         self.optim.check()
         at_least("storage.", self.storage, {"patience_s": 0, "lease_s": 1})
         at_least("log.", self.log, {"waiting_s": 1})

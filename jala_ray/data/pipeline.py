@@ -24,13 +24,13 @@ from ray.exceptions import RayTaskError
 from jala_ray.data.samples.chunks import ManifestRow, read_chunks
 from jala_ray.data.samples.share import Parcel, StepShare
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder, Unit
-from jala_ray.data.sampling.plan import Plan, PlanRow, Span, Steps, plan_rows
+from jala_ray.data.sampling.plan import Plan, PlanRow, Span, Steps, rank_rows
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, JalaError, UserError
 
 T = TypeVar("T")
 
 SLAB_ROWS = 1 << 20
-"""Plan rows of one object in Ray's store (22 bytes each)."""
+"""Plan rows of one object in Ray's store (23 bytes each)."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class StoredPlan:
     @classmethod
     def put(cls, plan: Plan, first: int, last: int) -> StoredPlan:
         """Store what steps `first` .. `last - 1` need."""
-        begin = plan.steps.share(first, 0, 1)
+        begin = plan.steps.span(first)
         slabs: list[ray.ObjectRef] = []
         parts, held = [], 0
-        for epoch in range(begin.epoch, plan.steps.share(last - 1, 0, 1).epoch + 1):
+        for epoch in range(begin.epoch, plan.steps.span(last - 1).epoch + 1):
             places = plan.places(Span(epoch, begin.first if epoch == begin.epoch else 0, plan.steps.rows))
             parts, held = [*parts, places], held + len(places)
             while held >= SLAB_ROWS:
@@ -72,17 +72,15 @@ class StoredPlan:
         return cls(slabs, plan.catalogue.files, plan.steps, begin.epoch, begin.first)
 
     def rows(self, step: int, rank: int, world: int) -> list[PlanRow]:
-        """As `Plan.share`."""
-        span = self.steps.share(step, rank, world)
-        if not len(span):
-            return []
+        """As `Plan.share`: a task takes the places of a step, some kilobytes, and the rows of its rank alone."""
+        span = self.steps.span(step)
         begin = (span.epoch - self.epoch) * self.steps.rows - self.start + span.first
         end = begin + len(span)
         parts = []
         for slab in range(begin // SLAB_ROWS, (end - 1) // SLAB_ROWS + 1):
             base = slab * SLAB_ROWS
             parts.append(ray.get(self.slabs[slab])[max(0, begin - base) : end - base])
-        return plan_rows(np.concatenate(parts), self.files, span.epoch, span.first)
+        return rank_rows(np.concatenate(parts), self.files, span, rank, world)
 
 
 def unit(index: int, world: int, m: int) -> tuple[int, int]:

@@ -35,7 +35,7 @@ class GeneratedMotion(Evaluator):
     """Motion of `train.generation_clips` held-out clips with hand poses, generated in few passes and scored as `jala evaluate` does."""
 
     def check(self) -> None:
-        """Raises `ConfigError` for an objective that predicts no motion, a run without manifest, and flex_attention."""
+        """Raises `ConfigError` for an objective that predicts no motion, and a run without manifest."""
         config = self.config
         if not config.objective.generates:
             expected = "evaluators that this objective has: it predicts no motion codes"
@@ -44,9 +44,6 @@ class GeneratedMotion(Evaluator):
             raise ConfigError(
                 "train.evaluate", self.name, "a run with a manifest", "Pass --data.manifest PATH as well."
             )
-        if config.model.backbone.attention == "flex_attention":
-            expected = "sdpa or eager for the evaluator generation: flex_attention would compile for every length"
-            raise ConfigError("model.backbone.attention", config.model.backbone.attention, expected)
 
     def check_data(self, options: StorageOptions) -> None:
         """Raises `ManifestError` where no held-out clip has a label."""

@@ -125,7 +125,7 @@ class Generator:
         vocab = self.assets.spec.vocab
         decode = decode_masked if self.recipe.layout.bidirectional else decode_causal
         laid = [lay_out(prompt, self.recipe) for prompt in prompts]
-        batch = to_device(collate(laid, packing=False, max_tokens=self.config.data.max_tokens), self.device)
+        batch = to_device(collate(laid, packing=False), self.device)
         made = _Made(prompts, self.motion)
         with autocast(self.device, self._precision):
             extra = self.learner.objective.extra(batch, self.learner.features(batch))
@@ -162,7 +162,7 @@ class Generator:
             return []
         text = self.assets.text
         laid = [lay_out_description(sample, pictures, self.recipe) for sample, pictures in clips]
-        batch = to_device(collate(laid, packing=False, max_tokens=self.config.data.max_tokens), self.device)
+        batch = to_device(collate(laid, packing=False), self.device)
         with autocast(self.device, self._precision):
             extra = self.learner.objective.extra(batch, self.learner.features(batch))
             lengths = torch.tensor([len(one) for one in laid], device=self.device)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jala_ray.config import EncoderConfig
 from jala_ray.config.encoders import ENCODERS
+from jala_ray.models.frozen import precision
 from jala_ray.types import ConfigError, UserError
 
 RANDOM_SEED = 0
@@ -86,4 +87,5 @@ class FrameEncoder(nn.Module):
             raise UserError("frames", (frames.dtype, tuple(frames.shape)), expected, "Resize when decoding.")
         if frames.shape[0] == 0:
             return torch.zeros(0, self.n_patches, self.dim, device=frames.device)
-        return self.kind.features(self.model, frames)
+        with precision(self.model, frames.device):
+            return self.kind.features(self.model, frames)

@@ -2,12 +2,14 @@
 
 A query q sees the keys of its sample that are not later than q, and all of its own motion chunk. A sample and a chunk each lie in one
 piece, so that is the interval [lo, hi) of the row: from the sample's start to q + 1 or the chunk's end, whichever is later. Data workers
-make the two vectors (`Batch.lo`, `Batch.hi`); nothing here knows samples or chunks.
+make the two vectors (`Batch.lo`, `Batch.hi`); nothing here knows samples or chunks beyond that. A T x T mask is made for the reference
+(`Intervals.dense`) alone: kernels take blocks on a GPU (`Intervals.blocks`), a sample at a time on a CPU (`Intervals.spans`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,32 +24,82 @@ def may_attend(lo: Tensor, hi: Tensor, place: Tensor) -> Tensor:
     return (lo <= place) & (place < hi)
 
 
-def dense_mask(lo: Tensor, hi: Tensor) -> Tensor:
-    """Intervals (B, T) of queries -> (B, 1, T, T) bool, True where attention is allowed."""
-    place = torch.arange(lo.shape[1], device=lo.device)
-    return may_attend(lo[:, :, None], hi[:, :, None], place)[:, None]
+class Spans(NamedTuple):
+    """Attention within each sample of a row: how many of the queries and of the keys are each sample's, and which it allows."""
+
+    queries: list[int]
+    keys: list[int]
+    masks: list[Tensor | None]
+    """(queries, keys) bool each, True where attention is allowed; None: to itself and what lies before."""
 
 
-def flex_mask(lo: Tensor, hi: Tensor) -> Any:
-    """The same mask as a FlexAttention `BlockMask`, whose blocks come of the intervals: no T x T mask is made on the way."""
-    from torch.nn.attention.flex_attention import BlockMask
+@dataclass(frozen=True, eq=False)
+class Intervals:
+    """Queries (Q,) of one row, in the order of their places, and the `keys` places of the row.
 
-    def predicate(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return may_attend(lo[b, q], hi[b, q], k)
+    A packed batch is one row; of padded rows the model makes one (`of_rows`).
+    """
 
-    length = lo.shape[1]
-    short = -length % BLOCK
-    first, end = (
-        F.pad(x, (0, short)).unflatten(1, (-1, BLOCK))[..., None] for x in (lo, hi)
-    )  # (B, Q blocks, BLOCK, 1)
-    edge = torch.arange(0, length, BLOCK, device=lo.device)
-    full = ((first <= edge) & (edge + BLOCK <= end)).all(2)
-    partial = ((first < edge + BLOCK) & (edge < end)).any(2) & ~full
-    sizes: dict[str, Any] = {"BLOCK_SIZE": BLOCK, "seq_lengths": (length, length)}
-    return BlockMask.from_kv_blocks(*_ordered(partial), *_ordered(full), mask_mod=predicate, **sizes)
+    lo: Tensor
+    """(Q,) int64 first place that the query sees: where its sample begins."""
+    hi: Tensor
+    """(Q,) int64 end of what it sees, at most `keys`."""
+    keys: int
+    row: Intervals | None = None
+    """Of all places of the row, where the queries are some of them."""
+
+    @classmethod
+    def of_rows(cls, lo: Tensor, hi: Tensor) -> Intervals:
+        """Of rows (B, T), laid end to end."""
+        rows, length = lo.shape
+        before = length * torch.arange(rows, device=lo.device)[:, None]
+        return cls((lo + before).flatten(), (hi + before).flatten(), rows * length)
+
+    def cut(self, length: int) -> Intervals:
+        """Of the row's first `length` places, queries and keys."""
+        return Intervals(self.lo[:length], self.hi[:length].clamp(max=length), min(length, self.keys))
+
+    def at(self, places: Tensor) -> Intervals:
+        """The queries at `places` (M,), rising, and all keys."""
+        return Intervals(self.lo[places], self.hi[places], self.keys, self)
+
+    def dense(self) -> Tensor:
+        """(1, 1, Q, keys) bool, True where attention is allowed."""
+        place = torch.arange(self.keys, device=self.lo.device)
+        return may_attend(self.lo[:, None], self.hi[:, None], place)[None, None]
+
+    def spans(self) -> Spans:
+        """A sample after the other; for the CPU, as the host reads where they begin."""
+        starts = torch.unique_consecutive((self.row or self).lo)
+        first = torch.searchsorted(self.lo, starts)
+        counts = torch.diff(first, append=first.new_tensor([len(self.lo)])).tolist()
+        sizes = torch.diff(starts, append=starts.new_tensor([self.keys])).tolist()
+        masks: list[Tensor | None] = []
+        for start, size, seen in zip(starts, sizes, self.hi.split(counts), strict=True):
+            own = torch.arange(size)
+            causal = len(seen) == size and torch.equal(seen - start, own + 1)
+            masks.append(None if causal else own < (seen - start)[:, None])
+        return Spans(counts, sizes, masks)
+
+    def blocks(self) -> Any:
+        """A FlexAttention `BlockMask`, whose blocks come of the intervals: no Q x keys mask is made on the way."""
+        from torch.nn.attention.flex_attention import BlockMask
+
+        lo, hi = self.lo, self.hi
+
+        def predicate(_b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return may_attend(lo[q], hi[q], k)
+
+        short = -len(lo) % BLOCK
+        first, end = (F.pad(x, (0, short)).unflatten(0, (-1, BLOCK))[..., None] for x in (lo, hi))
+        edge = torch.arange(0, self.keys, BLOCK, device=lo.device)
+        full = ((first <= edge) & (edge + BLOCK <= end)).all(1)  # (Q blocks, KV blocks)
+        partial = ((first < edge + BLOCK) & (edge < end)).any(1) & ~full
+        sizes: dict[str, Any] = {"BLOCK_SIZE": BLOCK, "seq_lengths": (len(lo), self.keys)}
+        return BlockMask.from_kv_blocks(*_ordered(partial), *_ordered(full), mask_mod=predicate, **sizes)
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, Q blocks, KV blocks) bool -> how many are set in each row, and their columns before all others: int32, with an axis for heads."""
+    """(Q blocks, KV blocks) bool -> how many are set in each row, their columns before all others: int32, with axes for rows and heads."""
     count, columns = blocks.sum(-1), blocks.int().argsort(dim=-1, descending=True, stable=True)
-    return count[:, None].int(), columns[:, None].int()
+    return count[None, None].int(), columns[None, None].int()

@@ -7,19 +7,37 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from jala_ray.batch import Batch, rows_at
 from jala_ray.models.backbones.base import Backbone
-from jala_ray.models.masks import dense_mask, flex_mask
+from jala_ray.models.masks import Intervals
 from jala_ray.models.vocab import Vocab
+from jala_ray.types import UserError
 
 
 @dataclass
 class Out:
-    """What a forward pass leaves: `final` (B, T, D) after the last norm, `hidden[layer]` (B, T, D) of the tapped blocks."""
+    """What a forward pass leaves of a batch."""
 
     final: Tensor
+    """(M, D) after the last norm, at places `read_at`."""
+    read_at: Tensor
+    """(M,) int64, rising: `Batch.read_at`, or all places."""
     hidden: dict[int, Tensor]
+    """By tapped block, (B, T, D)."""
+
+    def final_at(self, at: Tensor) -> Tensor:
+        """Last hidden states (N, D) at places `at` (N,), which must be among `read_at`. On a CPU others are refused with a `UserError`."""
+        if at is self.read_at:
+            return self.final
+        index = torch.searchsorted(self.read_at, at)
+        if at.device.type == "cpu" and len(at):
+            found = self.read_at[index.clamp(max=len(self.read_at) - 1)] if len(self.read_at) else at - 1
+            if not torch.equal(found, at):
+                remedy = "The recipe marks in the column `read` where a loss reads the last hidden state."
+                raise UserError("places of last hidden states", at.tolist(), "some of batch.read_at", remedy)
+        return self.final[index]
 
 
 class Tokens(Protocol):
@@ -44,10 +62,15 @@ class MotionHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(slots * codes, width).normal_(std=0.02))
 
     def forward(self, hidden: Tensor, slot: Tensor) -> Tensor:
-        """`hidden` (M, D), `slot` (M,) of each position -> logits (M, codes). M = 0 is fine.
+        """`hidden` (M, D), `slot` (M,) of each position -> logits (M, codes). M = 0 is fine."""
+        if hidden.device.type == "cpu":
+            return self._by_slot(hidden, slot)
+        # One product for all slots and a choice: more arithmetic than is needed, but the host never waits to count the slots.
+        logits = F.linear(hidden, self.weight).unflatten(1, (self.slots, self.codes))
+        return logits.gather(1, slot[:, None, None].expand(-1, 1, self.codes))[:, 0]
 
-        Positions are brought together by slot, so that only the logits that are asked for are computed.
-        """
+    def _by_slot(self, hidden: Tensor, slot: Tensor) -> Tensor:
+        """Positions are brought together by slot, so that only the logits that are asked for are computed."""
         order = slot.argsort(stable=True)
         groups = hidden[order].split(torch.bincount(slot, minlength=self.slots).tolist())
         weights = self.weight.to(hidden.dtype).unflatten(0, (self.slots, self.codes))
@@ -92,16 +115,23 @@ class VLA(nn.Module):
         embedded.flatten(0, 1)[at] = pictures[tokens.picture, rows_at(tokens.image_k, at)]
         return embedded if extra is None else embedded + extra.to(text.dtype)
 
-    def attention_mask(self, batch: Batch) -> Any:
-        make = flex_mask if self.backbone.config.attention == "flex_attention" else dense_mask
-        return make(batch.lo, batch.hi)
-
-    def forward(self, batch: Batch, taps: tuple[int, ...] = (), extra: Tensor | None = None) -> Out:
-        """Taps are language blocks counted from 1."""
+    def forward(
+        self, batch: Batch, taps: tuple[int, ...] = (), extra: Tensor | None = None, *, everywhere: bool = False
+    ) -> Out:
+        """Taps are language blocks counted from 1. `everywhere` asks for all last hidden states, not those of `batch.read_at` alone."""
+        rows, length = batch.ids.shape
         positions = self.backbone.positions(batch.position, batch.image_k)
         embedded = self.embed(batch, batch.images, extra)
-        final, hidden, _ = self.backbone(embedded, self.attention_mask(batch), positions, taps)
-        return Out(final, hidden)
+        # Rows laid end to end are one row of more samples.
+        row = (x.flatten(0, 1)[None] for x in (embedded, positions))
+        read = torch.arange(rows * length, device=batch.ids.device) if everywhere else batch.read_at
+        less: dict[str, Any] = {"read": None if everywhere else read}
+        if rows == 1 and not everywhere:
+            less["deep"] = int(batch.deep)
+        embedded, positions = row
+        mask = Intervals.of_rows(batch.lo, batch.hi)
+        final, hidden, _ = self.backbone(embedded, mask, positions, taps, **less)
+        return Out(final[0], read, {tap: x.unflatten(1, (rows, length))[0] for tap, x in hidden.items()})
 
     def motion_logits(self, hidden: Tensor, k: Tensor) -> Tensor:
         """Final hidden states (M, D) at chunk positions `k` (M,) -> (M, codes) logits over each position's own slot."""

@@ -107,7 +107,7 @@ def sample_mean(values: Tensor, sample: Tensor, n_samples: int) -> tuple[Tensor,
 def text_loss(vla: VLA, batch: Batch, out: Out) -> tuple[Tensor, Tensor]:
     """Next-token cross-entropy on the answers of description samples, through the language head: (S,) mean, (S,) has."""
     at = batch.text_at
-    logits = vla.backbone.lm_logits(rows_at(out.final, at)).float()
+    logits = vla.backbone.lm_logits(out.final_at(at)).float()
     loss = nn.functional.cross_entropy(logits, rows_at(batch.text_target, at), reduction="none")
     return sample_mean(loss, rows_at(batch.sample, at), len(batch.weight))
 

@@ -89,7 +89,7 @@ class Jala(Objective):
         """`L = 1[labelled] L_MCP + lambda L_align + L_text` (eq. 4), as per-sample terms."""
         losses = Losses({}, {})
         if self.config.mcp:
-            hidden = rows_at(out.final, batch.scored_at)
+            hidden = out.final_at(batch.scored_at)
             losses.terms["mcp"], losses.has["mcp"], losses.ratios = code_loss(vla, batch, hidden)
         losses.terms["text"], losses.has["text"] = text_loss(vla, batch, out)
         if self.lap is not None:

@@ -259,7 +259,7 @@ class LapaCodes(Objective):
         book = rows_at(batch.k, at) * self.tokens // self.chunk_tokens
         with torch.no_grad():
             codes = self.actions(normalised(features.pairs))
-        return self.head(rows_at(out.final, at), book).float(), codes[rows_at(batch.pair, at), book], at, book
+        return self.head(out.final_at(at), book).float(), codes[rows_at(batch.pair, at), book], at, book
 
     def term_weights(self) -> dict[str, float]:
         return {"codes": 1.0, "text": 1.0}

@@ -17,7 +17,10 @@ def effective_rank(x: Tensor, scale: Tensor) -> float:
     """
     if _rms(x) <= 1e-6 * scale:
         return 0.0
-    singular = torch.linalg.svdvals(x.double())
+    # Singular values by the smaller of the two Gram matrices, several times faster; what rounding leaves of none counts as none.
+    x = x.double() if x.shape[0] >= x.shape[1] else x.double().T
+    squares = torch.linalg.eigvalsh(x.T @ x).clamp(min=0)
+    singular = torch.where(squares > len(squares) * torch.finfo(squares.dtype).eps * squares[-1], squares, 0).sqrt()
     p = singular / singular.sum()
     return float(torch.exp(-(p * (p + 1e-30).log()).sum()))
 

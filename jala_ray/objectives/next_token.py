@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from jala_ray.batch import Batch, rows_at
+from jala_ray.batch import Batch
 from jala_ray.config import NextTokenConfig
 from jala_ray.models.perceiver import Perceiver
 from jala_ray.models.vla import VLA, Out
@@ -33,7 +33,7 @@ class NextToken(Objective):
         before = (
             batch.scored_at - 1
         )  # in the same sample: its first token is never scored, it starts with the user turn
-        codes, has_codes, ratios = code_loss(vla, batch, rows_at(out.final, before))
+        codes, has_codes, ratios = code_loss(vla, batch, out.final_at(before))
         text, has_text = text_loss(vla, batch, out)
         return Losses({"mcp": codes, "text": text}, {"mcp": has_codes, "text": has_text}, ratios)
 

@@ -35,6 +35,7 @@ from jala_ray.config.backbones import DEFAULT
 from jala_ray.data.samples.assets import Assets, tokenizer_key
 from jala_ray.models.backbones.base import module_of
 from jala_ray.models.frame_encoder import encoder_key
+from jala_ray.models.frozen import is_held
 from jala_ray.models.tensor_files import Shape, TensorFiles, fill
 from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
@@ -102,8 +103,8 @@ def load(uri: str, options: StorageOptions | None = None) -> Loaded:
         folder = transfer.local_copy(uri, scratch, options)
         config = load_json(RunConfig, folder / "config.json")
         if config.model.backbone.attention == "flex_attention":
-            # It is made for training's shapes: every other length would compile anew.
-            config = override(config, {"model.backbone.attention": "sdpa"})
+            # This machine may have no GPU.
+            config = override(config, {"model.backbone.attention": "auto"})
         assets = Assets.load(folder)
         learner = build_learner(config, assets, json.loads((folder / "architecture.json").read_text()))
         load_weights(learner, folder)
@@ -118,7 +119,8 @@ def read_position(folder: Path) -> Position:
 
 
 def load_weights(learner: Learner, folder: Path) -> None:
-    """Fill `learner` from a checkpoint folder, tensor by tensor; every name and shape must fit."""
+    """Fill `learner` from a checkpoint folder, tensor by tensor; every name and shape must fit. Not after `Learner.settle`."""
+    assert not is_held(learner), "weights are loaded before a learner is settled"
     stored, own = stored_weights(folder), learner.state_dict()
     refuse_misfit(stored.shapes(), _shapes(own), folder, "Use the preset the checkpoint was made with.")
     fill(own, stored, own)

@@ -119,8 +119,7 @@ def compute(config: RunConfig, data: Data) -> RunEstimate:
     longest = min(config.data.max_tokens, image + TEXT_TOKENS + math.ceil(MAX_CLIP_SECONDS / CHUNK_SECONDS) * chunk)
     mean = min(longest, image + TEXT_TOKENS + data.seconds / CHUNK_SECONDS * chunk)
     per_rank = min(train.micro_batch, math.ceil(train.batch / config.cluster.workers))
-    row = config.data.max_tokens if config.data.packing else longest
-    tokens = math.ceil(per_rank * longest / row) * row
+    tokens = min(train.micro_tokens, per_rank * longest)
     steps = train.steps
     if steps is None and data.rows is not None:
         steps = train.epochs * math.ceil(data.rows / train.batch)

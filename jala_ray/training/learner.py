@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from jala_ray.batch import Batch, PerceiverInputs
+from jala_ray.models.backbones.base import repeated
 from jala_ray.models.frame_encoder import FrameEncoder
+from jala_ray.models.frozen import hold
 from jala_ray.models.vla import VLA, Out
 from jala_ray.objectives.base import Features, Losses, Objective
 from jala_ray.types import UserError
@@ -31,6 +33,20 @@ class Learner(nn.Module):
     def __init__(self, vla: VLA, encoder: FrameEncoder, objective: Objective) -> None:
         super().__init__()
         self.vla, self.encoder, self.objective = vla, encoder, objective
+
+    def settle(self, *, precision: str, compiled: bool) -> None:
+        """Once its weights are what training begins with: frozen towers in the precision they run in, blocks compiled.
+
+        What a checkpoint holds stays as it is.
+        """
+        backbone, tower = self.vla.backbone, self.encoder.model
+        if precision == "bf16":
+            for part in (tower, *(() if backbone.vision_learns() else (backbone.parts()["vision"],))):
+                hold(part, torch.bfloat16)
+        if compiled:
+            backbone.compile_blocks()
+            for block in repeated(tower):
+                block.compile(dynamic=True)
 
     def check_columns(self, batch: Batch) -> None:
         """Refuse a batch that lacks what the objective needs. Raises `UserError` with the missing columns."""

@@ -103,6 +103,13 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         if self.rank == 0:
             print(f"init {self.config.init}: {begun}", flush=True)
 
+    def settle(self) -> None:
+        train = self.config.train
+        on_gpu = self.device.type != "cpu"
+        self.learner.settle(
+            precision=train.precision, compiled=train.compile == "on" or (train.compile == "auto" and on_gpu)
+        )
+
     def read_held_out(self) -> None:
         """This rank's held-out batches, kept in memory; rows that can't be read are reported with the first row."""
         for domain, shares in self.validation.items():

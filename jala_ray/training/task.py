@@ -105,6 +105,9 @@ class TrainingTask(ABC, Generic[Config, Model]):
         """Start with weights of `init`, a local folder."""
         raise NotImplementedError(f"{type(self).__name__} must implement take_over")
 
+    def settle(self) -> None:
+        """Called before the first step, with the weights that it begins with; nothing by default."""
+
     def read_held_out(self) -> None:
         """Read once what evaluations will need; nothing by default."""
 

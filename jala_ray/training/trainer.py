@@ -53,6 +53,7 @@ def restore(task: TrainingTask[Any, Any]) -> int:
 
 def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> Row:
     """Steps `start` .. `total_steps - 1`; rank 0 has the log."""
+    task.settle()
     model = task.wrap(task.learner) if task.wrap is not None else task.learner
     evaluations, faults = Evaluations(task.evaluators()), ErrorBudget(task.error_limit)
     window, row = Window(), Row()

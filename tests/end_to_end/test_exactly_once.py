@@ -39,7 +39,7 @@ def check_each_row_once(config: RunConfig) -> None:
     found = rows(config)
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
     for row in found:
-        span = steps.share(row["step"] - 1, 0, 1)
+        span = steps.span(row["step"] - 1)
         assert row["rows_digest"] == f"{rows_digest(span.epoch, np.arange(span.first, span.last)) % 2**64:016x}"
     assert found[-1]["samples"] == ROWS * STEPS // steps.per_epoch
 

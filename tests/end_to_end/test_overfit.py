@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from jala_ray.batch import rows_at
 from jala_ray.config import GenerationConfig
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.samples.collate import collate
@@ -51,12 +52,12 @@ def predict(loaded: checkpoint.Loaded, source: ManifestSource, row: PlanRow, han
     (pictures,) = source.pictures([Look(example, laid.boundaries)])
     assert isinstance(pictures, dict)
     laid.pictures = pictures
-    batch = collate([laid], packing=False, max_tokens=4096)
+    batch = collate([laid], packing=False)
     learner = loaded.learner
     with torch.no_grad():
         _, out, _ = learner.run(batch)
         at = batch.scored_at
-        within = learner.vla.motion_logits(out.final[at], batch.k[at]).argmax(-1).numpy()
+        within = learner.vla.motion_logits(out.final_at(at), rows_at(batch.k, at)).argmax(-1).numpy()
     return within + loaded.assets.tokenizer.token_slots.numpy() * loaded.assets.spec.vocab.codes
 
 

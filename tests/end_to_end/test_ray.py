@@ -12,9 +12,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.balance import MIXES, mixed
 from jala_ray import storage
 from jala_ray.config import ClusterConfig, RunConfig
+from jala_ray.data import pipeline
 from jala_ray.data.manifest.table import Manifest, write_manifest
+from jala_ray.data.sampling.plan import Plan
 from jala_ray.parsing import override, to_dict
 from jala_ray.reports.run.publish import publish_pretrain_report
 from jala_ray.storage import clients
@@ -153,6 +156,20 @@ def test_a_store_that_stays_away_ends_the_run_once(world: World, cluster: None, 
     assert not (folder / "metrics.jsonl").read_text() and not (folder / "errors.jsonl").read_text()
     leases = sorted(path.name for path in (folder / "leases").glob("*.json"))
     assert leases == ["00000001.json", "00000002.json"], "of the driver, and of one group of workers"
+
+
+def test_a_task_takes_the_rows_of_its_rank(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From slabs that end within steps, over epochs, from any step on: what the plan says."""
+    monkeypatch.setattr(pipeline, "SLAB_ROWS", 7)
+    plan = Plan(mixed(MIXES["short"], 50).catalogue, 8, 0)
+    last = 2 * plan.steps_per_epoch + 1
+    for first in (0, 3, plan.steps_per_epoch):
+        stored = pipeline.StoredPlan.put(plan, first, last)
+        assert len(stored.slabs) > 2
+        for step in range(first, last):
+            for world in (1, 2, 3):
+                shares = [stored.rows(step, rank, world) for rank in range(world)]
+                assert shares == [plan.share(step, rank, world) for rank in range(world)]
 
 
 @pytest.mark.slow

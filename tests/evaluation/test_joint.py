@@ -264,7 +264,7 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int) -> tuple[dict[tuple
     (pictures,) = source.pictures([Look(example, laid.boundaries, laid.pairs)])
     assert isinstance(pictures, dict) and isinstance(objective, Jala)
     laid.pictures, laid.plan_row = pictures, 0
-    batch = collate([laid], packing=False, max_tokens=4096)
+    batch = collate([laid], packing=False)
     with torch.no_grad():
         features, out, _ = loaded.learner.run(batch)
         assert features is not None

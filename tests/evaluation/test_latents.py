@@ -161,7 +161,7 @@ def as_trained(loaded: Loaded, manifest: Manifest, row: int, hand: int, time: in
     (pictures,) = source.pictures([Look(example, laid.boundaries, laid.pairs)])
     assert isinstance(pictures, dict)
     laid.pictures = pictures
-    batch = collate([laid], packing=False, max_tokens=4096)
+    batch = collate([laid], packing=False)
     objective = loaded.learner.objective
     assert isinstance(objective, Jala) and objective.lap is not None
     with torch.no_grad():

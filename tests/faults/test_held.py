@@ -117,7 +117,7 @@ def check_each_row_once(config: RunConfig, options: StorageOptions, resumed_at: 
     steps = Steps(20, config.train.batch)
     assert [row["step"] for row in found] == list(range(1, (config.train.steps or 0) + 1))
     for row in found:
-        span = steps.share(row["step"] - 1, 0, 1)
+        span = steps.span(row["step"] - 1)
         assert row["rows_digest"] == f"{rows_digest(span.epoch, np.arange(span.first, span.last)) % 2**64:016x}"
         assert row["attempt"] == (1 if row["step"] <= resumed_at else 2)
     assert found[-1]["samples"] == sum(row["rows"] for row in found)

@@ -207,7 +207,7 @@ def _catalogues(manifest: Manifest) -> None:
 def _examples(manifest: Manifest) -> list[UserError]:
     """Rows by the addresses of the plan, and their pictures, as a pipeline's worker gets them."""
     found = catalogue(manifest, _config().data, "train")
-    rows = plan_rows(found.place[:20], found.files, 0, 0)
+    rows = plan_rows(found.place[:20], found.files, 0, range(len(found.place[:20])))
     source = ManifestSource(manifest.base, _assets())
     examples = source.samples(rows)
     errors = [example.error for example in examples if isinstance(example, BadRow)]

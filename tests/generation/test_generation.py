@@ -81,7 +81,7 @@ class Passes:
 def without_cache(model: Generator, asked: Prompt, motion: Motion, number: int, ids: Tensor) -> Tensor:
     """Logits (K, codes) of chunk `number`, whose ids are `ids` (K,) (masked) or its first few (next token), by one whole forward pass."""
     layout, vocab, vla = model.config.objective.layout, model.assets.spec.vocab, model.learner.vla
-    batch = collate([lay_out(asked, model.recipe)], packing=False, max_tokens=4096)
+    batch = collate([lay_out(asked, model.recipe)], packing=False)
     state = torch.zeros(batch.ids.shape[1], dtype=torch.bool)
     state[batch.state_at] = True
     starts = (batch.ids[0] == vocab.mot_open).nonzero()[-len(asked.slots) :, 0].tolist()
@@ -95,7 +95,7 @@ def without_cache(model: Generator, asked: Prompt, motion: Motion, number: int, 
         state[place] &= ids == vocab.mask
     batch.state_at = state.nonzero()[:, 0]
     features = model.learner.features(batch)
-    final = vla(batch, (), model.learner.objective.extra(batch, features)).final[0]
+    final = vla(batch, (), model.learner.objective.extra(batch, features), everywhere=True).final
     k = torch.arange(vocab.chunk_tokens)
     shift = 1 if layout.bidirectional else 0
     hidden = final[starts[number] + shift : starts[number] + shift + vocab.chunk_tokens]

@@ -118,9 +118,10 @@ def teacher_forced(of: Generator, clip: tuple[Sample, Pictures], said: list[int]
     void = {"ids": said, "scored": 0, "state": 0, "read": 0}
     more = {name: np.broadcast_to(void.get(name, -1), (len(said),)) for name in columns}
     whole = {name: np.concatenate([column, more[name]]) for name, column in columns.items()}
-    batch = collate([replace(laid, columns=whole)], packing=False, max_tokens=4096, pad_multiple=8)
-    _, out, _ = of.learner.run(batch)
-    return of.learner.vla.backbone.lm_logits(out.final[0, length - 1 : length + len(said)])
+    batch = collate([replace(laid, columns=whole)], packing=False, pad_multiple=8)
+    extra = of.learner.objective.extra(batch, of.learner.features(batch))
+    out = of.learner.vla(batch, (), extra, everywhere=True)
+    return of.learner.vla.backbone.lm_logits(out.final[length - 1 : length + len(said)])
 
 
 @pytest.mark.parametrize("name", PRESETS_WITH_TEXT)
@@ -162,7 +163,7 @@ def test_what_was_learned_by_heart_comes_back() -> None:
     """Of four clips with one picture, told apart by their motion alone."""
     of = model()
     learner, given = of.learner.train(), clips(of, ALIKE)
-    batch = collate([as_trained(of, row, ALIKE) for row in range(len(ALIKE))], packing=False, max_tokens=4096)
+    batch = collate([as_trained(of, row, ALIKE) for row in range(len(ALIKE))], packing=False)
     optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], 5e-3)
     assert [said.text for said in of.describe(given)] != [*TEXTS]
     for _ in range(STEPS):

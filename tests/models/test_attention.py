@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from torch.nn.attention.flex_attention import create_block_mask
 from jala_ray.batch import Batch
 from jala_ray.data.samples.collate import Laid, collate
 from jala_ray.data.samples.layout import TOKEN_COLUMNS
-from jala_ray.models.masks import dense_mask, flex_mask
+from jala_ray.models.attention import attention
+from jala_ray.models.masks import BLOCK, Intervals
 from jala_ray.presets import PRESETS
 from tests.support import Kind, L, lay_out, make_assets, make_batch, make_learner, small
 
@@ -55,6 +57,10 @@ def test_next_token_is_causal_inside_a_chunk() -> None:
     assert change[facts["changed"] :].min() > 0
 
 
+def intervals(batch: Batch) -> Intervals:
+    return Intervals.of_rows(batch.lo, batch.hi)
+
+
 def by_definition(batch: Batch, laid: Sequence[Laid]) -> Tensor:
     """Masks (B, T, T) from samples and chunks: the keys of q's sample that are not later than q, and all of its own chunk."""
     rows, length = batch.ids.shape
@@ -85,9 +91,9 @@ def test_one_interval_is_what_a_token_may_see(
 ) -> None:
     """Of real tokens, and of padding, which sees the padding before it and is never without a key."""
     laid = [sample_of(parts, i) for i, parts in enumerate(samples)]
-    batch = collate(laid, packing=packing, max_tokens=40, pad_multiple=multiple)
+    batch = collate(laid, packing=packing, pad_multiple=multiple)
     expected = by_definition(batch, laid)
-    assert torch.equal(dense_mask(batch.lo, batch.hi)[:, 0], expected)
+    assert torch.equal(intervals(batch).dense()[0, 0], torch.block_diag(*expected))
     assert (expected.sum(-1) == batch.hi - batch.lo).all() and (batch.hi > batch.lo).all()
 
 
@@ -96,26 +102,70 @@ def test_one_interval_is_what_a_token_may_see(
 def test_layouts_have_intervals(name: str, packing: bool) -> None:
     config = small(PRESETS[name], data__labels="all")
     laid = lay_out(config, make_assets(config))
-    batch = make_batch(laid, packing=packing, max_tokens=700, pad_multiple=16)
-    assert torch.equal(dense_mask(batch.lo, batch.hi)[:, 0], by_definition(batch, laid))
+    batch = make_batch(laid, packing=packing, pad_multiple=16)
+    assert torch.equal(intervals(batch).dense()[0, 0], torch.block_diag(*by_definition(batch, laid)))
     ahead = batch.hi - torch.arange(batch.ids.shape[1])
     assert (ahead.max() > 1) == config.objective.layout.bidirectional
 
 
 LONG = st.lists(st.tuples(st.booleans(), st.integers(1, 150)), min_size=1, max_size=4)
+ROWS = (st.lists(LONG, min_size=1, max_size=4), st.booleans(), st.sampled_from([1, 128]))
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(LONG, min_size=1, max_size=4), st.booleans(), st.sampled_from([1, 128]))
-def test_flex_attention_has_the_same_mask(samples: list[list[tuple[bool, int]]], packing: bool, multiple: int) -> None:
-    """Its blocks are those that the library finds by looking at every pair of tokens."""
+def intervals_of(samples: list[list[tuple[bool, int]]], packing: bool, multiple: int) -> Intervals:
     laid = [sample_of(parts, i) for i, parts in enumerate(samples)]
-    batch = collate(laid, packing=packing, max_tokens=800, pad_multiple=multiple)
-    dense, flex = dense_mask(batch.lo, batch.hi), flex_mask(batch.lo, batch.hi)
-    (rows, length), index, zero = batch.ids.shape, torch.arange(batch.ids.shape[1]), torch.tensor(0)
-    for b in range(rows):
-        assert torch.equal(flex.mask_mod(torch.tensor(b), zero, index[:, None], index), dense[b, 0])
-    theirs = create_block_mask(lambda b, h, q, k: dense[b, 0, q, k], rows, None, length, length, device="cpu")
+    return intervals(collate(laid, packing=packing, pad_multiple=multiple))
+
+
+@settings(max_examples=1000, deadline=None)
+@given(*ROWS)
+def test_flex_attention_has_the_same_mask(samples: list[list[tuple[bool, int]]], packing: bool, multiple: int) -> None:
+    """Its blocks are those that the library finds by looking at every pair of tokens: all that hold an allowed pair, and no other."""
+    made = intervals_of(samples, packing, multiple)
+    dense, flex, index, zero = made.dense()[0, 0], made.blocks(), torch.arange(made.keys), torch.tensor(0)
+    assert torch.equal(flex.mask_mod(zero, zero, index[:, None], index), dense)
+    theirs = create_block_mask(lambda b, h, q, k: dense[q, k], 1, None, made.keys, made.keys, device="cpu")
     for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices"):
         assert torch.equal(getattr(flex, name), getattr(theirs, name)), name
     assert (flex.shape, flex.BLOCK_SIZE) == (theirs.shape, theirs.BLOCK_SIZE)
+    short = -made.keys % BLOCK
+    tiles = torch.nn.functional.pad(dense, (0, short, 0, short)).unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+    assert flex.kv_num_blocks.sum() + flex.full_kv_num_blocks.sum() == tiles.any(3).any(1).sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(*ROWS, st.randoms())
+@torch.no_grad()
+def test_every_form_gives_the_same_attention(
+    samples: list[list[tuple[bool, int]]], packing: bool, multiple: int, chance: Random
+) -> None:
+    """Of a whole row, of its beginning, and of some of its places: blocks and spans as the dense mask."""
+    made = intervals_of(samples, packing, multiple)
+    cut = made.cut(chance.randint(1, made.keys))
+    places = torch.tensor(sorted(chance.sample(range(cut.keys), chance.randint(1, cut.keys))))
+    for one in (made, cut, cut.at(places)):
+        torch.manual_seed(len(one.lo))
+        query = torch.randn(1, 6, len(one.lo), 16, dtype=torch.float64)
+        key, value = torch.randn(2, 1, 2, one.keys, 16, dtype=torch.float64)
+        expected = attention(query, key, value, one.dense())
+        torch.testing.assert_close(attention(query, key, value, one.spans()), expected)
+        floats = (query.float(), key.float(), value.float())
+        torch.testing.assert_close(attention(*floats, one.blocks()).double(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(cut.dense(), made.dense()[..., : cut.keys, : cut.keys])
+    assert torch.equal(cut.at(places).dense(), cut.dense()[:, :, places])
+
+
+def test_spans_have_gradients_of_the_dense_mask() -> None:
+    made = intervals_of([[(False, 40), (True, 9)], [(False, 7)], [(True, 3), (False, 60)]], True, 16)
+    some = made.at(torch.tensor([0, 5, 44, 49, 80, 111]))  # none of the second sample
+    for one in (made, some):
+        leaves = [
+            torch.randn(1, heads, n, 8, dtype=torch.float64)
+            for heads, n in ((4, len(one.lo)), (2, made.keys), (2, made.keys))
+        ]
+        grads = []
+        for form in (one.dense(), one.spans()):
+            inputs = [leaf.clone().requires_grad_() for leaf in leaves]
+            attention(*inputs, form).square().sum().backward()
+            grads.append([leaf.grad for leaf in inputs])
+        torch.testing.assert_close(grads[0], grads[1])

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import InternVLForConditionalGeneration
-from transformers.integrations import flex_attention as library_flex
 
 from jala_ray.config import BackboneConfig, LanguageSizes, VisionSizes
 from jala_ray.models.backbones._internvl import InternVLBackbone
 from jala_ray.models.backbones.base import Backbone, BackboneFacts, KVCache, backbone_facts
+from jala_ray.models.masks import Intervals
 from jala_ray.models.pixels import normalise_pixels
 from jala_ray.types import ConfigError, UserError
 
@@ -111,26 +110,24 @@ def test_masked_positions_have_no_influence():
     assert not torch.allclose(backbone(changed, mask, position, (1,))[1][1][:, 2], first[:, 2])
 
 
-def test_flex_attention_equals_dense(monkeypatch):
-    # Compiling takes most of a minute on a CPU; the uncompiled operator computes the same.
-    monkeypatch.setattr(
-        library_flex,
-        "compile_friendly_flex_attention",
-        lambda q, k, v, training, **kw: flex_attention(q, k, v, **kw),
-    )
-    dense, flex = build(), build(replace(CONFIG, attention="flex_attention"))
+@pytest.mark.parametrize("kind", ["flex_attention", "sdpa", "eager"])
+@torch.no_grad()
+def test_intervals_equal_the_dense_mask(kind: str) -> None:
+    backbone = build(replace(CONFIG, attention=kind))
     x, position = inputs()
-    block_mask = create_block_mask(lambda b, h, q, k: (k <= q) | (k // 4 == q // 4), B, None, T, T, device="cpu")
-    index = torch.arange(T)
-    mask = (index <= index[:, None]) | (index // 4 == index[:, None] // 4)
-    mask = mask.expand(B, 1, T, T)
-    with torch.no_grad():
-        expected = dense(x, mask, position)[0]
-        torch.testing.assert_close(flex(x, block_mask, position)[0], expected, atol=2e-5, rtol=1e-4)
-        with torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(flex(x, block_mask, position)[0].float(), expected, atol=0.1, rtol=0.1)
-    with pytest.raises(UserError, match="BlockMask"):
-        flex(x, mask, position)
+    place = torch.arange(T)
+    lo = torch.where(place < 5, 0, 5)
+    hi = torch.maximum(place + 1, torch.where((place >= 7) & (place < 10), 10, 0))
+    mask = Intervals(lo, hi, T)
+    expected, hidden, _ = backbone(x[:1], mask.dense(), position[:1], (1,))
+    final, tapped, _ = backbone(x[:1], mask, position[:1], (1,))
+    torch.testing.assert_close(final, expected, atol=2e-5, rtol=1e-4)
+    read = torch.tensor([1, 4])
+    less, tapped, _ = backbone(x[:1], mask, position[:1], (1,), deep=5, read=read)
+    torch.testing.assert_close(less, expected[:, read], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(tapped[1], hidden[1], atol=2e-5, rtol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(backbone(x[:1], mask, position[:1])[0].float(), expected, atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -320,5 +317,9 @@ def test_wrong_inputs_are_refused():
         backbone(x, causal().float(), position)
     with pytest.raises(UserError, match="mask"):
         backbone(x, causal()[:1], position)
+    with pytest.raises(UserError, match=r"one row.*no cache"):
+        backbone(x, Intervals(torch.zeros(T, dtype=torch.int64), torch.arange(T) + 1, T), position)
+    with pytest.raises(UserError, match="intervals, for `deep` and `read`"):
+        backbone(x, causal(), position, deep=4)
     with pytest.raises(UserError, match="uint8"):
         backbone.encode_image(tiles(1).float())

@@ -242,7 +242,7 @@ def test_without_any_perceiver_no_frames_are_read() -> None:
 
 
 def test_alignment_alone_is_jala_without_its_code_loss() -> None:
-    """The gradient of JALA's other terms, to the last bit, on the same masks."""
+    """The gradient of JALA's other terms, up to rounding, on the same masks."""
     config, assets = setting("tiny_align_only")
     jala_config, _ = setting("tiny")
     batch, same = (make_batch(lay_out(c, assets)) for c in (config, jala_config))
@@ -261,7 +261,8 @@ def test_alignment_alone_is_jala_without_its_code_loss() -> None:
     ours, theirs = gradients(alone), gradients(jala)
     assert theirs.keys() - ours.keys() == {"vla.motion_head.weight"}
     assert not theirs["vla.motion_head.weight"].any()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    for name in ours:  # the last block runs at fewer places, so sums are rounded otherwise
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-7, rtol=1e-5, msg=name)
 
 
 def test_alignment_alone_reads_no_target() -> None:

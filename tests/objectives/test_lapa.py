@@ -255,7 +255,7 @@ def test_every_chunk_predicts_the_codes_of_its_pair() -> None:
         values = []
         for b, t in ((batch.pair >= 0) & (batch.sample == i)).nonzero().tolist():
             m = int(batch.k[b, t]) // per_code
-            logits = out.final[b, t] @ weight[m].T
+            logits = out.final_at(torch.tensor([b * batch.ids.shape[1] + t]))[0] @ weight[m].T
             values.append(-torch.log_softmax(logits, -1)[codes[batch.pair[b, t], m]].item())
         expected = sum(values) / len(values) if values else 0.0
         assert losses.terms["codes"][i].item() == pytest.approx(expected, abs=1e-4), kind

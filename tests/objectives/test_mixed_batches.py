@@ -19,7 +19,7 @@ def test_each_sample_keeps_its_loss(name: str, packing: bool) -> None:
     assets = make_assets(config)
     learner = make_learner(config, assets).eval()
     laid = lay_out(config, assets)
-    batch = make_batch(laid, packing=packing, max_tokens=700, pad_multiple=16)
+    batch = make_batch(laid, packing=packing, pad_multiple=16)
     if packing:
         assert len(batch.ids) < len(laid)
     _, _, together = learner.run(batch)
@@ -71,7 +71,7 @@ def test_packed_positions_and_samples() -> None:
     config = small()
     assets = make_assets(config)
     laid = lay_out(config, assets)
-    batch = make_batch(laid, packing=True, max_tokens=700)
+    batch = make_batch(laid, packing=True)
     for i, sample in enumerate(laid):
         at = batch.sample == i
         assert at.sum() == len(sample)

@@ -36,7 +36,7 @@ from tests.training.test_loop import Killed, newest, rows
 
 SIDE = 56
 """Pictures of 4 x 4 patches, so that rows and columns of tokens differ."""
-PADDED: dict[str, Any] = {"packing": False, "max_tokens": 4096}
+PADDED: dict[str, Any] = {"packing": False}
 everyone = pytest.mark.parametrize("kind", BACKBONES)
 
 
@@ -92,7 +92,7 @@ def test_a_resumed_run_is_the_unbroken_one(trained: dict[str, Pretraining], tmp_
 def test_each_sample_of_a_packed_batch_keeps_its_loss(trained: dict[str, Pretraining], kind: str) -> None:
     run = trained[kind]
     learner, laid = run.learner.eval(), lay_out_mixed(run.config, run.assets)
-    _, _, together = learner.run(make_batch(laid, packing=True, max_tokens=700, pad_multiple=16))
+    _, _, together = learner.run(make_batch(laid, packing=True, pad_multiple=16))
     for i, sample in enumerate(laid):
         _, _, alone = learner.run(make_batch([sample]))
         for term, values in alone.terms.items():
@@ -163,7 +163,7 @@ def test_pieces_over_a_cache_equal_one_pass(kind: str, preset: str) -> None:
     asked = [prompt(model, number, (Hand.RIGHT,), 2) for number in (0, 2)]
     batch = collate([lay_out(one, model.recipe) for one in asked], **PADDED)
     extra = learner.objective.extra(batch, learner.features(batch))
-    whole = learner.vla(batch, (), extra).final
+    whole = learner.vla(batch, (), extra, everywhere=True).final.unflatten(0, batch.ids.shape)
     assert whole.dtype == torch.float64
     tokens = Piece.whole(batch, learner.vla.backbone.positions(batch.position, batch.image_k), extra)
     vocab = model.assets.spec.vocab

@@ -209,7 +209,6 @@ def test_what_cannot_be_is_refused(evaluate: tuple[tuple[str, int], ...], said: 
     ("values", "said"),
     [
         ({"data__manifest": "", "data__cache": "c"}, "a run with a manifest"),
-        ({"model__backbone__attention": "flex_attention"}, "model.backbone.attention"),
         ({"train__generation_clips": 0}, "train.generation_clips"),
     ],
 )

@@ -157,8 +157,9 @@ class Cache:
 _WORDS = {"cell": "cells", "domain": "domains", "signals": "signal_sets"}
 """Columns that are places in lists of words, and the lists."""
 _NO_SIGNALS: tuple[tuple[str, ...], ...] = ((),)
+_PLACE = ("row", "crc", "size", "offset", "chunks")
 _COLUMNS: dict[str, type] = {
-    **{name: PLACE[name].type for name in ("row", "crc", "size", "offset")},
+    **{name: PLACE[name].type for name in _PLACE},
     "cell": np.uint16,
     "split": np.uint8,
     "domain": np.uint8,
@@ -171,12 +172,12 @@ _COLUMNS: dict[str, type] = {
 
 @dataclass(frozen=True, eq=False)
 class CacheIndex:
-    """Rows of a cache, or of one part of it, in the manifest's order: 43 bytes each."""
+    """Rows of a cache, or of one part of it, in the manifest's order: 44 bytes each."""
 
     columns: Mapping[str, np.ndarray]
-    """(n,) each. `row`: number in the manifest; `crc`, `size`, `offset`: of the record; `cell`, `domain`, `signals`: places in `cells`,
-    `domains` and `signal_sets`; `split`: place in `types.SPLITS`; `labelled`: has a labelled chunk; `video`: hash of the video's address;
-    `clip`: `places.clip_hashes`."""
+    """(n,) each. `row`: number in the manifest; `crc`, `size`, `offset`: of the record; `chunks`: as in `places.PLACE`; `cell`, `domain`,
+    `signals`: places in `cells`, `domains` and `signal_sets`; `split`: place in `types.SPLITS`; `labelled`: has a labelled chunk; `video`:
+    hash of the video's address; `clip`: `places.clip_hashes`."""
     cells: tuple[tuple[str, str], ...]
     """(source, task type)."""
     counts: tuple[int, ...]
@@ -212,6 +213,7 @@ class CacheIndex:
         cells = tuple((source, task) for source, task in facts.pop("cells"))
         sets = tuple(map(tuple, facts.pop("signal_sets", _NO_SIGNALS)))
         stored.setdefault("signals", np.zeros(len(stored["row"]), np.uint16))
+        stored.setdefault("chunks", np.zeros(len(stored["row"]), np.uint8))  # made before: rows count alike
         return cls(stored, cells, signal_sets=sets, **{name: tuple(values) for name, values in facts.items()})
 
     @classmethod
@@ -278,7 +280,7 @@ class CacheIndex:
             keep &= columns["labelled"]
         chosen = np.flatnonzero(keep)
         place = np.zeros(len(chosen), PLACE)
-        for name in ("row", "crc", "size", "offset"):
+        for name in _PLACE:
             place[name] = columns[name][chosen]
         place["file"] = np.searchsorted(np.cumsum(self.counts), chosen, side="right")
         video = columns["video"][chosen]

@@ -68,7 +68,7 @@ class CacheJob:
         """Make a part unless it is there; returns its counts of rows and errors."""
         folder = self.cache.part(part.number)
         if not storage.is_committed(folder, self.options):
-            self._make(folder, plan_rows(part.places, self.files, 0, 0))
+            self._make(folder, plan_rows(part.places, self.files, 0, range(len(part.places))))
         index = self.index(part.number)
         return {"part": part.number, "rows": len(index), "left_out": len(index.errors)}
 

@@ -144,6 +144,7 @@ class PartWriter:
                 "split": SPLITS.index(clip.split),
                 "domain": clip.domain,
                 "signals": tuple(sorted(clip.signals)),
+                "chunks": sample.labelled.shape[1] * len(sample.hands),
                 "labelled": bool(sample.labelled.any()),
                 "video": int.from_bytes(video, "little"),
                 "clip": int(clip_hashes([clip.clip_id], [DOMAIN_KINDS[clip.domain].thinned])[0]),

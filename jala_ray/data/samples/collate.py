@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jala_ray.batch import SIGNALS, Batch
+from jala_ray.config import TrainConfig
 from jala_ray.data.samples.layout import TOKEN_COLUMNS, Laid
 from jala_ray.types import UserError
 
@@ -18,27 +19,29 @@ _STORED = tuple(name for name in TOKEN_COLUMNS if name not in _FLAGS)
 """Its other columns; a batch has them as they are, but `block` as `hi`."""
 
 
-def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Pack in the given order: every sample goes to the first row with room. Deterministic."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for i, length in enumerate(lengths):
-        if length > capacity:
-            raise UserError("data.max_tokens", capacity, f">= {length}, the length of the longest sample")
-        slot = next((r for r, free in enumerate(room) if free >= length), None)
-        if slot is None:
-            rows.append([])
-            room.append(capacity)
-            slot = len(rows) - 1
-        rows[slot].append(i)
-        room[slot] -= length
-    return rows
+def micro_batches(lengths: Sequence[int], train: TrainConfig, packing: bool) -> list[range]:
+    """Samples of each micro-batch, in the given order: as many as `train.micro_batch` and `train.micro_tokens` allow, at least one.
+
+    Tokens are those that the pass has: of a padded batch the longest sample's for each.
+    """
+    groups: list[range] = []
+    for i in range(len(lengths)):
+        first = groups[-1].start if groups else 0
+        group = lengths[first : i + 1]
+        tokens = sum(group) if packing else max(group) * len(group)
+        if groups and len(group) <= train.micro_batch and tokens <= train.micro_tokens:
+            groups[-1] = range(first, i + 1)
+        else:
+            groups.append(range(i, i + 1))
+    return groups
 
 
-def packed(lengths: Sequence[int], deep: Sequence[bool], capacity: int) -> list[list[int]]:
-    """Samples by row: `first_fit` of the deep ones, then of the others."""
-    order = sorted(range(len(lengths)), key=lambda i: not deep[i])
-    return [[order[i] for i in row] for row in first_fit([lengths[i] for i in order], capacity)]
+def deep_ones(samples: Sequence[Laid]) -> list[bool]:
+    """Which samples have a last hidden state that a loss reads; if none, the shortest stands for one, so that every block has work."""
+    deep = [bool(s.columns["read"].any()) for s in samples]
+    if not any(deep):
+        deep[min(range(len(samples)), key=lambda i: len(samples[i]))] = True
+    return deep
 
 
 def seen_until(sample: np.ndarray, block: np.ndarray) -> np.ndarray:
@@ -54,14 +57,15 @@ def seen_until(sample: np.ndarray, block: np.ndarray) -> np.ndarray:
     return np.where(block >= 0, end, np.arange(width) + 1)
 
 
-def collate(samples: Sequence[Laid], *, packing: bool, max_tokens: int, pad_multiple: int = 1) -> Batch:
-    """Pack or pad `samples` into one batch; every sample's numbers are the same wherever it lies.
+def collate(samples: Sequence[Laid], *, packing: bool, pad_multiple: int = 1) -> Batch:
+    """Pack `samples` into one row, or pad them to a row each; every sample's numbers are the same wherever it lies.
 
     In a packed row those samples come first whose last hidden states a loss reads; the others need no block above the tapped one. Their
     numbers in the batch are those of `samples`, however they lie.
     """
-    lengths, deep = [len(s) for s in samples], [bool(s.columns["read"].any()) for s in samples]
-    rows = packed(lengths, deep, max_tokens) if packing else [[i] for i in range(len(samples))]
+    lengths, deep = [len(s) for s in samples], deep_ones(samples)
+    order = sorted(range(len(samples)), key=lambda i: not deep[i])
+    rows = [order] if packing else [[i] for i in range(len(samples))]
     width = max(sum(lengths[i] for i in row) for row in rows)
     width = -(-width // pad_multiple) * pad_multiple
     grid = _padding(len(rows), width)

@@ -50,7 +50,7 @@ class Recipe(ABC, Generic[C]):
     def collate(self, laid: Sequence[Laid]) -> Batch:
         """One micro-batch of samples with their pictures."""
         data = self.config.data
-        return collate(laid, packing=data.packing, max_tokens=data.max_tokens, pad_multiple=data.pad_multiple)
+        return collate(laid, packing=data.packing, pad_multiple=data.pad_multiple)
 
     # --- steps to build with ------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ class StepShare:
 
     step: int
     micro: list[Batch]
-    """Never empty; every rank has the same number."""
+    """Never empty. Ranks may have different numbers of them: gradients are reduced once per step."""
     rows: int
     """Plan rows asked for."""
     errors: list[dict[str, Any]] = field(default_factory=list)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jala_ray.config import RunConfig
+from jala_ray.data.samples.collate import micro_batches
 from jala_ray.data.samples.draw import generator
 from jala_ray.data.samples.layout import Laid
 from jala_ray.data.samples.recipe import Recipe, recipe_of
@@ -74,8 +74,8 @@ class ShareBuilder:
     def shares(self, units: Iterable[Unit]) -> Iterator[StepShare]:
         """The share of every unit, in order. While one is decoded, the next one's packets are fetched, and the rows of the one after.
 
-        A row that cannot be read is quarantined with its reason; a micro-batch without any real row holds one padding
-        sample of weight 0, so that all ranks run the same passes.
+        A row that cannot be read is quarantined with its reason; a share without any real row is one padding sample of weight 0, so that
+        its rank takes part in the step.
         """
         coming: Unit | None = None
         waiting: _Arranged | None = None
@@ -145,9 +145,9 @@ class ShareBuilder:
     def _finish(self, arranged: _Arranged) -> StepShare:
         unit, train = arranged.unit, self.config.train
         laid, errors = self._seen(arranged)
-        count = math.ceil(math.ceil(train.batch / unit.world) / train.micro_batch)
-        groups = [laid[i * train.micro_batch : (i + 1) * train.micro_batch] for i in range(count)]
-        micro = [self.recipe.collate(group or [self._padding()]) for group in groups]
+        samples = laid or [self._padding()]
+        groups = micro_batches([len(s) for s in samples], train, self.config.data.packing)
+        micro = [self.recipe.collate([samples[i] for i in group]) for group in groups]
         return StepShare(unit.step, micro, len(unit.rows), errors)
 
     def _padding(self) -> Laid:
@@ -176,7 +176,7 @@ class StepBuilder:
         return Unit(step, self.plan.share(step, rank, world), world)
 
     def build(self, step: int, rank: int, world: int) -> StepShare:
-        """Micro-batches of rank `rank` of `world` for global step `step`; see `plan.Steps`."""
+        """Micro-batches of rank `rank` of `world` for global step `step`; see `plan.rank_rows`."""
         return next(self.stream([step], rank, world))
 
     def stream(self, steps: Iterable[int], rank: int, world: int) -> Iterator[StepShare]:

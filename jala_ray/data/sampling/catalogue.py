@@ -12,12 +12,17 @@ from jala_ray.config import DataConfig
 from jala_ray.data.manifest.examine import refuse_contradictions
 from jala_ray.data.manifest.places import ANY, PLACE, Catalogue, RowFilter, clip_hashes, selected
 from jala_ray.domains import DOMAIN_KINDS
-from jala_ray.types import ManifestError, Split
+from jala_ray.types import HAND_NAMES, ManifestError, Split
 
 if TYPE_CHECKING:
     from jala_ray.data.manifest.table import Manifest
 
-_COLUMNS = ("split", "domain", "source", "task_type", "video_uri", "row_offset", "row_size", "row_crc")
+_COLUMNS = (
+    *("split", "domain", "source", "task_type", "video_uri", "row_offset", "row_size", "row_crc"),
+    *("n_chunks", "left_state", "right_state"),
+)
+MOST_CHUNKS = 127
+"""Of a clip of sound length there are ten."""
 
 
 def catalogue(manifest: Manifest, data: DataConfig, split: Split, wanted: RowFilter = ANY) -> Catalogue:
@@ -71,6 +76,7 @@ def _part(table: pa.Table, chosen: np.ndarray, file: int, first: int, words: dic
     place["row"], place["file"] = first + chosen, file
     for name in ("offset", "size", "crc"):
         place[name] = table[f"row_{name}"].to_numpy()[chosen]
+    place["chunks"] = _hand_chunks(table)[chosen]
     source, sources = _coded(table["source"])
     task, tasks = _coded(table["task_type"])
     pair = source[chosen].astype(np.int64) * len(tasks) + task[chosen]
@@ -82,6 +88,12 @@ def _part(table: pa.Table, chosen: np.ndarray, file: int, first: int, words: dic
         video = table["video_uri"].take(pa.array(chosen)).combine_chunks()
         new[1:] = pc.call_function("not_equal", [video[1:], video[:-1]]).to_numpy(zero_copy_only=False)
     return Catalogue(place, cell, new)
+
+
+def _hand_chunks(table: pa.Table) -> np.ndarray:
+    """(n,) uint8: chunks times hands that are not absent; 0 for rows without hands, of which one costs what another does."""
+    hands = sum((~equals(table[f"{side}_state"], "absent")).astype(np.uint8) for side in HAND_NAMES)
+    return np.clip(pc.fill_null(table["n_chunks"], 0).to_numpy(), 0, MOST_CHUNKS).astype(np.uint8) * hands
 
 
 def equals(column: pa.ChunkedArray, value: str) -> np.ndarray:

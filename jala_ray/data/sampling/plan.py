@@ -1,7 +1,11 @@
-"""The order of an epoch, a pure function of (manifest, mixture, seed, epoch), and each rank's share of each step."""
+"""The order of an epoch, a pure function of (manifest, mixture, seed, epoch), and each rank's share of each step.
+
+Step s of an epoch consumes plan rows [sB, (s+1)B), whatever the number of ranks; `ranks.deal` says which rank takes which of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,6 +14,7 @@ import numpy as np
 from jala_ray.config import DataConfig
 from jala_ray.data.manifest.places import Catalogue, RowAddress, address
 from jala_ray.data.sampling.mixture import apportion, cell_shares
+from jala_ray.data.sampling.ranks import deal
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,12 @@ class PlanRow:
     """Where that row lies."""
 
 
-def plan_rows(places: np.ndarray, files: tuple[str, ...], epoch: int, first: int) -> list[PlanRow]:
-    """Plan rows `first`, `first` + 1, ... of an epoch, from their entries of `catalogue.PLACE`."""
-    return [PlanRow(epoch, first + i, int(place["row"]), address(place, files)) for i, place in enumerate(places)]
+def plan_rows(places: np.ndarray, files: tuple[str, ...], epoch: int, numbers: Iterable[int]) -> list[PlanRow]:
+    """Plan rows of an epoch by their numbers, from their entries of `places.PLACE`."""
+    return [
+        PlanRow(epoch, int(number), int(place["row"]), address(place, files))
+        for number, place in zip(numbers, places, strict=True)
+    ]
 
 
 def rows_digest(epoch: int, rows: np.ndarray) -> int:
@@ -50,15 +58,12 @@ class Span:
     last: int
 
     def __len__(self) -> int:
-        return max(0, self.last - self.first)
+        return self.last - self.first
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Which plan rows each step and each rank consumes; arithmetic alone, so every process can have it.
-
-    Step s of an epoch consumes plan rows [sB, (s+1)B), whatever the number of ranks; its last step holds what is left.
-    """
+    """Which plan rows each step consumes; arithmetic alone, so every process can have it. An epoch's last step holds what is left."""
 
     rows: int
     """Of an epoch."""
@@ -69,13 +74,17 @@ class Steps:
     def per_epoch(self) -> int:
         return -(-self.rows // self.batch)
 
-    def share(self, step: int, rank: int, world: int) -> Span:
-        """Rank `rank`'s rows of global step `step` (from 0, epochs one after another): at most ceil(B / world) of them, maybe none."""
+    def span(self, step: int) -> Span:
+        """The rows of global step `step` (from 0, epochs one after another)."""
         epoch, within = divmod(step, self.per_epoch)
-        size = -(-self.batch // world)
-        first = within * self.batch + rank * size
-        last = min(first + size, (within + 1) * self.batch, self.rows)
-        return Span(epoch, first, max(first, last))
+        first = within * self.batch
+        return Span(epoch, first, min(first + self.batch, self.rows))
+
+
+def rank_rows(places: np.ndarray, files: tuple[str, ...], span: Span, rank: int, world: int) -> list[PlanRow]:
+    """Rank `rank`'s rows of a step, in plan order: at most ceil(B / world), maybe none. `places` (len(span),) of `places.PLACE`."""
+    mine = np.flatnonzero(deal(places, world) == rank)
+    return plan_rows(places[mine], files, span.epoch, span.first + mine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,20 +161,19 @@ class Plan:
         return drawn[np.argsort(copy.astype(np.min_scalar_type(times.max(initial=0))), kind="stable")]
 
     def places(self, span: Span) -> np.ndarray:
-        """(len(span),) of `catalogue.PLACE`: the rows of a span of an epoch."""
+        """(len(span),) of `places.PLACE`: the rows of a span of an epoch."""
         return self.catalogue.place[self.order(span.epoch)[span.first : span.last]]
 
     def sample(self, count: int, salt: int) -> list[PlanRow]:
         """Up to `count` rows of the first epoch, drawn alike likely by the plan's seed and `salt`, in their order."""
         rng = np.random.default_rng((self.seed, salt))
         chosen = np.sort(rng.choice(self.steps.rows, min(count, self.steps.rows), replace=False, shuffle=False))
-        places = self.catalogue.place[self.order(0)[chosen]]
-        return [plan_rows(places[i : i + 1], self.catalogue.files, 0, int(chosen[i]))[0] for i in range(len(chosen))]
+        return plan_rows(self.catalogue.place[self.order(0)[chosen]], self.catalogue.files, 0, chosen)
 
     def share(self, step: int, rank: int, world: int) -> list[PlanRow]:
-        """Rank `rank`'s rows of global step `step`; see `Steps`."""
-        span = self.steps.share(step, rank, world)
-        return plan_rows(self.places(span), self.catalogue.files, span.epoch, span.first)
+        """Rank `rank`'s rows of global step `step`; see `rank_rows`."""
+        span = self.steps.span(step)
+        return rank_rows(self.places(span), self.catalogue.files, span, rank, world)
 
 
 def _windows(new_video: np.ndarray, chosen: np.ndarray, window: int, rng: np.random.Generator) -> np.ndarray:

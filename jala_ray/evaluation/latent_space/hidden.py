@@ -93,7 +93,7 @@ def hidden_means(
     laid = [
         replace(chunk.laid, boundaries=(), pairs=(), pictures={"image": chunk.image}, plan_row=0) for chunk in chunks
     ]
-    batch = collate(laid, packing=False, max_tokens=config.data.max_tokens, pad_multiple=config.data.pad_multiple)
+    batch = collate(laid, packing=False, pad_multiple=config.data.pad_multiple)
     batch = to_device(batch, device)
     first = torch.stack([chunk.first for chunk in chunks])
     with autocast(device, config.train.precision):

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from jala_ray.config import BackboneConfig
+from jala_ray.models.attention import Allowed
 from jala_ray.models.backbones._transformers import TransformersBackbone, qwen2_sizes
 from jala_ray.models.backbones.base import KVCache
 from jala_ray.models.pixels import normalise_pixels
@@ -84,7 +84,5 @@ class InternVLBackbone(TransformersBackbone):
         folded = rearrange(patches, "s (r dr c dc) d -> s (r c) (dr dc d)", dr=fold, dc=fold, c=side)
         return self.projector(folded)
 
-    def block_arguments(
-        self, x: Tensor, mask: Tensor | BlockMask, position_ids: Tensor, cache: KVCache | None
-    ) -> dict[str, Any]:
+    def block_arguments(self, x: Tensor, mask: Allowed, position_ids: Tensor, cache: KVCache | None) -> dict[str, Any]:
         return super().block_arguments(x, mask, position_ids, cache) | {"position_ids": position_ids}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -124,6 +125,9 @@ class Qwen2_5VLBackbone(TransformersBackbone):
             # Where windows end is read by the host, and stays there.
             merged = self.vision(flat, grid_thw=grid, **(places | on_device)).pooler_output
         return self.projector(merged).unflatten(0, (len(pixels), -1))
+
+    def tower_blocks(self) -> Iterable[nn.Module]:
+        return ()  # where windows end is read by the host in each of them: compiled, they would be two halves and a wait
 
     def positions(self, place: Tensor, image_k: Tensor) -> Tensor:
         """(B, T, 3): time, row and column. A picture's tokens share a time and count rows and columns from it; what follows goes on

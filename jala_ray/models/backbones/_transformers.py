@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen2.modeling_qwen2 import eager_attention_forward, rotate_half
 
 from jala_ray.config import BackboneConfig, LanguageSizes
 from jala_ray.config.backbones import BACKBONES, BackboneFacts
+from jala_ray.models.attention import NAME, Allowed
 from jala_ray.models.backbones.base import Backbone, KVCache
+from jala_ray.models.masks import Intervals
 from jala_ray.models.pretrained import Pretrained
 from jala_ray.types import ConfigError
 
@@ -68,6 +71,7 @@ class TransformersBackbone(Backbone):
             text.rope_parameters["rope_theta"],
             tied,
         )
+        self._last_block: Any = last_block
         self.patches = (config.image_size // self.patch(model.config)) ** 2
         self.image_tokens = self.tokens(config, model.config)
 
@@ -112,11 +116,10 @@ class TransformersBackbone(Backbone):
             model = cls.model_class(cls.at_random(config, text_vocab_size))
         if text_vocab_size is not None and text_vocab_size > model.config.text_config.vocab_size:
             model.resize_token_embeddings(text_vocab_size, mean_resizing=False)
-        # The library says which classes make masks for flex_attention; here masks come from outside, and any block takes them.
-        model.model.language_model._supports_flex_attn = True
-        # The vision tower needs no mask, so flex_attention would only cost it compile time.
-        vision_attention = "eager" if config.attention == "eager" else "sdpa"
-        model.set_attn_implementation({"text_config": config.attention, "vision_config": vision_attention})
+        # The vision tower needs no mask.
+        eager = config.attention == "eager"
+        words = {"text_config": "eager" if eager else NAME, "vision_config": "eager" if eager else "sdpa"}
+        model.set_attn_implementation(words)
         return cls(model, config)
 
     @classmethod
@@ -215,12 +218,11 @@ class TransformersBackbone(Backbone):
     def norm(self, x: Tensor) -> Tensor:
         return self.language.norm(x)
 
-    def block_arguments(
-        self, x: Tensor, mask: Tensor | BlockMask, position_ids: Tensor, cache: KVCache | None
-    ) -> dict[str, Any]:
+    def block_arguments(self, x: Tensor, mask: Allowed, position_ids: Tensor, cache: KVCache | None) -> dict[str, Any]:
+        # A mask handed to a block is never None, so no attention kernel falls back to its own causal one.
         return {
-            "attention_mask": self._prepare_mask(mask, x),
-            "position_embeddings": self._rotation(x, position_ids),
+            "attention_mask": self._prepared_mask(mask, x),
+            "position_embeddings": self.rotation(x, position_ids),
             "past_key_values": cache,
         }
 
@@ -228,16 +230,33 @@ class TransformersBackbone(Backbone):
         """Cosines and sines (B, T, d) of the positions."""
         return self.language.rotary_emb(x, position_ids)
 
-    def _prepare_mask(self, mask: Tensor | BlockMask, x: Tensor) -> Tensor | BlockMask:
-        # A mask handed to a block is never None, so no attention kernel falls back to its own causal one.
-        if isinstance(mask, BlockMask) or self.config.attention == "sdpa":
+    def _prepared_mask(self, mask: Allowed, x: Tensor) -> Allowed:
+        if self.config.attention != "eager" or not isinstance(mask, Tensor):
             return mask
         return torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, torch.finfo(x.dtype).min)
 
-    def _rotation(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.rotation(x, position_ids)
-        if self.config.attention == "flex_attention" and torch.is_autocast_enabled(x.device.type):
-            # flex_attention wants one dtype: float32 rotations would lift queries and keys above bf16 values.
-            dtype = torch.get_autocast_dtype(x.device.type)
-            return cos.to(dtype), sin.to(dtype)
-        return cos, sin
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        super().compile_blocks(backend)
+        self._last_block = torch.compile(last_block, dynamic=True, backend=backend)
+
+    def run_last_block(self, x: Tensor, mask: Intervals, position_ids: Tensor, read: Tensor) -> Tensor:
+        allowed = self._prepared_mask(self.form(mask.at(read), x.device), x)
+        return self.run_block(self._last_block, self.blocks[-1], x, read, allowed, self.rotation(x, position_ids))
+
+
+def last_block(block: Any, x: Tensor, read: Tensor, allowed: Allowed, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """A block of Qwen2 over (1, T, D) at places `read` (M,) alone -> (1, M, D): keys and values of all, everything else of those."""
+    attention, (cos, sin) = block.self_attn, rotation
+    normed = block.input_layernorm(x)
+    heads = [(attention.q_proj, normed[:, read]), (attention.k_proj, normed), (attention.v_proj, normed)]
+    query, key, value = (layer(y).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for layer, y in heads)
+    query, key = rotated(query, cos[:, read], sin[:, read]), rotated(key, cos, sin)
+    call = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+    seen, _ = call(attention, query, key, value, allowed, scaling=attention.scaling, dropout=0.0)
+    x = x[:, read] + attention.o_proj(seen.flatten(2))
+    return x + block.mlp(block.post_attention_layernorm(x))
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(B, heads, T, d) by rotary positions (B, T, d)."""
+    return x * cos[:, None] + rotate_half(x) * sin[:, None]

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from jala_ray.config import BackboneConfig, LanguageSizes
 from jala_ray.config.backbones import BACKBONES, BackboneFacts
+from jala_ray.models.attention import Allowed
+from jala_ray.models.frozen import precision
+from jala_ray.models.masks import Intervals
 from jala_ray.models.pixels import normalise_pixels
 from jala_ray.types import ConfigError, UserError
 
@@ -217,7 +219,8 @@ class Backbone(nn.Module, ABC):
             raise UserError("pixels", (pixels.dtype, tuple(pixels.shape)), expected, "Resize when decoding.")
         if pixels.shape[0] == 0:
             return self.words.weight.new_zeros(0, self.image_tokens, self.hidden_size)
-        return self.see(pixels)
+        with precision(self.parts()["vision"], pixels.device):
+            return self.see(pixels)
 
     def positions(self, place: Tensor, image_k: Tensor) -> Tensor:
         """Positions for `forward`, (B, T) or (B, T, axes), of whole rows of a batch, packed or not.
@@ -243,33 +246,55 @@ class Backbone(nn.Module, ABC):
         """The last norm."""
 
     @abstractmethod
-    def block_arguments(
-        self, x: Tensor, mask: Tensor | BlockMask, position_ids: Tensor, cache: KVCache | None
-    ) -> dict[str, Any]:
-        """What every block is called with beside its input, for the checked arguments of `forward`."""
+    def block_arguments(self, x: Tensor, mask: Allowed, position_ids: Tensor, cache: KVCache | None) -> dict[str, Any]:
+        """What every block is called with beside its input, for the checked arguments of `forward`; `attention` takes the mask."""
 
     def run_blocks(self, x: Tensor, first: int, last: int, arguments: dict[str, Any]) -> Tensor:
         """Blocks `first`..`last`, counted from 1, over (B, T, D)."""
-        recompute = self._recomputes()
         for block in self.blocks[first - 1 : last]:
-            x = checkpoint(block, x, use_reentrant=False, **arguments) if recompute else block(x, **arguments)
+            x = self.run_block(block, x, **arguments)
         return x
+
+    def run_block(self, block: Any, *inputs: Any, **arguments: Any) -> Tensor:
+        """A block, or what takes the place of one, whose activations are kept or made again."""
+        if self._recomputes():  # nothing in it is random
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False, **arguments)
+        return block(*inputs, **arguments)
+
+    def run_last_block(self, x: Tensor, mask: Intervals, position_ids: Tensor, read: Tensor) -> Tensor:
+        """The last block over one row (1, T, D), wanted at places `read` (M,) alone -> (1, M, D). A kind may do less than all of it."""
+        arguments = self.block_arguments(x, self.form(mask, x.device), position_ids, None)
+        return self.run_blocks(x, self.n_layers, self.n_layers, arguments)[:, read]
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Blocks of tower and language model as kernels of their own, for every length. What they compute is the same."""
+        for block in (*self.blocks, *self.tower_blocks()):
+            block.compile(dynamic=True, backend=backend)
+
+    def tower_blocks(self) -> Iterable[nn.Module]:
+        """The vision tower's blocks that can be compiled."""
+        return repeated(self.parts()["vision"])
 
     def forward(
         self,
         inputs_embeds: Tensor,
-        mask: Tensor | BlockMask,
+        mask: Tensor | Intervals,
         position_ids: Tensor,
         taps: tuple[int, ...] = (),
         cache: KVCache | None = None,
+        deep: int | None = None,
+        read: Tensor | None = None,
     ) -> tuple[Tensor, dict[int, Tensor], KVCache | None]:
         """Run the language model.
 
-        `inputs_embeds` (B, T, D); `mask` bool (B, 1, T, Tkv), True = may attend, or a `BlockMask` for
-        flex_attention, Tkv = positions in the cache + T; `position_ids` as `positions` gives them, (B, T) with one axis, (B, T, axes)
-        with more, free to restart for packed samples. Every query needs a key to attend to.
+        `inputs_embeds` (B, T, D); `mask` bool (B, 1, T, Tkv), True = may attend, Tkv = positions in the cache + T, or the intervals of one
+        row (B = 1); `position_ids` as `positions` gives them, (B, T) with one axis, (B, T, axes) with more, free to restart for packed
+        samples. Every query needs a key to attend to.
 
-        Returns `(final, hidden, cache)`: `final` (B, T, D) after the last norm; `hidden[tap]` (B, T, D) the
+        With intervals, `deep` is how many places of the row are wanted above the last tap, and `read` (M,) the places, rising and below
+        `deep`, whose last hidden state is wanted: no more is computed.
+
+        Returns `(final, hidden, cache)`: `final` (B, T, D), with `read` (1, M, D), after the last norm; `hidden[tap]` (B, T, D) the
         output of language block `tap`, counted from 1, before the last norm (method.md 5). Raises `ConfigError`
         for a tap that isn't there, `UserError` for a mask, positions or cache that don't fit.
         """
@@ -278,14 +303,32 @@ class Backbone(nn.Module, ABC):
         if self._recomputes() and cache is not None:
             raise UserError("cache", "given", "none under gradient checkpointing", "Call eval() to generate.")
         self._check_positions(inputs_embeds, position_ids)
-        self._check_mask(mask, inputs_embeds, 0 if cache is None else len(cache))
-        arguments = self.block_arguments(inputs_embeds, mask, position_ids, cache)
-        x, hidden, done = inputs_embeds, {}, 0
-        for tap in sorted({*taps, self.n_layers}):
+        self._check_mask(mask, inputs_embeds, cache, deep is not None or read is not None)
+        x, hidden, done = inputs_embeds, dict[int, Tensor](), 0
+        arguments = self.block_arguments(x, self.form(mask, x.device), position_ids, cache)
+        for tap in sorted(set(taps)):
             x, done = self.run_blocks(x, done + 1, tap, arguments), tap
-            if tap in taps:
-                hidden[tap] = x
+            hidden[tap] = x
+        if isinstance(mask, Intervals) and deep is not None and done < self.n_layers:
+            x, mask, position_ids = x[:, :deep], mask.cut(deep), position_ids[:, :deep]
+            arguments = self.block_arguments(x, self.form(mask, x.device), position_ids, cache)
+        if not isinstance(mask, Intervals) or read is None:
+            x = self.run_blocks(x, done + 1, self.n_layers, arguments)
+        elif done == self.n_layers:
+            x = x[:, read]
+        else:
+            x = self.run_blocks(x, done + 1, self.n_layers - 1, arguments)
+            x = self.run_last_block(x, mask, position_ids, read)
         return self.norm(x), hidden, cache
+
+    def form(self, mask: Tensor | Intervals, device: torch.device) -> Allowed:
+        """What `attention` takes on a device, by `config.attention`."""
+        if isinstance(mask, Tensor):
+            return mask
+        kind, on_cpu = self.config.attention, device.type == "cpu"
+        if kind == "flex_attention" or (kind == "auto" and not on_cpu):
+            return mask.blocks()
+        return mask.dense() if kind == "eager" or not on_cpu else mask.spans()
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """Final hidden states (..., D) -> next-text-token logits (..., text_vocab_size)."""
@@ -299,16 +342,23 @@ class Backbone(nn.Module, ABC):
         if tuple(position_ids.shape) != expected:
             raise UserError("position_ids", tuple(position_ids.shape), str(expected), "Take them from `positions`.")
 
-    def _check_mask(self, mask: Tensor | BlockMask, x: Tensor, past: int) -> None:
-        if (self.config.attention == "flex_attention") != isinstance(mask, BlockMask):
-            expected = "a BlockMask with flex_attention and a dense bool mask with sdpa and eager"
-            raise UserError("mask", type(mask).__name__, expected)
-        if isinstance(mask, BlockMask):
-            return
+    def _check_mask(self, mask: Tensor | Intervals, x: Tensor, cache: KVCache | None, less: bool) -> None:
         batch, length, _ = x.shape
-        expected_shape = (batch, 1, length, past + length)
-        if mask.dtype != torch.bool or tuple(mask.shape) != expected_shape:
-            raise UserError("mask", (mask.dtype, tuple(mask.shape)), f"bool {expected_shape}")
+        if isinstance(mask, Intervals):
+            if batch != 1 or len(mask.lo) != length or mask.keys != length or cache is not None:
+                found = (batch, length, "a cache" if cache is not None else "no cache")
+                raise UserError("mask", found, f"one row of {len(mask.lo)} tokens for its intervals, and no cache")
+            return
+        expected_shape = (batch, 1, length, (0 if cache is None else len(cache)) + length)
+        if less or mask.dtype != torch.bool or tuple(mask.shape) != expected_shape:
+            expected = f"bool {expected_shape}" if not less else "intervals, for `deep` and `read`"
+            raise UserError("mask", (mask.dtype, tuple(mask.shape)), expected)
+
+
+def repeated(module: nn.Module) -> nn.ModuleList:
+    """The longest list of modules in one: the blocks of a tower. Empty where it has none."""
+    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
+    return max(lists, key=len, default=nn.ModuleList())
 
 
 def module_of(kind: str) -> type[Backbone]:

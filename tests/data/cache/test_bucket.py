@@ -58,5 +58,5 @@ def test_rows_of_a_bucket_need_no_environment(world: Manifest, tmp_path: Path, b
     storage.upload_dir(tmp_path / "assets", "s3://lab/assets", bucket)
     found = catalogue(remote, DataConfig(), "train")
     builder = ShareBuilder(config, OpenManifest(remote.base, "s3://lab/assets", bucket), 0)
-    laid, errors = builder.lay_out(plan_rows(found.place, found.files, 0, 0), 0)
+    laid, errors = builder.lay_out(plan_rows(found.place, found.files, 0, range(len(found))), 0)
     assert len(laid) == len(found.place) and not errors and os.environ == surroundings

@@ -199,6 +199,7 @@ def test_a_cache_plans_as_its_manifest_does(world: Manifest, tmp_path: Path, dat
         assert found.cells == wanted.cells and len(found.cells) >= (1 if domain is None else 0)
         for name in ("cell", "new_video"):
             np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+        np.testing.assert_array_equal(found.place["chunks"], wanted.place["chunks"])
         whole = domain is None
         for epoch in range(3):
             orders = [
@@ -206,6 +207,15 @@ def test_a_cache_plans_as_its_manifest_does(world: Manifest, tmp_path: Path, dat
                 for one in (found, wanted)
             ]
             np.testing.assert_array_equal(*orders)
+
+
+def test_rows_of_a_cache_made_before_they_had_work_count_alike(world: Manifest, tmp_path: Path) -> None:
+    made = make(start(tmp_path / "cache", world, store="codes"))
+    index = CacheIndex.read(made)
+    assert (index.columns["chunks"] > 0).all()
+    before = replace(index, columns={name: held for name, held in index.columns.items() if name != "chunks"})
+    found = CacheIndex.from_bytes(before.to_bytes()).catalogue(made, DataConfig(), "train")
+    assert not found.place["chunks"].any() and found.digest() == index.catalogue(made, DataConfig(), "train").digest()
 
 
 def test_a_cache_without_training_rows_is_refused(world: Manifest, tmp_path: Path) -> None:
