@@ -40,7 +40,7 @@ FORMS = (
     Form("Sample", "data/samples/source.py", "the same with motion codes; a cache gives it at once"),
     Form("Draw", "data/samples/draw.py", "what chance decides, keyed by (seed, epoch, plan row)"),
     Form("Laid", "data/samples/layout.py", "token columns, signals, and the pictures that it asked for"),
-    Form("Batch", "batch.py", "packed rows of several samples, for the learner"),
+    Form("Batch", "batch.py", "several samples in one row, for the learner"),
     Form("StepShare", "data/samples/share.py", "a rank's micro-batches of a step, which travel as bytes"),
 )
 ARROWS = (

@@ -22,9 +22,19 @@ def test_json_round_trip(name: str) -> None:
 
 
 def test_presets_are_as_they_were() -> None:
-    """Equal to those that runs and papers' figures were made with; more may have come, and settings that they do not name."""
+    """Equal to those that runs and papers' figures were made with; more may have come, and settings that they do not name.
+
+    How fast they run may have changed: those settings move no figure but by rounding.
+    """
     was = json.loads((Path(__file__).parent / "fixtures/presets.json").read_text())
-    assert {name: PRESETS[name] for name in was} == {name: from_dict(RunConfig, config) for name, config in was.items()}
+    speed = {
+        "model.backbone.attention": "auto",
+        "model.backbone.gradient_checkpointing": False,
+        "data.pad_multiple": 1,
+        "train.micro_tokens": 16384,
+    }
+    before = {name: override(from_dict(RunConfig, config), speed) for name, config in was.items()}
+    assert {name: override(PRESETS[name], speed) for name in was} == before
     assert {PRESETS[name].model.backbone.kind for name in was} == {"internvl"}
     assert list(PRESETS)[:3] == list(was)[:3] and [name for name in PRESETS if name in was] == list(was)
 
