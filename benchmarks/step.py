@@ -39,9 +39,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.form import report
 from benchmarks.step_remedies import REMEDIES, without
 from benchmarks.step_samples import MIXES, Mix, Step, collated, make_step, noise_assets
-from benchmarks.step_sides import Before, Difference, Ours, Plain, Side, difference, needed_flops, peak_flops, turns
+from benchmarks.step_sides import Before, Difference, Ours, Plain, Side, difference, turns
 from benchmarks.step_sizes import SIZES, run_config
 from jala_ray.config import RunConfig
+from jala_ray.config.objectives.jala import no_align
 
 COMMIT = "da3699e"
 STEPS = {"cpu": {"one_chunk": (8, 4), "short": (6, 3), "ten": (4, 2)}, "cuda": dict.fromkeys(MIXES, (128, 16))}
@@ -101,8 +102,7 @@ def compare(mix: str, size: str, settings: Settings, older: bool) -> dict[str, A
     clock = CLOCK[settings.device.type]
     seconds = {name: [one[clock] for one in steps] for name, steps in taken.items()}
     wall = statistics.median(one["wall_s"] for one in taken["ours"])
-    peak = peak_flops(settings.device) if settings.device.type == "cuda" else None
-    share = needed_flops(ours) / (wall * peak) if peak else None
+    share = ours.needed_flops / (wall * ours.peak_flops) if ours.peak_flops else None
     return {"seconds": seconds, "samples_per_s": len(step.laid) / wall, "mfu_needed": share}
 
 
@@ -180,10 +180,7 @@ def alignment(size: str, settings: Settings, mix: str = "short") -> float:
     sides = []
     for lap in (True, False):
         config = configured(size, mix, settings)
-        if not lap:
-            from jala_ray.config.objectives.jala import no_align
-
-            config = no_align(config)
+        config = config if lap else no_align(config)
         assets = noise_assets(config, SIZES[size].words)
         step = make_step(config, assets, dataclasses.replace(MIXES[mix], shares=labelled), config.train.batch)
         sides.append(Ours(config, assets, step, settings.device))

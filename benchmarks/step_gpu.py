@@ -15,6 +15,7 @@ FLOPs needed over wall-clock seconds and the device's dense bf16 peak are the MF
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -33,12 +34,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.step_remedies import REMEDIES, Remedy, applied
 from benchmarks.step_samples import MIXES, Step, collated, make_step, noise_assets
-from benchmarks.step_sides import Ours, Plain, Side, difference, needed_flops, peak_flops, syncs
+from benchmarks.step_sides import Ours, Plain, Side, difference, syncs
 from benchmarks.step_sizes import SIZES, run_config
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets
 from jala_ray.parsing import override
-from jala_ray.training.build import build_learner
 from jala_ray.training.learner import Learner
 
 Result = dict[str, Any]
@@ -104,13 +104,13 @@ class Bench:
         if job.side == "equal":
             return found | self.equal(config, assets, step)
         if job.side == "straightforward":
-            plain = Plain(Ours(config, assets, step, self.device, self.learner(config, assets)), assets, step)
+            plain = Plain(self.made(config, assets, step), assets, step)
             return found | self.fitting(plain.size, lambda size: self.plain(plain, step, size))
         remedy = REMEDIES[job.remedy] if job.remedy else Remedy()
 
         def ours(size: int) -> Result:
             smaller = override(config, {"train.micro_batch": size})
-            return self.ours(*applied(remedy, smaller, assets, step.held), assets)
+            return self.ours(*applied(remedy, smaller, assets, step.held), assets, remedy)
 
         return found | self.fitting(config.train.micro_batch, ours)
 
@@ -126,17 +126,18 @@ class Bench:
             size //= 2
 
     def equal(self, config: RunConfig, assets: Assets, step: Step) -> Result:
-        ours = Ours(config, assets, step, self.device, self.learner(config, assets))
+        ours = self.made(config, assets, step)
         small = collated(config, assets, step.held[: config.train.micro_batch])
         plain = Plain(ours, assets, small)
         found = difference(ours.gradients(small), plain.gradients(small))
         return {"loss": found.loss, "gradients": found.gradient, "worst": found.worst, "worst_of": found.name}
 
-    def ours(self, config: RunConfig, step: Step, assets: Assets) -> Result:
-        side = Ours(config, assets, step, self.device, self.learner(config, assets))
-        flops, peak = needed_flops(side), peak_flops(self.device)
-        found = self.timed_steps(side) | {"micro_batches": len(step.share.micro), "needed_tflop": flops / 1e12}
-        return found | {"mfu_needed": flops / (found["step_s"] * peak) if peak else None} | self.rate(found, step)
+    def ours(self, config: RunConfig, step: Step, assets: Assets, remedy: Remedy) -> Result:
+        side = self.made(config, assets, step, remedy.learner)
+        with contextlib.closing(side):
+            found = self.timed_steps(side) | {"micro_batches": len(step.share.micro)}
+        found |= {"needed_tflop": side.needed_flops / 1e12} | self.rate(found, step)
+        return found | {"mfu_needed": side.peak_flops and side.needed_flops / (found["step_s"] * side.peak_flops)}
 
     def plain(self, side: Plain, step: Step, size: int) -> Result:
         side.resize(step, size)
@@ -146,15 +147,18 @@ class Bench:
     def rate(self, found: Result, step: Step) -> Result:
         return {"samples_per_s": len(step.laid) / found["step_s"], "tokens_per_s": step.tokens / found["step_s"]}
 
-    def learner(self, config: RunConfig, assets: Assets) -> Learner:
-        """Made anew where the last one had another configuration of the model."""
-        key = (config.model, config.objective, config.train.precision)
-        if self.held is None or self.held[0] != key:
-            self.held = None
-            self.clear()
-            with self.device:
-                self.held = (key, build_learner(config, assets).to(self.device))
-        return self.held[1]
+    def made(
+        self, config: RunConfig, assets: Assets, step: Step, change: Callable[[Learner], None] | None = None
+    ) -> Ours:
+        """With the last measurement's learner, where it was made alike."""
+        key = (config.model, config.objective, config.train.precision, config.train.compile, change)
+        if self.held is not None and self.held[0] == key:
+            return Ours(config, assets, step, self.device, self.held[1])
+        self.held = None
+        self.clear()
+        side = Ours(config, assets, step, self.device, change=change)
+        self.held = (key, side.learner)
+        return side
 
     def timed_steps(self, side: Side) -> Result:
         """Medians over `timed` steps after `warm` ones, the first of which compiles."""

@@ -14,7 +14,10 @@ from jala_ray.batch import Batch
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.source import Sample
+from jala_ray.models.attention import Allowed
+from jala_ray.models.masks import Intervals, Spans
 from jala_ray.parsing import override
+from jala_ray.training.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Remedy:
     values: Mapping[str, Any] = field(default_factory=dict)
     """Dotted settings."""
     batch: Callable[[Batch], Batch] | None = None
+    learner: Callable[[Learner], None] | None = None
+    """What is done to one that is new."""
 
 
 def all_deep(batch: Batch) -> Batch:
@@ -48,13 +53,42 @@ def pairs_apart(batch: Batch) -> Batch:
     )
 
 
+def dense_mask(learner: Learner) -> None:
+    """A mask of all pairs of a row's tokens, to torch's own kernels."""
+    _formed(learner, lambda mask, _: mask.dense())
+
+
+def sample_by_sample(learner: Learner) -> None:
+    """Torch's own kernels, one sample after the other, as on a CPU."""
+
+    def form(mask: Intervals, device: torch.device) -> Spans:
+        made = on_host(mask).spans()
+        return made._replace(masks=[m if m is None else m.to(device) for m in made.masks])
+
+    _formed(learner, form)
+
+
+def on_host(mask: Intervals) -> Intervals:
+    row = None if mask.row is None else on_host(mask.row)
+    return Intervals(mask.lo.cpu(), mask.hi.cpu(), mask.keys, row)
+
+
+def _formed(learner: Learner, form: Callable[[Intervals, torch.device], Allowed]) -> None:
+    backbone: Any = learner.vla.backbone
+    backbone.form = lambda mask, device: form(mask, device) if isinstance(mask, Intervals) else mask
+
+
 REMEDIES = {
+    "intervals": Remedy(learner=dense_mask),
+    "flex": Remedy(learner=sample_by_sample),
     "packing": Remedy({"data.packing": False}),
     "deep_slice": Remedy(batch=all_deep),
     "last_block": Remedy(batch=all_read),
     "shared_frames": Remedy(batch=pairs_apart),
+    "compile": Remedy({"train.compile": "off"}),
+    "kept_activations": Remedy({"model.backbone.gradient_checkpointing": True}),
 }
-"""By name."""
+"""By name. Compiled blocks and FlexAttention are a GPU's: on a CPU nothing changes without them."""
 
 
 def applied(remedy: Remedy, config: RunConfig, assets: Assets, held: list[Sample]) -> tuple[RunConfig, Step]:
@@ -69,4 +103,4 @@ def applied(remedy: Remedy, config: RunConfig, assets: Assets, held: list[Sample
 def without(name: str, ours: Ours, assets: Assets, step: Step) -> Ours:
     """Our step on the same samples, without a remedy."""
     config, step = applied(REMEDIES[name], ours.config, assets, step.held)
-    return Ours(config, assets, step, ours.device)
+    return Ours(config, assets, step, ours.device, change=REMEDIES[name].learner)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -21,12 +22,11 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import step_straightforward as plain
 from benchmarks.step_samples import Step, portable
-from jala_ray.batch import Batch
-from jala_ray.config import RunConfig, VisionSizes
+from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets
 from jala_ray.training.build import build_learner
 from jala_ray.training.device import autocast, to_device
@@ -78,34 +78,62 @@ def plain_name(name: str) -> str:
 
 
 class Ours:
-    """`Pretraining.step` on the product's batches."""
+    """`Pretraining.step` on the product's batches, which arrive as they do there."""
 
     def __init__(
-        self, config: RunConfig, assets: Assets, step: Step, device: torch.device, learner: Learner | None = None
+        self,
+        config: RunConfig,
+        assets: Assets,
+        step: Step,
+        device: torch.device,
+        learner: Learner | None = None,
+        change: Callable[[Learner], None] | None = None,
     ) -> None:
+        """`learner`: one that such a side has made, to go on with; else it is made, and `change` is what is done to it first."""
         self.config, self.device, self.share, self.done = config, device, step.share, 0
-        if learner is None:
+        made = learner
+        if made is None:
             with device:  # weights are drawn where they stay: billions of them take minutes on a CPU
-                learner = build_learner(config, assets).to(device)
-        self.learner = learner.train()
+                made = build_learner(config, assets).to(device)
+            if change is not None:
+                change(made)
+        self.learner = made.train()
         self.task = Pretraining(
             config=config,
             folder="",
             device=device,
-            learner=self.learner,
+            learner=made,
             total_steps=1000,
             assets=assets,
             steps_per_epoch=1000,
-            shares=lambda first: iter(()),
+            shares=lambda first: itertools.repeat(step.share),
             validation={},
         )
         self.task.begin()
+        if learner is None:
+            self.task.settle()
+        self.stream: Any = self.task.stream(0)
 
     def step(self) -> dict[str, float]:
         with seconds(self.device) as taken:
-            self.task.step(self.learner, self.share, self.done)
+            self.task.clock.begin()
+            self.task.step(self.learner, next(self.stream), self.done)
         self.done += 1
         return taken
+
+    @property
+    def needed_flops(self) -> float:
+        """By the product's count, of the last step: no padding, no forbidden pair of tokens, nothing that nobody reads, nothing twice."""
+        return self.task.meters.flops[-1]
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Dense bf16 FLOP/s of the device; None for a CPU and the unknown."""
+        return None if self.task.peak is None else 1e12 * self.task.peak
+
+    def close(self) -> None:
+        """Nothing more is copied ahead."""
+        self.stream.close()
 
     def gradients(self, step: Step) -> tuple[float, dict[str, Tensor]]:
         """A step's loss, and its gradients by the straightforward model's names."""
@@ -287,48 +315,6 @@ def turns(sides: dict[str, Side], count: int) -> dict[str, list[dict[str, float]
         for name, side in sides.items():
             taken[name].append(side.step())
     return taken
-
-
-def needed_flops(ours: Ours) -> float:
-    """What the step needs, counted by hand: no padding, no forbidden pair of tokens, nothing that nobody reads, nothing twice.
-
-    A stand-in for a count of the product's own; perceivers and projector, about 1 %, are left out.
-    """
-    return sum(_batch_flops(ours.learner, ours.learner.objective.taps[-1], batch) for batch in ours.share.micro)
-
-
-def _batch_flops(learner: Learner, tap: int, batch: Batch) -> float:
-    backbone, encoder = learner.vla.backbone, learner.encoder
-    layers, width = backbone.n_layers, backbone.hidden_size
-    block = sum(p.numel() for p in backbone.blocks.parameters() if p.ndim == 2) / layers
-    real = batch.sample >= 0
-    deep = real & (torch.arange(real.shape[1]) < batch.deep[:, None])
-    seen = batch.hi - batch.lo
-    tokens, pairs = (
-        float(tap * f(real) + (layers - tap) * f(deep)) for f in (Tensor.sum, lambda chosen: seen[chosen].sum())
-    )
-    heads = len(batch.scored_at) * learner.vla.motion_head.codes + len(batch.text_at) * backbone.text_vocab_size
-    seeing = len(batch.images) * _tower(backbone.parts()["vision"], backbone.patches, backbone.config.vision)
-    frames = 0 if batch.frames is None else len(batch.frames)
-    reading = frames * _tower(encoder.model, encoder.n_patches, encoder.config.sizes)
-    return 6 * block * tokens + 12 * width * pairs + 6 * width * heads + seeing + reading
-
-
-def _tower(module: nn.Module, patches: int, sizes: VisionSizes) -> float:
-    """A forward pass over one picture."""
-    matrices = sum(p.numel() for p in module.parameters() if p.ndim == 2)
-    return 2.0 * matrices * patches + 4.0 * sizes.hidden * sizes.layers * patches**2
-
-
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "A800": 312e12}
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 FLOP/s of a device; None for a CPU and the unknown."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
 def syncs(run: Callable[[], object]) -> int:
