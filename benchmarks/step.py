@@ -65,9 +65,8 @@ class Settings:
 
 def agree(found: Difference, precision: str) -> None:
     """Raises `SystemExit` where two sides don't compute the same."""
-    print(
-        f"  loss differs by {found.loss:.1e}, gradients by {found.gradient:.1e}, most in {found.name} ({found.worst:.1e})"
-    )
+    gradients = f", gradients by {found.gradient:.1e}, most in {found.name} ({found.worst:.1e})" if found.name else ""
+    print(f"  loss differs by {found.loss:.1e}{gradients}")
     if not (found.loss <= LOSS[precision] and found.worst <= GRADIENT[precision]):
         raise SystemExit(f"expected at most {LOSS[precision]:.0e} and {GRADIENT[precision]:.0e}: the sides differ")
 
@@ -88,16 +87,14 @@ def compare(mix: str, size: str, settings: Settings, older: bool) -> dict[str, A
     print(f"{mix}, {size}: {learned / 1e6:.1f} M parameters learn, {mean:.0f} tokens per sample", flush=True)
     other = Plain(ours, assets, step)
     small = collated(config, assets, step.held[: config.train.micro_batch])
-    first = ours.gradients(small)
-    agree(difference(first, other.gradients(small)), settings.precision)
+    agree(difference(ours, other, small), settings.precision)
     sides: dict[str, Side] = {"ours": ours, "straightforward": other}
     for name in settings.remedies:
         sides[f"without {name}"] = without(name, ours, assets, step)
     with contextlib.ExitStack() as stack:
         if older and (before := _before(ours, assets, step)) is not None:
             sides[COMMIT] = stack.enter_context(before)
-            found = abs(before.ask("check")["loss"] - first[0]) / abs(first[0])
-            agree(Difference(found, 0.0, 0.0, "none, the loss alone"), settings.precision)
+            agree(Difference(abs(before.ask("check")["loss"] / ours.loss(small) - 1)), settings.precision)
         taken = turns(sides, settings.turns)
     clock = CLOCK[settings.device.type]
     seconds = {name: [one[clock] for one in steps] for name, steps in taken.items()}

@@ -129,7 +129,7 @@ class Bench:
         ours = self.made(config, assets, step)
         small = collated(config, assets, step.held[: config.train.micro_batch])
         plain = Plain(ours, assets, small)
-        found = difference(ours.gradients(small), plain.gradients(small))
+        found = difference(ours, plain, small)
         return {"loss": found.loss, "gradients": found.gradient, "worst": found.worst, "worst_of": found.name}
 
     def ours(self, config: RunConfig, step: Step, assets: Assets, remedy: Remedy) -> Result:

@@ -176,6 +176,11 @@ def sample_sums(values: Tensor, rows: Tensor, count: int) -> Tensor:
     return (total / number.clamp(min=1)).sum()
 
 
+def distance(h: Tensor, z: Tensor) -> Tensor:
+    """(M, D) -> (M,)."""
+    return (h - z).abs().mean(-1)
+
+
 class Straightforward(nn.Module):
     """Masked chunk prediction and alignment on InternVL with DINOv3; `forward` gives the sum of the samples' losses."""
 
@@ -254,7 +259,7 @@ class Straightforward(nn.Module):
     def align_loss(self, batch: dict[str, Tensor], hidden: Tensor, pairs: Tensor) -> Tensor:
         row, place = torch.where(batch["pair"] >= 0)
         z = self.lap(pairs)[batch["pair"][row, place], batch["hand"][row, place], batch["k"][row, place]]
-        return sample_sums((hidden[row, place].float() - z.float()).abs().mean(-1), row, len(hidden))
+        return sample_sums(distance(hidden[row, place].float(), z.float()), row, len(hidden))
 
     @torch.no_grad()
     def follow(self) -> None:
