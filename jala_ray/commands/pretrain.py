@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from tyro.conf import AvoidSubcommands, FlagConversionOff, Positional, arg
@@ -38,6 +38,8 @@ class Arguments:
     """For --dry-run: memory of one GPU, GB."""
     gpu_hour_price: float | None = None
     """For --dry-run: price of a GPU-hour, in any currency."""
+    profile: int = 0
+    """Trace so many steps, a few after the start, into the run folder's profile/; as --log.profile."""
     config: Annotated[AvoidSubcommands[FlagConversionOff[RunConfig]], arg(name="")] = field(default=BASE)
 
 
@@ -50,6 +52,8 @@ def parse(words: Sequence[str], prog: str) -> Arguments:
 
 def run(arguments: Arguments) -> int:
     config = arguments.config
+    if arguments.profile:
+        config = replace(config, log=replace(config.log, profile=arguments.profile))
     config.check()
     if arguments.dry_run:
         from jala_ray.training.estimate import report

@@ -186,6 +186,16 @@ class LogConfig:
     """MLflow experiment."""
     waiting_s: float = 60.0
     """A run that waits longer than so many seconds says what for, and again at doubled times."""
+    peak_tflops: float | None = None
+    """Dense bf16 TFLOP/s of a device, of which `mfu` is a share; None: as known by its name."""
+    profile: int = 0
+    """Steps whose trace is written into the run folder, a few after the start; 0: none."""
+
+    def check(self) -> None:
+        """Raises `ConfigError`."""
+        at_least("log.", self, {"waiting_s": 1, "profile": 0})
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ConfigError("log.peak_tflops", self.peak_tflops, "more than 0, or None for what is known")
 
 
 @dataclass(frozen=True)
@@ -224,7 +234,7 @@ class RunConfig:
             raise ConfigError("train.micro_tokens", self.train.micro_tokens, expected)
         self.optim.check()
         at_least("storage.", self.storage, {"patience_s": 0, "lease_s": 1})
-        at_least("log.", self.log, {"waiting_s": 1})
+        self.log.check()
         at_least("cluster.", self.cluster, {"workers": 1, "max_failures": -1})
         at_least("", self, {"seed": 0})
         self.model.backbone.check()

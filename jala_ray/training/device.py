@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import resource
+import sys
 from typing import Any, TypeVar
 
 import torch
@@ -59,3 +61,13 @@ def gather(value: T, world: int) -> list[T]:
     gathered: list[Any] = [None] * world
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most that tensors took of a GPU since this was last asked; on a CPU, the most that the process ever had, Python included."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

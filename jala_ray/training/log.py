@@ -22,9 +22,16 @@ from jala_ray.parsing import to_dict
 from jala_ray.rows import dump_row, load_row
 from jala_ray.storage import StorageOptions
 from jala_ray.training import trackers
+from jala_ray.training.goodput import Goodput
 from jala_ray.training.provenance import provenance
 from jala_ray.training.trackers import Courier
 from jala_ray.types import EFFECTIVE_RANK_WARN, RHO_WARN, ConfigError
+
+BROUGHT = (
+    *("metrics.jsonl", "metrics.cut.jsonl", "errors.jsonl", "errors.cut.jsonl"),
+    *("trackers.json", "environment.json"),
+)
+"""What the local copy of an s3:// folder begins with."""
 
 
 class RunLog:
@@ -52,12 +59,14 @@ class RunLog:
         self.folder = self._held.enter_context(storage.scratch("log")) / "run" if self.remote else Path(run_folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.remote:
-            for name in ("metrics.jsonl", "metrics.cut.jsonl", "errors.jsonl", "errors.cut.jsonl", "trackers.json"):
+            for name in BROUGHT:
                 if storage.exists(storage.join(run_folder, name), options):
                     (self.folder / name).write_bytes(storage.read_bytes(storage.join(run_folder, name), options))
         kept = cut_after(self.folder / "metrics.jsonl", start)
         cut_after(self.folder / "errors.jsonl", start - 1)  # a step counts its errors from 0, a row its steps from 1
         self.attempt = 1 + max((int(row["attempt"]) for row in kept), default=0)
+        lost = read_rows(self.folder / "metrics.cut.jsonl")
+        self.goodput = Goodput(kept, lost, start, first_start(self.folder / "environment.json"))
         # At once, as a run whose settings are half there can't go on.
         storage.write_bytes(self.folder / "config.json", json.dumps(to_dict(config), indent=1).encode())
         self._environment(config)
@@ -86,13 +95,14 @@ class RunLog:
         return found
 
     def _environment(self, config: AnyRun) -> None:
-        facts = environment() | {"seed": config.seed, "attempt": self.attempt}
+        facts = environment() | {"seed": config.seed, "attempt": self.attempt, BEGUN: self.goodput.begun}
         storage.write_bytes(self.folder / "environment.json", json.dumps(facts, indent=1).encode())
 
     def write(self, row: dict[str, Any], errors: list[dict[str, Any]]) -> None:
         """Append one logged step, its quarantined rows, and print the progress line."""
         self.guard()
         row = {"step": row["step"], "attempt": self.attempt, **{k: v for k, v in row.items() if k != "step"}}
+        row["goodput"] = self.goodput.add(row)
         self.metrics.write(dump_row(row) + "\n")
         self.metrics.flush()
         for error in errors:
@@ -138,6 +148,28 @@ class RunLog:
             self.sync()
 
 
+BEGUN = "first_started_s"
+"""Key of environment.json: when the first attempt began, seconds since 1970."""
+
+
+def first_start(environment: Path) -> float | None:
+    """As an earlier attempt has written it down; None before the first one, and for a folder made before it was kept."""
+    try:
+        known = json.loads(environment.read_text())[BEGUN]
+    except (OSError, ValueError, KeyError):
+        return None
+    return float(known)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of NAME.jsonl that are whole."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):  # the process died while writing it
+            rows.append(load_row(line))
+    return rows
+
+
 def cut_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Move the rows after `step` from NAME.jsonl to NAME.cut.jsonl; returns the rows that stay.
 
@@ -177,7 +209,7 @@ def collapse_warnings(row: dict[str, Any]) -> list[str]:
 
 
 def progress_line(row: dict[str, Any], start: int, total: int, elapsed: float) -> str:
-    """step 40/200 | loss 3.21 (mcp 2.90, align 0.61) | 12.3 samples/s | data wait 1 % | ETA 1:23"""
+    """step 40/200 | loss 3.21 (mcp 2.90, align 0.61) | 12.3 samples/s | data wait 1 % | MFU 41 % | 61.2 GB | goodput 97 % | ETA 1:23"""
     step = row["step"]
     terms = [
         f"{k.removeprefix('loss_')} {v:.3f}" for k, v in row.items() if k.startswith("loss_") and isinstance(v, float)
@@ -191,6 +223,12 @@ def progress_line(row: dict[str, Any], start: int, total: int, elapsed: float) -
     if "samples_per_s" in row:
         parts.append(f"{row['samples_per_s']:.1f} samples/s")
         parts.append(f"data wait {100 * row['data_wait']:.0f} %")
+    if row.get("mfu") is not None:
+        parts.append(f"MFU {100 * row['mfu']:.0f} %")
+    if row.get("memory_gb") is not None:
+        parts.append(f"{row['memory_gb']:.1f} GB")
+    if row.get("goodput") is not None:
+        parts.append(f"goodput {100 * row['goodput']:.0f} %")
     if row.get("quarantined"):
         parts.append(f"{row['quarantined']} rows quarantined")
     return " | ".join([*parts, f"ETA {minutes}:{seconds:02d}"])

@@ -19,12 +19,16 @@ from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.share import StepShare
 from jala_ray.data.sampling.plan import rows_digest
 from jala_ray.training import checkpoint
+from jala_ray.training.ahead import Arriving, ahead
 from jala_ray.training.checkpoint import Position
-from jala_ray.training.device import HostCopy, autocast, gather, no_sync, reduce_sum, to_device
+from jala_ray.training.costs import RankCosts, figures
+from jala_ray.training.device import HostCopy, autocast, gather, no_sync, peak_memory_gb, reduce_sum
 from jala_ray.training.evaluating import Moment
+from jala_ray.training.flops import Prices, Workload, peak_tflops
 from jala_ray.training.learner import Learner, means
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from jala_ray.training.task import Row, TrainingTask, Window
+from jala_ray.training.watch import waiting_for
 
 
 @dataclass
@@ -40,6 +44,8 @@ class Meters:
     """The same of the rows set aside."""
     empty_steps: int = 0
     """Steps in which no rank had a row to train on."""
+    flops: list[float] = field(default_factory=list)
+    """Needed by this rank's share, by step."""
 
     def count(self, share: StepShare, epoch: int) -> None:
         self.errors += share.errors
@@ -97,6 +103,7 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
     def begin(self) -> None:
         self.optimizer = build_optimizer(self.learner, self.config.optim)
         self.samples = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.prices, self.peak = Prices.of(self.learner), peak_tflops(self.device, self.config.log.peak_tflops)
 
     def take_over(self, folder: Path) -> None:
         begun = checkpoint.take_over(self.learner, folder, self.config, self.assets)
@@ -118,51 +125,72 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
                 self.held_out[domain] += share.micro
                 self.meters.errors += [error | {"split": "val"} for error in share.errors]
 
-    def stream(self, first: int) -> Iterator[StepShare]:
-        return self.shares(first)
+    def stream(self, first: int) -> Iterator[Arriving]:
+        return ahead(self.shares(first), self.device)
 
-    def step(self, model: nn.Module, share: StepShare, step: int) -> None:
+    def step(self, model: nn.Module, share: Arriving, step: int) -> None:
         """Raises `UserError`, at the first step, for a batch that lacks what the objective needs."""
-        config, objective = self.config, self.learner.objective
+        config, objective, host = self.config, self.learner.objective, share.host
         if self.batch is None:
-            self.learner.check_columns(share.micro[0])
-        self.meters.count(share, step // self.steps_per_epoch)
+            self.learner.check_columns(host.micro[0])
+        self.meters.count(host, step // self.steps_per_epoch)
+        self.meters.flops.append(sum(self.prices.needs(Workload.of(batch)).total for batch in host.micro))
 
         # The step's loss is the sum over real sequences divided by their number over all ranks and micro-batches.
-        micro = [to_device(batch, self.device) for batch in share.micro]
-        real = reduce_sum(torch.stack([batch.weight.sum() for batch in micro]).sum(), self.world)
+        own = torch.stack([batch.weight.sum() for batch in host.micro]).sum()
+        with waiting_for("the other ranks to have their data"):
+            real = reduce_sum(torch.full((), float(own), dtype=own.dtype, device=self.device), self.world)
         scale = self.world / real.clamp(min=1.0)
         count = HostCopy(real)
+        self.clock.lap("data")
+        micro = share.batches()
+        self.clock.lap("copy")
+
         objective.before_step(step / self.total_steps)
         set_lr(self.optimizer, config.optim.lr * lr_factor(step, self.total_steps, config.optim.warmup))
         for i, batch in enumerate(micro):
             last = i == len(micro) - 1
-            with no_sync(model, not last), autocast(self.device, config.train.precision):
-                out = model(batch)
             with no_sync(model, not last):
-                (out.loss * scale).backward()
-            self.meters.add(out.sums)
-        self.norm = clip_gradients(self.learner, config.optim.clip)
-        if count.item():
+                self.passes(model, batch, scale, f"micro-batch {i + 1} of {len(micro)}", last)
+        with waiting_for("the device, and the optimizer"):
+            self.update(bool(count.item()))
+        self.samples += real.long()
+        self.batch = micro[0]
+        self.clock.lap("optimizer")
+
+    def passes(self, model: nn.Module, batch: Batch, scale: Tensor, name: str, last: bool) -> None:
+        """One micro-batch forward and backward: its gradients are added, over all ranks in the step's last, and its sums counted."""
+        with waiting_for(f"the forward pass of {name}"), autocast(self.device, self.config.train.precision):
+            out = model(batch)
+        self.clock.lap("forward")
+        with waiting_for(f"the backward pass of {name}" + (", and the sum over ranks" if last else "")):
+            (out.loss * scale).backward()
+        self.clock.lap("backward")
+        self.meters.add(out.sums)
+
+    def update(self, any_row: bool) -> None:
+        """Move the weights by the step's gradients, which are gone then."""
+        self.norm = clip_gradients(self.learner, self.config.optim.clip)
+        if any_row:
             self.optimizer.step()
-            objective.after_step()
+            self.learner.objective.after_step()
         else:  # momentum and weight decay would move weights that no row asked to move
             self.meters.empty_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
-        self.samples += real.long()
-        self.batch = micro[0]
 
     def row(self, window: Window, done: int) -> tuple[Row, list[Row]]:
         meters, self.meters = self.meters, Meters()
-        elapsed, position = window.seconds, self.position(done)
-        extra = {"wait": window.wait_s, "busy": elapsed, "rows": meters.rows}
+        costs = RankCosts(meters.flops, window.parts, window.other_s, peak_memory_gb(self.device))
+        extra = {"wait": window.wait_s, "busy": window.seconds, "rows": meters.rows}
         sums = self._total(meters.sums | {name: torch.tensor(float(value)) for name, value in extra.items()})
-        seconds = sums["busy"] / self.world
-        errors = [error for part in gather(meters.errors, self.world) for error in part]
+        seconds, position = sums["busy"] / self.world, self.position(done)
+        everyone = gather((meters.errors, costs), self.world)
+        errors = [error for part, _ in everyone for error in part]
         row: Row = {**vars(position), **means(sums), "loss": sums["loss"] / max(sums["samples"], 1.0)}
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": float(self.norm)}
         row |= {"data_wait": sums["wait"] / sums["busy"], "step_s": seconds / window.steps}
         row |= {f"{n}_per_s": sums[n] / seconds for n in ("samples", "chunks", "tokens")}
+        row |= figures([costs for _, costs in everyone], seconds, self.peak)
         row["padding"] = 1.0 - sums["tokens"] / sums["slots"]
         digests = [_wrapped(meters.digest), _wrapped(meters.quarantined_digest)]
         digests = reduce_sum(torch.tensor(digests, device=self.device), self.world).tolist()

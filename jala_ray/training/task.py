@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -15,6 +16,7 @@ from torch import nn
 from jala_ray.config import AnyRun
 from jala_ray.config.evaluators import Evaluator
 from jala_ray.storage import StorageOptions
+from jala_ray.training.clock import Clock, Parts
 from jala_ray.training.evaluating import Moment
 from jala_ray.training.lease import Lease
 from jala_ray.training.setup import storage_options
@@ -31,11 +33,27 @@ class Window:
     steps: int = 0
     wait_s: float = 0.0
     """Spent waiting for data."""
+    other_s: float = 0.0
+    """Between its first step and the row before: evaluations, a checkpoint."""
     started: float = field(default_factory=time.perf_counter)
+    ended: float | None = None
+    """None while it goes on."""
+    parts: list[Parts] = field(default_factory=list)
+    """Seconds of each of its steps by part, once it is over."""
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.started
+        return (time.perf_counter() if self.ended is None else self.ended) - self.started
+
+    def close(self, clock: Clock) -> None:
+        """Its steps are over, on the device too; what comes now is the next window's `other_s`."""
+        self.parts = clock.read()
+        self.ended = time.perf_counter()
+
+    def after(self) -> Window:
+        """The next window, which begins now."""
+        now = time.perf_counter()
+        return Window(other_s=now - (self.ended or now), started=now)
 
 
 @dataclass(kw_only=True)
@@ -59,6 +77,11 @@ class TrainingTask(ABC, Generic[Config, Model]):
     """What holds the run folder for this attempt: asked on rank 0 before anything is written there."""
     wrap: Callable[[nn.Module], nn.Module] | None = None
     """DDP, where there are several ranks."""
+
+    @cached_property
+    def clock(self) -> Clock:
+        """Tells the parts of a step: the trainer the data, `step` what comes after."""
+        return Clock(self.device)
 
     # --- settings ----------------------------------------------------------------------------------------------------
 
@@ -113,7 +136,7 @@ class TrainingTask(ABC, Generic[Config, Model]):
 
     @abstractmethod
     def stream(self, first: int) -> Iterator[Any]:
-        """This rank's shares of the steps from `first` on."""
+        """This rank's shares of the steps from `first` on. Where it can be closed, the trainer does."""
 
     @abstractmethod
     def step(self, model: nn.Module, share: Any, step: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from jala_ray import storage
@@ -13,6 +15,7 @@ from jala_ray.training.evaluating import Evaluations
 from jala_ray.training.lease import guard
 from jala_ray.training.log import RunLog
 from jala_ray.training.task import Row, TrainingTask, Window
+from jala_ray.training.trace import traced
 from jala_ray.training.watch import waiting_for
 from jala_ray.types import UserError
 
@@ -56,47 +59,65 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
     task.settle()
     model = task.wrap(task.learner) if task.wrap is not None else task.learner
     evaluations, faults = Evaluations(task.evaluators()), ErrorBudget(task.error_limit)
-    window, row = Window(), Row()
     with waiting_for("the held-out rows"):
         task.read_held_out()
-
     model.train()
-    stream = task.stream(start)
-    for step in range(start, task.total_steps):
-        waited = time.perf_counter()
-        with waiting_for(f"the data of step {step + 1}"):
-            share = next(stream)
-        window.wait_s += time.perf_counter() - waited
-        window.steps += 1
-        with waiting_for(f"step {step + 1}, computed by all ranks"):
-            task.step(model, share, step)
+    window, row = Window(), Row()
+    with closed(task.stream(start)) as stream, traced(task, start) as step_is_over:
+        for step in range(start, task.total_steps):
+            task.clock.begin()
+            waited = time.perf_counter()
+            with waiting_for(f"the data of step {step + 1}"):
+                share = next(stream)
+            window.wait_s += time.perf_counter() - waited
+            window.steps += 1
+            task.clock.lap("data")
+            with waiting_for(f"step {step + 1}, computed by all ranks"):
+                task.step(model, share, step)
+            step_is_over()
 
-        # --- metrics, evaluations, checkpoint ------------------------------------------------------------------------
-        done = step + 1
-        final = done == task.total_steps
-        due = evaluations.due(done, final)
-        saves = final or done % task.checkpoint_every == 0
-        if not (due or saves or done % task.log_every == 0):
-            continue
-        with waiting_for(f"the other ranks' metrics of step {done}"):
-            row, errors = task.row(window, done)
-        if finite(row):  # else evaluations would fail first, and hide why
-            row |= evaluations.measure(due, task.moment(done))
-        if log is not None:
-            log.write(row, errors)
-        faults.check(row)
-        refuse_divergence(row, task.lr_setting)
-        if saves:
-            address = history.address(task.folder, done)
+            # --- metrics, evaluations, checkpoint --------------------------------------------------------------------
+            done = step + 1
+            final = done == task.total_steps
+            due = evaluations.due(done, final)
+            saves = final or done % task.checkpoint_every == 0
+            if not (due or saves or done % task.log_every == 0):
+                continue
+            with waiting_for(f"the device to end step {done}"):
+                window.close(task.clock)
+            with waiting_for(f"the other ranks' metrics of step {done}"):
+                row, errors = task.row(window, done)
+            if finite(row):  # else evaluations would fail first, and hide why
+                row |= evaluations.measure(due, task.moment(done))
             if log is not None:
-                with waiting_for(f"checkpoint {address} to be saved"):
-                    log.sync()
-                    write_checkpoint(address, task, done)
-            if task.committed is not None:
-                with waiting_for(f"rank 0 to save checkpoint {address}, and Ray to hear of it"):
-                    task.committed(row, address)
-        window = Window()
+                log.write(row, errors)
+            faults.check(row)
+            refuse_divergence(row, task.lr_setting)
+            if saves:
+                save(task, row, done, log)
+            window = window.after()
     return task.finish(row)
+
+
+@contextlib.contextmanager
+def closed(stream: Iterator[Any]) -> Iterator[Iterator[Any]]:
+    """However it ends: what reads ahead of it ends too."""
+    with contextlib.ExitStack() as closing:
+        if (close := getattr(stream, "close", None)) is not None:
+            closing.callback(close)
+        yield stream
+
+
+def save(task: TrainingTask[Any, Any], row: Row, done: int, log: RunLog | None) -> None:
+    """Rank 0 writes the checkpoint after `done` steps; every rank hears of it when it is there."""
+    address = history.address(task.folder, done)
+    if log is not None:
+        with waiting_for(f"checkpoint {address} to be saved"):
+            log.sync()
+            write_checkpoint(address, task, done)
+    if task.committed is not None:
+        with waiting_for(f"rank 0 to save checkpoint {address}, and Ray to hear of it"):
+            task.committed(row, address)
 
 
 def write_checkpoint(address: str, task: TrainingTask[Any, Any], done: int) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.run import COSTS
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {"adapter": 1, "backbone": 2, "encoder": 1, "metric": 1, "objective": 2, "signal": 3, "task": 1}
 """New files of each, at most."""
@@ -117,7 +119,7 @@ def robots(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def steps_of(run: Path) -> list[dict[str, object]]:
     """Rows of metrics without clocks and attempts."""
-    clocks = ("attempt", "time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "tokens_per_s")
+    clocks = {"attempt", "time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "tokens_per_s", *COSTS}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in clocks} for row in rows]
 

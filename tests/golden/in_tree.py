@@ -26,8 +26,12 @@ from .inputs import CACHES, arguments, make_all, make_tokenizer, make_world
 from .recording import recording
 from .runs import RUNS, SHARED, GoldenRun
 
-TIMES = ("time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "tokens_per_s", "started", "attempt")
-"""Of a metrics row: what no two runs have in common."""
+TIMES = (
+    *("time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "tokens_per_s", "started", "attempt"),
+    *("tflops_per_s", "mfu", "memory_gb", "rank_balance", "straggler", "goodput"),
+    *(f"step_s/{part}" for part in ("data", "copy", "forward", "backward", "optimizer", "other")),
+)
+"""Of a metrics row: what no two runs have in common, and what a step cost, which older trees don't tell."""
 REASONED = ("clip_id", "step", "epoch", "plan_row", "field", "split")
 """Of a quarantined row: all but the words of its reason."""
 

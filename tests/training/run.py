@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,11 +17,14 @@ from jala_ray.config import RunConfig
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
 from jala_ray.data.sampling.plan import Plan
 from jala_ray.training import history, setup
+from jala_ray.training.costs import PARTS
 from jala_ray.training.ddp import distributed
 from jala_ray.training.pretraining import Pretraining
 from jala_ray.training.trainer import train
 from tests.support import MIXED, Kind, MemorySource, OpenMemory, by_number, make_assets, make_learner, small
 
+COSTS = {"tflops_per_s", "mfu", "memory_gb", "straggler", "goodput", *(f"step_s/{part}" for part in PARTS)}
+"""Columns that no two runs have in common."""
 HELD_OUT = {"lab": 6, "wild": 3}
 
 
@@ -89,4 +94,28 @@ def one_of_two(rank: int, root: str, kinds: Sequence[Kind]) -> None:
     run = make_run(config, kinds=kinds, rows=len(kinds), shuffle=False, rank=rank, world=2)
     train(run)
     torch.save(run.learner.state_dict(), f"{root}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def stalling(rank: int, root: str, patience_s: float, stall_s: float) -> None:
+    """Entry of a spawned process: rank 1 of 2 stands still in the forward pass of the second step's second micro-batch. What a rank says
+    goes into `said{rank}`.
+    """
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{root}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=600))
+    config = run_config(Path(root), train__steps=2, train__batch=8, log__waiting_s=patience_s)
+    run = make_run(config, rank=rank, world=2)
+    passes, whole = 0, run.learner.objective.loss
+
+    def loss(*given: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if rank == 1 and passes == 4:
+            time.sleep(stall_s)
+        return whole(*given)
+
+    run.learner.objective.loss = loss  # type: ignore[method-assign]
+    with open(f"{root}/said{rank}", "w") as said, contextlib.redirect_stdout(said):
+        train(run)
     dist.destroy_process_group()

@@ -29,9 +29,9 @@ from jala_ray.training.setup import storage_options as options_of
 from jala_ray.training.trainer import train
 from jala_ray.types import CheckpointError, DamagedCheckpoint, StorageError, UserError
 from tests.support import A, Kind, L, U
-from tests.training.run import make_run, one_of_two, run_config
+from tests.training.run import COSTS, make_run, one_of_two, run_config
 
-TIMES = {"time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "tokens_per_s", "attempt"}
+TIMES = {"time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "tokens_per_s", "attempt", *COSTS}
 
 
 def rows(folder: str) -> list[dict]:

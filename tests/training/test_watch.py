@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -10,7 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch.multiprocessing as mp
+
 from jala_ray.training.watch import Reminders, Watch, pause
+from tests.training.run import stalling
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 0.24
@@ -109,3 +114,16 @@ assert "ray" not in sys.modules and "torch" not in sys.modules
     for what in ("the parent's", "the data of step 7"):
         assert any(line.startswith("rank 3 of 8 has waited") and what in line for line in told), told
     assert not any("the data of step 7" in line and "the parent's" in line for line in told)
+
+
+def test_a_step_that_hangs_names_rank_and_place(tmp_path: Path) -> None:
+    """Rank 1 stands still in a forward pass, so that rank 0 waits for it where gradients are added; the row tells it as well."""
+    mp.spawn(stalling, args=(str(tmp_path), 1.0, 4.0), nprocs=2)
+    waits, stands = ((tmp_path / f"said{rank}").read_text() for rank in (0, 1))
+    began = r"rank {} of 2 has waited \d+ s for step 2, computed by all ranks \(since [\d:]+\), now for "
+    assert re.search(began.format(0) + "the backward pass of micro-batch 2 of 2, and the sum over ranks", waits), waits
+    assert re.search(began.format(1) + "the forward pass of micro-batch 2 of 2", stands), stands
+    assert "goes on after" in waits and "goes on after" in stands
+    row = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert 1.5 < row["straggler"] <= 2.0 and 1.0 <= row["rank_balance"] < 1.5, "it was slow, with as much to do"
+    assert row["step_s/forward"] > 2.0 and row["step_s/backward"] > 1.5

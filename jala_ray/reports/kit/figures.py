@@ -7,7 +7,7 @@ dark.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,9 @@ from jala_ray.reports.kit.html import Html, el
 
 MAX_POINTS = 1500
 """Points kept a line; longer runs are thinned for the page (headline numbers use every row)."""
+
+MAX_BARS = 40
+"""Stacked bars of a chart."""
 
 Point = tuple[int, float]
 FAINT = 0.28
@@ -146,6 +149,31 @@ def bars(groups: dict[str, dict[str, float]], over: str, percent: bool = False, 
         "yaxis": axis,
         "xaxis": {"type": "category", "title": {"text": over}, "nticks": 0},
         "showlegend": len(groups) > 1,
+    }
+    return {"data": data, "layout": layout, "loggable": False}
+
+
+def stacked(parts: Mapping[str, Sequence[Point]], colors: Mapping[str, str], over: str, unit: str) -> dict:
+    """Bars over steps, each of the parts {legend name: points} one on another: thinned to means of `MAX_BARS` equal stretches."""
+    data = []
+    for name, line in parts.items():
+        stretches = np.array_split(np.arange(len(line)), min(MAX_BARS, len(line)))
+        data.append(
+            {
+                "type": "bar",
+                "name": name,
+                "x": [line[stretch[-1]][0] for stretch in stretches],
+                "y": [_short(float(np.mean([line[i][1] for i in stretch]))) for stretch in stretches],
+                "marker": {"color": colors[name]},
+            }
+        )
+    layout = {
+        "barmode": "stack",
+        "bargap": 0.15,
+        "yaxis": {"rangemode": "tozero", "title": {"text": unit, "standoff": 6, "font": {"size": 11}}},
+        "xaxis": {"title": {"text": over}},
+        "legend": {"traceorder": "normal"},
+        "showlegend": True,
     }
     return {"data": data, "layout": layout, "loggable": False}
 

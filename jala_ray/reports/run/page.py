@@ -21,7 +21,7 @@ from jala_ray.reports.kit.figures import Charts
 from jala_ray.reports.kit.findings import Finding, counted, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import absent, badge, clock, number, percent, tile
-from jala_ray.reports.run import evaluations, quality, reconstructions, sections
+from jala_ray.reports.run import cost, evaluations, quality, reconstructions, sections
 from jala_ray.reports.run.folder import RunFolder, read_json, read_metrics, read_run
 from jala_ray.reports.warnings import matched_pairs, training_findings
 from jala_ray.types import JalaError
@@ -64,6 +64,7 @@ def write_pretrain_report(
         loss_tile(run, "loss_align", "Alignment"),
         loss_tile(run, "loss_text", "Description text"),
         *speed_tiles(run),
+        *cost.tiles(run),
         tile("rho", number(rho, 3), f"warns below {sections.RHO_WARN}", sections.rho_badge(rho, doubtful)),
         tile(
             "Effective rank of z",
@@ -79,6 +80,7 @@ def write_pretrain_report(
         ("monitors", "Collapse monitors", sections.monitors(run, charts)),
         ("frames", "Sample frames", sections.frames(*sampled(manifest))),
         ("throughput", "Throughput", sections.throughput(run, charts)),
+        *costs(run, charts),
         ("optimisation", "Optimisation", sections.optimisation(run, charts)),
         ("tokenizer", "Motion tokenizer", quality.section(measured, why, charts)),
         *tail(run, charts),
@@ -106,6 +108,7 @@ def write_tokenizer_report(
         ("reconstructions", "Reconstructions", reconstructions.section((drawn or {}).get("examples"))),
         ("frames", "Sample frames", sections.frames(*sampled(manifest))),
         ("throughput", "Throughput", sections.throughput(run, charts)),
+        *costs(run, charts),
         ("optimisation", "Optimisation", sections.optimisation(run, charts)),
         *tail(run, charts),
     ]
@@ -132,6 +135,12 @@ def sampled(manifest: Manifest | str | Path | None) -> tuple[list[DrawnClip] | N
     from jala_ray.reports.kit.overlay import sample_frames
 
     return sample_frames(manifest if isinstance(manifest, Manifest) else Manifest(manifest)), ""
+
+
+def costs(run: RunFolder, charts: Charts) -> list[tuple[str, str, Html]]:
+    """Of runs whose rows tell them."""
+    found = cost.section(run, charts)
+    return [] if found is None else [("cost", "What a step costs", found)]
 
 
 def tail(run: RunFolder, charts: Charts) -> list[tuple[str, str, Html]]:

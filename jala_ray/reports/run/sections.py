@@ -25,6 +25,7 @@ from jala_ray.reports.kit.widgets import (
     table,
     tree,
 )
+from jala_ray.reports.run import cost
 from jala_ray.reports.run.folder import RunFolder
 from jala_ray.types import EFFECTIVE_RANK_WARN as RANK_WARN
 from jala_ray.types import RHO_WARN
@@ -60,6 +61,7 @@ _DOMAINS = "|".join(DOMAIN_NAMES)
 VAL_KEY = re.compile(rf"val/({_DOMAINS})/(.+)")
 DRAWN_ELSEWHERE = re.compile(
     r"step|epoch|samples|total_steps|time_s|attempt|loss.*|mcp_accuracy|lr|grad_norm|samples_per_s|chunks_per_s|tokens_per_s|data_wait|step_s"
+    rf"|{cost.KEYS.pattern}"
     rf"|val/({_DOMAINS})/.+|eval/.+|monitor/(rho|effective_rank_[zh]|spread_[zh]|cos_(matched|shuffled))"
 )
 
