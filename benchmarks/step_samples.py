@@ -54,7 +54,7 @@ class Mix:
 
 MIXES = {
     "one_chunk": Mix(547, (1,), (1,)),
-    "short": Mix(1118, (2, 3, 2, 6, 2, 5, 1, 3, 9, 2, 2), (6, 6, 2, 10)),  # videos alone are slowed to half their speed
+    "short": Mix(1118, (2, 3, 2, 4, 3, 5, 1, 3, 9, 2, 2), (6, 6, 2, 10)),  # videos alone are slowed to half their speed
     "ten": Mix(2390, (10,), (10,)),
 }
 

@@ -31,7 +31,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, allowed: Allowed, scale
     ]:  # keys and values are tied to the result all the same: every parameter has a gradient on every rank
         return query + key[:, :, :0].sum() + value[:, :, :0].sum()
     if isinstance(allowed, Spans):
-        return within(query, key, value, allowed, scale)
+        return _uncompiled(query, key, value, allowed, scale)
     if isinstance(allowed, BlockMask):
         return kernel(query)(query, key, value, block_mask=allowed, scale=scale, enable_gqa=True)
     return F.scaled_dot_product_attention(query, key, value, allowed, scale=scale, enable_gqa=True)
@@ -44,7 +44,6 @@ def attend(
     return attention(query, key, value, attention_mask, scaling).transpose(1, 2), None
 
 
-@torch.compiler.disable
 def within(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float | None) -> Tensor:
     """Each sample's attention to itself: query (1, H, Q, d), key and value (1, Hkv, keys, d) -> (1, H, Q, d)."""
     parts: Any = (query.split(spans.queries, 2), key.split(spans.keys, 2), value.split(spans.keys, 2))
@@ -54,6 +53,9 @@ def within(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float
         if q.shape[2]
     ]
     return torch.cat(seen, 2)
+
+
+_uncompiled: Any = torch.compiler.disable(within)
 
 
 def kernel(query: Tensor) -> Any:

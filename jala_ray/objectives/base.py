@@ -97,6 +97,11 @@ class Objective(nn.Module):
         return {}
 
 
+def full(values: Tensor) -> Tensor:
+    """In float32 at least: no loss is computed in halves."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def sample_mean(values: Tensor, sample: Tensor, n_samples: int) -> tuple[Tensor, Tensor]:
     """Values (M,) at positions of samples (M,) -> their mean a sample (S,), 0 where there are none; and which have any."""
     total = values.new_zeros(n_samples).index_add(0, sample, values)
@@ -107,7 +112,7 @@ def sample_mean(values: Tensor, sample: Tensor, n_samples: int) -> tuple[Tensor,
 def text_loss(vla: VLA, batch: Batch, out: Out) -> tuple[Tensor, Tensor]:
     """Next-token cross-entropy on the answers of description samples, through the language head: (S,) mean, (S,) has."""
     at = batch.text_at
-    logits = vla.backbone.lm_logits(out.final_at(at)).float()
+    logits = full(vla.backbone.lm_logits(out.final_at(at)))
     loss = nn.functional.cross_entropy(logits, rows_at(batch.text_target, at), reduction="none")
     return sample_mean(loss, rows_at(batch.sample, at), len(batch.weight))
 
@@ -119,7 +124,7 @@ def code_loss(vla: VLA, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor, d
     """
     at = batch.scored_at
     target, sample = rows_at(batch.target, at), rows_at(batch.sample, at)
-    logits = vla.motion_logits(hidden, rows_at(batch.k, at)).float()
+    logits = full(vla.motion_logits(hidden, rows_at(batch.k, at)))
     loss = nn.functional.cross_entropy(logits, target, reduction="none")
     real = batch.weight[sample] > 0
     correct = (logits.argmax(-1) == target) & real

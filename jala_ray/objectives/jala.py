@@ -13,7 +13,7 @@ from jala_ray.config import AlignConfig, JalaConfig
 from jala_ray.config.checking import check_layer
 from jala_ray.models.perceiver import Perceiver, decoupled_ema, teacher_ema
 from jala_ray.models.vla import VLA, Out
-from jala_ray.objectives.base import Features, Losses, Objective, code_loss, sample_mean, text_loss
+from jala_ray.objectives.base import Features, Losses, Objective, code_loss, full, sample_mean, text_loss
 from jala_ray.objectives.monitors import alignment_monitors
 
 
@@ -95,8 +95,8 @@ class Jala(Objective):
         if self.lap is not None:
             assert features is not None
             at = batch.pair_at
-            h = self.compared(rows_at(out.hidden[self.config.align.layer], at)).float()
-            z = gather_latents(self.targets(features), rows_at(batch.pair, at), batch, at).float()
+            h = full(self.compared(rows_at(out.hidden[self.config.align.layer], at)))
+            z = full(gather_latents(self.targets(features), rows_at(batch.pair, at), batch, at))
             distance = DISTANCES[self.config.align.distance](h, z)
             align, has_align = sample_mean(distance, rows_at(batch.sample, at), len(batch.weight))
             losses.terms["align"], losses.has["align"] = align, has_align

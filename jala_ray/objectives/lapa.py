@@ -18,7 +18,7 @@ from jala_ray.batch import Batch, rows_at
 from jala_ray.config import LapaActionsConfig, LapaCodesConfig, LatentActionConfig, PerceiverConfig
 from jala_ray.models.perceiver import Perceiver, PerceiverLayer, patch_positions
 from jala_ray.models.vla import VLA, MotionHead, Out
-from jala_ray.objectives.base import Features, Losses, Objective, sample_mean, text_loss
+from jala_ray.objectives.base import Features, Losses, Objective, full, sample_mean, text_loss
 from jala_ray.types import ConfigError
 
 RARE = 0.1
@@ -27,7 +27,7 @@ RARE = 0.1
 
 def normalised(features: Tensor) -> Tensor:
     """Every patch's features (..., Dv) with mean 0 and variance 1, so that the loss has one scale for every encoder."""
-    features = features.float()
+    features = full(features)
     return F.layer_norm(features, features.shape[-1:])
 
 
@@ -121,7 +121,7 @@ class LatentActions(nn.Module):
 
     def latents(self, pairs: Tensor) -> Tensor:
         """Normalised features of pairs (C, 2, P, Dv) -> (C, M, W), in fp32."""
-        return rearrange(self.inverse(pairs), "c half m w -> c m (half w)").float()
+        return full(rearrange(self.inverse(pairs), "c half m w -> c m (half w)"))
 
     def forward(self, pairs: Tensor) -> Tensor:
         """Normalised features of pairs (C, 2, P, Dv) -> codes (C, M)."""
@@ -148,7 +148,7 @@ class ForwardModel(nn.Module):
         codes = self.read(vectors) + self.code_embedding
         for layer in self.layers:
             patches = layer(patches, codes)
-        return first + self.out(self.norm(patches)).float()
+        return first + full(self.out(self.norm(patches)))
 
 
 class LapaActions(Objective):
@@ -259,7 +259,7 @@ class LapaCodes(Objective):
         book = rows_at(batch.k, at) * self.tokens // self.chunk_tokens
         with torch.no_grad():
             codes = self.actions(normalised(features.pairs))
-        return self.head(out.final_at(at), book).float(), codes[rows_at(batch.pair, at), book], at, book
+        return full(self.head(out.final_at(at), book)), codes[rows_at(batch.pair, at), book], at, book
 
     def term_weights(self) -> dict[str, float]:
         return {"codes": 1.0, "text": 1.0}

@@ -35,10 +35,11 @@ def made(preset: str, **values: Any) -> tuple[RunConfig, Learner, list[Batch]]:
     return config, make_learner(config, assets), [make_batch([sample]) for sample in laid]
 
 
-def dense(work: Workload) -> Workload:
-    """As it is executed where every token runs through every block, and every query sees its whole sample."""
-    every, square = work.tokens, work.tokens**2
-    return replace(work, deep=every, read=every, seen=square, deep_seen=square, read_seen=square)
+def executed(batch: Batch) -> Workload:
+    """As it is on a CPU, where every query meets its whole sample, and a sample stands for a deep one where none is read."""
+    work, deep = Workload.of(batch), int(batch.deep)
+    length = work.tokens
+    return replace(work, deep=deep, seen=length**2, deep_seen=deep * length, read_seen=work.read * length)
 
 
 def counted(learner: Learner, batch: Batch) -> Flops:
@@ -53,7 +54,7 @@ def counted(learner: Learner, batch: Batch) -> Flops:
 def test_needed_flops_are_those_that_torch_counts(preset: str) -> None:
     _, learner, batches = made(preset)
     prices = Prices.of(learner)
-    told = sum((prices.needs(dense(Workload.of(batch))) for batch in batches), Flops())
+    told = sum((prices.needs(executed(batch)) for batch in batches), Flops())
     found = sum((counted(learner, batch) for batch in batches), Flops())
     assert told.forward == pytest.approx(found.forward, rel=0.02)
     assert told.backward == pytest.approx(found.backward, rel=0.02)
@@ -62,7 +63,7 @@ def test_needed_flops_are_those_that_torch_counts(preset: str) -> None:
 @pytest.mark.parametrize("preset", ["tiny", "tiny_qwen"])
 def test_a_tower_that_learns_costs_its_backward_pass(preset: str) -> None:
     _, learner, batches = made(preset, model__backbone__freeze_vision=False)
-    told, found = Prices.of(learner).needs(dense(Workload.of(batches[0]))), counted(learner, batches[0])
+    told, found = Prices.of(learner).needs(executed(batches[0])), counted(learner, batches[0])
     assert told.total == pytest.approx(found.total, rel=0.02)
     assert Prices.of(learner).picture.backward > 5 * Prices.of(made(preset)[1]).picture.backward
 
