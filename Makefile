@@ -4,12 +4,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 SITE := .venv-docs
 NEWEST := .venv-newest
+EIGHT := .venv-8bit
 UV := $(shell sed -n "s/^\(uv==[0-9.]*\).*/\1/p" requirements.lock)
 export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE ?= 0
 
-.PHONY: demo test test-all golden golden-speed chaos docs lint lint-newest format setup lock clean
+.PHONY: demo test test-all test-8bit golden golden-speed chaos docs lint lint-newest format setup lock clean
 
 demo: $(READY) ## synthetic videos -> motion tokenizer -> JALA checkpoint and report, through a Ray head of its own
 	$(BIN)/python jobs/demo.py
@@ -19,6 +20,11 @@ test: $(READY) ## everything but the slow tests
 
 test-all: $(READY)
 	$(BIN)/pytest
+
+test-8bit: $(READY) ## those of `optim.states 8bit`, with torchao laid beside the environment; `make test` skips them
+	test -d $(EIGHT) || $(BIN)/uv pip install --quiet --python $(BIN)/python --target $(EIGHT) --no-deps \
+		"$$(sed -n 's/^8bit = \["\([^"]*\)".*/\1/p' pyproject.toml)"
+	PYTHONPATH=$(EIGHT) $(BIN)/pytest tests/training/test_states.py
 
 golden: $(READY) ## twenty steps of six runs here and in the commit of tests/golden/BASE, equal bit for bit (docs/golden.md)
 	$(BIN)/python -m tests.golden $(if $(BASE),--base $(BASE))
@@ -67,4 +73,4 @@ lock: ## write requirements.lock anew from pyproject.toml: one version of a pack
 		--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o requirements.lock
 
 clean:
-	rm -rf .venv $(SITE) $(NEWEST) # runs/ holds results and stays
+	rm -rf .venv $(SITE) $(NEWEST) $(EIGHT) # runs/ holds results and stays

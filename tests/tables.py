@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,14 +21,18 @@ SMALLEST = "OpenGVLab/InternVL3-1B-hf"
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("README.md", "docs/guides/evaluate.md", "docs/guides/hardware.md", "docs/guides/own_data.md")
 SAVING = {"train.micro_batch": 2, "train.micro_tokens": 4096, "model.backbone.gradient_checkpointing": True}
+ALONE = {"cluster.workers": 1}
+LORA = {"model.backbone.gradient_checkpointing": True, "model.backbone.lora.rank": 64}
 MACHINES = (
-    ("8 x 80 GB", 80, 400, {}),
-    ("8 x 48 GB", 48, 150, SAVING),
-    ("1 x 80 GB", 80, 400, {"cluster.workers": 1}),
-    ("1 x 48 GB", 48, 150, {"cluster.workers": 1} | SAVING),
-    ("1 x 24 GB", 24, 80, {"cluster.workers": 1, "model.backbone.pretrained": SMALLEST} | SAVING),
+    ("8 x 80 GB", 80, 400, "jala", {}),
+    ("8 x 48 GB", 48, 150, "jala", SAVING),
+    ("1 x 80 GB", 80, 400, "jala", ALONE),
+    ("1 x 48 GB", 48, 150, "jala", ALONE | SAVING),
+    ("1 x 24 GB", 24, 80, "jala", ALONE | LORA),
+    ("1 x 24 GB", 24, 80, "qwen", ALONE | LORA),
+    ("1 x 24 GB", 24, 80, "jala", ALONE | SAVING | {"model.backbone.pretrained": SMALLEST}),
 )
-"""GPUs, GB of each, TFLOP/s that one is taken to sustain in bfloat16, changes of the preset `jala`."""
+"""GPUs, GB of each, TFLOP/s that one is taken to sustain in bfloat16, a preset and what is changed of it."""
 SECONDS = 5.0
 """Of a clip on average."""
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -84,25 +89,28 @@ def of_evaluators() -> str:
 
 def of_hardware() -> str:
     rows = []
-    for gpus, gb, tflops, changes in MACHINES:
-        preset = presets.PRESETS["jala"]
+    for gpus, gb, tflops, name, changes in MACHINES:
+        preset = presets.PRESETS[name]
         assert isinstance(preset, RunConfig)
         config = override(preset, dict(changes))
         found = compute(config, Data(1_000_000, SECONDS, "an assumption"))
         assert found.memory <= gb * GB, f"{gpus}: {found.memory / GB:.1f} GB do not fit"
-        train, workers = config.train, config.cluster.workers
+        train, workers, rank = config.train, config.cluster.workers, config.model.backbone.lora.rank
         seconds = found.flops_step / (tflops * 1e12 * workers)
-        times = -(-train.batch // (train.micro_batch * workers))
+        own = -(-train.batch // workers)
+        times = max(-(-own // train.micro_batch), math.ceil(own * found.tokens_sequence / train.micro_tokens))
         hours = seconds * 1e6 / train.batch / 3600
-        name = config.model.backbone.pretrained or ""
+        backbone = (
+            (config.model.backbone.pretrained or "").rpartition("/")[2].removesuffix("-hf").removesuffix("-Instruct")
+        )
         row = [
             gpus,
-            name.rpartition("/")[2].removesuffix("-hf"),
-            f"{train.micro_batch} x {times}",
+            backbone + (f", LoRA {rank}" if rank else ""),
+            f"{found.largest.tokens:,} x {times}",
             f"{found.memory / GB:.0f} GB",
         ]
         rows.append([*row, f"{found.checkpoint / GB:.0f} GB", f"{tflops}", f"{seconds:.1f} s", f"{hours:.0f} h"])
-    heads = ("GPUs", "backbone", "micro-batch x passes", "memory per GPU", "checkpoint")
+    heads = ("GPUs", "backbone", "tokens x passes", "memory per GPU", "checkpoint")
     return table((*heads, "TFLOP/s sustained, assumed", "per step", "per million clips"), rows)
 
 

@@ -1,7 +1,15 @@
 """Frozen, typed configuration: a tree of dataclasses. `parsing.py` reads and writes it, `presets.py` names runs."""
 
 from jala_ray.config.generation import GenerationConfig
-from jala_ray.config.model import BackboneConfig, EncoderConfig, LanguageSizes, ModelConfig, TextConfig, VisionSizes
+from jala_ray.config.model import (
+    BackboneConfig,
+    EncoderConfig,
+    LanguageSizes,
+    LoraConfig,
+    ModelConfig,
+    TextConfig,
+    VisionSizes,
+)
 from jala_ray.config.objectives import (
     OBJECTIVES,
     AlignConfig,
@@ -45,6 +53,7 @@ __all__ = [
     "LatentActionConfig",
     "LayoutSpec",
     "LogConfig",
+    "LoraConfig",
     "MaskingConfig",
     "ModelConfig",
     "NextTokenConfig",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from jala_ray.config.backbones import BACKBONES, DEFAULT
+from jala_ray.config.checking import at_least
 from jala_ray.config.encoders import ENCODERS
 
 if TYPE_CHECKING:
@@ -52,6 +53,33 @@ class VisionSizes:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Adapters beside the linear layers of the language model's blocks (LoRA, arXiv 2106.09685): W x + b + alpha / rank * B A x.
+
+    With them the language model's matrices, biases and text embeddings keep their weights; its norms, the projector, and all that is
+    the VLA's or the objective's own learn as without.
+    """
+
+    rank: int = 0
+    """Rows of A and columns of B; 0: no adapters, the language model learns whole."""
+    alpha: float | None = None
+    """Strength of what adapters add; None: twice the rank."""
+    layers: tuple[str, ...] = ()
+    """Linear layers that have one, by the last part of their names: q_proj v_proj; empty: all of a block's."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of B A x. There must be adapters."""
+        return 2.0 if self.alpha is None else self.alpha / self.rank
+
+    def check(self) -> None:
+        """Raises `ConfigError`."""
+        at_least("model.backbone.lora.", self, {"rank": 0})
+        if self.alpha is not None:
+            at_least("model.backbone.lora.", self, {"alpha": 0})
+
+
+@dataclass(frozen=True)
 class BackboneConfig:
     """Vision tower, projector and language model. What a kind has beside these sizes, it derives from them or reads from its files."""
 
@@ -70,12 +98,14 @@ class BackboneConfig:
     """The vision tower keeps its weights."""
     gradient_checkpointing: bool = False
     """Activations of the blocks are computed again in the backward pass: less memory, about a third more compute."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     vision: VisionSizes = field(default_factory=VisionSizes)
     language: LanguageSizes = field(default_factory=LanguageSizes)
 
     def check(self) -> None:
         """Raises `ConfigError` for a kind that is not known, or sizes that it can't have."""
         BACKBONES.find(self.kind, "model.backbone.kind")().check(self)
+        self.lora.check()
 
 
 @dataclass(frozen=True)

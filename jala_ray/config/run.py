@@ -74,6 +74,8 @@ class OptimConfig:
     """Share of the steps."""
     clip: float = 1.0
     """Largest gradient norm."""
+    states: Literal["fp32", "8bit"] = "fp32"
+    """AdamW's two moments: 8 bytes a learned parameter, or 2 with torchao (`pip install 'jala-ray[8bit]'`), in blocks of 256 numbers."""
 
     def check(self) -> None:
         """Raises `ConfigError`."""

@@ -92,6 +92,12 @@ class Objective(nn.Module):
     def after_step(self) -> None:
         """Called after each optimizer step (EMA)."""
 
+    def forget_step(self) -> None:
+        """Called where forward passes since the last optimizer step do not count, as they are run again: what they left is dropped.
+
+        Whatever keeps something of a forward pass for `after_step` must implement it.
+        """
+
     def monitors(self, batch: Batch, features: Features | None, out: Out) -> dict[str, float]:
         """Health figures logged every N steps; called without gradients."""
         return {}

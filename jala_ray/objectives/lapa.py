@@ -94,6 +94,10 @@ class Codebooks(nn.Module):
         used = (self.usage > 1e-6)[..., None]
         self.vectors.copy_(torch.where(used, self.total / self.usage.clamp(min=1e-6)[..., None], self.vectors))
         self._replace_rarest()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was met since the last update."""
         for seen in (self.met, self.met_total, self.worst):
             seen.zero_()
 
@@ -194,6 +198,9 @@ class LapaActions(Objective):
 
     def after_step(self) -> None:
         self.actions.codebooks.update()
+
+    def forget_step(self) -> None:
+        self.actions.codebooks.forget()
 
     @torch.no_grad()
     def monitors(self, batch: Batch, features: Features | None, out: Out) -> dict[str, float]:

@@ -15,7 +15,8 @@ Order of the cases at a run's start: (1) a committed checkpoint in the run's fol
 
 What `init` takes over (`take_over`): all weights where the objectives' modules have the same names. Otherwise `vla.` and `encoder.`, if the
 other objective trained them, and of the objective's own modules those that its configuration `inherits`; the others start anew, all of
-them, since perceivers that begin apart would not be a pair.
+them, since perceivers that begin apart would not be a pair. Adapters (LoRA) of a checkpoint with the same `model.backbone.lora` go on;
+those of another are merged into their layers, and this run's begin anew.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from jala_ray.data.samples.assets import Assets, tokenizer_key
 from jala_ray.models.backbones.base import module_of
 from jala_ray.models.frame_encoder import encoder_key
 from jala_ray.models.frozen import is_held
+from jala_ray.models.lora import MergedFiles, adapters
 from jala_ray.models.tensor_files import Shape, TensorFiles, fill
 from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
@@ -47,6 +49,8 @@ from jala_ray.types import CheckpointError
 FORMAT = "jala_ray.checkpoint/1"
 BACKBONE_FOLDER, BACKBONE_PREFIX = "backbone", "vla.backbone."
 """Where an export keeps the backbone's weights, and what their names begin with in a learner."""
+
+REMEDY = "Use the preset the checkpoint was made with."
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def load_weights(learner: Learner, folder: Path) -> None:
     """Fill `learner` from a checkpoint folder, tensor by tensor; every name and shape must fit. Not after `Learner.settle`."""
     assert not is_held(learner), "weights are loaded before a learner is settled"
     stored, own = stored_weights(folder), learner.state_dict()
-    refuse_misfit(stored.shapes(), _shapes(own), folder, "Use the preset the checkpoint was made with.")
+    refuse_misfit(stored.shapes(), _shapes(own), folder, REMEDY)
     fill(own, stored, own)
 
 
@@ -177,11 +181,15 @@ def take_over(learner: Learner, folder: Path, config: RunConfig, assets: Assets)
     shapes, or inherited modules learned on the features of another encoder.
     """
     files, weights = stored_weights(folder), learner.state_dict()
-    theirs, stored, own = load_json(RunConfig, folder / "config.json"), files.shapes(), _shapes(weights)
+    theirs, fresh = load_json(RunConfig, folder / "config.json"), set[str]()
+    if theirs.model.backbone.lora != config.model.backbone.lora:
+        files, fresh = MergedFiles(files, theirs.model.backbone.lora), adapters(weights)
+    stored, own = files.shapes(), {name: shape for name, shape in _shapes(weights).items() if name not in fresh}
     if _names(own, "objective") == _names(stored, "objective"):
         check_tokenizers(folder, assets)
-        load_weights(learner, folder)
-        return TakenOver(_parts(own), (), ())
+        refuse_misfit(stored, own, folder, REMEDY)
+        fill(weights, files, own)
+        return TakenOver(_parts(own), ("adapters",) if fresh else (), ())
 
     inherits = config.objective.inherits
     wanted = (*(("encoder", "vla") if theirs.objective.trains_vla else ()), *(f"objective.{name}" for name in inherits))
@@ -200,7 +208,7 @@ def take_over(learner: Learner, folder: Path, config: RunConfig, assets: Assets)
     refuse_misfit(taken, {name: shape for name, shape in own.items() if name in names}, folder, remedy)
     fill(weights, files, taken)
     new, left = (tuple(p for p in _parts(there) if p not in wanted) for there in (own, stored))
-    return TakenOver(wanted, new, left)
+    return TakenOver(wanted, (*new, *(("adapters",) if fresh and "vla" in wanted else ())), left)
 
 
 def _names(weights: Collection[str], part: str) -> set[str]:

@@ -1,21 +1,8 @@
 """What a run will take before it is started: memory of a GPU, samples, storage, hours, cost. All of it is computed, none measured.
 
-Memory per GPU, bytes:
+MemoryNeeds per GPU is computed by `footprint.py`.
 
-    weights      4 x all parameters (float32 masters; the frozen encoder and LAP, LSP's moving average, are among them)
-    gradients    4 x learned parameters
-    AdamW        8 x learned parameters (two moments)
-    bf16 copies  2 x learned parameters, with train.precision bf16
-    activations  per token and language block, b = 2 with bf16 and 4 with fp32, D hidden, V = D x kv_heads / heads, M mlp:
-                     without gradient checkpointing   8 D + b (5 D + 3 V + 4 M)
-                     with it                          4 D per block, and the line above once, for the block at work
-                 that is two residuals in float32; two norms, query, keys, values, rotated query and key, attention's output; gate,
-                 up, their activation and product. x tokens per forward pass.
-
-Kernels' work space, fragments and the image tower are not in it: HEADROOM is added.
-
-FLOPs per step: 2 x parameters per token forward, twice that backward, and one more forward with gradient checkpointing, for language
-blocks and attention (4 D x length of a row per token and block); 2 x parameters per patch for the frozen image tower and encoder.
+FLOPs per step are those that the loss needs (`flops.py`) and, with gradient checkpointing, one more forward pass of the language blocks.
 Hours are FLOPs / (sustained FLOP/s x GPUs), or seconds per step of a run that is there x steps.
 """
 
@@ -23,16 +10,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jala_ray import storage
 from jala_ray.config import RunConfig, TokenizerConfig
+from jala_ray.parsing import diff, override
 from jala_ray.storage import StorageOptions
 from jala_ray.training.listing import rows_of
 from jala_ray.types import CHUNK_SECONDS, MAX_CLIP_SECONDS, ConfigError, UserError
 
 if TYPE_CHECKING:
+    from jala_ray.training.footprint import Footprint, Pass
     from jala_ray.training.learner import Learner
 
 TEXT_TOKENS = 64
@@ -42,6 +32,10 @@ DELIMITERS = 2
 HEADROOM = 0.15
 """Share of the computed memory that is added."""
 GB = 1e9
+CARD_GB = 24.0
+"""Of the card that a dry run also tells about."""
+ADAPTERS = 64
+"""Rank that a dry run tries."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +58,8 @@ class RunEstimate:
     """All, of VLA, frozen encoder and objective."""
     learned: int
     """Those with a gradient."""
-    weights: int
-    gradients: int
-    optimizer: int
-    copies: int
-    activations: int
-    tokens_forward: int
-    """Tokens of one forward pass of one GPU, at most."""
+    footprint: Footprint
+    largest: Pass
     tokens_sequence: float
     """Tokens of a sequence on average."""
     flops_step: float
@@ -82,8 +71,7 @@ class RunEstimate:
     @property
     def memory(self) -> int:
         """Bytes of one GPU, with HEADROOM."""
-        found = self.weights + self.gradients + self.optimizer + self.copies + self.activations
-        return round(found * (1 + HEADROOM))
+        return self.footprint.total
 
 
 def on_meta(config: RunConfig) -> Learner:
@@ -111,56 +99,86 @@ def on_meta(config: RunConfig) -> Learner:
 
 def compute(config: RunConfig, data: Data) -> RunEstimate:
     """All figures by the formulas above, with the paper's motion tokenizer. Raises `ConfigError` for sizes that are not known."""
-    learner = on_meta(config)
+    from jala_ray.training.footprint import MemoryNeeds, Pass, moments
+
+    learner, train = on_meta(config), config.train
     every = sum(p.numel() for p in learner.parameters())
     learned = sum(p.numel() for p in learner.parameters() if p.requires_grad)
-    train, backbone = config.train, learner.vla.backbone
-    image, chunk = backbone.image_tokens, 2 * (learner.vla.vocab.chunk_tokens + DELIMITERS)
-    longest = min(config.data.max_tokens, image + TEXT_TOKENS + math.ceil(MAX_CLIP_SECONDS / CHUNK_SECONDS) * chunk)
-    mean = min(longest, image + TEXT_TOKENS + data.seconds / CHUNK_SECONDS * chunk)
-    per_rank = min(train.micro_batch, math.ceil(train.batch / config.cluster.workers))
-    tokens = min(train.micro_tokens, per_rank * longest)
+    image, chunk = learner.vla.backbone.image_tokens, 2 * (learner.vla.vocab.chunk_tokens + DELIMITERS)
+    mean = min(config.data.max_tokens, image + TEXT_TOKENS + data.seconds / CHUNK_SECONDS * chunk)
     steps = train.steps
     if steps is None and data.rows is not None:
         steps = train.epochs * math.ceil(data.rows / train.batch)
-    half = 2 if train.precision == "bf16" else 4
+    largest = Pass.of(learner, config)
     return RunEstimate(
         parameters=every,
         learned=learned,
-        weights=4 * every,
-        gradients=4 * learned,
-        optimizer=8 * learned,
-        copies=2 * learned if half == 2 else 0,
-        activations=tokens * _activation_bytes(learner, half),
-        tokens_forward=tokens,
+        footprint=MemoryNeeds.of(learner, config).at(largest),
+        largest=largest,
         tokens_sequence=mean,
         flops_step=train.batch * _flops(learner, mean, data.seconds),
-        checkpoint=4 * every + 8 * learned,
+        checkpoint=4 * every + moments(learned, config),
         steps=steps,
     )
 
 
-def _activation_bytes(learner: Learner, half: int) -> int:
-    """Kept for the backward pass, per token of a forward pass."""
-    backbone = learner.vla.backbone
-    sizes = backbone.sizes
-    width, blocks = sizes.hidden, sizes.layers
-    shared = width * sizes.kv_heads // sizes.heads
-    block = 8 * width + half * (5 * width + 3 * shared + 4 * sizes.mlp)
-    return blocks * 4 * width + block if backbone.config.gradient_checkpointing else blocks * block
+def what_fits(config: RunConfig, gb: float) -> tuple[dict[str, object], int] | None:
+    """Settings with which a run takes at most so many GB of a GPU, the first of those that are tried, and the bytes it takes then. Nothing
+    is tried that changes the batch of a step. None where all of them are not enough.
+    """
+    from jala_ray.training.footprint import MemoryNeeds, Pass
+
+    again = {"model.backbone.gradient_checkpointing": True}
+    eight, adapters = (
+        {"optim.states": "8bit"},
+        {"model.backbone.lora.rank": config.model.backbone.lora.rank or ADAPTERS},
+    )
+    for changes in ({}, again, again | eight, again | adapters, again | adapters | eight):
+        tried = override(config, changes)
+        learner = on_meta(tried)
+        memory = MemoryNeeds.of(learner, tried)
+        for tokens in _halved(config):
+            with_tokens = override(tried, {"train.micro_tokens": tokens})
+            found = memory.at(Pass.of(learner, with_tokens)).total
+            if found <= gb * GB:
+                return {key: new for key, (_, new) in diff(config, with_tokens).items()}, found
+    return None
+
+
+def _halved(config: RunConfig) -> Iterator[int]:
+    """`train.micro_tokens` and its halves that still hold the longest sample."""
+    tokens = config.train.micro_tokens
+    while tokens >= config.data.max_tokens:
+        yield tokens
+        tokens //= 2
 
 
 def _flops(learner: Learner, tokens: float, seconds: float) -> float:
-    """Of one sequence, forward and backward."""
-    backbone = learner.vla.backbone
-    blocks = sum(p.numel() for p in backbone.blocks.parameters())
-    attention = 4 * backbone.n_layers * backbone.hidden_size * tokens
-    passes = 4 if backbone.config.gradient_checkpointing else 3
-    language = passes * tokens * (2 * blocks + attention)
-    tower = 2 * sum(p.numel() for p in backbone.parts()["vision"].parameters()) * backbone.patches
-    encoder = learner.encoder
-    frames = seconds / CHUNK_SECONDS + 1 if learner.objective.needs_features else 0.0
-    return language + tower + 2 * sum(p.numel() for p in encoder.parameters()) * encoder.n_patches * frames
+    """Of one sequence, forward and backward; all of its blocks run."""
+    from jala_ray.training.flops import Prices, Workload
+
+    prices, length, chunks = Prices.of(learner), round(tokens), round(seconds / CHUNK_SECONDS)
+    k = learner.vla.vocab.chunk_tokens
+    # A token sees half of its sequence on average; a loss reads one chunk.
+    seen = length * (length + 1) // 2
+    work = Workload(
+        tokens=length,
+        deep=length,
+        read=k,
+        seen=seen,
+        deep_seen=seen,
+        read_seen=k * length // 2,
+        pictures=1,
+        frames=chunks + 1,
+        frame_pairs=chunks + 1,
+        firsts=1,
+        pairs=chunks,
+        scored=k // 2,
+        text=0,
+        aligned=k * chunks,
+    )
+    again = prices.language.needs(work, prices.tap).forward if learner.vla.backbone.config.gradient_checkpointing else 0
+    return prices.needs(work).total + again
 
 
 def data_of(config: RunConfig, options: StorageOptions) -> Data:
@@ -196,19 +214,13 @@ def report(
     data = data_of(config, options)
     found, train, cluster = compute(config, data), config.train, config.cluster
     gpus = max(1.0, cluster.workers * cluster.gpus_per_worker)
-    fits = "fits" if found.memory <= gpu_gb * GB else "does NOT fit"
     steps = (
         "unknown: pass --train.steps, or a manifest that can be reached" if found.steps is None else f"{found.steps:,}"
     )
     lines = [
         f"{config.name}: {found.parameters / 1e6:,.1f} M parameters, {found.learned / 1e6:,.1f} M of them learned (computed)",
         "",
-        f"memory per GPU (computed), {fits} in {gpu_gb:g} GB:",
-        *(f"  {name:12}{value / GB:8.2f} GB" for name, value in _memory(found)),
-        f"  {'all':12}{found.memory / GB:8.2f} GB, with {HEADROOM:.0%} for what is not counted",
-        f"  micro-batch {train.micro_batch}, {found.tokens_forward:,} tokens per forward pass at most, {train.precision}, gradient "
-        f"checkpointing {'on' if config.model.backbone.gradient_checkpointing else 'off'}",
-        *_other_memory(config, data, found),
+        *_memory(config, found, gpu_gb),
         "",
         f"data (computed from {data.source}):",
         f"  steps {steps}, {train.batch} samples per step"
@@ -224,17 +236,41 @@ def report(
     return "\n".join(lines)
 
 
-def _memory(found: RunEstimate) -> list[tuple[str, int]]:
-    names = ("weights", "gradients", "optimizer", "copies", "activations")
-    return [("bf16 copies" if name == "copies" else name, getattr(found, name)) for name in names]
+def _memory(config: RunConfig, found: RunEstimate, gpu_gb: float) -> list[str]:
+    backbone, parts = config.model.backbone, vars(found.footprint)
+    told = {"bf16 copies" if name == "copies" else name: value for name, value in parts.items()}
+    fits = "fits" if found.memory <= gpu_gb * GB else "does NOT fit"
+    frozen = f", LoRA of rank {backbone.lora.rank}" if backbone.lora.rank else ""
+    return [
+        f"memory per GPU (computed), {fits} in {gpu_gb:g} GB:",
+        *(f"  {name:12}{value / GB:8.2f} GB" for name, value in told.items()),
+        f"  {'all':12}{found.memory / GB:8.2f} GB, with {HEADROOM:.0%} for what is not counted",
+        f"  micro-batches of at most {found.largest.tokens:,} tokens and {found.largest.samples} samples, {config.train.precision}, "
+        f"gradient checkpointing {'on' if backbone.gradient_checkpointing else 'off'}{frozen}",
+        _other_memory(config),
+        *(_card(config, found, gb) for gb in sorted({gpu_gb, CARD_GB})),
+    ]
 
 
-def _other_memory(config: RunConfig, data: Data, found: RunEstimate) -> list[str]:
-    backbone = config.model.backbone
-    flipped = replace(backbone, gradient_checkpointing=not backbone.gradient_checkpointing)
-    other = compute(replace(config, model=replace(config.model, backbone=flipped)), data)
-    word = "with" if flipped.gradient_checkpointing else "without"
-    return [f"  {word} gradient checkpointing: {other.memory / GB:.2f} GB"]
+def _card(config: RunConfig, found: RunEstimate, gb: float) -> str:
+    """Whether a GPU of so many GB holds it, and what would make it fit."""
+    if found.memory <= gb * GB:
+        return f"  a GPU of {gb:g} GB holds it"
+    if (fit := what_fits(config, gb)) is None:
+        return f"  a GPU of {gb:g} GB does not, whatever is tried: take a smaller backbone"
+    changes, memory = fit
+    words = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in changes.items())
+    return f"  a GPU of {gb:g} GB would hold it with {words}: {memory / GB:.2f} GB"
+
+
+def _other_memory(config: RunConfig) -> str:
+    from jala_ray.training.footprint import MemoryNeeds, Pass
+
+    flipped = not config.model.backbone.gradient_checkpointing
+    other = override(config, {"model.backbone.gradient_checkpointing": flipped})
+    learner = on_meta(other)
+    memory = MemoryNeeds.of(learner, other).at(Pass.of(learner, other)).total
+    return f"  {'with' if flipped else 'without'} gradient checkpointing: {memory / GB:.2f} GB"
 
 
 def _time(

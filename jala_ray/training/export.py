@@ -28,9 +28,10 @@ from jala_ray import storage
 from jala_ray.config import LogConfig, RunConfig, StorageConfig
 from jala_ray.data.samples.assets import ASSET_FOLDERS
 from jala_ray.models.backbones.base import module_of
+from jala_ray.models.lora import MergedFiles
 from jala_ray.models.tensor_files import SHARD_BYTES, TensorFiles, write_shards
 from jala_ray.models.text import TextTokenizer
-from jala_ray.parsing import load_json, to_dict
+from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history, transfer
 from jala_ray.training.checkpoint import BACKBONE_FOLDER, BACKBONE_PREFIX, backbone_kind, stored_weights
@@ -68,7 +69,8 @@ def write_export(
         stored, made = transfer.local_copy(address, scratch, options), scratch / "export"
         made.mkdir()
         _copy_facts(stored, made)
-        weights, dtype = stored_weights(stored), getattr(torch, precision)
+        config = load_json(RunConfig, stored / "config.json")
+        weights, dtype = MergedFiles(stored_weights(stored), config.model.backbone.lora), getattr(torch, precision)
         hub_name = module_of(backbone_kind(stored)).hub_name
         backbone = {name: hub_name(name.removeprefix(BACKBONE_PREFIX)) for name in weights if _of_backbone(name)}
         rest = {name: name for name in weights if not _of_backbone(name)}
@@ -93,12 +95,13 @@ def _of_backbone(name: str) -> bool:
 
 
 def _copy_facts(stored: Path, made: Path) -> None:
-    """Everything of a checkpoint but weights and optimizer."""
+    """Everything of a checkpoint but weights and optimizer; adapters are merged, so the configuration has none."""
     for name in ("architecture.json", "state.json", "sequence.json"):
         shutil.copyfile(stored / name, made / name)
     for name in ASSET_FOLDERS:
         shutil.copytree(stored / name, made / name)
     config = replace(load_json(RunConfig, stored / "config.json"), storage=StorageConfig(), log=LogConfig())
+    config = override(config, {"model.backbone.lora.rank": 0})
     (made / "config.json").write_text(json.dumps(to_dict(config), indent=1))
 
 

@@ -35,18 +35,24 @@ class Learner(nn.Module):
         self.vla, self.encoder, self.objective = vla, encoder, objective
 
     def settle(self, *, precision: str, compiled: bool) -> None:
-        """Once its weights are what training begins with: frozen towers in the precision they run in, blocks compiled.
+        """Once its weights are what training begins with: frozen parts in the precision they run in, blocks compiled.
 
         What a checkpoint holds stays as it is.
         """
-        backbone, tower = self.vla.backbone, self.encoder.model
         if precision == "bf16":
-            for part in (tower, *(() if backbone.vision_learns() else (backbone.parts()["vision"],))):
+            for part in self.held_parts():
                 hold(part, torch.bfloat16)
         if compiled:
-            backbone.compile_blocks()
-            for block in repeated(tower):
+            self.vla.backbone.compile_blocks()
+            for block in repeated(self.encoder.model):
                 block.compile(dynamic=True)
+
+    def held_parts(self) -> list[nn.Module]:
+        """Modules whose frozen matrices may be held: towers and, beside adapters, the language model's."""
+        backbone = self.vla.backbone
+        names = [] if backbone.vision_learns() else ["vision"]
+        names += ["language", "output"] if backbone.config.lora.rank else []
+        return [self.encoder.model, *(part for name, part in backbone.parts().items() if name in names)]
 
     def check_columns(self, batch: Batch) -> None:
         """Refuse a batch that lacks what the objective needs. Raises `UserError` with the missing columns."""

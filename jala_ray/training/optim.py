@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jala_ray.config import OptimConfig
+from jala_ray.types import ConfigError
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Only parameters that learn by gradient enter; the EMA-moved halves of the perceivers get no weight decay (method.md 5).
 
-    Vectors (norms, biases) are not decayed.
+    Vectors (norms, biases) are not decayed. Raises `ConfigError` for 8-bit moments without torchao.
     """
     learned = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in learned if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in learned if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if config.states == "8bit":
+        return _eight_bit()(groups, lr=config.lr, betas=config.betas)
     fused = bool(learned) and learned[0].is_cuda
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+
+
+def _eight_bit() -> Any:
+    """torchao's AdamW; importing it also teaches `torch.load` its moments."""
+    try:
+        from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]  the extra `8bit`
+    except ImportError as error:
+        raise ConfigError("optim.states", "8bit", "torchao beside torch", "pip install 'jala-ray[8bit]'") from error
+    return AdamW8bit
 
 
 def lr_factor(step: int, steps: int, warmup: float) -> float:
@@ -34,7 +47,10 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):  # where the step is compiled
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 @torch.no_grad()

@@ -25,7 +25,9 @@ from jala_ray.training.costs import RankCosts, figures
 from jala_ray.training.device import HostCopy, autocast, gather, no_sync, peak_memory_gb, reduce_sum
 from jala_ray.training.evaluating import Moment
 from jala_ray.training.flops import Prices, Workload, peak_tflops
-from jala_ray.training.learner import Learner, means
+from jala_ray.training.footprint import computed_gb
+from jala_ray.training.learner import Learner, StepOutput, means
+from jala_ray.training.memory import Room
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from jala_ray.training.task import Row, TrainingTask, Window
 from jala_ray.training.watch import waiting_for
@@ -75,6 +77,8 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         self.meters, self.held_out = Meters(), dict[str, list[Batch]]()
         self.batch: Batch | None = None
         self.norm = torch.zeros(())
+        self.room = Room(self.config.data.pad_multiple, self.rank)
+        self.computed_gb: float | None = None
 
     @property
     def init(self) -> str | None:
@@ -113,9 +117,10 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
     def settle(self) -> None:
         train = self.config.train
         on_gpu = self.device.type != "cpu"
-        self.learner.settle(
-            precision=train.precision, compiled=train.compile == "on" or (train.compile == "auto" and on_gpu)
-        )
+        compiled = train.compile == "on" or (train.compile == "auto" and on_gpu)
+        self.learner.settle(precision=train.precision, compiled=compiled)
+        # A process on a CPU has more in its memory than training.
+        self.computed_gb = computed_gb(self.learner, self.config) if self.device.type == "cuda" else None
 
     def read_held_out(self) -> None:
         """This rank's held-out batches, kept in memory; rows that can't be read are reported with the first row."""
@@ -148,17 +153,20 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
 
         objective.before_step(step / self.total_steps)
         set_lr(self.optimizer, config.optim.lr * lr_factor(step, self.total_steps, config.optim.warmup))
-        for i, batch in enumerate(micro):
-            last = i == len(micro) - 1
-            with no_sync(model, not last):
-                self.passes(model, batch, scale, f"micro-batch {i + 1} of {len(micro)}", last)
+        before = dict(self.meters.sums)
+
+        def passes(watched: Any, batch: Batch, number: int, of: int) -> None:
+            with no_sync(model, number < of):
+                self.passes(watched, batch, scale, f"micro-batch {number} of {of}", number == of)
+
+        self.room.attempts(model, micro, passes, lambda: self.drop(before), reduces=self.world > 1)
         with waiting_for("the device, and the optimizer"):
             self.update(bool(count.item()))
         self.samples += real.long()
         self.batch = micro[0]
         self.clock.lap("optimizer")
 
-    def passes(self, model: nn.Module, batch: Batch, scale: Tensor, name: str, last: bool) -> None:
+    def passes(self, model: Callable[[Batch], StepOutput], batch: Batch, scale: Tensor, name: str, last: bool) -> None:
         """One micro-batch forward and backward: its gradients are added, over all ranks in the step's last, and its sums counted."""
         with waiting_for(f"the forward pass of {name}"), autocast(self.device, self.config.train.precision):
             out = model(batch)
@@ -178,6 +186,12 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
             self.meters.empty_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
 
+    def drop(self, sums: dict[str, Tensor]) -> None:
+        """Forget the passes of this step, before which the meters had `sums`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.meters.sums = dict(sums)
+        self.learner.objective.forget_step()
+
     def row(self, window: Window, done: int) -> tuple[Row, list[Row]]:
         meters, self.meters = self.meters, Meters()
         costs = RankCosts(meters.flops, window.parts, window.other_s, peak_memory_gb(self.device))
@@ -187,10 +201,12 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         everyone = gather((meters.errors, costs), self.world)
         errors = [error for part, _ in everyone for error in part]
         row: Row = {**vars(position), **means(sums), "loss": sums["loss"] / max(sums["samples"], 1.0)}
-        row |= {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": float(self.norm)}
+        row |= {"lr": float(self.optimizer.param_groups[0]["lr"]), "grad_norm": float(self.norm)}
         row |= {"data_wait": sums["wait"] / sums["busy"], "step_s": seconds / window.steps}
         row |= {f"{n}_per_s": sums[n] / seconds for n in ("samples", "chunks", "tokens")}
         row |= figures([costs for _, costs in everyone], seconds, self.peak)
+        if self.computed_gb is not None:
+            row["memory_computed_gb"] = self.computed_gb
         row["padding"] = 1.0 - sums["tokens"] / sums["slots"]
         digests = [_wrapped(meters.digest), _wrapped(meters.quarantined_digest)]
         digests = reduce_sum(torch.tensor(digests, device=self.device), self.world).tolist()

@@ -17,7 +17,6 @@ from jala_ray.parsing import override
 from jala_ray.presets import PRESETS, TINY
 from jala_ray.storage import StorageOptions
 from jala_ray.training.estimate import Data, compute, on_meta, step_seconds
-from jala_ray.training.optim import build_optimizer
 from jala_ray.types import ConfigError
 from tests.data.manifest_clips import make_clip
 from tests.support import make_learner, small
@@ -49,24 +48,6 @@ def test_parameters_are_those_of_the_modules(name: str) -> None:
     assert all(p.is_meta for p in computed.parameters())
 
 
-def test_memory_of_weights_gradients_and_optimizer() -> None:
-    config = small()
-    learner = make_learner(config)
-    optimizer = build_optimizer(learner, config.optim)
-    for parameter in learner.parameters():
-        if parameter.requires_grad:
-            parameter.grad = parameter.detach().clone()
-    optimizer.step()
-    every, learned = counts(learner)
-    moments = sum(s[k].nbytes for s in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq"))
-    gradients = sum(p.grad.nbytes for p in learner.parameters() if p.grad is not None)
-    assert (sum(p.nbytes for p in learner.parameters()), gradients, moments) == (4 * every, 4 * learned, 8 * learned)
-    found = compute(config, DATA)
-    assert found.weights == 4 * found.parameters and found.gradients == 4 * found.learned
-    assert found.optimizer == 8 * found.learned and found.copies == 0  # in fp32 no copies are made
-    assert compute(override(config, {"train.precision": "bf16"}), DATA).copies == 2 * found.learned
-
-
 def test_published_sizes() -> None:
     """InternVL3-2B has 2.09 G parameters, its hub page says; DINOv3 ViT-L 303 M."""
     learner = on_meta(PRESETS["jala"])
@@ -93,8 +74,10 @@ def test_a_folder_says_its_sizes_itself(tmp_path: Path) -> None:
 def test_what_changes_what() -> None:
     base = compute(TINY, DATA)
     off = compute(override(TINY, {"model.backbone.gradient_checkpointing": True}), DATA)
-    assert off.activations < base.activations and off.flops_step > base.flops_step
-    assert compute(override(TINY, {"train.micro_batch": 4}), DATA).activations == base.activations / 2
+    assert off.footprint.activations < base.footprint.activations and off.flops_step > base.flops_step
+    half = compute(override(TINY, {"train.micro_batch": 4}), DATA).footprint
+    assert half.activations == pytest.approx(base.footprint.activations / 2, rel=1e-6)
+    assert half.weights == base.footprint.weights
     assert compute(override(TINY, {"train.batch": 32}), DATA).flops_step == pytest.approx(2 * base.flops_step)
     epochs = override(TINY, {"train.steps": None, "train.epochs": 3})
     assert compute(epochs, DATA).steps == 3 * 63  # 1000 rows, 16 a step
@@ -122,6 +105,32 @@ def test_dry_run_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "7.00 h" in said and "GPU-hours: 28.00" in said and "at 3 a GPU-hour: 84.00" in said
     assert "36,000, 16 samples per step, 576,000 samples" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_names_what_would_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "pretrain",
+        "jala",
+        "--data.manifest",
+        "M",
+        "--motion-tokenizer",
+        "T",
+        "--dry-run",
+        "--cluster.workers",
+        "1",
+    ]
+    assert shell.main(words) == 0
+    said = capsys.readouterr().out
+    (line,) = (line for line in said.splitlines() if "a GPU of 24 GB" in line)
+    assert "would hold it with --model.backbone.gradient-checkpointing True --model.backbone.lora.rank 64" in line
+    settings = line.partition(" with ")[2].partition(":")[0].split()
+    assert shell.main([*words, *settings, "--gpu-memory-gb", "24"]) == 0
+    said = capsys.readouterr().out
+    assert "fits in 24 GB" in said and "LoRA of rank 64" in said and "a GPU of 24 GB holds it" in said
+    assert all(
+        f"  {part}" in said
+        for part in ("weights", "gradients", "optimizer", "bf16 copies", "activations", "perceivers", "text")
+    )
 
 
 def test_dry_run_reads_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from jala_ray.config import BackboneConfig, LanguageSizes
 from jala_ray.config.backbones import BACKBONES, BackboneFacts
 from jala_ray.models.attention import Allowed
 from jala_ray.models.frozen import precision
+from jala_ray.models.lora import adapt
 from jala_ray.models.masks import Intervals
 from jala_ray.models.pixels import normalise_pixels
 from jala_ray.types import ConfigError, UserError
@@ -107,6 +108,8 @@ class Backbone(nn.Module, ABC):
         made.train()
         if config.freeze_vision:
             made.freeze("vision")
+        if config.lora.rank:
+            adapt(made, config.lora)
         return made
 
     @classmethod
@@ -257,9 +260,10 @@ class Backbone(nn.Module, ABC):
 
     def run_block(self, block: Any, *inputs: Any, **arguments: Any) -> Tensor:
         """A block, or what takes the place of one, whose activations are kept or made again."""
-        if self._recomputes():  # nothing in it is random
-            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False, **arguments)
-        return block(*inputs, **arguments)
+        with precision(self.parts()["language"], self.words.weight.device):
+            if self._recomputes():  # nothing in it is random
+                return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False, **arguments)
+            return block(*inputs, **arguments)
 
     def run_last_block(self, x: Tensor, mask: Intervals, position_ids: Tensor, read: Tensor) -> Tensor:
         """The last block over one row (1, T, D), wanted at places `read` (M,) alone -> (1, M, D). A kind may do less than all of it."""
@@ -332,7 +336,8 @@ class Backbone(nn.Module, ABC):
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """Final hidden states (..., D) -> next-text-token logits (..., text_vocab_size)."""
-        return F.linear(hidden, self.head)
+        with precision(self.parts()["language"], hidden.device):
+            return F.linear(hidden, self.head)
 
     def _recomputes(self) -> bool:
         return self.config.gradient_checkpointing and self.training and torch.is_grad_enabled()

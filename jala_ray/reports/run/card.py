@@ -98,6 +98,8 @@ motion = jala_ray.generate("FOLDER", "kitchen.jpg", "Pour the water.", 3.0)
 def _settings(facts: Facts) -> Iterable[tuple[str, str]]:
     config = facts.config
     yield "backbone", _backbone(config.model.backbone)
+    if config.model.backbone.lora.rank:
+        yield "adapters (LoRA), merged", f"rank {config.model.backbone.lora.rank}"
     yield "frozen encoder", _encoder(config.model.encoder)
     for part, count in facts.parameters.items():
         yield f"weights, {part}", f"{count:,}"

@@ -19,7 +19,7 @@ PARTS = {
     "other": ("Between steps", "@muted", "evaluations and checkpoints, spread over the steps"),
 }
 """Title, colour and what it takes, in a step's order."""
-KEYS = re.compile(r"step_s/.+|tflops_per_s|mfu|memory_gb|rank_balance|straggler|goodput")
+KEYS = re.compile(r"step_s/.+|tflops_per_s|mfu|memory(_computed)?_gb|rank_balance|straggler|goodput")
 
 
 def tiles(run: RunFolder) -> list[Html]:
@@ -28,7 +28,9 @@ def tiles(run: RunFolder) -> list[Html]:
     if used is not None:
         found.append(tile("MFU", percent(used), join("median, ", number(rate), " TFLOP/s")))
     if (memory := points(run.metrics, "memory_gb")) and used is not None:
-        found.append(tile("Memory", number(max(value for _, value in memory), 3, " GB"), "peak of a rank"))
+        computed = points(run.metrics, "memory_computed_gb")
+        beside = f", {computed[-1][1]:.1f} GB computed" if computed else ""
+        found.append(tile("Memory", number(max(value for _, value in memory), 3, " GB"), f"peak of a rank{beside}"))
     if goodput := points(run.metrics, "goodput"):
         found.append(tile("Goodput", percent(goodput[-1][1]), "training, of all time"))
     return found
