@@ -323,7 +323,7 @@ def settings(ours: Ours, assets: Assets) -> dict[str, Any]:
         "frame_size": model.encoder.image_size,
         "vocab": dataclasses.asdict(assets.spec.vocab),
         "objective": sizes,
-        "optim": dataclasses.asdict(ours.config.optim),
+        "optim": {name: getattr(ours.config.optim, name) for name in ("lr", "weight_decay", "betas", "warmup", "clip")},
     }
 
 
