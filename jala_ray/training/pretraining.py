@@ -20,7 +20,7 @@ from jala_ray.data.samples.share import StepShare
 from jala_ray.data.sampling.plan import rows_digest
 from jala_ray.training import checkpoint
 from jala_ray.training.checkpoint import Position
-from jala_ray.training.device import HostCopy, autocast, gather, no_sync, reduce_sum, to_device
+from jala_ray.training.device import HostCopy, autocast, compiles, gather, no_sync, reduce_sum, to_device
 from jala_ray.training.evaluating import Moment
 from jala_ray.training.learner import Learner, means
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
@@ -105,10 +105,7 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
 
     def settle(self) -> None:
         train = self.config.train
-        on_gpu = self.device.type != "cpu"
-        self.learner.settle(
-            precision=train.precision, compiled=train.compile == "on" or (train.compile == "auto" and on_gpu)
-        )
+        self.learner.settle(precision=train.precision, compiled=compiles(train.compile, self.device))
 
     def read_held_out(self) -> None:
         """This rank's held-out batches, kept in memory; rows that can't be read are reported with the first row."""
