@@ -37,6 +37,8 @@ class Arguments:
     """Of a description, at most; other tasks write none."""
     batch: int = 8
     """Clips per forward pass."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the language blocks of decoding; auto: on a GPU."""
     videos: int = 3
     """Best, median and worst clips shown, of each domain; a description is shown with every clip's text instead."""
     no_latents: bool = False
@@ -79,6 +81,7 @@ def run(arguments: Arguments) -> int:
         task=asked.task,
         text_tokens=asked.text_tokens,
         batch=asked.batch,
+        compile=asked.compile,
         gpu=asked.local or asked.gpus_per_task > 0,
         options=options,
     )

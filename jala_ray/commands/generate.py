@@ -56,6 +56,8 @@ class Arguments:
     """Of the drawn picture, px, an even number."""
     device: str | None = None
     """cpu or cuda; None: a GPU where there is one."""
+    compile: Literal["auto", "on", "off"] = "off"
+    """Compile the language blocks of decoding, which takes longer than a clip or two save; auto: on a GPU."""
     storage: FlagConversionOff[StorageOptions] = field(default_factory=StorageOptions)
 
 
@@ -98,7 +100,7 @@ def run(arguments: Arguments) -> int:
 
     address = history.resolve(storage.absolute(arguments.checkpoint), arguments.storage)
     device = torch.device(arguments.device) if arguments.device else None
-    model = Generator.open(address, settings, device, arguments.storage)
+    model = Generator.open(address, settings, device, arguments.storage, arguments.compile)
     view, about = View(arguments.fov, arguments.intrinsics), {"checkpoint": address}
     output = Output(storage.absolute(arguments.out), arguments.height, about)
     asked = Asked(arguments.text, arguments.seconds, arguments.hands, arguments.task)

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -72,6 +72,8 @@ class EvaluationJob:
     batch: int = 8
     gpu: bool = True
     """Use a GPU where the process has one."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Of decoding, as `Generator` takes it."""
     options: StorageOptions = field(default_factory=StorageOptions)
     frequent: str | None = None
     """The most frequent description of the training split, which `begin` looks up once for all parts."""
@@ -99,7 +101,9 @@ def _file(number: int) -> str:
 def _open(job: EvaluationJob) -> Predictor | Describer:
     device = torch.device("cuda" if job.gpu and torch.cuda.is_available() else "cpu")
     manifest = Manifest(job.manifest, job.options)
-    models = {label: Generator.open(uri, job.settings, device, job.options) for label, uri in job.checkpoints}
+    models = {
+        label: Generator.open(uri, job.settings, device, job.options, job.compile) for label, uri in job.checkpoints
+    }
     if job.task == "description":
         return Describer(manifest, models, job.frequent, job.text_tokens, job.batch, job.options)
     return Predictor(manifest, models, MeanMotion.of(manifest), job.task, job.batch, job.options)
@@ -178,7 +182,7 @@ def begin(job: EvaluationJob, split: Split, samples: int | None) -> Work:
     rows = chosen(manifest, split, samples)
     claim = dataclasses.asdict(job) | {"rows": rows.tolist(), "manifest_key": manifest_key(manifest)}
     idle = "settings" if job.task == "description" else "text_tokens"
-    for name in ("batch", "gpu", "options", "out", "frequent", idle):
+    for name in ("batch", "gpu", "compile", "options", "out", "frequent", idle):
         claim.pop(name)
     storage.probe(job.out, job.options)
     remedy = "Choose another folder or delete it."

@@ -80,7 +80,8 @@ class GeneratedMotion(Evaluator):
 
         manifest, rows = self._clips
         settings = GenerationConfig(passes=self.config.train.generation_passes, ensemble=1)
-        model = Generator(Loaded(self.config, at.learner, at.assets, Position(at.step)), settings, at.device)
+        loaded = Loaded(self.config, at.learner, at.assets, Position(at.step))
+        model = Generator(loaded, settings, at.device, self.config.train.compile)
         nothing = np.zeros((0, 1), np.float32)
         ask = Predictor(manifest, {MODEL: model}, MeanMotion((nothing, nothing)), batch=1, options=manifest.options)
         return {record.row: _scored(record) for record in ask.records(rows[at.rank :: at.world])}

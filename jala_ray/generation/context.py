@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jala_ray.batch import Batch
-from jala_ray.models.backbones.base import KVCache
+from jala_ray.models.kv_cache import KVCache
 from jala_ray.models.masks import may_attend
 from jala_ray.models.vla import VLA
 
@@ -128,7 +128,7 @@ class Context:
     def take(self, rows: Tensor) -> Context:
         """A context of its own for batch rows `rows` (B',), repeats allowed."""
         other = Context(self.vla, self.images)
-        other.cache.pairs = [(key[rows], value[rows]) for key, value in self.cache.pairs]
+        other.cache = self.cache.rows(rows)
         other.place = None if self.place is None else self.place[rows]
         return other
 

@@ -29,7 +29,7 @@ from jala_ray.generation.text import Watch as TextWatch
 from jala_ray.storage import StorageOptions
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training import checkpoint
-from jala_ray.training.device import autocast, to_device
+from jala_ray.training.device import autocast, compiles, to_device
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, HAND_NAMES, MODEL_FPS, Hand, UserError
 from jala_ray.video.decode import VideoReader
 from jala_ray.video.picture import Picture as Shown
@@ -42,9 +42,16 @@ class Generator:
     """Holds a loaded checkpoint on a device. `generate` is for people, `batch` for prompts."""
 
     def __init__(
-        self, loaded: checkpoint.Loaded, settings: GenerationConfig | None = None, device: torch.device | None = None
+        self,
+        loaded: checkpoint.Loaded,
+        settings: GenerationConfig | None = None,
+        device: torch.device | None = None,
+        compile: Literal["auto", "on", "off"] = "auto",
     ) -> None:
-        """Raises `UserError` for a checkpoint whose objective predicts no motion codes."""
+        """`compile`: the language blocks of passes over a cache, which pays for many clips; auto: on a GPU.
+
+        Raises `UserError` for a checkpoint whose objective predicts no motion codes.
+        """
         if not loaded.config.objective.generates:
             kind = loaded.config.objective.kind
             remedy = "Its latent space can be probed; to generate, train with masked or next-token prediction from it."
@@ -53,6 +60,8 @@ class Generator:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.config, self.assets = loaded.config, loaded.assets
         self.learner = loaded.learner.eval().to(self.device)
+        if compiles(compile, self.device):
+            self.learner.vla.backbone.compile_decoding()
         self.motion = loaded.assets.tokenizer
         self.recipe = HandRecipe(loaded.config, loaded.assets)
         self.options: StorageOptions | None = None
@@ -67,9 +76,10 @@ class Generator:
         settings: GenerationConfig | None = None,
         device: torch.device | None = None,
         options: StorageOptions | None = None,
+        compile: Literal["auto", "on", "off"] = "auto",
     ) -> Generator:
         """Load a checkpoint folder, a run folder's newest, or an export; local or s3://. Raises `CheckpointError` as `checkpoint.load`."""
-        made = cls(checkpoint.load(uri, options), settings, device)
+        made = cls(checkpoint.load(uri, options), settings, device, compile)
         made.options = options
         return made
 
@@ -276,4 +286,4 @@ def generate(
     `checkpoint_uri`: a checkpoint folder, a run folder (its newest) or an export; local or s3://. Loads it anew: for several calls keep
     a `Generator`.
     """
-    return Generator.open(checkpoint_uri, settings).generate(image, instruction, seconds, hands, start_s)
+    return Generator.open(checkpoint_uri, settings, compile="off").generate(image, instruction, seconds, hands, start_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jala_ray.batch import PerceiverInputs
+from jala_ray.types import ConfigError
 
 Inputs = TypeVar("Inputs", bound=PerceiverInputs)
 T = TypeVar("T")
@@ -40,6 +41,13 @@ def to_device(batch: Inputs, device: torch.device) -> Inputs:
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def compiles(setting: Literal["auto", "on", "off"], device: torch.device) -> bool:
+    """Whether blocks are compiled on a device; auto: on a GPU. Raises `ConfigError`."""
+    if setting not in ("auto", "on", "off"):
+        raise ConfigError("compile", setting, "auto, on or off")
+    return setting == "on" or (setting == "auto" and device.type != "cpu")
 
 
 def no_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager[Any]:

@@ -22,7 +22,7 @@ from jala_ray.training import checkpoint
 from jala_ray.training.ahead import Arriving, ahead
 from jala_ray.training.checkpoint import Position
 from jala_ray.training.costs import RankCosts, figures
-from jala_ray.training.device import HostCopy, autocast, gather, no_sync, peak_memory_gb, reduce_sum
+from jala_ray.training.device import HostCopy, autocast, compiles, gather, no_sync, peak_memory_gb, reduce_sum
 from jala_ray.training.evaluating import Moment
 from jala_ray.training.flops import Prices, Workload, peak_tflops
 from jala_ray.training.footprint import computed_gb
@@ -116,9 +116,7 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
 
     def settle(self) -> None:
         train = self.config.train
-        on_gpu = self.device.type != "cpu"
-        compiled = train.compile == "on" or (train.compile == "auto" and on_gpu)
-        self.learner.settle(precision=train.precision, compiled=compiled)
+        self.learner.settle(precision=train.precision, compiled=compiles(train.compile, self.device))
         # A process on a CPU has more in its memory than training.
         self.computed_gb = computed_gb(self.learner, self.config) if self.device.type == "cuda" else None
 

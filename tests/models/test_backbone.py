@@ -172,7 +172,7 @@ def test_cache_equals_one_pass():
     last, _, _ = backbone(x[:, 9:], mask[:, :, 9:], position[:, 9:], cache=cache)
     torch.testing.assert_close(last, final[:, 9:], atol=1e-5, rtol=1e-4)
     cache.crop(7)
-    cache.select(torch.tensor([1, 1]))
+    cache = cache.rows(torch.tensor([1, 1]))
     swapped, _, _ = backbone(x[[1, 1], 7:], mask[[1, 1], :, 7:], position[:, 7:], cache=cache)
     torch.testing.assert_close(swapped, final[[1, 1], 7:], atol=1e-5, rtol=1e-4)
 

@@ -22,6 +22,7 @@ from jala_ray.config import BackboneConfig, LanguageSizes
 from jala_ray.config.backbones import BACKBONES, BackboneFacts
 from jala_ray.models.attention import Allowed
 from jala_ray.models.frozen import precision
+from jala_ray.models.kv_cache import KVCache, Past, run_over
 from jala_ray.models.lora import adapt
 from jala_ray.models.masks import Intervals
 from jala_ray.models.pixels import normalise_pixels
@@ -31,39 +32,6 @@ if TYPE_CHECKING:
     from jala_ray.models.text import TextTokenizer
 
 __all__ = ["Backbone", "BackboneFacts", "KVCache", "backbone_facts", "module_of", "normalise_pixels"]
-
-
-class KVCache:
-    """Keys and values of the positions already seen, one pair (B, heads, T, d) for each language block.
-
-    While `growing`, a forward pass appends its positions. Set it False to read a fixed prefix any number of
-    times (the passes over one chunk share the prefix before it).
-    """
-
-    def __init__(self) -> None:
-        self.pairs: list[tuple[Tensor, Tensor]] = []
-        self.growing = True
-
-    def __len__(self) -> int:
-        return self.pairs[0][0].shape[2] if self.pairs else 0
-
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Called by block `layer_idx` (from 0) with its new keys and values; returns the whole of them."""
-        if layer_idx < len(self.pairs):
-            old_key, old_value = self.pairs[layer_idx]
-            key = torch.cat([old_key, key.to(old_key.dtype)], dim=2)
-            value = torch.cat([old_value, value.to(old_value.dtype)], dim=2)
-        if self.growing:
-            self.pairs[layer_idx : layer_idx + 1] = [(key, value)]
-        return key, value
-
-    def crop(self, length: int) -> None:
-        """Forget every position from `length` on."""
-        self.pairs = [(key[:, :, :length], value[:, :, :length]) for key, value in self.pairs]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep or repeat batch rows: `rows` (B',) indices into B."""
-        self.pairs = [(key[rows], value[rows]) for key, value in self.pairs]
 
 
 class Backbone(nn.Module, ABC):
@@ -82,6 +50,8 @@ class Backbone(nn.Module, ABC):
     """Patches of a picture that the vision tower runs over."""
     axes: ClassVar[int] = 1
     """Coordinates of a token's position."""
+    _run_over: Any = staticmethod(run_over)
+    """How a block runs over a cache that holds something."""
 
     # --- building -------------------------------------------------------------------------------------------
 
@@ -250,13 +220,27 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def block_arguments(self, x: Tensor, mask: Allowed, position_ids: Tensor, cache: KVCache | None) -> dict[str, Any]:
-        """What every block is called with beside its input, for the checked arguments of `forward`; `attention` takes the mask."""
+        """What every block is called with beside its input, for the checked arguments of `forward`; `attention` takes the mask.
+
+        In the place of the cache, each block gets its own `Past`, to which it gives its keys and values (`update`).
+        """
 
     def run_blocks(self, x: Tensor, first: int, last: int, arguments: dict[str, Any]) -> Tensor:
         """Blocks `first`..`last`, counted from 1, over (B, T, D)."""
-        for block in self.blocks[first - 1 : last]:
-            x = self.run_block(block, x, **arguments)
+        run = self._run_one_over if any(isinstance(value, KVCache) for value in arguments.values()) else self._run_one
+        for number in range(first - 1, last):
+            x = run(number, x, arguments)
         return x
+
+    def _run_one(self, number: int, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+        return self.run_block(self.blocks[number], x, **arguments)
+
+    def _run_one_over(self, number: int, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Block `number`, from 0, over a cache. The first pass, which makes the buffers, is never compiled."""
+        own = {name: value.blocks[number] if isinstance(value, KVCache) else value for name, value in arguments.items()}
+        begun = all(value for value in own.values() if isinstance(value, Past))
+        with precision(self.parts()["language"], x.device):
+            return (self._run_over if begun else run_over)(self.blocks[number], x, own)
 
     def run_block(self, block: Any, *inputs: Any, **arguments: Any) -> Tensor:
         """A block, or what takes the place of one, whose activations are kept or made again."""
@@ -274,6 +258,11 @@ class Backbone(nn.Module, ABC):
         """Blocks of tower and language model as kernels of their own, for every length. What they compute is the same."""
         for block in (*self.blocks, *self.tower_blocks()):
             block.compile(dynamic=True, backend=backend)
+
+    def compile_decoding(self, backend: str = "inductor") -> None:
+        """Language blocks in passes over a cache, all of them as one graph, for every length. What they compute is the same."""
+        if self._run_over is run_over:
+            self._run_over = torch.compile(run_over, dynamic=True, backend=backend)
 
     def tower_blocks(self) -> Iterable[nn.Module]:
         """The vision tower's blocks that can be compiled."""
@@ -309,6 +298,8 @@ class Backbone(nn.Module, ABC):
         self._check_positions(inputs_embeds, position_ids)
         self._check_mask(mask, inputs_embeds, cache, deep is not None or read is not None)
         x, hidden, done = inputs_embeds, dict[int, Tensor](), 0
+        if cache is not None:
+            cache.open(self.n_layers, x.shape[1])
         arguments = self.block_arguments(x, self.form(mask, x.device), position_ids, cache)
         for tap in sorted(set(taps)):
             x, done = self.run_blocks(x, done + 1, tap, arguments), tap
@@ -323,6 +314,8 @@ class Backbone(nn.Module, ABC):
         else:
             x = self.run_blocks(x, done + 1, self.n_layers - 1, arguments)
             x = self.run_last_block(x, mask, position_ids, read)
+        if cache is not None:
+            cache.close(inputs_embeds.shape[1])
         return self.norm(x), hidden, cache
 
     def form(self, mask: Tensor | Intervals, device: torch.device) -> Allowed:
