@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 
+import psutil
+
 PORT_FLAGS = (
     "--port",
     "--ray-client-server-port",
@@ -32,7 +34,10 @@ PORT_FLAGS = (
     "--runtime-env-agent-port",
     "--metrics-export-port",
 )
+PORTS = range(20_000, 32_768)
 START_SECONDS = 300
+ATTEMPTS = 3
+TAKEN = "address already in use"
 PR_SET_PDEATHSIG = 1
 NODE = "127.0.0.2"
 """A loopback address that Ray keeps; it would replace 127.0.0.1 by the machine's outer one."""
@@ -50,19 +55,53 @@ class Head:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports nobody listens on; held open together, so that they differ."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind((NODE, 0))
-        return [s.getsockname()[1] for s in sockets]
+    """Ports that nobody holds on any address of this machine, since a head listens on more than its own (Ray's client on 127.0.0.1).
+
+    They lie above those of Ray's workers and below those that the system gives to outgoing connections (32768 on Linux, 49152 on macOS):
+    an ended connection keeps its port for a minute, and one is made between our look and Ray's more often than one would think.
+    """
+    found: list[int] = []
+    with contextlib.ExitStack() as stack:  # held open together, so that they differ
+        for port in secrets.SystemRandom().sample(PORTS, len(PORTS)):
+            held = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                held.bind(("", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise RuntimeError(f"{len(found)} ports of {PORTS.start} to {PORTS.stop - 1} are free, and {count} are needed: end what holds them")
 
 
 @contextlib.contextmanager
 def local_head(num_cpus: int, num_gpus: int | None = None, token: str | None = None) -> Iterator[Head]:
     """Start a head, yield its addresses, and end it and its children. Raises `RuntimeError` with the log if it won't start.
 
-    `num_gpus` is what it says it has, by default what Ray finds; only who has its `token`, by default a new one, may use it.
+    `num_gpus` is what it says it has, by default what Ray finds; only who has its `token`, by default a new one, may use it. A head
+    that met another program at one of its ports is started again, with other ports.
+    """
+    resources = [f"--num-cpus={num_cpus}"] + ([] if num_gpus is None else [f"--num-gpus={num_gpus}"])
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or secrets.token_hex(32)}
+    # So that a terminated caller clears up too, SIGTERM becomes an exception, and `finally` runs.
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    try:
+        for attempt in range(ATTEMPTS):
+            with contextlib.ExitStack() as running:
+                try:
+                    head = running.enter_context(_started(resources, environment))
+                except RuntimeError as error:
+                    if TAKEN not in str(error).lower() or attempt == ATTEMPTS - 1:
+                        raise
+                    continue
+                yield head
+                return
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _started(resources: list[str], environment: dict[str, str]) -> Iterator[Head]:
+    """One attempt.
 
     A raylet ends itself when an agent has not said its port, in a file, 15 s after its start, which is too short for a slow machine. All
     ports are therefore given; one of them Ray does not hand on to the raylet, so its file is written here.
@@ -70,16 +109,11 @@ def local_head(num_cpus: int, num_gpus: int | None = None, token: str | None = N
     folder = Path(tempfile.mkdtemp(prefix="jala-", dir="/tmp"))  # Ray's sockets need a short path
     log = folder / "head.log"
     ports = dict(zip(PORT_FLAGS, free_ports(len(PORT_FLAGS)), strict=True))
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or secrets.token_hex(32)}
     node_id = secrets.token_hex(28)
     head = Head(f"{NODE}:{ports['--port']}", f"http://{NODE}:{ports['--dashboard-port']}", log, environment)
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--num-cpus={num_cpus}"]
-    command += [] if num_gpus is None else [f"--num-gpus={num_gpus}"]
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", *resources]
     command += [f"--node-ip-address={NODE}", f"--dashboard-host={NODE}", f"--temp-dir={folder}"]
     command += [f"{flag}={port}" for flag, port in ports.items()]
-    # So that a terminated caller clears up too, SIGTERM becomes an exception, and `finally` runs.
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     with log.open("wb") as output:
         named = environment | {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id}
         process = subprocess.Popen(
@@ -88,11 +122,10 @@ def local_head(num_cpus: int, num_gpus: int | None = None, token: str | None = N
     try:
         deadline, agent = time.monotonic() + START_SECONDS, ports["--dashboard-agent-listen-port"]
         _say_port(folder, f"dashboard_agent_listen_port_{node_id}", agent, process, deadline)
-        _wait_until_up(head, agent, process, deadline)
+        _wait_until_up(head, set(ports.values()), process, deadline)
         yield head
     finally:
         _end(process)
-        signal.signal(signal.SIGTERM, previous)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -111,8 +144,11 @@ def _say_port(folder: Path, name: str, port: int, process: subprocess.Popen[byte
         time.sleep(0.05)
 
 
-def _wait_until_up(head: Head, agent: int, process: subprocess.Popen[bytes], deadline: float) -> None:
-    """Until the dashboard knows of a node that is alive, and the agent that starts jobs on it listens on its port."""
+def _wait_until_up(head: Head, ports: set[int], process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Until the dashboard knows of a node that is alive, and the head's own processes listen on all its ports.
+
+    One that could not is noticed by `ray start` a second later, and the head ends: after a node is alive, as it may be.
+    """
     bearer = {"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"}
     request = urllib.request.Request(f"{head.dashboard}/nodes?view=summary", headers=bearer)
     problem = "no node is alive"
@@ -121,12 +157,24 @@ def _wait_until_up(head: Head, agent: int, process: subprocess.Popen[bytes], dea
             with urllib.request.urlopen(request, timeout=30) as answer:
                 nodes = json.load(answer).get("data", {}).get("summary", [])
             if any(node["raylet"].get("state") == "ALIVE" for node in nodes):
-                socket.create_connection((NODE, agent), timeout=5).close()
-                return
+                missing = ports - _listened(process.pid)
+                if not missing:
+                    return
+                problem = f"nothing of it listens on {sorted(missing)}"
         except (OSError, HTTPException) as error:  # refused, or an error of HTTP while they are on their way
             problem = str(error)
         time.sleep(0.3)
     raise RuntimeError(f"Ray did not start within {START_SECONDS} s ({problem}):\n{head.log.read_text()[-4000:]}")
+
+
+def _listened(head: int) -> set[int]:
+    """The ports that the head's processes listen on."""
+    ports: set[int] = set()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(head).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has ended
+                ports |= {c.laddr.port for c in child.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    return ports
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
