@@ -25,7 +25,6 @@ from jala_ray.evaluation.latent_space.latents import (
     cell_means,
     collect,
     default_layers,
-    motion_targets,
     summary,
 )
 from jala_ray.hands.resample import chunk_features

@@ -36,20 +36,19 @@ from jala_ray.evaluation.latent_space.probes import (
     refuse_nonfinite,
     retrieval,
 )
+from jala_ray.hands.displacement import motion_targets
 from jala_ray.hands.resample import chunk_features
 from jala_ray.models.perceiver import Perceiver
 from jala_ray.objectives.base import Features
 from jala_ray.storage import StorageOptions
 from jala_ray.training.checkpoint import Loaded
 from jala_ray.training.device import autocast
-from jala_ray.types import DOMAINS, HAND_NAMES, WRIST_DIM, UserError
+from jala_ray.types import DOMAINS, HAND_NAMES, UserError
 
 MIN_CLIPS = 8
 """Fewest clips of which a summary is made, and of a domain one of its own."""
 UNTRAINED_SEED = 0
 """Of the untrained LAP's weights."""
-WRIST_FRAMES = (2, 5, 8, 11, 14)
-"""Frames of a chunk at which the wrist's displacement is a target."""
 GRID = 4
 """Cells a side that frozen features are averaged in."""
 CLIPS_AT_ONCE = 8
@@ -126,13 +125,6 @@ def untrained_lap(loaded: Loaded) -> Perceiver:
             learner.vla.backbone.hidden_size,
         )
     return lap.to(device_of(learner)).eval().requires_grad_(False)
-
-
-def motion_targets(features: np.ndarray) -> dict[str, np.ndarray]:
-    """Features (C, 15, 99) of chunks -> `wrist` (C, 15) in m and `finger` (C, 90), as `Latents.targets`."""
-    wrist = features[..., WRIST_DIM - 3 : WRIST_DIM]
-    moved = (wrist - wrist[:, :1])[:, list(WRIST_FRAMES)].reshape(len(features), -1)
-    return {"wrist": moved, "finger": features[:, -1, WRIST_DIM:] - features[:, 0, WRIST_DIM:]}
 
 
 def cell_means(features: Tensor, grid: tuple[int, int]) -> np.ndarray:

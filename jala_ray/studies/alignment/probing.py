@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from jala_ray.data.manifest.table import Manifest
-from jala_ray.evaluation.latent_space.latents import cell_means, motion_targets
+from jala_ray.evaluation.latent_space.latents import cell_means
 from jala_ray.evaluation.latent_space.probes import FOLDS, Labels, clip_folds, explained, held_out
+from jala_ray.hands.displacement import motion_targets
 from jala_ray.hands.resample import chunk_features
 from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.video.frames import clip_frames
@@ -29,7 +30,7 @@ class FramePairs:
     """(E, 3) places in `frames`: the clip's first, the chunk's first, its last."""
     labels: Labels
     wrist: np.ndarray
-    """(E, 15) displacement of the wrist in m, as `latents.motion_targets`."""
+    """(E, 15) displacement of the wrist in m, as `motion_targets`."""
 
 
 def read_pairs(manifest: Manifest, rows: Iterable[int], side: int) -> FramePairs:

@@ -1,0 +1,171 @@
+"""Inverse dynamics in closed form: what of a chunk's motion two frozen frames tell (docs/method.md 5, Grounded).
+
+Kernel ridge regression on landmarks: with as many landmarks as chunks it is kernel ridge itself. Nothing here learns by gradient; `training/teacher`
+fits it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, WRIST_DIM
+
+MOTION = CHUNK_FRAMES * FEATURE_DIM
+FLAT = 1e-6
+"""A motion feature whose standard deviation is no larger (m, or of 6-D rotations) does not move, and is left out."""
+
+
+def pooled(features: Tensor, grid: tuple[int, int], cells: int) -> Tensor:
+    """Patches (..., P, Dv) of a (rows, columns) grid -> means over cells x cells parts of the picture (..., cells^2, Dv), float32.
+
+    A grid with fewer rows or columns keeps its own.
+    """
+    lead = features.shape[:-2]
+    pictures = rearrange(features.float().flatten(0, -3), "n (r k) d -> n d r k", r=grid[0])
+    means = F.adaptive_avg_pool2d(pictures, (min(cells, grid[0]), min(cells, grid[1])))
+    return rearrange(means, "n d r k -> n (r k) d").unflatten(0, lead)
+
+
+def _signed(vectors: Tensor) -> Tensor:
+    """Columns (n, m), each with its largest entry positive: an eigenvector's sign is chance."""
+    return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+
+
+def _covariance(values: Tensor, share: Tensor) -> Tensor:
+    """Of values (E, n, D) about 0, weighted (E,) -> (D, D)."""
+    weighted = values * (share / values.shape[1])[:, None, None]
+    return values.flatten(0, 1).T @ weighted.flatten(0, 1)
+
+
+class PairInputs(nn.Module):
+    """Frozen features of a pair -> what the regression reads: principal channels, in cells, of v_t, of v_{t+delta} and of their change."""
+
+    def __init__(self, grid: tuple[int, int], cells: int, feature_dim: int, channels: int) -> None:
+        super().__init__()
+        self.grid, self.cells = grid, cells
+        self.register_buffer("mean", torch.zeros(feature_dim))
+        self.register_buffer("channels", torch.zeros(feature_dim, channels))
+        self.register_buffer("weights", torch.ones(3))
+        self.mean: Tensor
+        self.channels: Tensor
+        self.weights: Tensor
+        """Of v_t, v_{t+delta} and change in the distance between two pairs."""
+
+    @property
+    def size(self) -> int:
+        rows, columns = (min(self.cells, side) for side in self.grid)
+        return 3 * rows * columns * self.channels.shape[1]
+
+    def forward(self, pairs: Tensor, still: Tensor | None = None) -> Tensor:
+        """Frames (C, 2, P, Dv), or an encoder of pairs' (C, 1, P, Dv) with `still` of (v_t, v_t) -> (C, size) float32."""
+        frames = pairs if still is None else torch.cat([still, pairs], dim=1)
+        return self.read(pooled(frames, self.grid, self.cells))
+
+    def read(self, cells: Tensor) -> Tensor:
+        """The same of pooled frames (C, 2, cells^2, Dv)."""
+        first, second = ((cells - self.mean) @ self.channels).unbind(1)
+        parts = torch.stack([first, second, second - first], dim=1) * self.weights[:, None, None]
+        return parts.flatten(1)
+
+    def fit(self, cells: Tensor, share: Tensor) -> None:
+        """Mean and principal channels of pooled frames (E, 2, cells^2, Dv), weighted (E,) with sum 1: those of the pictures and of the changes."""
+        flat, change = cells.double().flatten(1, 2), (cells[:, 1] - cells[:, 0]).double()
+        mean = (share[:, None] * flat.mean(1)).sum(0)
+        pictures, moved = _covariance(flat - mean, share), _covariance(change, share)
+        values, vectors = torch.linalg.eigh(pictures / pictures.trace() + moved / moved.trace().clamp(min=1e-12))
+        chosen = _signed(vectors.flip(1)[:, : self.channels.shape[1]])
+        whole = (chosen.T @ pictures @ chosen).trace().sqrt()
+        self.mean.copy_(mean)
+        self.channels.copy_(chosen / whole)
+
+
+class MotionDirections(nn.Module):
+    """The few numbers that a chunk's motion comes down to: principal directions of its standardised features.
+
+    Wrist and fingers have half of the variance each, as they have half of the codes.
+    """
+
+    def __init__(self, directions: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(MOTION))
+        self.register_buffer("scale", torch.ones(MOTION))
+        self.register_buffer("directions", torch.zeros(MOTION, directions))
+        self.mean: Tensor
+        self.scale: Tensor
+        """What a feature is multiplied by; 0 for one that does not move."""
+        self.directions: Tensor
+
+    def fit(self, motion: Tensor, share: Tensor) -> None:
+        """From features (E, 15, 99) of labelled chunks, weighted (E,) with sum 1."""
+        flat, share = motion.double().flatten(1), share[:, None]
+        mean = (share * flat).sum(0)
+        deviation = (share * (flat - mean).square()).sum(0).sqrt()
+        moving = deviation > FLAT
+        wrist = (torch.arange(MOTION) % FEATURE_DIM < WRIST_DIM) & moving
+        scale = torch.zeros_like(mean)
+        for part in (wrist, moving & ~wrist):
+            scale[part] = 1 / (deviation[part] * (2 * part.sum()).sqrt())
+        spread = (flat - mean) * scale
+        _, vectors = torch.linalg.eigh(spread.T @ (share * spread))
+        chosen = _signed(vectors.flip(1)[:, : self.directions.shape[1]])
+        for buffer, value in ((self.mean, mean), (self.scale, scale), (self.directions, chosen)):
+            buffer.copy_(value)
+
+    def forward(self, motion: Tensor) -> Tensor:
+        """Features (E, 15, 99) -> (E, R); their variances sum to at most 1."""
+        return ((motion.float().flatten(1) - self.mean) * self.scale) @ self.directions
+
+
+class InverseDynamics(nn.Module):
+    """Which motion of either hand leads from v_t to v_{t+delta}.
+
+    k((x, hand), (x', hand')) = exp(-|x - x'|^2 / (2 bandwidth^2)), times `other_hand` where the hands differ: what one hand's labels say counts that
+    much for the other.
+    """
+
+    def __init__(self, inputs: PairInputs, motion: MotionDirections, landmarks: int) -> None:
+        super().__init__()
+        self.inputs, self.motion = inputs, motion
+        directions = motion.directions.shape[1]
+        self.register_buffer("landmarks", torch.zeros(landmarks, inputs.size))
+        self.register_buffer("landmark_hand", torch.zeros(landmarks, dtype=torch.int64))
+        self.register_buffer("bandwidth", torch.ones(()))
+        self.register_buffer("other_hand", torch.ones(()))
+        self.register_buffer("weights", torch.zeros(landmarks, directions))
+        self.register_buffer("bias", torch.zeros(directions))
+        self.landmarks: Tensor
+        self.landmark_hand: Tensor
+        self.bandwidth: Tensor
+        self.other_hand: Tensor
+        self.weights: Tensor
+        self.bias: Tensor
+        self.requires_grad_(False)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], grid: tuple[int, int], cells: int) -> Self:
+        """From its `state_dict`, whose shapes are its sizes."""
+        inputs = PairInputs(grid, cells, *tensors["inputs.channels"].shape)
+        made = cls(inputs, MotionDirections(tensors["motion.directions"].shape[1]), len(tensors["landmarks"]))
+        made.load_state_dict(dict(tensors))
+        return made
+
+    def kernel(self, x: Tensor) -> Tensor:
+        """Inputs (C, size) -> their likeness to the landmarks, (C, M), whatever the hands."""
+        return torch.exp(torch.cdist(x, self.landmarks).square() / (-2 * self.bandwidth.square()))
+
+    def hands(self) -> Tensor:
+        """(2, M): what a landmark counts for each hand."""
+        return torch.where(self.landmark_hand == torch.arange(2, device=self.landmarks.device)[:, None], 1.0, self.other_hand)
+
+    @torch.no_grad()
+    def forward(self, pairs: Tensor, still: Tensor | None = None) -> Tensor:
+        """Frozen features as `PairInputs` -> motion of each hand (C, 2, R) float32, in the directions of `motion`."""
+        with torch.autocast(pairs.device.type, enabled=False):
+            alike = self.kernel(self.inputs(pairs, still))
+            return torch.stack([(alike * own) @ self.weights + self.bias for own in self.hands()], dim=1)
