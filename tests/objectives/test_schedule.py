@@ -10,7 +10,8 @@ import torch
 
 from jala_ray.config import AlignConfig
 from jala_ray.config.checking import check
-from jala_ray.objectives.jala import Jala, scheduled
+from jala_ray.objectives.aligning import scheduled
+from jala_ray.objectives.jala import Jala
 from jala_ray.training import history
 from jala_ray.training.learner import means
 from jala_ray.training.trainer import train

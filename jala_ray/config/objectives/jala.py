@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from jala_ray.config.checking import check_layer
+from jala_ray.config.objectives._aligning import AlignConfig
 from jala_ray.config.objectives.base import OBJECTIVES, LayoutSpec, MaskingConfig, ObjectiveConfig, PerceiverConfig
 from jala_ray.parsing import override
 from jala_ray.types import ConfigError
 
 if TYPE_CHECKING:
     from jala_ray.config.run import RunConfig
-
-
-@dataclass(frozen=True)
-class AlignConfig:
-    weight: float = 0.5
-    """lambda, weight of the alignment loss beside masked chunk prediction."""
-    layer: int = 19
-    """The tapped language block, counted from 1 (19 of 28 in the paper)."""
-    schedule: Literal["constant", "warmup", "decay"] = "constant"
-    """warmup: lambda rises linearly from 0 over the first `schedule_share` of the steps; decay: it falls linearly to 0 over the last."""
-    schedule_share: float = 0.2
-    """Share of the steps that warmup or decay takes."""
-    positions: Literal["masked", "target"] = "masked"
-    """In the labelled target: only its masked positions (decision), or all of them (eq. 3)."""
-    target: Literal["latent", "change"] = "latent"
-    """What h is compared with: z of the pair, or what moving adds to it, z(v_t, v_{t+delta}) - z(v_t, v_t). Not in the papers: most of
-    what a pair shows stands still, and z tells of that."""
-    distance: Literal["l1", "cosine"] = "l1"
-    """l1: eq. 3, averaged over dimensions. cosine: 1 - cos(h, target), whatever their lengths, as LARA."""
-    head: Literal["none", "mlp"] = "none"
-    """none: h itself is compared (eq. 3). mlp: what two layers of alignment's own make of it, as REPA's projector, so that h is free
-    to hold other things."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +94,7 @@ class JalaConfig(ObjectiveConfig):
         if not 0.0 <= self.ema.alpha < 1.0:
             remedy = "At 1 LAP's backbone would never move; the paper uses 0.999."
             raise ConfigError("objective.ema.alpha", self.ema.alpha, "0 <= alpha < 1", remedy)
-        if self.align.weight < 0 or not math.isfinite(self.align.weight):
-            raise ConfigError("objective.align.weight", self.align.weight, "a finite number >= 0")
-        if not 0 < self.align.schedule_share <= 1:
-            expected = "a share of the steps, above 0 and at most 1"
-            raise ConfigError("objective.align.schedule_share", self.align.schedule_share, expected)
+        self.align.check(run)
         if not self.mcp and not (self.lap and self.align.weight):
             remedy = (
                 "Without codes to predict, alignment is all there is: set objective.lap and objective.align.weight."
@@ -135,8 +108,6 @@ class JalaConfig(ObjectiveConfig):
             raise ConfigError("objective.masking.ratios", masking.ratios, "ratios in (0, 1]")
         if not 0 <= masking.after <= 1:
             raise ConfigError("objective.masking.after", masking.after, "a probability")
-        if run.model.backbone.pretrained is None:
-            check_layer(self.align.layer, run.model.backbone.language.layers)
 
 
 @JalaConfig.variant
