@@ -41,6 +41,8 @@ def align_loss(align: AlignConfig, batch: Batch, h: Tensor, latents: Tensor) -> 
     at = batch.pair_at
     z = gather_latents(latents, rows_at(batch.pair, at), batch, at)
     distance = DISTANCES[align.distance](full(h), full(z))
+    if align.reduction == "sum":
+        distance = distance * h.shape[-1]
     mean, has = sample_mean(distance, rows_at(batch.sample, at), len(batch.weight))
     if align.clips == "all":
         return mean, has

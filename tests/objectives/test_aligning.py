@@ -8,15 +8,18 @@ from torch import Tensor
 
 from jala_ray.batch import Batch, rows_at
 from jala_ray.config import RunConfig
+from jala_ray.config.checking import check
 from jala_ray.models.vla import VLA, Out
 from jala_ray.objectives.base import Features, Losses, full, sample_mean
 from jala_ray.objectives.jala import Jala
 from jala_ray.presets import PRESETS
 from jala_ray.training.learner import Learner
+from jala_ray.types import ConfigError
 from tests.support import MIXED, lay_out, make_assets, make_batch, make_learner, small
 
 LABELLED = [kind.task != "pure_video" and kind.task != "description" for kind in MIXED]
 """Of the mixed samples that align, those with a labelled chunk."""
+VIDEO = [kind.task == "pure_video" for kind in MIXED]
 
 
 def setting(name: str = "tiny", **values: object) -> tuple[RunConfig, Learner, Batch]:
@@ -86,3 +89,52 @@ def test_whose_alignment_counts(clips: str) -> None:
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-8, rtol=1e-5, msg=name)
+
+
+def test_a_sum_is_d_times_the_mean() -> None:
+    """Over the width alone, in loss and gradient; the codes' loss stays."""
+    _, mean, batch = setting()
+    _, total, same = setting(objective__align__reduction="sum")
+    width = mean.vla.backbone.hidden_size
+    one, other = mean.run(batch)[2], total.run(same)[2]
+    assert torch.equal(one.has["align"], other.has["align"]) and one.has["align"].any()
+    torch.testing.assert_close(other.terms["align"], width * one.terms["align"])
+    assert torch.equal(other.terms["mcp"], one.terms["mcp"])
+    ours, theirs = by_alignment(total, same), by_alignment(mean, batch)
+    assert ours.keys() == theirs.keys() and any(name.startswith("vla.backbone.language") for name in ours)
+    for name in ours:
+        torch.testing.assert_close(ours[name], width * theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("positions", ["masked", "target", "all"])
+def test_what_is_aligned(positions: str) -> None:
+    """Untracked chunks throughout; of labelled ones the target's masked positions, all of its positions, or those of every chunk."""
+    _, learner, batch = setting(objective__align__positions=positions)
+    code = (batch.k >= 0) & torch.isin(batch.sample, torch.tensor(LABELLED).logical_or(torch.tensor(VIDEO)).nonzero())
+    tracked, hidden = batch.target >= 0, batch.ids == learner.vla.vocab.mask
+    aligned = batch.pair >= 0
+    assert aligned[code & ~tracked].all() and not aligned[~code].any()
+    chunk = torch.stack([batch.sample, batch.hi, batch.hand], -1)[aligned & tracked]
+    chunks_of_a_sample = torch.unique(chunk, dim=0)[:, 0].bincount(minlength=len(MIXED))
+    if positions == "all":
+        assert aligned[code].all()
+    else:
+        assert chunks_of_a_sample.tolist() == [int(labelled) for labelled in LABELLED]
+        assert bool((aligned & tracked & ~hidden).any()) == (positions == "target")
+    pairs = batch.pair[aligned].unique()
+    assert batch.pairs is not None and pairs.tolist() == list(range(len(batch.pairs)))
+    assert "objective.lap.queries" in by_alignment(learner, batch)
+
+
+def test_all_positions_need_every_boundary() -> None:
+    """Prompts of a continuation, too; a description aligns nothing and needs v_0."""
+    config = small(PRESETS["tiny_jala_literal"])
+    laid = lay_out(config, make_assets(config))
+    for kind, sample in zip(MIXED, laid, strict=True):
+        times = [] if kind.task == "description" else list(range(kind.chunks))
+        assert sorted(sample.pairs) == times and list(sample.boundaries) == [0, *(time + 1 for time in times)]
+
+
+def test_a_cosine_has_no_sum() -> None:
+    with pytest.raises(ConfigError, match=r"objective\.align\.reduction"):
+        check(small(PRESETS["tiny_change"], objective__align__reduction="sum"))

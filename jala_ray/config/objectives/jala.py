@@ -62,9 +62,8 @@ class JalaConfig(ObjectiveConfig):
 
     @property
     def layout(self) -> LayoutSpec:
-        whole = self.align.positions == "target"
-        reads = "scored" if self.mcp else "none"
-        return LayoutSpec(True, self.masking, self.state, self.lap, whole, reads=reads)
+        aligned = self.align.positions if self.lap else "none"
+        return LayoutSpec(True, self.masking, self.state, aligned, reads="scored" if self.mcp else "none")
 
     @property
     def generates(self) -> bool:
@@ -159,6 +158,13 @@ def change_fixed(base: RunConfig) -> RunConfig:
 def change_head(base: RunConfig) -> RunConfig:
     """`change_fixed`, but what is compared is a projection of h, not h itself."""
     return override(change_fixed(base), {"objective.align.head": "mlp"})
+
+
+@JalaConfig.variant
+def jala_literal(base: RunConfig) -> RunConfig:
+    """Eq. 3 as it is printed: summed over the width, at all positions of all chunks; lambda 0.5."""
+    changes = {"objective.align.reduction": "sum", "objective.align.positions": "all", "objective.align.weight": 0.5}
+    return override(base, changes)
 
 
 @JalaConfig.variant
