@@ -58,6 +58,7 @@ def test_json_round_trip_of_tokenizers(name: str) -> None:
             {"objective.align.target", "objective.align.distance", "objective.updates", "objective.align.head"},
         ),
         ("jala_literal", {"objective.align.reduction", "objective.align.positions"}),
+        ("anchored", {"objective.align.direction", "objective.updates"}),
         ("no_lsp", {"objective.state"}),
         ("align_only", {"objective.mcp"}),
         ("vjepa", {"model.encoder.kind", "model.encoder.pretrained", "model.encoder.image_size"}),

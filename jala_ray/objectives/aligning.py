@@ -40,6 +40,8 @@ def align_loss(align: AlignConfig, batch: Batch, h: Tensor, latents: Tensor) -> 
     -> (S,) mean over the sample's places, (S,) has. Who learns is the caller's choice: it detaches what is to stand still."""
     at = batch.pair_at
     z = gather_latents(latents, rows_at(batch.pair, at), batch, at)
+    if align.direction == "anchored":
+        h, z = anchored(h, z, rows_at(batch.target, at)[:, None] >= 0)
     distance = DISTANCES[align.distance](full(h), full(z))
     if align.reduction == "sum":
         distance = distance * h.shape[-1]
@@ -48,6 +50,11 @@ def align_loss(align: AlignConfig, batch: Batch, h: Tensor, latents: Tensor) -> 
         return mean, has
     counts = labelled_samples(batch) == (align.clips == "labelled")
     return mean.where(counts, 0.0), has & counts
+
+
+def anchored(h: Tensor, z: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
+    """The same values; gradient goes to z where `labelled` (M, 1), to h elsewhere."""
+    return h.detach().where(labelled, h), z.where(labelled, z.detach())
 
 
 def labelled_samples(batch: Batch) -> Tensor:

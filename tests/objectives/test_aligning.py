@@ -15,10 +15,14 @@ from jala_ray.objectives.jala import Jala
 from jala_ray.presets import PRESETS
 from jala_ray.training.learner import Learner
 from jala_ray.types import ConfigError
-from tests.support import MIXED, lay_out, make_assets, make_batch, make_learner, small
+from tests.support import MIXED, U, lay_out, make_assets, make_batch, make_learner, small
 
 LABELLED = [kind.task != "pure_video" and kind.task != "description" for kind in MIXED]
 """Of the mixed samples that align, those with a labelled chunk."""
+WHOLLY = torch.tensor(
+    [labelled and not kind.unlabelled and U not in kind.states for labelled, kind in zip(LABELLED, MIXED, strict=True)]
+)
+"""Those of them without an untracked chunk."""
 VIDEO = [kind.task == "pure_video" for kind in MIXED]
 
 
@@ -138,3 +142,33 @@ def test_all_positions_need_every_boundary() -> None:
 def test_a_cosine_has_no_sum() -> None:
     with pytest.raises(ConfigError, match=r"objective\.align\.reduction"):
         check(small(PRESETS["tiny_change"], objective__align__reduction="sum"))
+
+
+@pytest.mark.parametrize(("updates", "learns"), [("gradient", {"backbone", "queries"}), ("decoupled", {"queries"})])
+def test_anchored_z_follows_h_on_labelled_chunks_and_h_follows_z_on_the_others(updates: str, learns: set[str]) -> None:
+    """The values are those of both directions; LAP learns of labelled chunks alone, the VLA and LSP of untracked ones alone."""
+    _, plain, batch = setting(objective__updates=updates)
+    _, learner, same = setting("tiny_anchored", objective__updates=updates)
+    one, other = plain.run(batch)[2], learner.run(same)[2]
+    assert torch.equal(one.terms["align"], other.terms["align"]) and torch.equal(one.terms["mcp"], other.terms["mcp"])
+    labelled = by_alignment(learner, same, WHOLLY)
+    assert {name.split(".")[1] for name in labelled} == {"lap"} and {name.split(".")[2] for name in labelled} == learns
+    untracked = by_alignment(learner, same, torch.tensor(VIDEO))
+    parts = {".".join(name.split(".")[:2]) for name in untracked}
+    assert parts == {"vla.backbone", "vla.hand_embedding", "vla.motion_embedding", "objective.lsp"}
+    both = by_alignment(plain, batch, WHOLLY)
+    for name, grad in labelled.items():
+        torch.testing.assert_close(grad, both[name], atol=1e-8, rtol=1e-5, msg=name)
+
+
+def test_anchored_parts_a_sample_by_its_chunks() -> None:
+    """A clip with a labelled hand and an untracked one teaches both sides."""
+    _, learner, batch = setting("tiny_anchored")
+    found = by_alignment(learner, batch, torch.arange(len(MIXED)) == 8)
+    assert {".".join(name.split(".")[:2]) for name in found} >= {"objective.lap", "objective.lsp", "vla.backbone"}
+
+
+@pytest.mark.parametrize("updates", ["teacher", "fixed"])
+def test_anchored_needs_a_lap_that_learns(updates: str) -> None:
+    with pytest.raises(ConfigError, match="a LAP that learns by gradient"):
+        check(small(PRESETS["tiny_anchored"], objective__updates=updates))

@@ -29,6 +29,9 @@ class AlignConfig:
     clips: Literal["all", "labelled", "unlabelled"] = "all"
     """Whose alignment counts. Labelled: of samples that have a labelled chunk; unlabelled: of the others. The rows of a step and their
     weights stay as they are, so that a control differs in nothing else."""
+    direction: Literal["both", "anchored"] = "both"
+    """Who follows whom. both: h and z each other, as far as `updates` lets z learn. anchored: on labelled chunks z follows h, which stands
+    still, on untracked ones h follows z: sections 4.1 and 4.3 permit it. Nothing bounds the spread of h and z then; watch both."""
     target: Literal["latent", "change"] = "latent"
     """What h is compared with: z of the pair, or what moving adds to it, z(v_t, v_{t+delta}) - z(v_t, v_t). Not in the papers: most of
     what a pair shows stands still, and z tells of that."""

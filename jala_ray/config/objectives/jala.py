@@ -99,6 +99,9 @@ class JalaConfig(ObjectiveConfig):
                 "Without codes to predict, alignment is all there is: set objective.lap and objective.align.weight."
             )
             raise ConfigError("objective.mcp", self.mcp, "True, or an alignment that trains", remedy)
+        if self.align.direction == "anchored" and self.lap and self.updates not in ("decoupled", "gradient"):
+            remedy = "On labelled chunks LAP alone learns: set objective.updates to gradient, or to decoupled for its queries alone."
+            raise ConfigError("objective.updates", self.updates, "a LAP that learns by gradient", remedy)
         if self.updates == "teacher" and self.lap and self.state == "none":
             remedy = "Set objective.state to mask or prefix."
             raise ConfigError("objective.updates", self.updates, "an LSP that LAP can follow", remedy)
@@ -165,6 +168,12 @@ def jala_literal(base: RunConfig) -> RunConfig:
     """Eq. 3 as it is printed: summed over the width, at all positions of all chunks; lambda 0.5."""
     changes = {"objective.align.reduction": "sum", "objective.align.positions": "all", "objective.align.weight": 0.5}
     return override(base, changes)
+
+
+@JalaConfig.variant
+def anchored(base: RunConfig) -> RunConfig:
+    """On labelled chunks LAP, by its own gradient whole, follows h; on untracked ones h follows LAP."""
+    return override(base, {"objective.align.direction": "anchored", "objective.updates": "gradient"})
 
 
 @JalaConfig.variant
