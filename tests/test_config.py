@@ -59,6 +59,7 @@ def test_json_round_trip_of_tokenizers(name: str) -> None:
         ),
         ("jala_literal", {"objective.align.reduction", "objective.align.positions"}),
         ("anchored", {"objective.align.direction", "objective.updates"}),
+        ("aligned_labelled_only", {"objective.align.clips"}),
         ("no_lsp", {"objective.state"}),
         ("align_only", {"objective.mcp"}),
         ("vjepa", {"model.encoder.kind", "model.encoder.pretrained", "model.encoder.image_size"}),

@@ -177,6 +177,12 @@ def anchored(base: RunConfig) -> RunConfig:
 
 
 @JalaConfig.variant
+def aligned_labelled_only(base: RunConfig) -> RunConfig:
+    """JALA whose alignment counts on labelled clips alone: the control for what unlabelled video adds to it, with the same rows a step."""
+    return override(base, {"objective.align.clips": "labelled"})
+
+
+@JalaConfig.variant
 def no_lsp(base: RunConfig) -> RunConfig:
     """Plain [MASK], no latents of the first frame; LAP's backbone stays at its start, its queries learn."""
     return override(base, {"objective.state": "none"})
