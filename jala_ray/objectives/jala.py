@@ -34,6 +34,7 @@ class Jala(Objective):
         check_layer(config.align.layer, vla.backbone.n_layers)
         self.config = config
         self.weight = config.align.weight
+        self.alpha = config.ema.alpha
         self.width = vla.backbone.hidden_size
         self.taps = (config.align.layer,) if config.lap else ()
         start = Perceiver(config.perceiver, vla.vocab.chunk_tokens, feature_dim, grid, self.width)
@@ -89,6 +90,9 @@ class Jala(Objective):
     def compared(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)
 
+    def before_run(self, steps: int) -> None:
+        self.alpha = self.config.ema.over(steps)
+
     def before_step(self, progress: float) -> None:
         self.weight = scheduled(self.config.align, progress)
 
@@ -100,11 +104,12 @@ class Jala(Objective):
     def after_step(self) -> None:
         follow = {"decoupled": decoupled_ema, "teacher": teacher_ema}.get(self.updates)
         if follow is not None and self.lap is not None and self.lsp is not None:
-            follow(self.lap, self.lsp, self.config.ema.alpha)
+            follow(self.lap, self.lsp, self.alpha)
 
     @torch.no_grad()
     def monitors(self, batch: Batch, features: Features | None, out: Out) -> dict[str, float]:
         if self.lap is None or features is None or len(features.pairs) < 2:
             return {}
         hidden = self.compared(out.hidden[self.config.align.layer])
-        return alignment_monitors(self.lap, batch, features, hidden, self.targets(features))
+        figures = alignment_monitors(self.lap, batch, features, hidden, self.targets(features))
+        return figures if self.config.ema.share is None else figures | {"ema_alpha": self.alpha}

@@ -19,6 +19,27 @@ if TYPE_CHECKING:
 class EmaConfig:
     alpha: float = 0.999
     """Of the moving average by which LAP follows LSP, per step. Tied to 58.6 k steps; short runs set it so that alpha^steps <= 0.01."""
+    share: float | None = None
+    """Instead of alpha: the average's memory, 1 / (1 - alpha) steps, as a share of the run's steps; the paper's is 0.017. None: alpha."""
+
+    def over(self, steps: int) -> float:
+        """alpha of a run of so many steps; 0, no memory at all, where the share is less than one of them."""
+        return self.alpha if self.share is None else max(0.0, 1 - 1 / (self.share * steps))
+
+    def check(self, run: RunConfig) -> None:
+        """Raises `ConfigError`."""
+        if not 0.0 <= self.alpha < 1.0:
+            remedy = "At 1 LAP's backbone would never move; the paper uses 0.999."
+            raise ConfigError("objective.ema.alpha", self.alpha, "0 <= alpha < 1", remedy)
+        if self.share is None:
+            return
+        if not 0 < self.share <= 1:
+            expected = "a share of the run's steps, above 0 and at most 1, or None for alpha"
+            raise ConfigError("objective.ema.share", self.share, expected, "The paper's is 0.017.")
+        steps = run.train.steps
+        if steps is not None and self.share * steps < 1:
+            remedy = f"Of {steps} steps this is less than one; the average would remember nothing."
+            raise ConfigError("objective.ema.share", self.share, f"at least {1 / steps:g}", remedy)
 
 
 @OBJECTIVES.register("jala", place=1)
@@ -86,13 +107,13 @@ class JalaConfig(ObjectiveConfig):
             return "a base that aligns", "This preset has no LAP, so the setting changes nothing."
         if key.startswith("objective.ema.") and self.updates not in ("decoupled", "teacher"):
             return "a base with EMA", f"objective.updates is {self.updates}, so alpha changes nothing."
+        if key == "objective.ema.alpha" and self.ema.share is not None:
+            return "a base without objective.ema.share", f"It is {self.ema.share:g}, and alpha follows from it."
         return None
 
     def check(self, run: RunConfig) -> None:
         self.perceiver.check()
-        if not 0.0 <= self.ema.alpha < 1.0:
-            remedy = "At 1 LAP's backbone would never move; the paper uses 0.999."
-            raise ConfigError("objective.ema.alpha", self.ema.alpha, "0 <= alpha < 1", remedy)
+        self.ema.check(run)
         self.align.check(run)
         if not self.mcp and not (self.lap and self.align.weight):
             remedy = (
