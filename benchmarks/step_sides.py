@@ -28,7 +28,7 @@ from benchmarks import step_straightforward as plain
 from benchmarks.step_samples import Step, portable
 from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets
-from jala_ray.objectives.jala import DISTANCES
+from jala_ray.objectives.aligning import DISTANCES
 from jala_ray.training.build import build_learner
 from jala_ray.training.device import autocast, to_device
 from jala_ray.training.learner import Learner

@@ -166,7 +166,7 @@ def test_an_objective_without_a_perceiver_is_checked_and_swept(monkeypatch: pyte
 
         @property
         def layout(self) -> LayoutSpec:
-            return LayoutSpec(False, None, "none", False)
+            return LayoutSpec(False, None, "none", "none")
 
     monkeypatch.setitem(OBJECTIVES._found, "plain", Plain)
     config = dataclasses.replace(small(), objective=Plain())

@@ -82,6 +82,9 @@ class Objective(nn.Module):
         """h (..., D) of the aligned block as it is compared with `targets`."""
         return hidden
 
+    def before_run(self, steps: int) -> None:
+        """Called once before the first step, also of a resumed run, with the steps that the run has in all."""
+
     def before_step(self, progress: float) -> None:
         """Called before each optimizer step with the share of the run's steps that are done, 0 to below 1 (schedules)."""
 

@@ -6,20 +6,15 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jala_ray.batch import Batch, rows_at
-from jala_ray.config import AlignConfig, JalaConfig
+from jala_ray.config import JalaConfig
 from jala_ray.config.checking import check_layer
 from jala_ray.models.perceiver import Perceiver, decoupled_ema, teacher_ema
 from jala_ray.models.vla import VLA, Out
-from jala_ray.objectives.base import Features, Losses, Objective, code_loss, full, sample_mean, text_loss
+from jala_ray.objectives.aligning import Projector, align_loss, gather_latents, scheduled
+from jala_ray.objectives.base import Features, Losses, Objective, code_loss, text_loss
 from jala_ray.objectives.monitors import alignment_monitors
-
-
-def gather_latents(latents: Tensor, row: Tensor, batch: Batch, at: Tensor) -> Tensor:
-    """Latents (R, 2 hands, K, D) at places `at` (M,) of the batch: row `row` (M,), the token's own hand and k -> (M, D)."""
-    return latents[row, rows_at(batch.hand, at), rows_at(batch.k, at)]
 
 
 def state_embeddings(lsp: Perceiver, batch: Batch, features: Features, width: int) -> Tensor:
@@ -31,26 +26,6 @@ def state_embeddings(lsp: Perceiver, batch: Batch, features: Features, width: in
     return placed.unflatten(0, batch.ids.shape)
 
 
-def scheduled(align: AlignConfig, progress: float) -> float:
-    """lambda when a share `progress` of the steps is done."""
-    ramp = {"constant": 1.0, "warmup": progress / align.schedule_share, "decay": (1 - progress) / align.schedule_share}
-    return align.weight * min(1.0, ramp[align.schedule])
-
-
-DISTANCES = {
-    "l1": lambda h, z: (h - z).abs().mean(dim=-1),
-    "cosine": lambda h, z: 1 - F.cosine_similarity(h, z, dim=-1),
-}
-"""Of rows (M, D) of h and z -> (M,)."""
-
-
-class Projector(nn.Sequential):
-    """Two layers between h and what it is compared with."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
-
-
 class Jala(Objective):
     """Owns LSP, unless `state` is none (`no_lsp`), and LAP, unless `lap` is off (`no_align`). See method.md 5 for who learns from what."""
 
@@ -59,6 +34,7 @@ class Jala(Objective):
         check_layer(config.align.layer, vla.backbone.n_layers)
         self.config = config
         self.weight = config.align.weight
+        self.alpha = config.ema.alpha
         self.width = vla.backbone.hidden_size
         self.taps = (config.align.layer,) if config.lap else ()
         start = Perceiver(config.perceiver, vla.vocab.chunk_tokens, feature_dim, grid, self.width)
@@ -94,12 +70,9 @@ class Jala(Objective):
         losses.terms["text"], losses.has["text"] = text_loss(vla, batch, out)
         if self.lap is not None:
             assert features is not None
-            at = batch.pair_at
-            h = full(self.compared(rows_at(out.hidden[self.config.align.layer], at)))
-            z = full(gather_latents(self.targets(features), rows_at(batch.pair, at), batch, at))
-            distance = DISTANCES[self.config.align.distance](h, z)
-            align, has_align = sample_mean(distance, rows_at(batch.sample, at), len(batch.weight))
-            losses.terms["align"], losses.has["align"] = align, has_align
+            align = self.config.align
+            h = self.compared(rows_at(out.hidden[align.layer], batch.pair_at))
+            losses.terms["align"], losses.has["align"] = align_loss(align, batch, h, self.targets(features))
         return losses
 
     def targets(self, features: Features) -> Tensor:
@@ -117,6 +90,9 @@ class Jala(Objective):
     def compared(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)
 
+    def before_run(self, steps: int) -> None:
+        self.alpha = self.config.ema.over(steps)
+
     def before_step(self, progress: float) -> None:
         self.weight = scheduled(self.config.align, progress)
 
@@ -128,11 +104,12 @@ class Jala(Objective):
     def after_step(self) -> None:
         follow = {"decoupled": decoupled_ema, "teacher": teacher_ema}.get(self.updates)
         if follow is not None and self.lap is not None and self.lsp is not None:
-            follow(self.lap, self.lsp, self.config.ema.alpha)
+            follow(self.lap, self.lsp, self.alpha)
 
     @torch.no_grad()
     def monitors(self, batch: Batch, features: Features | None, out: Out) -> dict[str, float]:
         if self.lap is None or features is None or len(features.pairs) < 2:
             return {}
         hidden = self.compared(out.hidden[self.config.align.layer])
-        return alignment_monitors(self.lap, batch, features, hidden, self.targets(features))
+        figures = alignment_monitors(self.lap, batch, features, hidden, self.targets(features))
+        return figures if self.config.ema.share is None else figures | {"ema_alpha": self.alpha}

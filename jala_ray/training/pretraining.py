@@ -105,6 +105,7 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         return "optim.lr"
 
     def begin(self) -> None:
+        self.learner.objective.before_run(self.total_steps)
         self.optimizer = build_optimizer(self.learner, self.config.optim)
         self.samples = torch.zeros((), dtype=torch.int64, device=self.device)
         self.prices, self.peak = Prices.of(self.learner), peak_tflops(self.device, self.config.log.peak_tflops)

@@ -8,9 +8,10 @@ from typing import Literal
 import pytest
 import torch
 
-from jala_ray.config import AlignConfig
+from jala_ray.config import AlignConfig, EmaConfig
 from jala_ray.config.checking import check
-from jala_ray.objectives.jala import Jala, scheduled
+from jala_ray.objectives.aligning import scheduled
+from jala_ray.objectives.jala import Jala
 from jala_ray.training import history
 from jala_ray.training.learner import means
 from jala_ray.training.trainer import train
@@ -103,4 +104,33 @@ def test_what_is_logged_of_sums() -> None:
 def test_a_share_that_is_none(share: float) -> None:
     config = small(data__manifest="m", motion_tokenizer="t", objective__align__schedule_share=share)
     with pytest.raises(ConfigError, match=r"objective\.align\.schedule_share"):
+        check(config)
+
+
+def test_alpha_as_a_share_of_the_run() -> None:
+    """The average remembers 1 / (1 - alpha) steps: the paper's 0.999 over 58.6 k steps is 1.7 % of the run."""
+    assert EmaConfig(share=1000 / 58_600).over(58_600) == pytest.approx(0.999, rel=1e-12)
+    assert EmaConfig(share=0.1).over(200) == pytest.approx(0.95)
+    assert EmaConfig(share=0.1).over(5) == 0.0 and EmaConfig(alpha=0.7).over(5) == 0.7
+
+
+def test_a_run_averages_by_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps, half of them remembered: alpha 0.5, also when the run is resumed; the rows say so."""
+    seen: list[float] = []
+    monkeypatch.setattr("jala_ray.objectives.jala.decoupled_ema", lambda lap, lsp, alpha: seen.append(alpha))
+    values = {"objective__ema__share": 0.5, "train__monitor_every": 1}
+    run = make_run(run_config(tmp_path, **values))
+    train(run)
+    assert seen == [0.5] * 4
+    assert {row["monitor/ema_alpha"] for row in rows(run.folder) if "monitor/rho" in row} == {0.5}
+    seen.clear()
+    train(make_run(run_config(tmp_path, **values, train__steps=8)))
+    assert seen == [0.75] * 4
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan"), 0.01])
+def test_no_share_of_the_run(share: float) -> None:
+    """0.01 of ten steps is less than one."""
+    config = small(objective__ema__share=share, train__steps=10)
+    with pytest.raises(ConfigError, match=r"objective\.ema\.share"):
         check(config)

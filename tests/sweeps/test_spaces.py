@@ -121,6 +121,9 @@ def test_settings_that_change_nothing_are_refused() -> None:
     for name, why in (("tiny_no_align", "no LAP"), ("tiny_no_decoupling", "alpha changes nothing")):
         with refused(why):
             bind(load(["lambda_alpha_layer"]), small(PRESETS[name]))
+    with refused("alpha follows from it"):
+        bind(load(["lambda_alpha_layer"]), small(objective__ema__share=0.1))
+    assert bind({"objective.ema.share": {"log": [0.01, 0.3]}}, small(objective__ema__share=0.1))
     with refused("a known setting"):
         bind(load(["lambda_alpha_layer"]), small(PRESETS["tiny_next_token"]))
 

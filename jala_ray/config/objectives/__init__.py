@@ -1,6 +1,7 @@
 """What a model learns by, a file per objective. A file that is added is an objective that is added; `base.ObjectiveConfig` says what it
 declares. Its implementation lies in `jala_ray/objectives/`, and is loaded when a model is built."""
 
+from jala_ray.config.objectives._aligning import AlignConfig
 from jala_ray.config.objectives._latent_actions import LatentActionConfig
 from jala_ray.config.objectives.base import (
     OBJECTIVES,
@@ -10,7 +11,7 @@ from jala_ray.config.objectives.base import (
     PerceiverConfig,
     Variant,
 )
-from jala_ray.config.objectives.jala import AlignConfig, EmaConfig, JalaConfig
+from jala_ray.config.objectives.jala import EmaConfig, JalaConfig
 from jala_ray.config.objectives.lapa_actions import LapaActionsConfig
 from jala_ray.config.objectives.lapa_codes import LapaCodesConfig
 from jala_ray.config.objectives.next_token import NextTokenConfig

@@ -48,7 +48,7 @@ class LatentActionObjective(ObjectiveConfig):
 
     @property
     def layout(self) -> LayoutSpec:
-        return LayoutSpec(True, MaskingConfig(), "none", True, labels=False, reads="none")
+        return LayoutSpec(True, MaskingConfig(), "none", "all", labels=False, reads="none")
 
     @property
     def generates(self) -> bool:

@@ -57,14 +57,19 @@ class LayoutSpec:
     """Tokens are masked by hybrid masking, and untracked chunks are present as [MASK]; None: neither."""
     state: Literal["mask", "prefix", "none"]
     """Where LSP latents enter: added to [MASK], as K tokens per hand before the assistant's turn, or nowhere."""
-    pairs: bool
-    """Boundary pairs of aligned chunks are decoded."""
-    align_all_target: bool = False
+    aligned: Literal["none", "masked", "target", "all"]
+    """Positions aligned with their chunk's boundary pair, which is decoded: nobody's; those of untracked chunks, and of the labelled
+    target the masked ones or all; those of every chunk."""
     labels: bool = True
     """False: labelled chunks are laid out like untracked ones, as [MASK] without targets (LAPA sees no labels)."""
     reads: Literal["scored", "before", "aligned", "none"] = "scored"
     """Of motion tokens, whose last hidden states its losses read: the scored ones', the ones before those, the aligned ones', nobody's.
     Those that predict an answer's text are read in any case."""
+
+    @property
+    def pairs(self) -> bool:
+        """Boundary pairs of aligned chunks are decoded."""
+        return self.aligned != "none"
 
     @property
     def frames(self) -> bool:
@@ -116,7 +121,7 @@ class ObjectiveConfig:
         """What it wants of the token sequence of hand motion; nothing unless it says so."""
         if self.codes:
             raise NotImplementedError(f"{type(self).__name__} must implement layout")
-        return LayoutSpec(False, None, "none", False, labels=False, reads="none")
+        return LayoutSpec(False, None, "none", "none", labels=False, reads="none")
 
     @property
     def signals(self) -> tuple[str, ...]:

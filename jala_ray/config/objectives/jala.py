@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from jala_ray.config.checking import check_layer
+from jala_ray.config.objectives._aligning import AlignConfig
 from jala_ray.config.objectives.base import OBJECTIVES, LayoutSpec, MaskingConfig, ObjectiveConfig, PerceiverConfig
 from jala_ray.parsing import override
 from jala_ray.types import ConfigError
@@ -17,31 +16,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AlignConfig:
-    weight: float = 0.5
-    """lambda, weight of the alignment loss beside masked chunk prediction."""
-    layer: int = 19
-    """The tapped language block, counted from 1 (19 of 28 in the paper)."""
-    schedule: Literal["constant", "warmup", "decay"] = "constant"
-    """warmup: lambda rises linearly from 0 over the first `schedule_share` of the steps; decay: it falls linearly to 0 over the last."""
-    schedule_share: float = 0.2
-    """Share of the steps that warmup or decay takes."""
-    positions: Literal["masked", "target"] = "masked"
-    """In the labelled target: only its masked positions (decision), or all of them (eq. 3)."""
-    target: Literal["latent", "change"] = "latent"
-    """What h is compared with: z of the pair, or what moving adds to it, z(v_t, v_{t+delta}) - z(v_t, v_t). Not in the papers: most of
-    what a pair shows stands still, and z tells of that."""
-    distance: Literal["l1", "cosine"] = "l1"
-    """l1: eq. 3, averaged over dimensions. cosine: 1 - cos(h, target), whatever their lengths, as LARA."""
-    head: Literal["none", "mlp"] = "none"
-    """none: h itself is compared (eq. 3). mlp: what two layers of alignment's own make of it, as REPA's projector, so that h is free
-    to hold other things."""
-
-
-@dataclass(frozen=True)
 class EmaConfig:
     alpha: float = 0.999
     """Of the moving average by which LAP follows LSP, per step. Tied to 58.6 k steps; short runs set it so that alpha^steps <= 0.01."""
+    share: float | None = None
+    """Instead of alpha: the average's memory, 1 / (1 - alpha) steps, as a share of the run's steps; the paper's is 0.017. None: alpha."""
+
+    def over(self, steps: int) -> float:
+        """alpha of a run of so many steps; 0, no memory at all, where the share is less than one of them."""
+        return self.alpha if self.share is None else max(0.0, 1 - 1 / (self.share * steps))
+
+    def check(self, run: RunConfig) -> None:
+        """Raises `ConfigError`."""
+        if not 0.0 <= self.alpha < 1.0:
+            remedy = "At 1 LAP's backbone would never move; the paper uses 0.999."
+            raise ConfigError("objective.ema.alpha", self.alpha, "0 <= alpha < 1", remedy)
+        if self.share is None:
+            return
+        if not 0 < self.share <= 1:
+            expected = "a share of the run's steps, above 0 and at most 1, or None for alpha"
+            raise ConfigError("objective.ema.share", self.share, expected, "The paper's is 0.017.")
+        steps = run.train.steps
+        if steps is not None and self.share * steps < 1:
+            remedy = f"Of {steps} steps this is less than one; the average would remember nothing."
+            raise ConfigError("objective.ema.share", self.share, f"at least {1 / steps:g}", remedy)
 
 
 @OBJECTIVES.register("jala", place=1)
@@ -85,9 +83,8 @@ class JalaConfig(ObjectiveConfig):
 
     @property
     def layout(self) -> LayoutSpec:
-        whole = self.align.positions == "target"
-        reads = "scored" if self.mcp else "none"
-        return LayoutSpec(True, self.masking, self.state, self.lap, whole, reads=reads)
+        aligned = self.align.positions if self.lap else "none"
+        return LayoutSpec(True, self.masking, self.state, aligned, reads="scored" if self.mcp else "none")
 
     @property
     def generates(self) -> bool:
@@ -110,23 +107,22 @@ class JalaConfig(ObjectiveConfig):
             return "a base that aligns", "This preset has no LAP, so the setting changes nothing."
         if key.startswith("objective.ema.") and self.updates not in ("decoupled", "teacher"):
             return "a base with EMA", f"objective.updates is {self.updates}, so alpha changes nothing."
+        if key == "objective.ema.alpha" and self.ema.share is not None:
+            return "a base without objective.ema.share", f"It is {self.ema.share:g}, and alpha follows from it."
         return None
 
     def check(self, run: RunConfig) -> None:
         self.perceiver.check()
-        if not 0.0 <= self.ema.alpha < 1.0:
-            remedy = "At 1 LAP's backbone would never move; the paper uses 0.999."
-            raise ConfigError("objective.ema.alpha", self.ema.alpha, "0 <= alpha < 1", remedy)
-        if self.align.weight < 0 or not math.isfinite(self.align.weight):
-            raise ConfigError("objective.align.weight", self.align.weight, "a finite number >= 0")
-        if not 0 < self.align.schedule_share <= 1:
-            expected = "a share of the steps, above 0 and at most 1"
-            raise ConfigError("objective.align.schedule_share", self.align.schedule_share, expected)
+        self.ema.check(run)
+        self.align.check(run)
         if not self.mcp and not (self.lap and self.align.weight):
             remedy = (
                 "Without codes to predict, alignment is all there is: set objective.lap and objective.align.weight."
             )
             raise ConfigError("objective.mcp", self.mcp, "True, or an alignment that trains", remedy)
+        if self.align.direction == "anchored" and self.lap and self.updates not in ("decoupled", "gradient"):
+            remedy = "On labelled chunks LAP alone learns: set objective.updates to gradient, or to decoupled for its queries alone."
+            raise ConfigError("objective.updates", self.updates, "a LAP that learns by gradient", remedy)
         if self.updates == "teacher" and self.lap and self.state == "none":
             remedy = "Set objective.state to mask or prefix."
             raise ConfigError("objective.updates", self.updates, "an LSP that LAP can follow", remedy)
@@ -135,8 +131,6 @@ class JalaConfig(ObjectiveConfig):
             raise ConfigError("objective.masking.ratios", masking.ratios, "ratios in (0, 1]")
         if not 0 <= masking.after <= 1:
             raise ConfigError("objective.masking.after", masking.after, "a probability")
-        if run.model.backbone.pretrained is None:
-            check_layer(self.align.layer, run.model.backbone.language.layers)
 
 
 @JalaConfig.variant
@@ -188,6 +182,25 @@ def change_fixed(base: RunConfig) -> RunConfig:
 def change_head(base: RunConfig) -> RunConfig:
     """`change_fixed`, but what is compared is a projection of h, not h itself."""
     return override(change_fixed(base), {"objective.align.head": "mlp"})
+
+
+@JalaConfig.variant
+def jala_literal(base: RunConfig) -> RunConfig:
+    """Eq. 3 as it is printed: summed over the width, at all positions of all chunks; lambda 0.5."""
+    changes = {"objective.align.reduction": "sum", "objective.align.positions": "all", "objective.align.weight": 0.5}
+    return override(base, changes)
+
+
+@JalaConfig.variant
+def anchored(base: RunConfig) -> RunConfig:
+    """On labelled chunks LAP, by its own gradient whole, follows h; on untracked ones h follows LAP."""
+    return override(base, {"objective.align.direction": "anchored", "objective.updates": "gradient"})
+
+
+@JalaConfig.variant
+def aligned_labelled_only(base: RunConfig) -> RunConfig:
+    """JALA whose alignment counts on labelled clips alone: the control for what unlabelled video adds to it, with the same rows a step."""
+    return override(base, {"objective.align.clips": "labelled"})
 
 
 @JalaConfig.variant

@@ -27,7 +27,7 @@ class NextTokenConfig(ObjectiveConfig):
 
     @property
     def layout(self) -> LayoutSpec:
-        return LayoutSpec(False, None, self.state, False, reads="before")
+        return LayoutSpec(False, None, self.state, "none", reads="before")
 
     @property
     def perceivers(self) -> PerceiverConfig:

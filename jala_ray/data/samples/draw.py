@@ -46,7 +46,8 @@ def draw(rng: np.random.Generator, sample: Sample, chunk_tokens: int, layout: La
     `sample.labelled` (2, N) bool says which hand-chunks have motion codes. Hybrid masking (method.md 4): the target is one labelled
     hand-chunk, uniformly; earlier chunks stay intact; in it each token is masked with a ratio drawn from `ratios`,
     at least one; each token of later chunks with probability `after`. Untracked chunks are masked throughout and
-    aligned throughout; so are all chunks of a layout without labels. A task that answers aligns nothing, and masks nothing else.
+    aligned throughout; so are all chunks of a layout without labels. `layout.aligned` says what of labelled ones is aligned. A task that
+    answers aligns nothing, and masks nothing else.
     """
     kind, labelled = TASKS[sample.task], sample.labelled & layout.labels
     n = labelled.shape[1]
@@ -61,14 +62,16 @@ def draw(rng: np.random.Generator, sample: Sample, chunk_tokens: int, layout: La
     masked[untracked] = True
     target = None
     if not kind.answers:
-        aligned[untracked] = layout.pairs
         if layout.masking is not None:
             target = _mask_hybrid(rng, labelled, prompt, masked, scored, layout.masking)
         else:  # next token: every labelled token outside the prompt is scored, none is hidden
             scored[labelled] = True
             scored[:, :prompt] = False
-        if target is not None and layout.pairs:
-            aligned[target] = True if layout.align_all_target else masked[target]
+        whole = np.broadcast_to(present[:, None], labelled.shape) if layout.aligned == "all" else untracked
+        if layout.pairs:
+            aligned[whole] = True
+            if target is not None:
+                aligned[target] |= masked[target] | (layout.aligned == "target")
     return Draw(template, instruction, prompt, target, masked, scored, aligned)
 
 

@@ -43,7 +43,7 @@ def of_settings(base: RunConfig, steps: int) -> Iterator[Finding]:
     if backbone.pretrained is None:
         detail = "The paper begins with InternVL3-2B: --preset jala does."
         yield Finding("warn", "The backbone has random weights.", detail)
-    left = objective.ema.alpha**steps if isinstance(objective, JalaConfig) else 0.0
+    left = objective.ema.over(steps) ** steps if isinstance(objective, JalaConfig) else 0.0
     if left > STARTED:
         detail = "LAP hardly follows LSP in so few steps: lower --objective.ema.alpha."
         yield Finding(
