@@ -14,6 +14,7 @@ from jala_ray.config.objectives import (
     OBJECTIVES,
     AlignConfig,
     EmaConfig,
+    GroundedConfig,
     JalaConfig,
     LapaActionsConfig,
     LapaCodesConfig,
@@ -24,6 +25,7 @@ from jala_ray.config.objectives import (
     ObjectiveConfig,
     ObjectiveTraits,
     PerceiverConfig,
+    TeacherConfig,
     Variant,
 )
 from jala_ray.config.run import ClusterConfig, DataConfig, LogConfig, OptimConfig, RunConfig, StorageConfig, TrainConfig
@@ -46,6 +48,7 @@ __all__ = [
     "EmaConfig",
     "EncoderConfig",
     "GenerationConfig",
+    "GroundedConfig",
     "JalaConfig",
     "LanguageSizes",
     "LapaActionsConfig",
@@ -63,6 +66,7 @@ __all__ = [
     "PerceiverConfig",
     "RunConfig",
     "StorageConfig",
+    "TeacherConfig",
     "TextConfig",
     "TokenizerConfig",
     "TokenizerRunConfig",

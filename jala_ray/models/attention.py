@@ -46,12 +46,14 @@ def attend(
 
 def within(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float | None) -> Tensor:
     """Each sample's attention to itself: query (1, H, Q, d), key and value (1, Hkv, keys, d) -> (1, H, Q, d)."""
-    parts: Any = (query.split(spans.queries, 2), key.split(spans.keys, 2), value.split(spans.keys, 2))
-    seen = [
-        F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=True)
-        for q, k, v, mask in zip(*parts, spans.masks, strict=True)
-        if q.shape[2]
-    ]
+    queries = [sum(piece.queries for piece in pieces) for pieces in spans.pieces]
+    samples: Any = zip(query.split(queries, 2), key.split(spans.keys, 2), value.split(spans.keys, 2), strict=True)
+    seen = []
+    for (asked, keys, values), pieces in zip(samples, spans.pieces, strict=True):
+        for q, (_, end, mask) in zip(asked.split([piece.queries for piece in pieces], 2), pieces, strict=True):
+            k, v = keys[:, :, :end], values[:, :, :end]
+            causal = mask is None
+            seen.append(F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=True))
     return torch.cat(seen, 2)
 
 

@@ -6,9 +6,14 @@ fits it.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
-from typing import Self
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
+import safetensors.torch
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -17,19 +22,33 @@ from torch.nn import functional as F
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, WRIST_DIM
 
 MOTION = CHUNK_FRAMES * FEATURE_DIM
+WEIGHTS, FACTS = "teacher.safetensors", "teacher.json"
 FLAT = 1e-6
 """A motion feature whose standard deviation is no larger (m, or of 6-D rotations) does not move, and is left out."""
 
 
-def pooled(features: Tensor, grid: tuple[int, int], cells: int) -> Tensor:
-    """Patches (..., P, Dv) of a (rows, columns) grid -> means over cells x cells parts of the picture (..., cells^2, Dv), float32.
+@dataclass(frozen=True)
+class Sight:
+    """What of a frozen encoder's features is looked at."""
 
-    A grid with fewer rows or columns keeps its own.
-    """
-    lead = features.shape[:-2]
-    pictures = rearrange(features.float().flatten(0, -3), "n (r k) d -> n d r k", r=grid[0])
-    means = F.adaptive_avg_pool2d(pictures, (min(cells, grid[0]), min(cells, grid[1])))
-    return rearrange(means, "n d r k -> n (r k) d").unflatten(0, lead)
+    grid: tuple[int, int]
+    """Rows and columns of its patches."""
+    cells: int
+    """Parts a side that a picture is averaged in; a grid with fewer rows or columns keeps its own."""
+    of_pairs: bool
+    """Features are of pairs, so that a change is told by (v_t, v_t) beside (v_t, v_{t+delta})."""
+
+    @property
+    def parts(self) -> int:
+        """Cells of a picture."""
+        return min(self.cells, self.grid[0]) * min(self.cells, self.grid[1])
+
+    def pooled(self, pairs: Tensor, still: Tensor | None = None) -> Tensor:
+        """Patches (C, F, P, Dv), of pairs with `still` -> means (C, 2, cells, Dv) float32 of v_t (of stillness) and v_{t+delta} (of the pair)."""
+        frames = pairs if still is None else torch.cat([still, pairs], dim=1)
+        pictures = rearrange(frames.float(), "c f (r k) d -> (c f) d r k", r=self.grid[0])
+        means = F.adaptive_avg_pool2d(pictures, (min(self.cells, self.grid[0]), min(self.cells, self.grid[1])))
+        return rearrange(means, "(c f) d r k -> c f (r k) d", f=2)
 
 
 def _signed(vectors: Tensor) -> Tensor:
@@ -46,9 +65,9 @@ def _covariance(values: Tensor, share: Tensor) -> Tensor:
 class PairInputs(nn.Module):
     """Frozen features of a pair -> what the regression reads: principal channels, in cells, of v_t, of v_{t+delta} and of their change."""
 
-    def __init__(self, grid: tuple[int, int], cells: int, feature_dim: int, channels: int) -> None:
+    def __init__(self, sight: Sight, feature_dim: int, channels: int) -> None:
         super().__init__()
-        self.grid, self.cells = grid, cells
+        self.sight = sight
         self.register_buffer("mean", torch.zeros(feature_dim))
         self.register_buffer("channels", torch.zeros(feature_dim, channels))
         self.register_buffer("weights", torch.ones(3))
@@ -59,22 +78,20 @@ class PairInputs(nn.Module):
 
     @property
     def size(self) -> int:
-        rows, columns = (min(self.cells, side) for side in self.grid)
-        return 3 * rows * columns * self.channels.shape[1]
+        return 3 * self.sight.parts * self.channels.shape[1]
 
     def forward(self, pairs: Tensor, still: Tensor | None = None) -> Tensor:
         """Frames (C, 2, P, Dv), or an encoder of pairs' (C, 1, P, Dv) with `still` of (v_t, v_t) -> (C, size) float32."""
-        frames = pairs if still is None else torch.cat([still, pairs], dim=1)
-        return self.read(pooled(frames, self.grid, self.cells))
+        return self.read(self.sight.pooled(pairs, still))
 
     def read(self, cells: Tensor) -> Tensor:
-        """The same of pooled frames (C, 2, cells^2, Dv)."""
+        """The same of `Sight.pooled` (C, 2, cells, Dv)."""
         first, second = ((cells - self.mean) @ self.channels).unbind(1)
         parts = torch.stack([first, second, second - first], dim=1) * self.weights[:, None, None]
         return parts.flatten(1)
 
     def fit(self, cells: Tensor, share: Tensor) -> None:
-        """Mean and principal channels of pooled frames (E, 2, cells^2, Dv), weighted (E,) with sum 1: those of the pictures and of the changes."""
+        """Mean and principal channels of pooled frames (E, 2, cells, Dv), weighted (E,) with sum 1: those of the pictures and of the changes."""
         flat, change = cells.double().flatten(1, 2), (cells[:, 1] - cells[:, 0]).double()
         mean = (share[:, None] * flat.mean(1)).sum(0)
         pictures, moved = _covariance(flat - mean, share), _covariance(change, share)
@@ -122,6 +139,21 @@ class MotionDirections(nn.Module):
         return ((motion.float().flatten(1) - self.mean) * self.scale) @ self.directions
 
 
+class MotionReader(nn.Sequential):
+    """The learned form: the inputs of a pair, three layers, the motion of both hands."""
+
+    def __init__(self, inputs: int, width: int, directions: int) -> None:
+        super().__init__(
+            nn.LayerNorm(inputs),
+            nn.Linear(inputs, width),
+            nn.GELU(),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Linear(width, 2 * directions),
+            nn.Unflatten(-1, (2, directions)),
+        )
+
+
 class InverseDynamics(nn.Module):
     """Which motion of either hand leads from v_t to v_{t+delta}.
 
@@ -148,20 +180,23 @@ class InverseDynamics(nn.Module):
         self.requires_grad_(False)
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], grid: tuple[int, int], cells: int) -> Self:
+    def of(cls, tensors: Mapping[str, Tensor], sight: Sight) -> Self:
         """From its `state_dict`, whose shapes are its sizes."""
-        inputs = PairInputs(grid, cells, *tensors["inputs.channels"].shape)
+        inputs = PairInputs(sight, *tensors["inputs.channels"].shape)
         made = cls(inputs, MotionDirections(tensors["motion.directions"].shape[1]), len(tensors["landmarks"]))
         made.load_state_dict(dict(tensors))
         return made
 
     def kernel(self, x: Tensor) -> Tensor:
         """Inputs (C, size) -> their likeness to the landmarks, (C, M), whatever the hands."""
-        return torch.exp(torch.cdist(x, self.landmarks).square() / (-2 * self.bandwidth.square()))
+        squares = x.square().sum(-1, keepdim=True) + self.landmarks.square().sum(-1) - 2 * x @ self.landmarks.T
+        return torch.exp(squares.clamp(min=0) / (-2 * self.bandwidth.square()))
 
     def hands(self) -> Tensor:
         """(2, M): what a landmark counts for each hand."""
-        return torch.where(self.landmark_hand == torch.arange(2, device=self.landmarks.device)[:, None], 1.0, self.other_hand)
+        return torch.where(
+            self.landmark_hand == torch.arange(2, device=self.landmarks.device)[:, None], 1.0, self.other_hand
+        )
 
     @torch.no_grad()
     def forward(self, pairs: Tensor, still: Tensor | None = None) -> Tensor:
@@ -169,3 +204,31 @@ class InverseDynamics(nn.Module):
         with torch.autocast(pairs.device.type, enabled=False):
             alike = self.kernel(self.inputs(pairs, still))
             return torch.stack([(alike * own) @ self.weights + self.bias for own in self.hands()], dim=1)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A fitted teacher as it is stored: with its run's assets, in checkpoints, and beside a cache."""
+
+    tensors: Mapping[str, Tensor]
+    sight: Sight
+    report: Mapping[str, Any]
+    """What its fit said of itself: `training.teacher.fit.Report`."""
+
+    def build(self) -> InverseDynamics:
+        return InverseDynamics.of(self.tensors, self.sight)
+
+    def save(self, folder: Path) -> None:
+        """`teacher.safetensors` and `teacher.json` in a local folder."""
+        safetensors.torch.save_file({name: t.contiguous() for name, t in self.tensors.items()}, folder / WEIGHTS)
+        facts = {"sight": dataclasses.asdict(self.sight), "report": self.report}
+        (folder / FACTS).write_text(json.dumps(facts, indent=1, allow_nan=False))
+
+    @classmethod
+    def load(cls, folder: Path) -> Teacher | None:
+        """None where the folder holds none."""
+        if not (folder / FACTS).exists():
+            return None
+        facts = json.loads((folder / FACTS).read_text())
+        sight = facts["sight"] | {"grid": tuple(facts["sight"]["grid"])}
+        return cls(safetensors.torch.load_file(folder / WEIGHTS), Sight(**sight), facts["report"])

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 BLOCK = 128
 """Side of FlexAttention's blocks."""
+QUERIES = 192
+"""Of a piece of a sample, about, on a CPU."""
 
 
 def may_attend(lo: Tensor, hi: Tensor, place: Tensor) -> Tensor:
@@ -24,13 +26,20 @@ def may_attend(lo: Tensor, hi: Tensor, place: Tensor) -> Tensor:
     return (lo <= place) & (place < hi)
 
 
-class Spans(NamedTuple):
-    """Attention within each sample of a row: how many of the queries and of the keys are each sample's, and which it allows."""
+class Piece(NamedTuple):
+    """Some neighbouring queries of a sample, and the keys from its beginning that any of them sees."""
 
-    queries: list[int]
+    queries: int
+    keys: int
+    mask: Tensor | None
+    """(queries, keys) bool, True where attention is allowed; None: to itself and what lies before."""
+
+
+class Spans(NamedTuple):
+    """Attention within each sample of a row: how many of the row's keys each has, and its queries, piece by piece."""
+
     keys: list[int]
-    masks: list[Tensor | None]
-    """(queries, keys) bool each, True where attention is allowed; None: to itself and what lies before."""
+    pieces: list[list[Piece]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +83,8 @@ class Intervals:
         first = torch.searchsorted(self.lo, starts)
         counts = torch.diff(first, append=first.new_tensor([len(self.lo)])).tolist()
         sizes = torch.diff(starts, append=starts.new_tensor([self.keys])).tolist()
-        masks: list[Tensor | None] = []
-        for start, size, seen in zip(starts, sizes, self.hi.split(counts), strict=True):
-            own = torch.arange(size)
-            causal = len(seen) == size and torch.equal(seen - start, own + 1)
-            masks.append(None if causal else own < (seen - start)[:, None])
-        return Spans(counts, sizes, masks)
+        seen = [end - start for start, end in zip(starts, self.hi.split(counts), strict=True)]
+        return Spans(sizes, [_pieces(*own) for own in zip(seen, sizes, strict=True)])
 
     def blocks(self) -> Any:
         """A FlexAttention `BlockMask`, whose blocks come of the intervals: no Q x keys mask is made on the way."""
@@ -97,6 +102,18 @@ class Intervals:
         partial = ((first < edge + BLOCK) & (edge < end)).any(1) & ~full
         sizes: dict[str, Any] = {"BLOCK_SIZE": BLOCK, "seq_lengths": (len(lo), self.keys)}
         return BlockMask.from_kv_blocks(*_ordered(partial), *_ordered(full), mask_mod=predicate, **sizes)
+
+
+def _pieces(seen: Tensor, size: int) -> list[Piece]:
+    """Queries of a sample of `size` keys, each of which sees the first `seen` (Q,) of them. A kernel with a mask computes what it hides, too:
+    cut in pieces, a long sample spares it most of what lies after.
+    """
+    own = torch.arange(size)
+    if len(seen) == size and torch.equal(seen, own + 1):
+        return [Piece(size, size, None)]
+    count = max(1, round(len(seen) / QUERIES))
+    ends = [(int(part.max()), part) for part in seen.tensor_split(count) if len(part)]
+    return [Piece(len(part), end, own[:end] < part[:, None]) for end, part in ends]
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,8 @@ from jala_ray.models.vla import VLA, Out
 
 if TYPE_CHECKING:
     from jala_ray.data.samples.signals import SignalStatistics
+    from jala_ray.models.inverse_dynamics import InverseDynamics
+    from jala_ray.tokenizer.model import MotionTokenizer
 
 
 @dataclass
@@ -60,6 +62,9 @@ class Objective(nn.Module):
         """Called once, before weights are loaded, with the statistics of the signals that the configuration names: their sizes are known
         here, so this is where modules over them are made.
         """
+
+    def teach(self, teacher: InverseDynamics, tokenizer: MotionTokenizer) -> None:
+        """Called once, before weights are loaded, where the configuration has a teacher (`ObjectiveConfig.taught`)."""
 
     def extra(self, batch: Batch, features: Features | None) -> Tensor | None:
         """Additions (B, T, D) to the input embeddings, or None."""

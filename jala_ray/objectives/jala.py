@@ -12,39 +12,28 @@ from jala_ray.config import JalaConfig
 from jala_ray.config.checking import check_layer
 from jala_ray.models.perceiver import Perceiver, decoupled_ema, teacher_ema
 from jala_ray.models.vla import VLA, Out
-from jala_ray.objectives.aligning import Projector, align_loss, gather_latents, scheduled
-from jala_ray.objectives.base import Features, Losses, Objective, code_loss, text_loss
+from jala_ray.objectives.aligning import Projector, align_loss, scheduled
+from jala_ray.objectives.base import Features, Losses
+from jala_ray.objectives.masked import MaskedPrediction
 from jala_ray.objectives.monitors import alignment_monitors
 
 
-def state_embeddings(lsp: Perceiver, batch: Batch, features: Features, width: int) -> Tensor:
-    """LSP latents of each sample's first frame, placed where the batch asks for them -> (B, T, D)."""
-    at = batch.state_at
-    latents = gather_latents(lsp(features.first), rows_at(batch.sample, at), batch, at)
-    placed = latents.new_zeros(batch.ids.numel(), width)
-    placed[at] = latents
-    return placed.unflatten(0, batch.ids.shape)
-
-
-class Jala(Objective):
+class Jala(MaskedPrediction):
     """Owns LSP, unless `state` is none (`no_lsp`), and LAP, unless `lap` is off (`no_align`). See method.md 5 for who learns from what."""
 
     def __init__(self, config: JalaConfig, vla: VLA, feature_dim: int, grid: tuple[int, int]) -> None:
-        super().__init__()
+        super().__init__(config, vla, feature_dim, grid)
         check_layer(config.align.layer, vla.backbone.n_layers)
         self.config = config
         self.weight = config.align.weight
         self.alpha = config.ema.alpha
-        self.width = vla.backbone.hidden_size
         self.taps = (config.align.layer,) if config.lap else ()
-        start = Perceiver(config.perceiver, vla.vocab.chunk_tokens, feature_dim, grid, self.width)
-        self.lsp = start if config.state != "none" else None
+        start = self.lsp if self.lsp is not None else self.new_perceiver()
         self.lap = copy.deepcopy(start) if config.lap else None
         self.head = Projector(self.width) if config.lap and config.align.head == "mlp" else nn.Identity()
-        self.needs_features = config.layout.frames
         self.directions = config.align.distance == "cosine"
         self.needs_still = config.lap and config.align.target == "change"
-        self.columns = (("first",) if self.lsp is not None else ()) + (("pairs",) if self.lap is not None else ())
+        self.columns += ("pairs",) if self.lap is not None else ()
         self.updates = config.updates if config.lap else "gradient"
         if self.lsp is not None:
             self.lsp.set_gradients(backbone=True, queries=self.updates != "decoupled")
@@ -55,19 +44,9 @@ class Jala(Objective):
         if not config.mcp:  # a head that nothing trains must not decay either
             vla.motion_head.requires_grad_(False)
 
-    def extra(self, batch: Batch, features: Features | None) -> Tensor | None:
-        if self.lsp is None:
-            return None
-        assert features is not None
-        return state_embeddings(self.lsp, batch, features, self.width)
-
     def loss(self, vla: VLA, batch: Batch, features: Features | None, out: Out) -> Losses:
         """`L = 1[labelled] L_MCP + lambda L_align + L_text` (eq. 4), as per-sample terms."""
-        losses = Losses({}, {})
-        if self.config.mcp:
-            hidden = out.final_at(batch.scored_at)
-            losses.terms["mcp"], losses.has["mcp"], losses.ratios = code_loss(vla, batch, hidden)
-        losses.terms["text"], losses.has["text"] = text_loss(vla, batch, out)
+        losses = self.predicted(vla, batch, out, self.config.mcp)
         if self.lap is not None:
             assert features is not None
             align = self.config.align

@@ -9,7 +9,7 @@ from jala_ray.config import NextTokenConfig
 from jala_ray.models.perceiver import Perceiver
 from jala_ray.models.vla import VLA, Out
 from jala_ray.objectives.base import Features, Losses, Objective, code_loss, text_loss
-from jala_ray.objectives.jala import state_embeddings
+from jala_ray.objectives.masked import state_embeddings
 
 
 class NextToken(Objective):

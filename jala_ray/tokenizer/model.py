@@ -181,7 +181,10 @@ class MotionTokenizer(nn.Module):
 
         Raises UserError when the shape is wrong or an id lies outside its position's slot.
         """
-        codes = self._codes(ids.to(self.mean.device))
+        return self.from_codes(self._codes(ids.to(self.mean.device)))
+
+    def from_codes(self, codes: Tensor) -> Tensor:
+        """`decode` of codes (C, K) as `_codes` gives them, which nobody checks here."""
         config = self.config
         with torch.autocast(self.mean.device.type, enabled=False):
             parts = {}

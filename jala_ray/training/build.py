@@ -74,6 +74,8 @@ def build_learner(config: RunConfig, assets: Assets, architecture: dict[str, Any
     vla = VLA(backbone, vocab)
     objective = build_objective(config.objective, vla, encoder.dim, encoder.grid)
     objective.attach({} if assets.statistics is None else assets.statistics.signals)
+    if assets.teacher is not None:
+        objective.teach(assets.teacher.build(), assets.tokenizer)
     return Learner(vla, encoder, objective)
 
 

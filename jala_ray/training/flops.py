@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jala_ray.batch import Batch
 from jala_ray.models.backbones.base import Backbone
 from jala_ray.objectives.base import Objective
+from jala_ray.objectives.grounded import Grounded
 from jala_ray.objectives.jala import Jala
 from jala_ray.objectives.lapa import LapaActions, LapaCodes
 from jala_ray.objectives.next_token import NextToken
@@ -276,6 +277,17 @@ class Seen(nn.Module):
         return self.backbone.see(pixels)
 
 
+class Read(nn.Module):
+    """A learned teacher's way from features to motion."""
+
+    def __init__(self, inputs: nn.Module, reader: nn.Module) -> None:
+        super().__init__()
+        self.inputs, self.reader = inputs, reader
+
+    def forward(self, *features: Tensor) -> Tensor:
+        return self.reader(self.inputs(*features))
+
+
 def measured(module: nn.Module, *inputs: Tensor) -> Flops:
     """Of one call with inputs on the meta device, where nothing is computed; nothing for a module that can't run there."""
     held = [*module.named_parameters(), *module.named_buffers()]
@@ -326,6 +338,21 @@ def _jala(objective: Jala, learner: Learner) -> Callable[[Workload], Flops]:
     compared = measured(objective.head, hidden) if objective.lap is not None else Flops()
     each = 2 if objective.needs_still else 1
     return lambda work: work.firsts * state + each * work.pairs * action + work.aligned * compared
+
+
+@own.register
+def _grounded(objective: Grounded, learner: Learner) -> Callable[[Workload], Flops]:
+    one = _features(learner)
+    state = measured(objective.lsp, one) if objective.lsp is not None else Flops()
+    hidden = torch.empty(1, objective.width, device="meta", requires_grad=True)
+    compared, motion = measured(objective.head, hidden), Flops()
+    if objective.teacher is not None:
+        still = (one,) if objective.needs_still else ()
+        taught = objective.teacher if objective.reader is None else Read(objective.teacher.inputs, objective.reader)
+        motion = measured(taught, one, *still)
+    places = objective.projection.shape
+    motion += Flops(4.0 * places.numel())  # two hands; z learns nothing
+    return lambda work: work.firsts * state + work.pairs * motion + work.aligned * compared
 
 
 @own.register

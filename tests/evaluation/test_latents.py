@@ -27,6 +27,7 @@ from jala_ray.evaluation.latent_space.latents import (
     default_layers,
     summary,
 )
+from jala_ray.hands.displacement import motion_targets
 from jala_ray.hands.resample import chunk_features
 from jala_ray.objectives.jala import Jala
 from jala_ray.training.checkpoint import Loaded

@@ -3,6 +3,7 @@ declares. Its implementation lies in `jala_ray/objectives/`, and is loaded when 
 
 from jala_ray.config.objectives._aligning import AlignConfig
 from jala_ray.config.objectives._latent_actions import LatentActionConfig
+from jala_ray.config.objectives._teacher import TeacherConfig
 from jala_ray.config.objectives.base import (
     OBJECTIVES,
     LayoutSpec,
@@ -11,6 +12,7 @@ from jala_ray.config.objectives.base import (
     PerceiverConfig,
     Variant,
 )
+from jala_ray.config.objectives.grounded import GroundedConfig
 from jala_ray.config.objectives.jala import EmaConfig, JalaConfig
 from jala_ray.config.objectives.lapa_actions import LapaActionsConfig
 from jala_ray.config.objectives.lapa_codes import LapaCodesConfig
@@ -23,6 +25,7 @@ __all__ = [
     "OBJECTIVES",
     "AlignConfig",
     "EmaConfig",
+    "GroundedConfig",
     "JalaConfig",
     "LapaActionsConfig",
     "LapaCodesConfig",
@@ -33,5 +36,6 @@ __all__ = [
     "ObjectiveConfig",
     "ObjectiveTraits",
     "PerceiverConfig",
+    "TeacherConfig",
     "Variant",
 ]

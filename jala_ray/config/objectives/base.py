@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jala_ray.config.checking import at_least
+from jala_ray.config.objectives._teacher import TeacherConfig
 from jala_ray.registry import Registry
 from jala_ray.types import ConfigError
 
@@ -45,6 +46,13 @@ class MaskingConfig:
     """Shares of the target chunk's tokens that are masked; each sample draws one of them."""
     after: float = 0.05
     """Probability of each token of the chunks after the target."""
+
+    def check(self) -> None:
+        """Raises `ConfigError`."""
+        if not self.ratios or not all(0 < r <= 1 for r in self.ratios):
+            raise ConfigError("objective.masking.ratios", self.ratios, "ratios in (0, 1]")
+        if not 0 <= self.after <= 1:
+            raise ConfigError("objective.masking.after", self.after, "a probability")
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,11 @@ class ObjectiveConfig:
     @property
     def perceivers(self) -> PerceiverConfig | None:
         """Sizes of the perceivers that it trains; None: it has none."""
+        return None
+
+    @property
+    def taught(self) -> TeacherConfig | None:
+        """The inverse-dynamics teacher that is fitted on the run's labels before its first step; None: it needs none."""
         return None
 
     @property

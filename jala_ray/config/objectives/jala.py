@@ -126,11 +126,7 @@ class JalaConfig(ObjectiveConfig):
         if self.updates == "teacher" and self.lap and self.state == "none":
             remedy = "Set objective.state to mask or prefix."
             raise ConfigError("objective.updates", self.updates, "an LSP that LAP can follow", remedy)
-        masking = self.masking
-        if not masking.ratios or not all(0 < r <= 1 for r in masking.ratios):
-            raise ConfigError("objective.masking.ratios", masking.ratios, "ratios in (0, 1]")
-        if not 0 <= masking.after <= 1:
-            raise ConfigError("objective.masking.after", masking.after, "a probability")
+        self.masking.check()
 
 
 @JalaConfig.variant

@@ -12,6 +12,7 @@ from pathlib import Path
 from jala_ray import storage
 from jala_ray.config.backbones import DEFAULT
 from jala_ray.data.samples.signals import Statistics
+from jala_ray.models.inverse_dynamics import Teacher
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
 from jala_ray.storage import StorageOptions
@@ -44,6 +45,8 @@ class Assets:
     spec: SequenceSpec
     statistics: Statistics | None = None
     """Of the signals that the objective reads."""
+    teacher: Teacher | None = None
+    """Of an objective that has one."""
 
     @property
     def tokenizer(self) -> MotionTokenizer:
@@ -62,6 +65,8 @@ class Assets:
             self.motion.save(folder / "motion_tokenizer")
         if self.statistics is not None:
             (folder / STATISTICS).write_text(self.statistics.to_json())
+        if self.teacher is not None:
+            self.teacher.save(folder)
         (folder / "sequence.json").write_text(json.dumps(dataclasses.asdict(self.spec), indent=1))
 
     @classmethod
@@ -86,7 +91,7 @@ class Assets:
         if (folder / STATISTICS).exists():
             statistics = Statistics.from_json((folder / STATISTICS).read_text())
         text = TextTokenizer.from_pretrained(str(folder / "text_tokenizer"), kind=spec.backbone)
-        return cls(text, motion, spec, statistics)
+        return cls(text, motion, spec, statistics, Teacher.load(folder))
 
 
 def read_spec(folder: Path) -> SequenceSpec:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jala_ray.config import TeacherConfig
 from jala_ray.hands.displacement import motion_targets
-from jala_ray.models.inverse_dynamics import InverseDynamics, MotionDirections, PairInputs
+from jala_ray.models.inverse_dynamics import InverseDynamics, MotionDirections, PairInputs, Sight
 from jala_ray.training.teacher.moments import FOLDS, Chosen, Moments, choose, solve
 from jala_ray.types import UserError
 
@@ -27,7 +27,11 @@ SEARCHED = 1024
 """Landmarks while choices are compared."""
 FEWEST = 40
 """Labelled hand-chunks without which nothing is fitted."""
-READS = {"both frames and their change": (1.0, 1.0, 2.0), "mostly the change": (1.0, 1.0, 6.0), "the change": (0.0, 0.0, 1.0)}
+READS = {
+    "both frames and their change": (1.0, 1.0, 2.0),
+    "mostly the change": (1.0, 1.0, 6.0),
+    "the change": (0.0, 0.0, 1.0),
+}
 ABLATIONS = {"v_t alone": (1.0, 0.0, 0.0), "v_t+delta alone": (0.0, 1.0, 0.0), "the change alone": (0.0, 0.0, 1.0)}
 """Weights of v_t, v_{t+delta} and change."""
 BANDWIDTHS = (1.0, 0.5, 2.0)
@@ -42,7 +46,7 @@ class LabelledChunks:
     """Some labelled hand-chunks (E), in memory."""
 
     cells: Tensor
-    """(E, 2, cells^2, Dv) pooled features of v_t and v_{t+delta}."""
+    """(E, 2, cells, Dv) pooled features of v_t and v_{t+delta}."""
     motion: Tensor
     """(E, 15, 99) features."""
     hand: Tensor
@@ -95,14 +99,14 @@ def fit(
     config: TeacherConfig,
     sample: LabelledChunks,
     every: Callable[[], Iterable[LabelledChunks]] | None,
-    grid: tuple[int, int],
+    sight: Sight,
 ) -> tuple[InverseDynamics, Report]:
     """`sample`: at most `SAMPLE` chunks; `every`: streams all of them, or None where the sample is all. Raises `UserError` for too few."""
     if len(sample) < FEWEST:
         remedy = "Label more clips, or train with a preset that needs no teacher (jala, no_align)."
         raise UserError("labelled hand-chunks", len(sample), f"at least {FEWEST}, to fit the teacher", remedy)
     began, share = time.monotonic(), _even(sample.domain)
-    bench = _Bench.of(config, sample, share, grid)
+    bench = _Bench.of(config, sample, share, sight)
     kernel, _ = bench.search()
     reads = {name: bench.tried(replace(kernel, weights=weights)).r2 for name, weights in ABLATIONS.items()}
     teacher = bench.teacher(kernel, config.landmarks)
@@ -145,9 +149,9 @@ class _Bench:
     targets: dict[str, slice]
 
     @classmethod
-    def of(cls, config: TeacherConfig, sample: LabelledChunks, share: Tensor, grid: tuple[int, int]) -> _Bench:
+    def of(cls, config: TeacherConfig, sample: LabelledChunks, share: Tensor, sight: Sight) -> _Bench:
         width = sample.cells.shape[-1]
-        inputs = PairInputs(grid, config.cells, width, min(config.channels, width))
+        inputs = PairInputs(sight, width, min(config.channels, width))
         inputs.fit(sample.cells, share)
         motion = MotionDirections(config.directions)
         motion.fit(sample.motion, share)
@@ -167,7 +171,11 @@ class _Bench:
         best = Kernel(next(iter(READS.values())), BANDWIDTHS[0], OTHER_HANDS[0])
         found = self.tried(best)
         both = len(self.sample.hand.unique()) > 1
-        for name, values in (("weights", tuple(READS.values())), ("other_hand", OTHER_HANDS if both else ()), ("bandwidth", BANDWIDTHS)):
+        for name, values in (
+            ("weights", tuple(READS.values())),
+            ("other_hand", OTHER_HANDS if both else ()),
+            ("bandwidth", BANDWIDTHS),
+        ):
             for value in values[1:]:
                 other = replace(best, **{name: value})
                 if (score := self.tried(other)).score > found.score:
@@ -181,13 +189,15 @@ class _Bench:
 
     def add(self, moments: Moments, features: _Features, part: LabelledChunks) -> None:
         moved = motion_targets(part.motion.numpy())
-        y = torch.cat([self.motion(part.motion), *(torch.from_numpy(moved[name]).float() for name in ("wrist", "finger"))], 1)
+        y = torch.cat(
+            [self.motion(part.motion), *(torch.from_numpy(moved[name]).float() for name in ("wrist", "finger"))], 1
+        )
         moments.add(features(part.cells, part.hand), y, part.domain, part.fold)
 
     def teacher(self, kernel: Kernel, landmarks: int) -> InverseDynamics:
         """With its landmarks, and no weights yet."""
         chosen = self.order[:landmarks]
-        inputs = PairInputs(self.inputs.grid, self.inputs.cells, *self.inputs.channels.shape)
+        inputs = PairInputs(self.inputs.sight, *self.inputs.channels.shape)
         inputs.load_state_dict(self.inputs.state_dict())
         inputs.weights.copy_(torch.tensor(kernel.weights))
         made = InverseDynamics(inputs, self.motion, len(chosen))
@@ -214,7 +224,7 @@ class _Features:
         return self.teacher.kernel(x) * self.teacher.hands()[hand]
 
     def __call__(self, cells: Tensor, hand: Tensor) -> Tensor:
-        """Pooled features (E, 2, cells^2, Dv) and hands (E,) -> (E, at most M)."""
+        """Pooled features (E, 2, cells, Dv) and hands (E,) -> (E, at most M)."""
         return self._alike(self.teacher.inputs.read(cells), hand) @ self.roots.float()
 
     def settle(self, solution: Tensor) -> None:
