@@ -1,7 +1,7 @@
 """Inverse dynamics in closed form: what of a chunk's motion two frozen frames tell (docs/method.md 5, Grounded).
 
-Kernel ridge regression on landmarks: with as many landmarks as chunks it is kernel ridge itself. Nothing here learns by gradient; `training/teacher`
-fits it.
+Kernel ridge regression on landmarks: with as many landmarks as chunks it is kernel ridge itself. Nothing here learns by gradient;
+`training/teacher` fits it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class Sight:
         return min(self.cells, self.grid[0]) * min(self.cells, self.grid[1])
 
     def pooled(self, pairs: Tensor, still: Tensor | None = None) -> Tensor:
-        """Patches (C, F, P, Dv), of pairs with `still` -> means (C, 2, cells, Dv) float32 of v_t (of stillness) and v_{t+delta} (of the pair)."""
+        """Patches (C, F, P, Dv), of pairs with `still` -> means (C, 2, cells, Dv) float32 of v_t (of stillness) and v_{t+delta} (of the
+        pair).
+        """
         frames = pairs if still is None else torch.cat([still, pairs], dim=1)
         pictures = rearrange(frames.float(), "c f (r k) d -> (c f) d r k", r=self.grid[0])
         means = F.adaptive_avg_pool2d(pictures, (min(self.cells, self.grid[0]), min(self.cells, self.grid[1])))
@@ -91,11 +93,13 @@ class PairInputs(nn.Module):
         return parts.flatten(1)
 
     def fit(self, cells: Tensor, share: Tensor) -> None:
-        """Mean and principal channels of pooled frames (E, 2, cells, Dv), weighted (E,) with sum 1: those of the pictures and of the changes."""
+        """Mean and principal channels of pooled frames (E, 2, cells, Dv), weighted (E,) with sum 1: those of the pictures and of the
+        changes.
+        """
         flat, change = cells.double().flatten(1, 2), (cells[:, 1] - cells[:, 0]).double()
         mean = (share[:, None] * flat.mean(1)).sum(0)
         pictures, moved = _covariance(flat - mean, share), _covariance(change, share)
-        values, vectors = torch.linalg.eigh(pictures / pictures.trace() + moved / moved.trace().clamp(min=1e-12))
+        _, vectors = torch.linalg.eigh(pictures / pictures.trace() + moved / moved.trace().clamp(min=1e-12))
         chosen = _signed(vectors.flip(1)[:, : self.channels.shape[1]])
         whole = (chosen.T @ pictures @ chosen).trace().sqrt()
         self.mean.copy_(mean)
@@ -157,8 +161,8 @@ class MotionReader(nn.Sequential):
 class InverseDynamics(nn.Module):
     """Which motion of either hand leads from v_t to v_{t+delta}.
 
-    k((x, hand), (x', hand')) = exp(-|x - x'|^2 / (2 bandwidth^2)), times `other_hand` where the hands differ: what one hand's labels say counts that
-    much for the other.
+    k((x, hand), (x', hand')) = exp(-|x - x'|^2 / (2 bandwidth^2)), times `other_hand` where the hands differ: what one hand's labels say
+    counts that much for the other.
     """
 
     def __init__(self, inputs: PairInputs, motion: MotionDirections, landmarks: int) -> None:

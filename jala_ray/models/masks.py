@@ -105,8 +105,8 @@ class Intervals:
 
 
 def _pieces(seen: Tensor, size: int) -> list[Piece]:
-    """Queries of a sample of `size` keys, each of which sees the first `seen` (Q,) of them. A kernel with a mask computes what it hides, too:
-    cut in pieces, a long sample spares it most of what lies after.
+    """Queries of a sample of `size` keys, each of which sees the first `seen` (Q,) of them. A kernel with a mask computes what it hides,
+    too: cut in pieces, a long sample spares it most of what lies after.
     """
     own = torch.arange(size)
     if len(seen) == size and torch.equal(seen, own + 1):

@@ -1,8 +1,9 @@
-"""Grounded: masked chunk prediction, and h aligned with the motion that an inverse-dynamics teacher reads from the pair (method.md 5, Grounded).
+"""Grounded: masked chunk prediction, and h aligned with the motion that an inverse-dynamics teacher reads from the pair (method.md 5,
+Grounded).
 
-The teacher knows labels, the pair knows what happened: so an unlabelled clip says, through h, what motion its instruction and first frame lead to. z
-is the teacher's motion, in a few directions, projected to K vectors by a fixed random matrix; h is compared by cosine, through a head; no gradient
-reaches z.
+The teacher knows labels, the pair knows what happened: so an unlabelled clip says, through h, what motion its instruction and first frame
+lead to. z is the teacher's motion, in a few directions, projected to K vectors by a fixed random matrix; h is compared by cosine, through a
+head; no gradient reaches z.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Grounded(MaskedPrediction):
         return torch.einsum("chr,krd->chkd", motion, self.projection)
 
     def _teacher_loss(self, batch: Batch, motion: Tensor) -> tuple[Tensor, Tensor]:
-        """Of what was read (C, 2, R) on the batch's labelled hand-chunks -> (S,) mean squared error, in variances of the motion, (S,) has."""
+        """Of what was read (C, 2, R) on the batch's labelled hand-chunks -> (S,) mean squared error in variances of motion, (S,) has."""
         assert self.teacher is not None and self.tokenizer is not None
         at, chunks = batch.pair_at, 2 * len(motion)
         row = 2 * rows_at(batch.pair, at) + rows_at(batch.hand, at)
@@ -87,7 +88,8 @@ class Grounded(MaskedPrediction):
         nowhere = torch.full((chunks,), batch.ids.numel() - tokens, dtype=torch.int64, device=at.device)
         begin = nowhere.scatter_reduce(0, row, at - rows_at(batch.k, at), "amin")
         codes = batch.target.flatten()[begin[:, None] + torch.arange(tokens, device=at.device)]
-        # A chunk that no place is aligned with has no beginning here, so the last tokens stand for it: they are no chunk's codes, or its own.
+        # A chunk that no place is aligned with has no beginning here, so the last tokens stand for it: they are no chunk's codes, or its
+        # own.
         aligned = torch.zeros(chunks, dtype=torch.bool, device=at.device).index_fill(0, row, True)
         labelled = aligned & (codes >= 0).all(1)
         with torch.no_grad():

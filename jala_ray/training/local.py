@@ -21,6 +21,7 @@ from jala_ray.data.samples.steps import StepBuilder
 from jala_ray.presets import configuration
 from jala_ray.training import history, setup
 from jala_ray.training.build import build_learner, make_deterministic
+from jala_ray.training.device import best_device
 from jala_ray.training.interrupts import guarded
 from jala_ray.training.pretraining import Pretraining
 from jala_ray.training.trainer import train
@@ -88,10 +89,6 @@ def run_local_tokenizer(config: TokenizerRunConfig, device: torch.device | None 
         )
         train_tokenizer(run)
     return run
-
-
-def best_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def begins(run: Pretraining) -> str:

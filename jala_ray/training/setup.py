@@ -149,6 +149,10 @@ def prepare_assets(config: RunConfig, folder: str, options: StorageOptions) -> s
             if config.objective.signals:
                 found = signal_statistics(config, plans(config, str(scratch / "assets")))
                 replace(made, statistics=found).save(scratch / "assets")
+            if config.objective.taught is not None:
+                from jala_ray.training.teacher.keep import taught
+
+                taught(config, made, str(scratch / "assets")).save(scratch / "assets")
             storage.upload_dir(scratch / "assets", assets, options, replace_unfinished=True)
     return assets
 

@@ -13,8 +13,8 @@ class TeacherConfig:
     """Which motion leads from v_t to v_{t+delta}: fitted on the labelled clips of the run's own rows, from frozen features."""
 
     form: Literal["closed", "learned"] = "closed"
-    """closed: kernel ridge regression, fitted before the first step, once for a cache and its labels. learned: a small head beside it on the same
-    inputs, trained on the run's labels while the run trains."""
+    """closed: kernel ridge regression, fitted before the first step, once for a cache and its labels. learned: a small head beside it on
+    the same inputs, trained on the run's labels while the run trains."""
     directions: int = 32
     """Numbers that a chunk's motion comes down to."""
     cells: int = 4

@@ -28,8 +28,7 @@ from jala_ray.studies.alignment.probing import FramePairs, probe, read_pairs
 from jala_ray.studies.alignment.size import EncoderTraining
 from jala_ray.studies.alignment.stages import StudyFolder, plain, stage, write_json
 from jala_ray.studies.alignment.world import training_frames
-from jala_ray.training.device import autocast
-from jala_ray.training.local import best_device
+from jala_ray.training.device import autocast, best_device
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 
 FLAT = 0.01

@@ -20,7 +20,7 @@ from jala_ray.rows import load_row
 from jala_ray.studies.alignment.stages import StudyFolder
 from jala_ray.studies.alignment.variants import StudyJob, last_checkpoint
 from jala_ray.training import checkpoint, setup
-from jala_ray.training.local import best_device
+from jala_ray.training.device import best_device
 from jala_ray.training.parts import do_parts
 from jala_ray.types import UserError
 

@@ -23,7 +23,7 @@ from jala_ray.studies.alignment.runs import inputs, work
 from jala_ray.studies.alignment.stages import StudyFolder, plain, result_of, stage, todays, write_json
 from jala_ray.studies.alignment.variants import described, jobs, named, variants
 from jala_ray.studies.alignment.world import PRIMARY_PART
-from jala_ray.training.local import best_device
+from jala_ray.training.device import best_device
 from jala_ray.types import DOMAINS, ConfigError, UserError
 
 PAIR_AT_LEAST, FIRST_AT_MOST, GAIN_AT_LEAST = 0.5, 0.3, 0.3

@@ -1,5 +1,5 @@
-"""From labelled chunks to an inverse-dynamics teacher: what it reads, how near pairs must be, and how much it is smoothed are chosen by held-out
-clips (docs/method.md 5, Grounded).
+"""From labelled chunks to an inverse-dynamics teacher: what it reads, how near pairs must be, and how much it is smoothed are chosen by
+held-out clips (docs/method.md 5, Grounded).
 """
 
 from __future__ import annotations
@@ -51,11 +51,16 @@ class LabelledChunks:
     """(E, 15, 99) features."""
     hand: Tensor
     """(E,) int64."""
-    domain: Sequence[str]
-    clip: Sequence[str]
+    domain: list[str]
+    clip: list[str]
 
     def __len__(self) -> int:
         return len(self.hand)
+
+    def first(self, count: int) -> LabelledChunks:
+        """At most so many."""
+        held = (self.cells[:count], self.motion[:count], self.hand[:count], self.domain[:count], self.clip[:count])
+        return LabelledChunks(*held)
 
     @property
     def fold(self) -> Tensor:
@@ -65,9 +70,11 @@ class LabelledChunks:
     @classmethod
     def joined(cls, parts: Iterable[LabelledChunks]) -> LabelledChunks:
         held = list(parts)
-        tensors = {name: torch.cat([getattr(part, name) for part in held]) for name in ("cells", "motion", "hand")}
-        words = {name: [word for part in held for word in getattr(part, name)] for name in ("domain", "clip")}
-        return cls(**tensors, **words)
+        cells, motion, hand = (
+            torch.cat([getattr(part, name) for part in held]) for name in ("cells", "motion", "hand")
+        )
+        domain, clip = ([word for part in held for word in getattr(part, name)] for name in ("domain", "clip"))
+        return cls(cells, motion, hand, domain, clip)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Ridge regression from sums: what is added up of chunks is enough to fit, to choose the penalty by held-out clips, and to tell R2 of them."""
+"""Ridge regression from sums: what is added up of chunks is enough to fit, to choose a penalty by held-out clips, and to tell their R2."""
 
 from __future__ import annotations
 
