@@ -35,7 +35,7 @@ class LapaActionsConfig(LatentActionObjective):
         return self.perceiver
 
     def check(self, run: RunConfig) -> None:
-        self.perceiver.check()
+        self.perceiver.check(run)
         self.actions.check(run)
 
 
