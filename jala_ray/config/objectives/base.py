@@ -74,6 +74,8 @@ class LayoutSpec:
     reads: Literal["scored", "before", "aligned", "none"] = "scored"
     """Of motion tokens, whose last hidden states its losses read: the scored ones', the ones before those, the aligned ones', nobody's.
     Those that predict an answer's text are read in any case."""
+    pixels: bool = False
+    """Frames of the boundaries are in the batch, also where a cache holds their features."""
 
     @property
     def pairs(self) -> bool:
