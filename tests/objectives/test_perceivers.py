@@ -179,3 +179,16 @@ def test_collapse_is_seen() -> None:
     blind = replace(batch, frames=torch.zeros_like(batch.frames))
     dead = learner.monitors(blind)
     assert dead["effective_rank_z"] < 1.0 and dead["spread_z"] < 1e-5
+
+
+def test_an_h_that_is_a_constant_is_seen() -> None:
+    config = small()
+    assets = make_assets(config)
+    learner = make_learner(config, assets).eval()
+    batch = make_batch(lay_out(config, assets))
+    assert learner.monitors(batch)["varying_h"] > 0.1
+    features, out, _ = learner.run(batch, still=True)
+    layer, at = config.objective.align.layer, batch.pair_at
+    rows = torch.ones(len(at), out.hidden[layer].shape[-1]) + 0.01 * torch.randn(len(at), out.hidden[layer].shape[-1])
+    out.hidden[layer] = out.hidden[layer].flatten(0, 1).index_copy(0, at, rows).unflatten(0, batch.ids.shape)
+    assert 0 < learner.objective.monitors(batch, features, out)["varying_h"] < 0.02
