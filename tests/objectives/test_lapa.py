@@ -6,6 +6,7 @@ import itertools
 import math
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -124,19 +125,27 @@ def test_perplexity() -> None:
 
 
 def toy(rows: int, seed: int) -> tuple[Batch, Features]:
-    """Pairs that one of three actions leads through: the same change of every patch of a random first frame."""
-    actions = 2.0 * torch.randn(3, 1, 12, generator=torch.Generator().manual_seed(1))
+    """Pairs that one of three actions leads through: the same change of every patch of a random first frame, features and pixels."""
+    fixed = torch.Generator().manual_seed(1)
+    actions = 2.0 * torch.randn(3, 1, 12, generator=fixed)
+    drawn = torch.randint(128, (3, 3, 8, 8), generator=fixed, dtype=torch.uint8)
     draw = torch.Generator().manual_seed(seed)
     first = torch.randn(rows, 4, 12, generator=draw)
-    pairs = torch.stack([first, first + actions[torch.randint(3, (rows,), generator=draw)]], 1)
+    action = torch.randint(3, (rows,), generator=draw)
+    pairs = torch.stack([first, first + actions[action]], 1)
+    shown = torch.randint(64, (rows, 3, 16, 16), generator=draw, dtype=torch.uint8)
+    frames = torch.stack([shown, shown + drawn[action].repeat(1, 1, 2, 2)], 1).flatten(0, 1)
     index = torch.arange(rows)[None]
-    return void_batch(1, rows, rows, pair=index, sample=index, pair_at=index[0]), Features(pairs[:, :0], pairs)
+    seen = {"frames": frames, "pairs": torch.arange(2 * rows).view(-1, 2)}
+    return void_batch(1, rows, rows, pair=index, sample=index, pair_at=index[0], **seen), Features(pairs[:, :0], pairs)
 
 
-def test_codes_come_to_carry_the_action() -> None:
+@pytest.mark.parametrize("reconstruct", ["features", "pixels"])
+def test_codes_come_to_carry_the_action(reconstruct: Literal["features", "pixels"]) -> None:
     """Reconstruction beats copying by far, other codes spoil it, and the codebooks don't collapse."""
     torch.manual_seed(0)
-    config = LapaActionsConfig(actions=SIZES, perceiver=PerceiverConfig(width=32, layers=1, heads=2))
+    sizes = PerceiverConfig(width=32, layers=1, heads=2)
+    config = LapaActionsConfig(actions=SIZES, perceiver=sizes, reconstruct=reconstruct)
     objective = LapaActions(config, nn.Module(), 12, (2, 2))  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     weights = objective.term_weights()
