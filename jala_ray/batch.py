@@ -27,7 +27,8 @@ def rows_at(column: Tensor, at: Tensor) -> Tensor:
 class PerceiverInputs:
     """What the frozen encoder's features are made of, or the features themselves; None where a run does without.
 
-    Of pixels or per-frame features: `pairs`, `first`, and one of `frames` and `frame_features`. Of a pair encoder's cache: the other three.
+    Of pixels or per-frame features: `pairs`, `first`, and `frames`, `frame_features` or, for objectives that look at both, the two. Of a
+    pair encoder's cache: the other three.
     """
 
     pairs: Tensor | None = None
@@ -37,7 +38,7 @@ class PerceiverInputs:
     frames: Tensor | None = None
     """(F, 3, h, w) uint8 RGB."""
     frame_features: Tensor | None = None
-    """(F, P, Dv) float16 or float32, in the place of `frames`."""
+    """(F, P, Dv) float16 or float32: what the encoder made of the frames, which it need not see then."""
     pair_features: Tensor | None = None
     """(C, P, Dv) float16 or float32, of (v_t, v_{t+delta})."""
     still_features: Tensor | None = None

@@ -22,6 +22,8 @@ WILD_TIME_SCALE = 0.5
 MAX_CLIP_SECONDS = 10.0
 RHO_WARN, EFFECTIVE_RANK_WARN = 0.05, 4.0
 """Below these the latent-action space is collapsing (method.md 5)."""
+VARYING_WARN = 0.02
+"""Share of h that varies from chunk to chunk, below which h is a constant: what is aligned with it has nothing to tell."""
 WRIST_DIM, FINGER_DIM = 9, 90
 FEATURE_DIM = WRIST_DIM + FINGER_DIM
 """Features per frame: wrist = 6-D rotation + translation (9), fingers = 15 x 6-D (90); wrist first."""

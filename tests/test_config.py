@@ -103,11 +103,12 @@ def test_which_presets_generate() -> None:
     """The others are judged by probes, or by what is trained on top of them."""
     silent = {name for name, config in PRESETS.items() if not config.objective.generates}
     assert silent == {
-        f"{size}{name}" for size in ("", "tiny_") for name in ("align_only", "lapa_actions", "lapa_codes")
+        f"{size}{name}"
+        for size in ("", "tiny_")
+        for name in ("align_only", "lapa_actions", "lapa_actions_pixels", "lapa_codes")
     }
     assert {name for name, config in PRESETS.items() if not config.objective.trains_vla} == {
-        "lapa_actions",
-        "tiny_lapa_actions",
+        f"{size}{name}" for size in ("", "tiny_") for name in ("lapa_actions", "lapa_actions_pixels")
     }
 
 

@@ -105,11 +105,11 @@ def test_the_metrics_documented_are_those_written() -> None:
     ]
     written = set(
         re.findall(
-            r'"((?:effective_rank|spread|cos)_\w+|rho|data_wait|step_s|padding|quarantined)"',
+            r'"((?:effective_rank|spread|varying|cos)_\w+|rho|data_wait|step_s|padding|quarantined)"',
             "".join(sources),
         )
     )
-    assert len(written) >= 11
+    assert len(written) >= 12
     assert not [name for name in written if f"`{name}`" not in text]
 
 

@@ -60,3 +60,10 @@ class EncoderKind:
 
 
 ENCODERS: Registry[type[EncoderKind]] = Registry("encoder", "jala_ray.models.encoders", "jala_ray.encoders")
+
+
+def refuse_pairs(kind: str, why: str) -> None:
+    """Refuse a kind that gives features of pairs of frames, where those of single frames are needed. Raises `ConfigError`."""
+    if ENCODERS.find(kind).pairs:
+        of_frames = " or ".join(name for name, encoder in ENCODERS.items() if not encoder.pairs)
+        raise ConfigError("model.encoder.kind", kind, of_frames, f"{why} {kind} gives those of pairs.")

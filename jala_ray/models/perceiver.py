@@ -64,11 +64,11 @@ class PerceiverBackbone(nn.Module):
 
     def __init__(self, config: PerceiverConfig, feature_dim: int, grid: tuple[int, int], out_dim: int) -> None:
         super().__init__()
-        width = config.width
+        width, change = config.width, config.reads == "change"
         self.out_dim = out_dim
-        self.project = nn.Linear(feature_dim, width)
-        # First or second frame of the pair; without it z(a, b) = z(b, a) (method.md 5).
-        self.frame_embedding = nn.Parameter(0.02 * torch.randn(2, width))
+        self.project = nn.Linear(2 * feature_dim if change else feature_dim, width)
+        # First or second frame of the pair; without it z(a, b) = z(b, a) (method.md 5). Change has an order of its own.
+        self.frame_embedding = None if change else nn.Parameter(0.02 * torch.randn(2, width))
         self.register_buffer("positions", patch_positions(grid, width), persistent=False)
         self.layers = nn.ModuleList(PerceiverLayer(width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
@@ -77,13 +77,19 @@ class PerceiverBackbone(nn.Module):
 
     def forward(self, queries: Tensor, features: Tensor) -> Tensor:
         """Queries (K, W) read features (C, F, P, Dv), F = 2 frames or 1 pair encoding -> (C, 2 hands, K, D)."""
-        frames = features.shape[1]
-        context = self.project(features) + self.positions + self.frame_embedding[:frames, None]
-        context = rearrange(context, "c f p w -> c (f p) w")
+        context = self.tokens(features)
         latents = queries.expand(features.shape[0], -1, -1)
         for layer in self.layers:
             latents = layer(latents, context)
         return rearrange(self.to_vlm(self.norm(latents)), "c k (hand d) -> c hand k d", hand=2)
+
+    def tokens(self, features: Tensor) -> Tensor:
+        """(C, F, P, Dv) -> what the queries read, (C, F * P, W), or (C, P, W) of [v_t, v_{t+delta} - v_t] (F = 2)."""
+        if self.frame_embedding is None:
+            first, second = features.unbind(1)
+            return self.project(torch.cat([first, second - first], dim=-1)) + self.positions
+        context = self.project(features) + self.positions + self.frame_embedding[: features.shape[1], None]
+        return rearrange(context, "c f p w -> c (f p) w")
 
 
 class Perceiver(nn.Module):

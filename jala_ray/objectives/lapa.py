@@ -1,7 +1,7 @@
 """LAPA-dagger: a latent-action model whose codes are learned by reconstruction, then a VLA that predicts the codes (method.md 9).
 
 First stage (`LapaActions`): an inverse model reads the frozen features of (v_t, v_{t+delta}) and gives M codes, a forward model makes
-the features of v_{t+delta} from those of v_t and the codes. LAPA itself reconstructs pixels. Second stage (`LapaCodes`): the frozen
+the features of v_{t+delta} from those of v_t and the codes, or its pixels, as LAPA itself. Second stage (`LapaCodes`): the frozen
 inverse model names every chunk's codes, and the VLA predicts them. Real tokens follow: a run of `no_align` or `next_token` that begins
 with the second stage's weights.
 """
@@ -17,10 +17,13 @@ from torch.nn import functional as F
 from jala_ray.batch import Batch, rows_at
 from jala_ray.config import LapaActionsConfig, LapaCodesConfig, LatentActionConfig, PerceiverConfig
 from jala_ray.models.perceiver import Perceiver, PerceiverLayer, patch_positions
+from jala_ray.models.pixels import normalise_pixels, patches_of, standardised
 from jala_ray.models.vla import VLA, MotionHead, Out
 from jala_ray.objectives.base import Features, Losses, Objective, full, sample_mean, text_loss
 from jala_ray.types import ConfigError
 
+PATCH_PIXELS = 8
+"""Side of a patch whose pixels are reconstructed: it is averaged to so many."""
 RARE = 0.1
 """A code used less than this share of its codebook's mean (moving averages) may be replaced."""
 
@@ -136,7 +139,12 @@ class ForwardModel(nn.Module):
     """Forward dynamics: the patches of v_t ask the codes and one another, and say how they will differ."""
 
     def __init__(
-        self, config: LatentActionConfig, perceiver: PerceiverConfig, feature_dim: int, grid: tuple[int, int]
+        self,
+        config: LatentActionConfig,
+        perceiver: PerceiverConfig,
+        feature_dim: int,
+        grid: tuple[int, int],
+        out_dim: int,
     ) -> None:
         super().__init__()
         width = perceiver.width
@@ -144,34 +152,38 @@ class ForwardModel(nn.Module):
         self.code_embedding = nn.Parameter(0.02 * torch.randn(config.tokens, width))
         self.register_buffer("positions", patch_positions(grid, width), persistent=False)
         self.layers = nn.ModuleList(PerceiverLayer(width, perceiver.heads) for _ in range(perceiver.layers))
-        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, feature_dim)
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, out_dim)
 
-    def forward(self, first: Tensor, vectors: Tensor) -> Tensor:
-        """Normalised features of v_t (C, P, Dv) and vectors of the codes (C, M, W) -> those of v_{t+delta} (C, P, Dv). C > 0."""
+    def forward(self, first: Tensor, vectors: Tensor, shown: Tensor) -> Tensor:
+        """Normalised features of v_t (C, P, Dv), vectors of the codes (C, M, W), and what is `shown` of v_t (C, P, X), the same features or
+        its pixels -> the same of v_{t+delta} (C, P, X). C > 0."""
         patches = self.project(first) + self.positions
         codes = self.read(vectors) + self.code_embedding
         for layer in self.layers:
             patches = layer(patches, codes)
-        return first + full(self.out(self.norm(patches)))
+        return shown + full(self.out(self.norm(patches)))
 
 
 class LapaActions(Objective):
     """First stage. Each boundary pair counts once, whether one hand is aligned with it or two; the VLA is frozen and its output unread."""
 
     needs_features = True
-    columns = ("pairs",)
 
     def __init__(self, config: LapaActionsConfig, vla: VLA, feature_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
         vla.requires_grad_(False)
+        self.pixels, self.grid = config.reconstruct == "pixels", grid
+        self.columns = ("pairs", "frames") if self.pixels else ("pairs",)
+        out_dim = 3 * PATCH_PIXELS**2 if self.pixels else feature_dim
         self.commitment = config.actions.commitment
         self.actions = LatentActions(config.actions, config.perceiver, feature_dim, grid)
-        self.forward_model = ForwardModel(config.actions, config.perceiver, feature_dim, grid)
+        self.forward_model = ForwardModel(config.actions, config.perceiver, feature_dim, grid, out_dim)
 
     def loss(self, vla: VLA, batch: Batch, features: Features | None, out: Out) -> Losses:
-        """Reconstruction of v_{t+delta}'s features, and commitment of the latents to their codes; means over a sample's pairs."""
+        """Reconstruction of v_{t+delta}'s features or pixels, and commitment of the latents to their codes; means over a sample's pairs."""
         assert features is not None
-        reconstruction, commitment = self._errors(normalised(features.pairs))
+        pairs = normalised(features.pairs)
+        reconstruction, commitment = self._errors(pairs, self._shown(batch, pairs))
         at = batch.pair_at
         owner = torch.zeros(len(reconstruction), dtype=torch.int64, device=at.device)
         owner[rows_at(batch.pair, at)] = rows_at(batch.sample, at)
@@ -180,8 +192,18 @@ class LapaActions(Objective):
             losses.terms[name], losses.has[name] = sample_mean(value, owner, len(batch.weight))
         return losses
 
-    def _errors(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised features (C, 2, P, Dv) -> mean squared errors (C,) of the reconstruction, and of the latents from their codes."""
+    def _shown(self, batch: Batch, pairs: Tensor) -> Tensor:
+        """What is reconstructed of the frames of each pair, (C, 2, P, X): their normalised features, or their pixels."""
+        if not self.pixels:
+            return pairs
+        assert batch.frames is not None and batch.pairs is not None
+        patches = standardised(patches_of(normalise_pixels(batch.frames), self.grid, PATCH_PIXELS))
+        return patches[batch.pairs]
+
+    def _errors(self, pairs: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised features (C, 2, P, Dv), and what is `shown` -> mean squared errors (C,) of the reconstruction, and of the latents
+        from their codes.
+        """
         if not len(pairs):
             return pairs.new_zeros(0), pairs.new_zeros(0)
         z = self.actions.latents(pairs)
@@ -190,7 +212,7 @@ class LapaActions(Objective):
         if self.training:
             self.actions.codebooks.meet(z.detach(), codes)
         straight = z + (vectors - z).detach()  # the gradient passes the codes by
-        error = (self.forward_model(pairs[:, 0], straight) - pairs[:, 1]).square().mean((1, 2))
+        error = (self.forward_model(pairs[:, 0], straight, shown[:, 0]) - shown[:, 1]).square().mean((1, 2))
         return error, (z - vectors).square().mean((1, 2))
 
     def term_weights(self) -> dict[str, float]:
@@ -206,21 +228,21 @@ class LapaActions(Objective):
     def monitors(self, batch: Batch, features: Features | None, out: Out) -> dict[str, float]:
         """Do the codes carry what happens? {} for fewer than two pairs.
 
-        `copy_ratio` reconstruction error / error of v_t's features in its place (1: nothing gained); `swap_ratio` error with the next
+        `copy_ratio` reconstruction error / error of what v_t shows in its place (1: nothing gained); `swap_ratio` error with the next
         pair's codes / error with the own (1: the codes are ignored); `code_perplexity` codes in use, a mean over the codebooks.
         """
         if features is None or len(features.pairs) < 2:
             return {}
         pairs = normalised(features.pairs)
-        codes = self.actions(pairs)
+        codes, shown = self.actions(pairs), self._shown(batch, pairs)
 
         def error(predicted: Tensor) -> Tensor:
-            return (predicted - pairs[:, 1]).square().mean()
+            return (predicted - shown[:, 1]).square().mean()
 
         vectors = self.actions.codebooks.look_up(codes)
-        own, others = (error(self.forward_model(pairs[:, 0], v)) for v in (vectors, vectors.roll(1, 0)))
+        own, others = (error(self.forward_model(pairs[:, 0], v, shown[:, 0])) for v in (vectors, vectors.roll(1, 0)))
         return {
-            "copy_ratio": float(own / error(pairs[:, 0]).clamp(min=1e-12)),
+            "copy_ratio": float(own / error(shown[:, 0]).clamp(min=1e-12)),
             "swap_ratio": float(others / own.clamp(min=1e-12)),
             "code_perplexity": perplexity(codes, self.actions.codebooks.codes),
         }

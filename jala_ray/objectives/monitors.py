@@ -32,8 +32,8 @@ def alignment_monitors(
     """Collapse monitors of one batch; {} when all of its pairs are of one clip. `targets` (C, 2 hands, K, D) are what h is compared with.
 
     rho = E|z(v_t, v_{t+delta}) - z(v_t, v_t)| / E|z - z of another clip|: 0 means that z ignores the second frame. For spread and
-    effective rank z is centred for each (hand, k), so that only what depends on the pictures counts. Cosines compare h with its
-    own chunk's target and with another clip's.
+    effective rank z is centred for each (hand, k), so that only what depends on the pictures counts. `varying_h` is h's spread over its
+    own size: near 0 h is a constant. Cosines compare h with its own chunk's target and with another clip's.
     """
     at = batch.pair_at
     row, hand, k = (rows_at(column, at) for column in (batch.pair, batch.hand, batch.k))
@@ -66,6 +66,7 @@ def alignment_monitors(
     cosine = torch.nn.functional.cosine_similarity
     return figures | {
         "spread_h": float(_rms(h_mean - centre_h)),
+        "varying_h": float(_rms(h_mean - centre_h) / _rms(h_mean).clamp(min=1e-12)),
         "effective_rank_h": effective_rank(h - h.mean(0), _rms(h)),
         "cos_matched": float(cosine(h_mean - centre_h, own - centre_z).mean()),
         "cos_shuffled": float(cosine(h_mean - centre_h, foreign - centre_z).mean()),

@@ -14,7 +14,7 @@ from statistics import median
 from jala_ray.reports.kit.figures import Point, points
 from jala_ray.reports.kit.findings import Finding, worst_first
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES
-from jala_ray.types import DOMAINS, EFFECTIVE_RANK_WARN, RHO_WARN
+from jala_ray.types import DOMAINS, EFFECTIVE_RANK_WARN, RHO_WARN, VARYING_WARN
 
 Rows = Sequence[dict]
 COSINE_GAP = 0.02
@@ -32,11 +32,13 @@ STEEP_OF_VALUE = 0.02
 NOISE = 3.0
 """Standard errors of a difference of medians below which it is noise."""
 HOLD = "hold_first"
+_PLACES = (("training", ""), *((f"held-out {DOMAIN_NAMES[d]}", f"val/{d}/") for d in DOMAIN_NAMES))
+"""Where monitors look, and what their keys begin with."""
 
 
 def training_findings(rows: Rows, total_steps: int | None = None, *, aligned: bool = True) -> list[Finding]:
     """Warnings of a run's surviving metric rows, the serious ones first. `aligned`: latent alignment is among what it trains."""
-    found = [*diverged(rows), *collapse(rows), *overfitting(rows), *still_moving(rows, total_steps)]
+    found = [*diverged(rows), *collapse(rows), *constant_h(rows), *overfitting(rows), *still_moving(rows, total_steps)]
     return worst_first([*found, *failed_evaluations(rows), *(matched_pairs(rows) if aligned else ())])
 
 
@@ -72,10 +74,28 @@ def collapse(rows: Rows) -> Iterator[Finding]:
             yield Finding("bad", words, detail, f"{name} {logged[-1][1]:.3g}, wanted {limit:g} or more")
 
 
+def constant_h(rows: Rows) -> Iterator[Finding]:
+    """h that hardly varies from chunk to chunk beside what is the same in all, in training or on a domain's held-out rows."""
+    flat = []
+    for place, prefix in _PLACES:
+        logged = [value for _, value in points(rows, f"{prefix}monitor/varying_h")][-MONITORS:]
+        if logged and median(logged) < VARYING_WARN:
+            flat.append(f"{place}: {median(logged):.2g} of h varies")
+    if flat:
+        yield _constant("h is a constant.", "; ".join(flat))
+
+
+def _constant(text: str, figure: str) -> Finding:
+    detail = (
+        "Alignment made h easy to meet and empty: lower objective.align.weight, with objective.align.reduction mean."
+    )
+    return Finding("bad", text, detail, f"{figure}, wanted {VARYING_WARN:g} or more")
+
+
 def matched_pairs(rows: Rows) -> Iterator[Finding]:
     """h no nearer to the z of its own chunk than to another clip's, in training or on a domain's held-out rows."""
     near = []
-    for place, prefix in (("training", ""), *((f"held-out {DOMAIN_NAMES[d]}", f"val/{d}/") for d in DOMAIN_NAMES)):
+    for place, prefix in _PLACES:
         shuffled = dict(points(rows, f"{prefix}monitor/cos_shuffled"))
         both = [(v, shuffled[s]) for s, v in points(rows, f"{prefix}monitor/cos_matched") if s in shuffled][-MONITORS:]
         if both and median(own - foreign for own, foreign in both) <= COSINE_GAP:
@@ -83,8 +103,8 @@ def matched_pairs(rows: Rows) -> Iterator[Finding]:
             near.append(f"{place}: cosine {own:.4f} matched, {foreign:.4f} shuffled")
     if near:
         detail = (
-            "What is predicted does not tell one clip's motion from another's, whatever the alignment loss says: train longer, "
-            "or with a larger batch."
+            "What is predicted does not tell one clip's motion from another's, whatever the alignment loss says: z may tell nothing of its "
+            "own clip: train longer, with a larger batch, or with another objective.align.target."
         )
         yield Finding("bad", "Matched pairs of h and z are no nearer than shuffled ones.", detail, "; ".join(near))
 
@@ -165,13 +185,23 @@ def evaluation_findings(
     table: Table,
     retrievals: Mapping[str, Mapping[str, object] | None] | None = None,
     agreements: Mapping[str, Agreement] | None = None,
+    varying: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> list[Finding]:
-    """Warnings of an evaluation, the serious ones first; `retrievals` and `agreements` are what the page shows of each model's h and z."""
+    """Warnings of an evaluation, the serious ones first; `retrievals` and `agreements` are what the page shows of each model's h and z,
+    `varying` the shares of h that vary, by group.
+    """
     found = [finding for model in models for finding in holding_still(model, table)]
     retrievals, agreements = retrievals or {}, agreements or {}
     named: list[str] = [*retrievals, *(model for model in agreements if model not in retrievals)]
     for model in named:
         found += by_chance(model, retrievals.get(model), agreements.get(model, {}))
+    for model, shares in (varying or {}).items():
+        flat = [
+            f"{_group(name)}: {share:.2g}"
+            for name, share in shares.items()
+            if share is not None and share < VARYING_WARN
+        ]
+        found += [_constant(f"{model}: h is a constant.", f"{', '.join(flat)} of h varies")] if flat else []
     return worst_first(found)
 
 
@@ -195,13 +225,15 @@ def by_chance(model: str, retrieval: Mapping[str, object] | None, agreement: Agr
         own, foreign, gap = (_known(row[key]["mean"]) for key in ("matched", "shuffled", "difference"))
         if own is not None and foreign is not None and gap is not None and gap <= COSINE_GAP:
             count = row["difference"]["clips"]
-            near.append(
-                f"{GROUP_NAMES.get(name, name)}: cosine {own:.4f} matched, {foreign:.4f} shuffled, {count} clips"
-            )
+            near.append(f"{_group(name)}: cosine {own:.4f} matched, {foreign:.4f} shuffled, {count} clips")
     if near:
         detail = "What is predicted does not tell one chunk's motion from another's: see the cosines on the page."
         text = f"{model}: matched pairs of h and z are no nearer than shuffled ones."
         yield Finding("bad", text, detail, "; ".join(near))
+
+
+def _group(name: str) -> str:
+    return GROUP_NAMES.get(name, name)
 
 
 def _found_by_chance(retrieval: Mapping[str, object]) -> str | None:

@@ -150,7 +150,7 @@ class Workload:
             read_seen=int(seen.flatten()[read].sum()),
             pictures=len(batch.picture[flat[batch.image_at]].unique()),
             frames=_frames(batch, real_sample, pairs),
-            frame_pairs=firsts + len(pairs) if batch.frames is not None else 0,
+            frame_pairs=firsts + len(pairs) if batch.frames is not None and batch.frame_features is None else 0,
             firsts=firsts,
             pairs=len(pairs),
             scored=int(flat[batch.scored_at].sum()),
@@ -165,7 +165,7 @@ def _firsts(batch: Batch, real: Tensor) -> int:
 
 def _frames(batch: Batch, real: Tensor, pairs: Tensor) -> int:
     """Those that the encoder has to look at: of first frames, and of the pairs with these numbers."""
-    if batch.frames is None or batch.first is None or batch.pairs is None:
+    if batch.frames is None or batch.frame_features is not None or batch.first is None or batch.pairs is None:
         return 0
     return len(torch.cat([batch.pairs[pairs], batch.first[real]]).unique())
 
@@ -365,7 +365,8 @@ def _next_token(objective: NextToken, learner: Learner) -> Callable[[Workload], 
 def _lapa_actions(objective: LapaActions, learner: Learner) -> Callable[[Workload], Flops]:
     one, books = _features(learner), objective.actions.codebooks.vectors
     vectors = torch.empty(1, books.shape[0], books.shape[2], device="meta", requires_grad=True)
-    pair = measured(objective.actions.inverse, one) + measured(objective.forward_model, one[:, 0], vectors)
+    base = torch.empty(*one[:, 0].shape[:2], objective.forward_model.out.out_features, device="meta")
+    pair = measured(objective.actions.inverse, one) + measured(objective.forward_model, one[:, 0], vectors, base)
     return lambda work: work.pairs * pair
 
 

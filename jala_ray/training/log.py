@@ -25,7 +25,7 @@ from jala_ray.training import trackers
 from jala_ray.training.goodput import Goodput
 from jala_ray.training.provenance import provenance
 from jala_ray.training.trackers import Courier
-from jala_ray.types import EFFECTIVE_RANK_WARN, RHO_WARN, ConfigError
+from jala_ray.types import EFFECTIVE_RANK_WARN, RHO_WARN, VARYING_WARN, ConfigError
 
 BROUGHT = (
     *("metrics.jsonl", "metrics.cut.jsonl", "errors.jsonl", "errors.cut.jsonl"),
@@ -199,11 +199,15 @@ def cut_after(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def collapse_warnings(row: dict[str, Any]) -> list[str]:
-    """Warnings of latent actions that ignore the second frame, or hardly vary (method.md 5)."""
-    limits = {"monitor/rho": RHO_WARN, "monitor/effective_rank_z": EFFECTIVE_RANK_WARN}
+    """Warnings of latent actions that ignore the second frame, or hardly vary, and of an h that is a constant (method.md 5)."""
+    limits = {
+        "monitor/rho": (RHO_WARN, "the latent actions are collapsing"),
+        "monitor/effective_rank_z": (EFFECTIVE_RANK_WARN, "the latent actions are collapsing"),
+        "monitor/varying_h": (VARYING_WARN, "h is becoming a constant"),
+    }
     return [
-        f"WARNING step {row['step']}: {name} = {row[name]:.3f} < {limit:g}: the latent actions are collapsing"
-        for name, limit in limits.items()
+        f"WARNING step {row['step']}: {name} = {row[name]:.3f} < {limit:g}: {what}"
+        for name, (limit, what) in limits.items()
         if name in row and row[name] < limit
     ]
 

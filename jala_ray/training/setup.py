@@ -373,7 +373,7 @@ def cache_plans(config: RunConfig, assets: str) -> Plans:
     from jala_ray.data.samples.assets import Assets, tokenizer_key
     from jala_ray.models.frame_encoder import encoder_key
 
-    options, features = storage_options(config), config.objective.layout.frames
+    options, layout = storage_options(config), config.objective.layout
     cache = Cache.open(config.data.cache, options)
     base, manifest = cache.base, None
     if config.data.manifest:
@@ -385,7 +385,7 @@ def cache_plans(config: RunConfig, assets: str) -> Plans:
     own = Assets.open(assets, options)
     cache.refuse_stale(
         tokenizer=tokenizer_key(own),
-        encoder=encoder_key(config.model.encoder) if features else None,
+        encoder=encoder_key(config.model.encoder) if layout.frames else None,
         image_size=own.spec.image_size,
         manifest=manifest,
     )
@@ -394,4 +394,4 @@ def cache_plans(config: RunConfig, assets: str) -> Plans:
     def rows(split: Split, data: DataConfig, wanted: RowFilter) -> Catalogue:
         return index.catalogue(cache, data, split, wanted)
 
-    return _plans(config, rows, OpenCache(cache, base, assets, options, features))
+    return _plans(config, rows, OpenCache(cache, base, assets, options, layout.frames, layout.pixels))

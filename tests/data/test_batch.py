@@ -206,4 +206,4 @@ def test_losses_read_every_last_hidden_state_of_the_list(name: str) -> None:
             changed = Out(spoilt, out.read_at, out.hidden)
             terms = learner.objective.loss(learner.vla, batch, features, changed).terms
             read = any(value.isnan().any() for value in terms.values())
-            assert read == (name != "tiny_lapa_actions")
+            assert read == (not name.startswith("tiny_lapa_actions"))

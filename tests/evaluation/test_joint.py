@@ -21,7 +21,7 @@ from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.data.synthetic.plan import plan_world
 from jala_ray.data.synthetic.world import make_clip
 from jala_ray.evaluation.latent_space.groups import CHUNKS, CLIPS, GROUPS, MIN_CLIPS, balanced, chunk_lot, group_rows
-from jala_ray.evaluation.latent_space.joint import agreement, cosines, joint_summary, separability
+from jala_ray.evaluation.latent_space.joint import agreement, cosines, joint_summary, separability, varying
 from jala_ray.evaluation.latent_space.pairs import Pairs, collect_pairs
 from jala_ray.evaluation.latent_space.probes import Labels
 from jala_ray.objectives.jala import Jala
@@ -208,7 +208,8 @@ def test_the_map_is_one_fit_of_balanced_groups() -> None:
 
 def test_small_groups_are_left_out_and_told() -> None:
     found = joint_summary(planted((12, 12, MIN_CLIPS - 1)))
-    assert found["groups"]["wild_unlabelled"] == {"split": "val", "clips": 7, "chunks": 28, "used": 0}
+    told = found["groups"]["wild_unlabelled"]
+    assert told.pop("varying_h") > 0 and told == {"split": "val", "clips": 7, "chunks": 28, "used": 0}
     assert set(found["agreement"]) == {"lab", "wild_labelled"} and set(found["map"]["group"]) == {
         "lab",
         "wild_labelled",
@@ -217,6 +218,15 @@ def test_small_groups_are_left_out_and_told() -> None:
     assert [r["of"] for r in separability(planted((12, 0, 0)), ["lab"], 0)] == ["both"]
     with pytest.raises(UserError, match="at least 8 of a group"):
         joint_summary(planted((7, 7, 7)))
+
+
+def test_the_share_of_h_that_varies() -> None:
+    """Of what is the same in all of a hand's chunks nothing counts."""
+    hand = np.array([0, 1, 0, 1])
+    rows = np.array([[3.0, 4.0], [100.0, 0.0], [3.0, 4.0], [100.0, 0.0]])
+    assert varying(rows, hand) == 0.0 and varying(0 * rows, hand) == 0.0
+    assert varying(rows + 1e-3 * np.array([[1], [1], [-1], [-1]]), hand) == pytest.approx(1e-3 / 50.1, rel=0.01)
+    assert varying(np.array([[1.0], [2.0], [-1.0], [-2.0]]), hand) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("space", ["h", "z"])

@@ -6,6 +6,7 @@ import itertools
 import math
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from jala_ray.batch import Batch
 from jala_ray.config import LapaActionsConfig, LatentActionConfig, PerceiverConfig, RunConfig
+from jala_ray.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from jala_ray.objectives.base import Features
 from jala_ray.objectives.lapa import Codebooks, LapaActions, perplexity
 from jala_ray.presets import PRESETS
@@ -38,6 +40,7 @@ from tests.support import (
 )
 from tests.training.run import make_run
 
+MEAN, STD = (torch.tensor(channels)[:, None, None] for channels in (IMAGENET_MEAN, IMAGENET_STD))
 SIZES = LatentActionConfig(tokens=2, codes=4, width=8)
 
 
@@ -122,19 +125,27 @@ def test_perplexity() -> None:
 
 
 def toy(rows: int, seed: int) -> tuple[Batch, Features]:
-    """Pairs that one of three actions leads through: the same change of every patch of a random first frame."""
-    actions = 2.0 * torch.randn(3, 1, 12, generator=torch.Generator().manual_seed(1))
+    """Pairs that one of three actions leads through: the same change of every patch of a random first frame, features and pixels."""
+    fixed = torch.Generator().manual_seed(1)
+    actions = 2.0 * torch.randn(3, 1, 12, generator=fixed)
+    drawn = torch.randint(128, (3, 3, 8, 8), generator=fixed, dtype=torch.uint8)
     draw = torch.Generator().manual_seed(seed)
     first = torch.randn(rows, 4, 12, generator=draw)
-    pairs = torch.stack([first, first + actions[torch.randint(3, (rows,), generator=draw)]], 1)
+    action = torch.randint(3, (rows,), generator=draw)
+    pairs = torch.stack([first, first + actions[action]], 1)
+    shown = torch.randint(64, (rows, 3, 16, 16), generator=draw, dtype=torch.uint8)
+    frames = torch.stack([shown, shown + drawn[action].repeat(1, 1, 2, 2)], 1).flatten(0, 1)
     index = torch.arange(rows)[None]
-    return void_batch(1, rows, rows, pair=index, sample=index, pair_at=index[0]), Features(pairs[:, :0], pairs)
+    seen = {"frames": frames, "pairs": torch.arange(2 * rows).view(-1, 2)}
+    return void_batch(1, rows, rows, pair=index, sample=index, pair_at=index[0], **seen), Features(pairs[:, :0], pairs)
 
 
-def test_codes_come_to_carry_the_action() -> None:
+@pytest.mark.parametrize("reconstruct", ["features", "pixels"])
+def test_codes_come_to_carry_the_action(reconstruct: Literal["features", "pixels"]) -> None:
     """Reconstruction beats copying by far, other codes spoil it, and the codebooks don't collapse."""
     torch.manual_seed(0)
-    config = LapaActionsConfig(actions=SIZES, perceiver=PerceiverConfig(width=32, layers=1, heads=2))
+    sizes = PerceiverConfig(width=32, layers=1, heads=2)
+    config = LapaActionsConfig(actions=SIZES, perceiver=sizes, reconstruct=reconstruct)
     objective = LapaActions(config, nn.Module(), 12, (2, 2))  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     weights = objective.term_weights()
@@ -161,10 +172,69 @@ def test_a_pair_counts_once() -> None:
     batch = make_batch(lay_out(config, assets, kinds))
     features, _, losses = learner.run(batch)
     assert features is not None and len(features.pairs) == 3
-    error, commitment = learner.objective._errors(torch.nn.functional.layer_norm(features.pairs, (16,)))
+    pairs = torch.nn.functional.layer_norm(features.pairs, (16,))
+    error, commitment = learner.objective._errors(pairs, pairs)
     assert losses.terms["reconstruction"].tolist() == pytest.approx([error.mean().item(), 0.0])
     assert losses.terms["commitment"].tolist() == pytest.approx([commitment.mean().item(), 0.0])
     assert losses.has["reconstruction"].tolist() == [True, False]
+
+
+def test_pixels_are_reconstructed_patch_by_patch() -> None:
+    """The error is that of v_{t+delta}'s pixels, 8 x 8 a patch, each patch normalised, from v_t's and what is added."""
+    config = small(PRESETS["tiny_lapa_actions_pixels"])
+    assets = make_assets(config)
+    learner = make_learner(config, assets).eval()
+    batch = make_batch(lay_out(config, assets, [Kind("pure_video", (A, U), 1)]))
+    features, _, losses = learner.run(batch)
+    assert features is not None and batch.frames is not None and batch.pairs is not None and len(batch.pairs) == 1
+
+    def patches(frame: torch.Tensor) -> torch.Tensor:
+        rows = []
+        for top, left in itertools.product((0, 16), (0, 16)):
+            patch = (frame[:, top : top + 16, left : left + 16].float() / 255 - MEAN) / STD
+            pixels = patch.unfold(1, 2, 2).unfold(2, 2, 2).mean((-2, -1)).flatten()
+            rows.append((pixels - pixels.mean()) / (pixels.var() + 0.01).sqrt())
+        return torch.stack(rows)
+
+    objective = learner.objective
+    seen = torch.nn.functional.layer_norm(features.pairs, (16,))
+    vectors = objective.actions.codebooks.look_up(objective.actions(seen))
+    first, second = (patches(batch.frames[row]) for row in batch.pairs[0].tolist())
+    added = objective.forward_model(seen[:, 0], vectors, torch.zeros(1, 4, 192))[0]
+    expected = (first + added - second).square().mean()
+    torch.testing.assert_close(losses.terms["reconstruction"], expected[None], rtol=1e-4, atol=1e-5)
+    assert learner.objective.columns == ("pairs", "frames")
+
+
+def test_features_are_reconstructed_as_they_were() -> None:
+    """The default, to the bit: v_t's features and what the forward model adds, against v_{t+delta}'s."""
+    config = small(PRESETS["tiny_lapa_actions"])
+    assets = make_assets(config)
+    learner, batch = make_learner(config, assets).eval(), make_batch(lay_out(config, assets))
+    features, _, losses = learner.run(batch)
+    assert features is not None and learner.objective.columns == ("pairs",)
+    objective, pairs = learner.objective, torch.nn.functional.layer_norm(features.pairs, (16,))
+    z = objective.actions.latents(pairs)
+    straight = z + (objective.actions.codebooks.look_up(objective.actions.codebooks(z)) - z).detach()
+    model = objective.forward_model
+    patches, codes = model.project(pairs[:, 0]) + model.positions, model.read(straight) + model.code_embedding
+    for layer in model.layers:
+        patches = layer(patches, codes)
+    error = (pairs[:, 0] + model.out(model.norm(patches)) - pairs[:, 1]).square().mean((1, 2))
+    owner = torch.tensor([batch.sample[batch.pair == pair][0] for pair in range(len(pairs))])
+    expected = torch.zeros(len(MIXED)).index_add(0, owner, error) / owner.bincount(minlength=len(MIXED)).clamp(min=1)
+    assert torch.equal(losses.terms["reconstruction"], expected)
+
+
+def test_who_learns_from_pixels() -> None:
+    """The inverse and the forward model, nobody else."""
+    config = small(PRESETS["tiny_lapa_actions_pixels"])
+    assets = make_assets(config)
+    learner, batch = make_learner(config, assets), make_batch(lay_out(config, assets))
+    learner(batch).loss.backward()
+    learned = {".".join(name.split(".")[:2]) for name, p in learner.named_parameters() if p.grad is not None}
+    assert learned == {"objective.actions", "objective.forward_model"}
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in learner.parameters())
 
 
 def test_evaluation_leaves_the_codebooks_alone() -> None:

@@ -2,20 +2,25 @@
 
 import copy
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
 
 from jala_ray.config import PerceiverConfig
+from jala_ray.config.checking import check
 from jala_ray.models.perceiver import Perceiver, decoupled_ema
 from jala_ray.presets import PRESETS
 from jala_ray.training.optim import build_optimizer
+from jala_ray.types import ConfigError
 from tests.support import lay_out, make_assets, make_batch, make_learner, small
 
 
-def perceiver() -> Perceiver:
+def perceiver(reads: Literal["frames", "change"] = "frames") -> Perceiver:
     torch.manual_seed(1)
-    return Perceiver(PerceiverConfig(width=16, layers=2, heads=2), n_queries=6, feature_dim=8, grid=(2, 3), out_dim=10)
+    return Perceiver(
+        PerceiverConfig(width=16, layers=2, heads=2, reads=reads), n_queries=6, feature_dim=8, grid=(2, 3), out_dim=10
+    )
 
 
 def test_frames_have_an_order() -> None:
@@ -30,6 +35,50 @@ def test_frames_have_an_order() -> None:
 
 def test_no_pairs_is_no_error() -> None:
     assert perceiver()(torch.zeros(0, 2, 6, 8)).shape == (0, 2, 6, 10)
+
+
+def test_frames_are_read_as_they_were() -> None:
+    """Names, initial weights and values of the default, to the bit: old checkpoints hold them."""
+    model, features = perceiver().backbone, torch.randn(4, 2, 6, 8)
+    torch.manual_seed(1)
+    torch.randn(6, 16)  # the queries
+    project, embedding = torch.nn.Linear(8, 16), 0.02 * torch.randn(2, 16)
+    assert torch.equal(model.project.weight, project.weight) and torch.equal(model.frame_embedding, embedding)
+    context = project(features) + model.positions + embedding[:, None]
+    assert torch.equal(model.tokens(features), context.flatten(1, 2))
+
+
+def test_change_is_one_token_a_patch() -> None:
+    model, features = perceiver("change"), torch.randn(4, 2, 6, 8)
+    backbone, z = model.backbone, model(features)
+    assert backbone.tokens(features).shape == (4, 6, 16) and backbone.frame_embedding is None
+    still = features[:, :1].expand(-1, 2, -1, -1)
+    first, moved = backbone.project.weight.split(8, dim=1)
+    expected = features[:, 0] @ first.T + (features[:, 1] - features[:, 0]) @ moved.T + backbone.project.bias
+    torch.testing.assert_close(backbone.tokens(features), expected + backbone.positions)
+    torch.testing.assert_close(
+        backbone.tokens(still), backbone.tokens(features) - (features[:, 1] - features[:, 0]) @ moved.T
+    )
+    for other in (features.flip(1), features.flip(2), still):
+        assert (z - model(other)).abs().mean() > 1e-4
+
+
+def test_who_learns_where_change_is_read() -> None:
+    """As where frames are: LAP's queries, LSP's backbone. LSP's own pair shows no change, so it learns nothing of reading one."""
+    config = small(objective__perceiver__reads="change")
+    learner = make_learner(config, make_assets(config))
+    learner(make_batch(lay_out(config, make_assets(config)))).loss.backward()
+    lap, lsp = learner.objective.lap, learner.objective.lsp
+    assert (
+        lap.queries.grad.any() and lsp.queries.grad is None and all(p.grad is None for p in lap.backbone.parameters())
+    )
+    first, moved = lsp.backbone.project.weight.grad.chunk(2, dim=1)
+    assert first.any() and not moved.any()
+
+
+def test_change_needs_features_of_single_frames() -> None:
+    with pytest.raises(ConfigError, match=r"model\.encoder\.kind: got 'vjepa2', expected dinov3"):
+        check(small(PRESETS["tiny_vjepa"], objective__perceiver__reads="change"))
 
 
 def test_ema_formula() -> None:
@@ -130,3 +179,16 @@ def test_collapse_is_seen() -> None:
     blind = replace(batch, frames=torch.zeros_like(batch.frames))
     dead = learner.monitors(blind)
     assert dead["effective_rank_z"] < 1.0 and dead["spread_z"] < 1e-5
+
+
+def test_an_h_that_is_a_constant_is_seen() -> None:
+    config = small()
+    assets = make_assets(config)
+    learner = make_learner(config, assets).eval()
+    batch = make_batch(lay_out(config, assets))
+    assert learner.monitors(batch)["varying_h"] > 0.1
+    features, out, _ = learner.run(batch, still=True)
+    layer, at = config.objective.align.layer, batch.pair_at
+    rows = torch.ones(len(at), out.hidden[layer].shape[-1]) + 0.01 * torch.randn(len(at), out.hidden[layer].shape[-1])
+    out.hidden[layer] = out.hidden[layer].flatten(0, 1).index_copy(0, at, rows).unflatten(0, batch.ids.shape)
+    assert 0 < learner.objective.monitors(batch, features, out)["varying_h"] < 0.02

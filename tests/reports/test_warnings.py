@@ -133,6 +133,42 @@ def test_collapse_and_divergence():
     assert found.level == "bad" and found.figure == "nan at step 201"
 
 
+def test_an_h_that_is_a_constant():
+    """Of its last values, in training or on held-out rows; the name of the setting that lets it vary again is said."""
+    rows = planted(curve(settled), monitor__varying_h=[0.6, 0.011, 0.009, 0.3, 0.008])
+    (found,) = training_findings(rows, STEPS)
+    assert (found.level, found.text) == ("bad", "h is a constant.")
+    assert (
+        found.figure == "training: 0.009 of h varies, wanted 0.02 or more" and "objective.align.weight" in found.detail
+    )
+    assert texts(planted(curve(settled), monitor__varying_h=[0.01, 0.3, 0.01, 0.25])) == [], "it varies again"
+    held_out = planted(curve(settled), monitor__varying_h=[0.6, 0.6], val__wild__monitor__varying_h=[0.5, 0.01, 0.0])
+    (found,) = training_findings(held_out, STEPS)
+    assert found.figure.startswith("held-out Wild: 0.01 of h varies")
+
+
+def test_the_collapse_that_was_found_is_both_warnings():
+    """z that tells nothing of its own clip, and h that became its constant."""
+    rows = planted(
+        curve(settled),
+        monitor__cos_matched=[0.02, 0.018],
+        monitor__cos_shuffled=[0.015, 0.02],
+        monitor__varying_h=[0.012, 0.004],
+        monitor__rho=[0.5, 0.6],
+        monitor__effective_rank_z=[8.0, 9.0],
+    )
+    assert texts(rows) == ["h is a constant.", "Matched pairs of h and z are no nearer than shuffled ones."]
+
+
+def test_an_evaluation_s_constant_h():
+    some = {"jala": {"lab": 0.4, "wild_unlabelled": 0.001, "wild_labelled": None}, "other": {"lab": 0.02}}
+    (found,) = evaluation_findings(["jala", "other"], {}, {}, {}, some)
+    assert (
+        found.text == "jala: h is a constant."
+        and found.figure == "unlabelled Wild: 0.001 of h varies, wanted 0.02 or more"
+    )
+
+
 def table(jala: float, hold: float | None = 5.0) -> dict[str, Any]:
     cells = {"jala": jala, "hold_first": hold}
     return {row: {"wild": {"mpjpe": {"mean": mean, "clips": 30}}} for row, mean in cells.items()}

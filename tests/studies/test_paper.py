@@ -300,7 +300,15 @@ def test_printed_steps_are_the_paper_s() -> None:
 def test_the_base_may_be_any_preset_of_its_kind() -> None:
     for name in PRESETS:
         asked = PaperStudy.read(["--manifest", "M", "--preset", name], "jala")
-        if name.removeprefix("tiny_") in ("jala", "tiny", "demo", "change", "qwen"):
+        if name.removeprefix("tiny_") in (
+            "jala",
+            "tiny",
+            "demo",
+            "qwen",
+            "change",
+            "jala_literal",
+            "aligned_labelled_only",
+        ):
             assert asked.base().objective == PRESETS[name].objective
             continue
         with pytest.raises(ConfigError, match="The rows decide this setting"):

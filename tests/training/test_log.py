@@ -20,7 +20,7 @@ from jala_ray.reports.run.folder import read_run
 from jala_ray.reports.run.page import badges
 from jala_ray.rows import dump_row, load_row
 from jala_ray.training import provenance
-from jala_ray.training.log import RunLog, environment
+from jala_ray.training.log import RunLog, collapse_warnings, environment
 from jala_ray.types import StorageError
 from tests.training.run import run_config
 
@@ -117,3 +117,12 @@ def test_a_run_needs_no_git(git: str | None, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     (tmp_path / ".git").mkdir()
     assert environment()["git_commit"] == "unknown"
+
+
+def test_what_collapses_is_said_as_it_is_logged() -> None:
+    row = {"step": 7, "monitor/rho": 0.3, "monitor/effective_rank_z": 3.0, "monitor/varying_h": 0.004}
+    assert collapse_warnings(row) == [
+        "WARNING step 7: monitor/effective_rank_z = 3.000 < 4: the latent actions are collapsing",
+        "WARNING step 7: monitor/varying_h = 0.004 < 0.02: h is becoming a constant",
+    ]
+    assert collapse_warnings({"step": 8, "monitor/varying_h": 0.02}) == []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jala_ray.config.checking import at_least
-from jala_ray.config.encoders import ENCODERS
+from jala_ray.config.encoders import refuse_pairs
 from jala_ray.config.objectives.base import LayoutSpec, MaskingConfig, ObjectiveConfig
 from jala_ray.types import ConfigError
 
@@ -36,11 +36,7 @@ class LatentActionConfig:
             raise ConfigError("objective.actions.width", self.width, "an even number")
         if self.decay >= 1:
             raise ConfigError("objective.actions.decay", self.decay, "0 <= decay < 1", "At 1 no codebook would learn.")
-        kind = run.model.encoder.kind
-        if ENCODERS.find(kind).pairs:
-            of_frames = " or ".join(name for name, encoder in ENCODERS.items() if not encoder.pairs)
-            remedy = f"The forward model needs features of each frame alone; {kind} gives those of pairs."
-            raise ConfigError("model.encoder.kind", kind, of_frames, remedy)
+        refuse_pairs(run.model.encoder.kind, "The forward model needs features of each frame alone.")
 
 
 class LatentActionObjective(ObjectiveConfig):

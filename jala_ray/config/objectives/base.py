@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jala_ray.config.checking import at_least
+from jala_ray.config.encoders import refuse_pairs
 from jala_ray.config.objectives._teacher import TeacherConfig
 from jala_ray.registry import Registry
 from jala_ray.types import ConfigError
@@ -30,12 +31,20 @@ class PerceiverConfig:
     """Cross-attention blocks."""
     heads: int = 12
     """Attention heads per block."""
+    reads: Literal["frames", "change"] = "frames"
+    """Of a pair. frames: the patches of both, as one set of tokens; change: one token a patch, of what the first frame shows there and how
+    the second differs, so that nothing has to be matched. Not in the papers, and only for encoders of single frames. LSP's own pair shows
+    no change: where LAP's backbone only follows LSP's (`updates` decoupled or teacher), nobody learns to read one."""
 
-    def check(self, where: str = "objective.perceiver.") -> None:
+    def check(self, run: RunConfig, where: str = "objective.perceiver.") -> None:
         """Raises `ConfigError`."""
         at_least(where, self, {"layers": 1, "heads": 1})
         if self.width % self.heads or self.width % 4:
             raise ConfigError(f"{where}width", self.width, "a multiple of 4 and of perceiver.heads")
+        if self.reads == "change":
+            refuse_pairs(
+                run.model.encoder.kind, f"{where}reads change takes the first frame's features from the second's."
+            )
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,8 @@ class LayoutSpec:
     reads: Literal["scored", "before", "aligned", "none"] = "scored"
     """Of motion tokens, whose last hidden states its losses read: the scored ones', the ones before those, the aligned ones', nobody's.
     Those that predict an answer's text are read in any case."""
+    pixels: bool = False
+    """Frames of the boundaries are in the batch, also where a cache holds their features."""
 
     @property
     def pairs(self) -> bool:

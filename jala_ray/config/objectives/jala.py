@@ -112,7 +112,7 @@ class JalaConfig(ObjectiveConfig):
         return None
 
     def check(self, run: RunConfig) -> None:
-        self.perceiver.check()
+        self.perceiver.check(run)
         self.ema.check(run)
         self.align.check(run)
         if not self.mcp and not (self.lap and self.align.weight):

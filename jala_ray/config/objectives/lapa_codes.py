@@ -39,7 +39,7 @@ class LapaCodesConfig(LatentActionObjective):
         return self.perceiver
 
     def check(self, run: RunConfig) -> None:
-        self.perceiver.check()
+        self.perceiver.check(run)
         self.actions.check(run)
         if run.init is None:
             remedy = "Train lapa_actions first and pass --init with one of its checkpoints."

@@ -34,7 +34,7 @@ class NextTokenConfig(ObjectiveConfig):
         return self.perceiver
 
     def check(self, run: RunConfig) -> None:
-        self.perceiver.check()
+        self.perceiver.check(run)
 
 
 @NextTokenConfig.variant

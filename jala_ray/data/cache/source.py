@@ -31,12 +31,23 @@ Pieces = dict[int, bytes]
 class CacheSource(StoredRows):
     """Rows of a cache: no motion is tokenised, and no picture decoded that is stored."""
 
-    def __init__(self, cache: Cache, base: str, assets: Assets, options: StorageOptions | None, features: bool) -> None:
-        """`base`: the folder from which relative video addresses count; `features`: stored ones are wanted."""
+    def __init__(
+        self,
+        cache: Cache,
+        base: str,
+        assets: Assets,
+        options: StorageOptions | None,
+        features: bool,
+        pixels: bool = False,
+    ) -> None:
+        """`base`: the folder from which relative video addresses count; `features`: stored ones are wanted; `pixels`: and the frames that
+        they are of, which are decoded from the videos.
+        """
         super().__init__(assets, options)
         facts = cache.facts
         self.base, self.pairs = base, facts.pairs
         self.features = features and facts.encoder is not None
+        self.pixels = pixels
         self.dtype, self.shape = np.dtype(facts.dtype), cache.shape
         self.image_shape = (3, facts.image_size, facts.image_size)
         self.images = int(facts.image_size > 0)
@@ -65,7 +76,7 @@ class CacheSource(StoredRows):
         wanted = dict(super()._decoded(group))
         if self.images:
             wanted.pop("image", None)
-        if self.features:
+        if self.features and not self.pixels:
             wanted.pop("frames", None)
         return wanted
 
@@ -113,6 +124,7 @@ class CacheSource(StoredRows):
             if not self.features or not look.boundaries:
                 return super()._taken(look, wanted, decoded, None)
             own = {"image": self._of_views(look) if look.views else decoded["image"][0]}
+            own |= {"frames": self._frames(look, wanted, decoded)} if self.pixels else {}
         except UserError as error:
             return error
         if not self.pairs:
@@ -131,10 +143,11 @@ class CacheSource(StoredRows):
         black = super().blank()
         if not self.features:
             return black
-        nothing = np.zeros((1, *self.shape), self.dtype)
+        nothing, own = np.zeros((1, *self.shape), self.dtype), {"image": black["image"]}
+        own |= {"frames": black["frames"]} if self.pixels else {}
         if self.pairs:
-            return {"image": black["image"], "pair_features": nothing, "still_features": nothing[:0]}
-        return {"image": black["image"], "features": nothing}
+            return own | {"pair_features": nothing, "still_features": nothing[:0]}
+        return own | {"features": nothing}
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,8 @@ class OpenCache:
     options: StorageOptions
     features: bool
     """Whether the run reads features at all."""
+    pixels: bool = False
+    """Whether it reads the frames beside them."""
 
     def __call__(self) -> tuple[Source, Assets]:
         return _open_cache(self)
@@ -158,4 +173,5 @@ def _open_cache(opener: OpenCache) -> tuple[Source, Assets]:
     from jala_ray.data.samples.assets import Assets  # not for Ray's coordinating processes, as in `steps.OpenManifest`
 
     assets = Assets.open(opener.assets, opener.options)
-    return CacheSource(opener.cache, opener.base, assets, opener.options, opener.features), assets
+    source = CacheSource(opener.cache, opener.base, assets, opener.options, opener.features, opener.pixels)
+    return source, assets

@@ -167,6 +167,6 @@ def _perceiver_inputs(samples: Sequence[Laid]) -> dict[str, Tensor]:
         "pairs": torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
         "first": torch.tensor(first, dtype=torch.int64),
     }
-    name = "frames" if "frames" in given[0] else "features"
-    arrays = torch.from_numpy(np.concatenate([pictures[name] for pictures in given]))
-    return columns | {"frames" if name == "frames" else "frame_features": arrays}
+    there = {"frames": "frames", "features": "frame_features"}
+    names = [name for name in there if name in given[0]]
+    return columns | {there[n]: torch.from_numpy(np.concatenate([pictures[n] for pictures in given])) for n in names}

@@ -190,10 +190,12 @@ class StoredRows:
             own = {"image": self._of_views(look) if look.views else decoded["image"][0]}
         except UserError as error:
             return error
-        if not look.boundaries:
-            return own
+        return own | ({"frames": self._frames(look, wanted, decoded)} if look.boundaries else {})
+
+    def _frames(self, look: Look, wanted: Wanted, decoded: Pictures) -> np.ndarray:
+        """(F, 3, h, w) of its boundaries."""
         place = {boundary: i for i, boundary in enumerate(wanted["frames"][1])}
-        return own | {"frames": decoded["frames"][[place[b] for b in look.boundaries]]}
+        return decoded["frames"][[place[b] for b in look.boundaries]]
 
     def _of_views(self, look: Look) -> np.ndarray:
         """(M, 3, H, W): the pictures of a look's views, in their order."""

@@ -28,7 +28,8 @@ def joint_summary(pairs: Pairs, seed: int = 0, *, split: Split = "val") -> dict[
     """Everything a report shows of h and z together, ready for JSON. `split` is the one that groups were asked of.
 
     ```
-    groups        {group: {split, clips, chunks: read; used: of them on the map and in `separability`, 0 for fewer than 8 clips}}
+    groups        {group: {split, clips, chunks: read; used: of them on the map and in `separability`, 0 for fewer than 8 clips;
+                           varying_h: share of h that is not its hand's mean}}
     agreement     {group: {matched, shuffled, difference, same_clip: {mean, low, high, clips}}}
     separability  [{of: h | z | both, classes: [...], chance, accuracy, low, high, clips}]
     map           {x, y, space: h | z, group, clip_id, source, hand: left | right, time}, columns of 2 M points: h, then z
@@ -73,7 +74,14 @@ def joint_summary(pairs: Pairs, seed: int = 0, *, split: Split = "val") -> dict[
 
 def _size(pairs: Pairs, name: str) -> dict[str, Any]:
     at = pairs.group == name
-    return {"split": pairs.splits[name], "clips": len(np.unique(pairs.labels.clip_id[at])), "chunks": int(at.sum())}
+    sizes = {"split": pairs.splits[name], "clips": len(np.unique(pairs.labels.clip_id[at])), "chunks": int(at.sum())}
+    return sizes | {"varying_h": varying(pairs.h[at], pairs.labels.hand[at]) if at.any() else None}
+
+
+def varying(rows: np.ndarray, hand: np.ndarray) -> float:
+    """Share of rows (M, D) that is not the mean over their hand's, by root mean squares: 0 for a constant."""
+    size = float(np.sqrt(np.square(rows, dtype=np.float64).mean()))
+    return float(np.sqrt(np.square(_less_hand(rows, hand), dtype=np.float64).mean())) / max(size, 1e-12)
 
 
 # --- how near pairs are ----------------------------------------------------------------------------------------------

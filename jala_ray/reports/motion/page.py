@@ -92,7 +92,9 @@ def findings_of(
     )
     retrievals = {model: cast("Mapping[str, object] | None", space.get("retrieval")) for model, space in spaces.items()}
     agreements = {model: cast("Agreement", found["agreement"]) for model, found in maps.items()}
-    return evaluation_findings(scores["models"], scores["table"], retrievals, agreements)
+    groups = {model: cast("Mapping[str, Mapping[str, float | None]]", found["groups"]) for model, found in maps.items()}
+    varying = {model: {name: size.get("varying_h") for name, size in found.items()} for model, found in groups.items()}
+    return evaluation_findings(scores["models"], scores["table"], retrievals, agreements, varying)
 
 
 def _tiles(evaluation: Evaluation, scores: PageScores) -> list[Html]:

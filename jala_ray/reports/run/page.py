@@ -23,7 +23,7 @@ from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import absent, badge, clock, number, percent, tile
 from jala_ray.reports.run import cost, evaluations, quality, reconstructions, sections
 from jala_ray.reports.run.folder import RunFolder, read_json, read_metrics, read_run
-from jala_ray.reports.warnings import matched_pairs, training_findings
+from jala_ray.reports.warnings import constant_h, matched_pairs, training_findings
 from jala_ray.types import JalaError
 
 if TYPE_CHECKING:
@@ -198,7 +198,8 @@ def badges(run: RunFolder, findings: list[Finding]) -> list[Html]:
     else:
         found.append(badge(f"at step {step:,} of {total:,}", "warn"))
     rho, rank = sections.last(run, "monitor/rho"), sections.last(run, "monitor/effective_rank_z")
-    if (rho is not None and rho < sections.RHO_WARN) or (rank is not None and rank < sections.RANK_WARN):
+    low = (rho is not None and rho < sections.RHO_WARN) or (rank is not None and rank < sections.RANK_WARN)
+    if low or any(constant_h(run.metrics)):
         found.append(badge("collapse warning", "bad"))
     if (mark := counted(findings)) is not None:
         found.append(mark)

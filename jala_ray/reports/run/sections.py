@@ -28,7 +28,7 @@ from jala_ray.reports.kit.widgets import (
 from jala_ray.reports.run import cost
 from jala_ray.reports.run.folder import RunFolder
 from jala_ray.types import EFFECTIVE_RANK_WARN as RANK_WARN
-from jala_ray.types import RHO_WARN
+from jala_ray.types import RHO_WARN, VARYING_WARN
 
 if TYPE_CHECKING:
     from jala_ray.reports.kit.overlay import DrawnClip
@@ -53,6 +53,7 @@ HELD_OUT = {
     "monitor/effective_rank_h": "Effective rank of h",
     "monitor/spread_z": "Spread of z over the batch",
     "monitor/spread_h": "Spread of h over the batch",
+    "monitor/varying_h": "Share of h that varies",
     "monitor/cos_matched": "Cosine of h and z, matched",
     "monitor/cos_shuffled": "Cosine of h and z, shuffled",
 }
@@ -62,7 +63,7 @@ VAL_KEY = re.compile(rf"val/({_DOMAINS})/(.+)")
 DRAWN_ELSEWHERE = re.compile(
     r"step|epoch|samples|total_steps|time_s|attempt|loss.*|mcp_accuracy|lr|grad_norm|samples_per_s|chunks_per_s|tokens_per_s|data_wait|step_s"
     rf"|{cost.KEYS.pattern}"
-    rf"|val/({_DOMAINS})/.+|eval/.+|monitor/(rho|effective_rank_[zh]|spread_[zh]|cos_(matched|shuffled))"
+    rf"|val/({_DOMAINS})/.+|eval/.+|monitor/(rho|effective_rank_[zh]|spread_[zh]|varying_h|cos_(matched|shuffled))"
 )
 
 
@@ -233,6 +234,13 @@ def monitors(run: RunFolder, charts: Charts) -> Html:
                 "",
                 from_zero=True,
             ),
+            Chart(
+                "Share of h that varies",
+                [line("h", "varying_h", "@c2")],
+                f"warns below {VARYING_WARN}",
+                VARYING_WARN,
+                from_zero=True,
+            ),
             Chart("Cosine of h and z", matched, "matched pairs should stand above shuffled ones"),
         ]
     )
@@ -242,7 +250,8 @@ def monitors(run: RunFolder, charts: Charts) -> Html:
         about(
             "Nothing in the alignment loss forces the predictive embedding z to read the second frame. ",
             "rho compares how far z moves when the second frame is replaced by the first with how far it is ",
-            "from another clip's; near 0 the embedding ignores motion.",
+            "from another clip's; near 0 the embedding ignores motion. Matched cosines as low as shuffled ones mean that ",
+            "z tells nothing of its own clip, and a share of h near 0 that alignment has made h a constant.",
         ),
         grid,
     )

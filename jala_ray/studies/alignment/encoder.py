@@ -22,7 +22,7 @@ from jala_ray.data.manifest.table import Manifest
 from jala_ray.evaluation.predict import rows_to_evaluate
 from jala_ray.models.encoders import random_config
 from jala_ray.models.frame_encoder import FrameEncoder
-from jala_ray.models.pixels import normalise_pixels
+from jala_ray.models.pixels import normalise_pixels, standardised
 from jala_ray.parsing import to_dict
 from jala_ray.studies.alignment.probing import FramePairs, probe, read_pairs
 from jala_ray.studies.alignment.size import EncoderTraining
@@ -31,8 +31,6 @@ from jala_ray.studies.alignment.world import training_frames
 from jala_ray.training.device import autocast, best_device
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 
-FLAT = 0.01
-"""Added to a patch's variance before it is normalised: what moves a plain table by a few grey levels is the video's compression."""
 WEIGHTS = "model.safetensors"
 
 
@@ -52,9 +50,7 @@ class Reconstruction(nn.Module):
         """Normalised pixels (B, 3, S, S), hidden patches (B, P) bool -> mean absolute error of their pixels, each patch normalised."""
         patches = self.model(pixels, bool_masked_pos=hidden).last_hidden_state[:, -hidden.shape[1] :]
         target = rearrange(pixels, "b c (r i) (k j) -> b (r k) (c i j)", i=self.patch, j=self.patch)[hidden]
-        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
-        target = (target - mean) / (variance + FLAT).sqrt()
-        return (self.decoder(patches[hidden]).float() - target).abs().mean()
+        return (self.decoder(patches[hidden]).float() - standardised(target)).abs().mean()
 
 
 def augmented(pixels: Tensor, smallest: float, generator: torch.Generator) -> Tensor:

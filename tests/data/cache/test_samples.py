@@ -18,12 +18,14 @@ from jala_ray.data.cache.folder import Cache, CacheIndex
 from jala_ray.data.cache.making import manifest_key
 from jala_ray.data.manifest.places import RowFilter
 from jala_ray.data.manifest.table import Manifest, write_manifest
+from jala_ray.data.samples.halving import halves
 from jala_ray.data.samples.share import StepShare
 from jala_ray.data.samples.source import Look, Sample
 from jala_ray.data.samples.steps import ShareBuilder
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.plan import Plan
 from jala_ray.tasks import hand_tasks
+from jala_ray.training.flops import Workload
 from jala_ray.types import ManifestError
 from tests.data.cache.worlds import (
     PRESET,
@@ -110,6 +112,31 @@ def test_codes_alone_leave_the_pictures_to_the_videos(
         np.testing.assert_array_equal(one.pictures["frames"], other.pictures["frames"])
     black = opened.source.blank()
     assert set(black) == {"image", "frames"}
+
+
+@pytest.mark.parametrize("store", ["features", "all"])
+def test_pixels_that_are_wanted_beside_features_are_decoded(world: Manifest, tmp_path: Path, store: str) -> None:
+    """Features are the cache's, so that the encoder sees nothing; the frames are the manifest's, and so is the loss."""
+    preset = "tiny_lapa_actions_pixels"
+    _, _, learner = parts_of(preset)
+    make(start(tmp_path / "cache", world, preset, store=store))
+    opened = open_cache(tmp_path / "cache", preset)
+    laid, errors = lay_out(opened.source, opened.rows, preset)
+    assert not errors
+    plain, cached = make_batch(from_manifest(world, opened.rows, preset)), make_batch(laid)
+    assert plain.frame_features is None and cached.frame_features is not None
+    assert plain.frames is not None and cached.frames is not None and torch.equal(cached.frames, plain.frames)
+    one, other = learner(plain), learner(cached)
+    assert one.sums["reconstruction/sum"] > 0
+    torch.testing.assert_close(other.loss, one.loss, rtol=1e-4, atol=1e-5)
+    work, direct = Workload.of(cached), Workload.of(plain)
+    assert (work.frames, work.frame_pairs) == (0, 0) and direct.frames and work.pairs == direct.pairs
+    for part, rows in zip(halves(cached), halves(plain), strict=True):
+        torch.testing.assert_close(learner(part).loss, learner(rows).loss, rtol=1e-4, atol=1e-5)
+    builder = ShareBuilder(parts_of(preset)[0], lambda: (opened.source, parts_of(preset)[1]), 0)
+    empty = make_batch([builder._padding()])
+    learner.check_columns(empty)
+    assert empty.tensors().keys() == cached.tensors().keys() and learner(empty).loss == 0
 
 
 def test_an_objective_without_features_reads_none(world: Manifest, tmp_path: Path) -> None:

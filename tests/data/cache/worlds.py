@@ -122,7 +122,8 @@ def open_cache(path: Path | str, preset: str = "tiny", *, base: str | None = Non
     index = CacheIndex.read(cache, options)
     found = [index.catalogue(cache, DataConfig(), split) for split in ("train", "val")]  # type: ignore[arg-type]
     rows = [row for one in found for row in plan_rows(one.place, one.files, 0, range(len(one)))]
-    source = CacheSource(cache, base or cache.base, assets, options, config.objective.layout.frames)
+    layout = config.objective.layout
+    source = CacheSource(cache, base or cache.base, assets, options, layout.frames, layout.pixels)
     return Opened(cache, source, sorted(rows, key=lambda row: row.index))
 
 
