@@ -22,6 +22,9 @@ from jala_ray.data.samples.source import BadRow, Look, Pictures, Sample
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
 from jala_ray.data.sampling.plan import Plan, PlanRow
 from jala_ray.models.backbones.base import backbone_facts
+from jala_ray.models.frame_encoder import FrameEncoder
+from jala_ray.models.inverse_dynamics import MOTION as MOTION_SIZE
+from jala_ray.models.inverse_dynamics import Sight, Teacher
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
 from jala_ray.parsing import override
@@ -30,7 +33,8 @@ from jala_ray.tokenizer.model import MotionTokenizer, TokenizerConfig
 from jala_ray.training.build import build_learner
 from jala_ray.training.checkpoint import Loaded, Position
 from jala_ray.training.learner import Learner
-from jala_ray.types import HandState, TaskType, UserError
+from jala_ray.training.teacher.fit import LabelledChunks, fit
+from jala_ray.types import CHUNK_FRAMES, HandState, TaskType, UserError
 
 A, U, L = HandState.ABSENT, HandState.UNTRACKED, HandState.LABELLED
 MOTION = TokenizerConfig(width=8, groups=2, levels=2, codes=16)
@@ -63,7 +67,32 @@ def make_assets(config: RunConfig) -> Assets:
     vocab = Vocab(text.vocab_size, motion.n_slots, motion.codes, tuple(motion.token_slots.tolist()))
     tokens = backbone_facts(backbone, text.vocab_size).image_tokens
     sizes = (backbone.image_size, config.model.encoder.image_size)
-    return Assets(text, motion, SequenceSpec(vocab, tokens, *sizes, backbone.kind))
+    assets = Assets(text, motion, SequenceSpec(vocab, tokens, *sizes, backbone.kind))
+    return assets if config.objective.taught is None else replace(assets, teacher=made_teacher(config))
+
+
+@functools.cache
+def made_teacher(config: RunConfig, chunks: int = 60) -> Teacher:
+    """Fitted on pictures of noise and motion that depends on them."""
+    assert config.objective.taught is not None
+    encoder = FrameEncoder.build(config.model.encoder)
+    sight = Sight(encoder.grid, config.objective.taught.cells, encoder.pairs)
+    teacher, report = fit(config.objective.taught, made_chunks(chunks, sight.parts, encoder.dim), None, sight)
+    return Teacher(teacher.state_dict(), sight, report.plain())
+
+
+def made_chunks(count: int, cells: int, width: int, noise: float = 0.1) -> LabelledChunks:
+    """Of Lab and Wild, a clip each two; a linear map of the change is the motion, and the hand its sign."""
+    rng = np.random.default_rng(3)
+    seen = rng.normal(size=(count, 2, cells, width)).astype(np.float32)
+    change = (seen[:, 1] - seen[:, 0]).reshape(count, -1)
+    motion = change @ rng.normal(size=(change.shape[1], 4)) @ rng.normal(size=(4, MOTION_SIZE)) / change.shape[1]
+    hand = rng.integers(2, size=count)
+    motion = np.where(hand == 0, -1, 1)[:, None] * motion + noise * rng.normal(size=motion.shape)
+    domain = ["lab" if i % 3 else "wild" for i in range(count)]
+    clip = [f"{name}-{i // 2}" for i, name in enumerate(domain)]
+    shaped = torch.from_numpy(motion.astype(np.float32)).unflatten(1, (CHUNK_FRAMES, -1))
+    return LabelledChunks(torch.from_numpy(seen), shaped, torch.from_numpy(hand), domain, clip)
 
 
 def make_learner(config: RunConfig, assets: Assets | None = None) -> Learner:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from jala_ray.batch import Batch, rows_at
-from jala_ray.models.perceiver import Perceiver
 from jala_ray.objectives.base import Features
 
 
@@ -27,7 +28,7 @@ def effective_rank(x: Tensor, scale: Tensor) -> float:
 
 @torch.no_grad()
 def alignment_monitors(
-    lap: Perceiver, batch: Batch, features: Features, hidden: Tensor, targets: Tensor
+    lap: Callable[[Tensor], Tensor], batch: Batch, features: Features, hidden: Tensor, targets: Tensor
 ) -> dict[str, float]:
     """Collapse monitors of one batch; {} when all of its pairs are of one clip. `targets` (C, 2 hands, K, D) are what h is compared with.
 

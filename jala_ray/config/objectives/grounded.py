@@ -62,7 +62,7 @@ class GroundedConfig(ObjectiveConfig):
         return ("masked_loss", "probe_h")
 
     def check(self, run: RunConfig) -> None:
-        self.perceiver.check()
+        self.perceiver.check(run)
         self.teacher.check()
         self.masking.check()
         self.align.check(run)

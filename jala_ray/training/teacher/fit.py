@@ -5,10 +5,11 @@ held-out clips (docs/method.md 5, Grounded).
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,10 @@ class Report:
     penalty: float
     balance: float
     seconds: float = 0.0
-    noted: dict[str, Any] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON gives it back."""
+        return json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
 
 
 def fit(

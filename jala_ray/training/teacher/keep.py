@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -88,7 +87,7 @@ def _fitted(config: RunConfig, settings: TeacherConfig, assets: Assets, plan: Pl
     streamed = bool(config.data.cache) and (len(plan.catalogue) > SAMPLE or len(sample) == SAMPLE)
     found, report = fit(settings, sample, (lambda: read(every(plan))) if streamed else None, sight)
     tensors = {name: tensor.detach().cpu() for name, tensor in found.state_dict().items()}
-    return Teacher(tensors, sight, dataclasses.asdict(report) | {"rows": len(plan.catalogue), "streamed": streamed})
+    return Teacher(tensors, sight, report.plain() | {"rows": len(plan.catalogue), "streamed": streamed})
 
 
 def every(plan: Plan) -> Iterator[PlanRow]:
