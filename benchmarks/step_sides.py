@@ -309,7 +309,7 @@ def settings(ours: Ours, assets: Assets) -> dict[str, Any]:
     perceivers = objective.perceivers
     assert perceivers is not None
     sizes = {"align.layer": objective.aligned_layer} | {
-        f"perceiver.{name}": value for name, value in dataclasses.asdict(perceivers).items()
+        f"perceiver.{name}": getattr(perceivers, name) for name in ("width", "layers", "heads")
     }
     return {
         "device": ours.device.type,
