@@ -19,7 +19,7 @@ from jala_ray.studies.alignment.gates import GateFailed, feature_gates, run_gate
 from jala_ray.studies.alignment.results import StudyResults, analyse, gap_closed, verdict
 from jala_ray.studies.alignment.size import CPU
 from jala_ray.studies.alignment.stages import StudyFolder, write_json
-from jala_ray.studies.alignment.world import PARTS, part_of
+from jala_ray.studies.alignment.world import PARTS, PRIMARY_PART, part_of
 from jala_ray.types import ConfigError, UserError
 
 pytestmark = pytest.mark.slow  # a study is no part of the product
@@ -27,8 +27,7 @@ pytestmark = pytest.mark.slow  # a study is no part of the product
 
 # --- gates -------------------------------------------------------------------------------------------------------------
 
-CLIPS = [("wild", "synthetic-seen")] * 6 + [("wild", "synthetic-wild_only")] * 6 + [("lab", "synthetic-seen")] * 4
-CLIPS += [("wild", "synthetic-held_out")] * 2 + [("lab", "synthetic-held_out")] * 2
+CLIPS = [("wild", "synthetic-hidden")] * 12 + [("wild", "synthetic-seen")] * 6 + [("lab", "synthetic-seen")] * 4
 TRIVIAL = {FLOOR: 1.0, HOLD_FIRST: 12.0, MEAN_MOTION: 14.0}
 
 
@@ -51,7 +50,7 @@ def planted(errors: dict[str, float], seeds: int = 3, trivial: dict[str, float] 
             motion |= {"domain": [d for d, _ in CLIPS], "source": [s for _, s in CLIPS]}
             probes = [{"subject": "h", "group": "all", "target": "wrist", "r2": 0.25 + 0.5 * seed}]
             jobs[variant][seed] = {
-                "motion": {"1": motion, "4": motion},
+                "motion": {"4": motion},
                 "latents": {"probes": probes} if variant == "jala" else None,
                 "monitors": unread | {"step": [1, 2], "wild_rho": [0.5, 0.1 * seed]} if variant == "jala" else {},
                 "cost": {f"seed-{seed}": {"seconds": 10.0, "samples": 50, "samples_per_s": 5.0}, "evaluation_s": 2.0},
@@ -72,7 +71,7 @@ def test_gates_on_runs() -> None:
     good = run_gates(planted({"no_align": 10.0, "all_labelled": 6.0}))
     assert [gate.passed for gate in good] == [True, True, True]
     # Difficulty and luck enter both, so the gain is that of the sample's means.
-    means = {v: planted({v: e}).matrix(v, "look+combination", "mpjpe", 4).mean() for v, e in (("a", 10.0), ("b", 6.0))}
+    means = {v: planted({v: e}).matrix(v, PRIMARY_PART, "mpjpe", 4).mean() for v, e in (("a", 10.0), ("b", 6.0))}
     assert good[0].value == pytest.approx(1 - means["b"] / means["a"])
     assert [g.passed for g in run_gates(planted({"no_align": 10.0, "all_labelled": 8.5}))] == [False, True, True]
     low = TRIVIAL | {HOLD_FIRST: 5.0}
@@ -145,19 +144,12 @@ def test_a_failed_gate_stops_the_study(tmp_path: Path, monkeypatch: pytest.Monke
 def test_parts() -> None:
     domain, source = zip(*CLIPS, strict=True)
     counts = {part: int(part_of(domain, source, part).sum()) for part in PARTS}
-    assert counts == {
-        "look+combination": 12,
-        "look": 6,
-        "combination": 6,
-        "wild held out": 2,
-        "lab": 4,
-        "lab held out": 2,
-    }
+    assert counts == {"hidden": 12, "seen": 6, "lab": 4} and PRIMARY_PART == "hidden"
 
 
 def test_analysis_of_planted_scores() -> None:
     found = analyse(planted({"jala": 8.0, "no_align": 9.0, "all_labelled": 6.0}), 500)
-    primary = found["motion"]["4"]["look+combination"]
+    primary = found["motion"]["4"][PRIMARY_PART]
     assert primary["clips"] == 12
     difference = primary["differences"]["no_align"]["jala"]["mpjpe"]
     # Clips and seeds are paired, so their spread drops out.
@@ -182,13 +174,13 @@ def test_seeds_that_lack_a_partner_are_left_out() -> None:
     whole = planted({"jala": 8.0, "no_align": 9.0})
     found = StudyResults({"jala": whole.jobs["jala"], "no_align": {0: whole.jobs["no_align"][0]}})
     assert found.seeds("jala", "no_align") == [0]
-    alone = analyse(found, 100)["motion"]["4"]["look"]["differences"]["no_align"]["jala"]["mpjpe"]
+    alone = analyse(found, 100)["motion"]["4"]["seen"]["differences"]["no_align"]["jala"]["mpjpe"]
     assert alone["mean"] == pytest.approx(-1.0)
 
 
 def test_other_clips_are_refused() -> None:
     jobs = json.loads(json.dumps(planted({"jala": 8.0}).jobs))
-    jobs["jala"]["0"]["motion"]["1"]["clips"][0] = "another"
+    jobs["jala"]["0"]["motion"]["4"]["clips"][0] = "another"
     with pytest.raises(UserError, match="the same clips for every job"):
         StudyResults(jobs)
 
@@ -196,7 +188,8 @@ def test_other_clips_are_refused() -> None:
 def test_the_report_says_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = StudyFolder(tmp_path, CPU)
     finished_stages(study)
-    counted = {"manifest": "m", "twin": "t", "train_clips": {"lab labelled": 4}, "validation_clips": {"look": 6}}
+    counted = {"manifest": "m", "twin": "t", "train_clips": {"lab labelled": 4}, "validation_clips": {"seen": 6}}
+    counted["hidden_targets"] = ["centre", "near_left"]
     write_json(tmp_path / "world.json", {"settings": {}, "result": counted})
     write_json(tmp_path / "encoder.json", {"settings": {}, "result": {"weights": "w", "frames": 7}})
     floor = {"trained_chunks": 9, "floor": {"lab": {"mpjpe_cm": 1.5}}}
@@ -212,12 +205,13 @@ def test_the_report_says_what_was_found(tmp_path: Path, monkeypatch: pytest.Monk
     assert "jala - no_align = -1.00 cm [-1.00, -1.00]: alignment helps.**" in text
     assert "jala goes 33 %" in text and "| jala | the base | 10 | 5.0 | 2 |" in text
     assert "hold_first is told the true first pose" in text
+    assert "- No label shows the targets centre, near_left." in text
     assert "- Training clips: lab labelled 4." in text and "lab 1.50 cm" in text
     assert "instructions, 300 tokens." in text
     assert json.loads((tmp_path / "results.json").read_text())["tiers"] == [1]
     opened = (tmp_path / "results.html").read_text()
     assert opened.count("Plotly.newPlot(") >= 2 and 'src="http' not in opened
-    assert "<strong>Wild, look+combination, MPJPE at E = 4: jala - no_align = -1.00 cm" in opened
+    assert "<strong>Wild, hidden, MPJPE at E = 4: jala - no_align = -1.00 cm" in opened
     assert opened.index("Plotly.newPlot(") < opened.index("<h2>Gates</h2>") and "<td>jala</td>" in opened
 
 

@@ -1,4 +1,4 @@
-"""What is measured of a finished job: the metrics of every validation clip at E = 1 and E = 4, the latent space, the cost."""
+"""What is measured of a finished job: the metrics of every clip that is scored, at E = 4, the latent space, the cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jala_ray.training.local import best_device
 from jala_ray.training.parts import do_parts
 from jala_ray.types import UserError
 
-ENSEMBLES = (1, 4)
+ENSEMBLES = (4,)
 MODEL = "model"
 """The row of the evaluated checkpoint; the others are the floor and the trivial baselines."""
 HEALTH = ("rho", "effective_rank_z", "effective_rank_h", "cos_matched", "cos_shuffled")
@@ -49,8 +49,8 @@ def evaluate(study: StudyFolder, job: StudyJob, runs: Sequence[RunConfig]) -> di
 
 def _motion(study: StudyFolder, job: StudyJob, config: RunConfig, ensemble: int) -> dict[str, Any]:
     evaluation = EvaluationJob(
-        out=str(study.out / "evaluations" / job.name / f"E{ensemble}"),
-        manifest=str(study.manifest),
+        out=str(study.out / f"{study.apart}evaluations" / job.name / f"E{ensemble}"),
+        manifest=str(study.scored),
         checkpoints=((MODEL, last_checkpoint(config)),),
         settings=GenerationConfig(ensemble=ensemble),
         batch=study.size.evaluation_batch,
@@ -89,7 +89,7 @@ def _latents(study: StudyFolder, config: RunConfig) -> dict[str, Any]:
     """`latents.summary` over the validation clips, without its t-SNE."""
     loaded = checkpoint.load(last_checkpoint(config))
     loaded.learner.to(best_device())
-    found = latents.summary(latents.collect(loaded, str(study.manifest)))
+    found = latents.summary(latents.collect(loaded, str(study.scored)))
     return {name: value for name, value in found.items() if name != "tsne"}
 
 

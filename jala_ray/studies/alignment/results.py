@@ -63,12 +63,16 @@ class StudyResults:
         kept = part_of(motions[0]["domain"], motions[0]["source"], part)
         return np.array([motion["values"][row][metric] for motion in motions], float)[:, kept]
 
+    def mean(self, variant: str, part: str, metric: str, ensemble: int, seed: int) -> float | None:
+        """Over the clips of the part, of the model of one seed; None where there is nothing to score."""
+        return _seed_means(self.matrix(variant, part, metric, ensemble, MODEL, [seed]))[0]
+
 
 def load(study: StudyFolder) -> StudyResults:
     """Of all jobs of the study that are done, in the order of the variants."""
     jobs: dict[str, dict[int, Any]] = {}
     for variant in variants(study.base()):
-        for file in sorted((study.out / "scores" / variant.name).glob("seed-*.json")):
+        for file in sorted((study.scores / variant.name).glob("seed-*.json")):
             result = result_of(file)
             if result is not None:
                 jobs.setdefault(variant.name, {})[int(file.stem.removeprefix("seed-"))] = result

@@ -1,6 +1,6 @@
 """Doing jobs: each in a process of its own, which trains, evaluates and leaves `scores/VARIANT/seed-N.json`.
 
-`python -m jala_ray.studies.alignment.runs OUT SIZE VARIANT SEED` is that process.
+`python -m jala_ray.studies.alignment.runs --out OUT --size SIZE --variant VARIANT --seed SEED` is that process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from jala_ray import storage
-from jala_ray.parsing import to_dict
+from jala_ray.parsing import arguments, to_dict
+from jala_ray.studies.alignment.asked import OneJob
 from jala_ray.studies.alignment.evaluate import ENSEMBLES, evaluate
 from jala_ray.studies.alignment.size import SIZES
 from jala_ray.studies.alignment.stages import StudyFolder, done, result_of, stage, todays
@@ -31,7 +32,7 @@ POLL_SECONDS = 0.5
 
 
 def scores_file(study: StudyFolder, job: StudyJob) -> Path:
-    return study.out / "scores" / f"{job.name}.json"
+    return study.scores / f"{job.name}.json"
 
 
 def perform(study: StudyFolder, job: StudyJob) -> dict[str, Any]:
@@ -124,31 +125,24 @@ def work(study: StudyFolder, chosen: Sequence[StudyJob], at_once: int) -> None:
 
 
 def _start(study: StudyFolder, job: StudyJob, at_once: int) -> _Running:
-    log = study.out / "logs" / f"{job.name.replace('/', '-')}.log"
+    log = study.out / f"{study.apart}logs" / f"{job.name.replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // at_once))
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     # Jobs at a time share the cores; threads of one would only wait for those of the others.
     environment = os.environ | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": paths}
-    words = [
-        sys.executable,
-        "-m",
-        "jala_ray.studies.alignment.runs",
-        str(study.out),
-        study.size.name,
-        job.variant.name,
-        str(job.seed),
-    ]
+    asked = OneJob(str(study.out), study.size.name, job.variant.name, job.seed, study.clips)
+    words = [sys.executable, "-m", "jala_ray.studies.alignment.runs", *asked.words()]
     with log.open("ab") as output:
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment)
     return _Running(job, process, log, time.monotonic())
 
 
 def main(argv: Sequence[str]) -> int:
-    out, size, name, seed = argv
-    study = StudyFolder(Path(out), SIZES[size])
-    (variant,) = named(variants(study.base()), [name])
-    perform(study, StudyJob(variant, int(seed)))
+    asked = arguments(OneJob, argv, "python -m jala_ray.studies.alignment.runs")
+    study = StudyFolder(Path(asked.out), SIZES[asked.size], asked.clips)
+    (variant,) = named(variants(study.base()), [asked.variant])
+    perform(study, StudyJob(variant, asked.seed))
     return 0
 
 

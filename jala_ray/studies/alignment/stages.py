@@ -13,25 +13,51 @@ from jala_ray import storage
 from jala_ray.config import EncoderConfig, RunConfig
 from jala_ray.parsing import from_dict, override, to_dict
 from jala_ray.storage.claims import Claim
+from jala_ray.studies.alignment.asked import ClipSet
 from jala_ray.studies.alignment.size import StudySize
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """A folder (absolute) and a size."""
+    """A folder (absolute), a size, and which validation clips are scored."""
 
     out: Path
     size: StudySize
+    clips: ClipSet = "final"
+
+    @property
+    def world(self) -> Path:
+        """The manifest of all clips of the world."""
+        return self.out / "world" / "manifest.parquet"
 
     @property
     def manifest(self) -> Path:
-        """Lab, and Wild with few labels."""
-        return self.out / "world" / "manifest.parquet"
+        """Lab, and Wild with few labels; of the validation clips those for tuning."""
+        return self.out / "world" / "study.parquet"
 
     @property
     def twin(self) -> Path:
         """The same videos, all labelled."""
         return self.out / "world" / "all_labelled.parquet"
+
+    @property
+    def final(self) -> Path:
+        """The same training clips as `manifest` has, and the final validation clips, which no run reads."""
+        return self.out / "world" / "final.parquet"
+
+    @property
+    def scored(self) -> Path:
+        """The manifest whose validation clips are scored."""
+        return self.final if self.clips == "final" else self.manifest
+
+    @property
+    def apart(self) -> str:
+        """What runs, scores and evaluations for tuning have before their names."""
+        return "" if self.clips == "final" else "tuning/"
+
+    @property
+    def scores(self) -> Path:
+        return self.out / f"{self.apart}scores"
 
     @property
     def tokenizer(self) -> Path:
