@@ -69,9 +69,7 @@ def free_ports(count: int) -> list[int]:
                 found.append(port)
             if len(found) == count:
                 return found
-    raise RuntimeError(
-        f"{len(found)} ports of {PORTS.start} to {PORTS.stop - 1} are free, and {count} are needed: end what holds them"
-    )
+    raise RuntimeError(f"{len(found)} ports of {PORTS.start} to {PORTS.stop - 1} are free, and {count} are needed: end what holds them")
 
 
 @contextlib.contextmanager
