@@ -328,7 +328,9 @@ def test_what_can_be_asked_is_what_there_is() -> None:
 
 
 def test_the_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "kept"
     words = ["--out", str(tmp_path), "--size", "smoke", "--jobs", "0", "--variants", "jala", "no_align"]
+    words += ["--scores", str(kept)]
     with pytest.raises(GateFailed):
         main(words)
     main([*words, "--ignore-gates", "--until", "gates"])
@@ -337,7 +339,7 @@ def test_the_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     found = json.loads((tmp_path / "results.json").read_text())
     kinds = clip_kinds(SMOKE)
     final = {clip for clip, kind in kinds.items() if kind == "final"}
-    scored = json.loads((tmp_path / "scores/jala/seed-0.json").read_text())["result"]["motion"]["4"]["clips"]
+    scored = json.loads((tmp_path / "scores/clips.json").read_text())["clips"]
     assert set(scored) == final and not final & {clip.clip_id for clip in Manifest(tmp_path / "world/study.parquet")}
     assert found["seeds"] == {"jala": [0, 1], "no_align": [0, 1], "all_labelled": [0]}
     assert not found["frozen"]["gates_passed"] and "answer nothing" in (tmp_path / "results.md").read_text()
@@ -360,6 +362,16 @@ def test_the_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     main([*words, "--clips", "tuning", "--seeds", "1", "--variants", "no_align"])
     said = capsys.readouterr().out
     assert "| no_align 0 |" in said and "hidden mpjpe" in said
-    tuned = json.loads((tmp_path / "tuning/scores/no_align/seed-0.json").read_text())["result"]["motion"]["4"]["clips"]
+    tuned = json.loads((tmp_path / "tuning/scores/clips.json").read_text())["clips"]
     assert set(tuned) == {clip for clip, kind in kinds.items() if kind == "tuning"}
-    assert json.loads((tmp_path / "results.json").read_text()) == found
+    untouched = json.loads((tmp_path / "results.json").read_text())
+    assert {key for key in found if untouched[key] != found[key]} <= {"environment"}
+
+    # Another machine: the world and the caches are made again, what was learned and done is not.
+    words[1] = str(tmp_path / "elsewhere")
+    main(words)
+    said = capsys.readouterr().out
+    assert "bit for bit" not in said  # on one machine all is
+    assert not (tmp_path / "elsewhere/runs").exists() and not (tmp_path / "elsewhere/scores").exists()
+    moved = json.loads((tmp_path / "elsewhere/results.json").read_text())
+    assert {key for key in found if moved[key] != found[key]} <= {"stages", "environment"}

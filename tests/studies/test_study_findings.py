@@ -14,7 +14,7 @@ from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION
 from jala_ray.hands.metrics import METRICS
 from jala_ray.parsing import override
 from jala_ray.studies.alignment import gates, report, results
-from jala_ray.studies.alignment.evaluate import HEALTH, MODEL
+from jala_ray.studies.alignment.evaluate import MODEL
 from jala_ray.studies.alignment.gates import GateFailed, feature_gates, run_gates
 from jala_ray.studies.alignment.results import StudyResults, analyse, gap_closed, verdict
 from jala_ray.studies.alignment.size import CPU
@@ -35,8 +35,8 @@ def planted(errors: dict[str, float], seeds: int = 3, trivial: dict[str, float] 
     """Every clip has its own difficulty, every seed its own luck, both shared by the variants."""
     rng = np.random.default_rng(3)
     difficulty, luck = rng.normal(0, 2, len(CLIPS)), rng.normal(0, 0.5, seeds)
-    unread = {f"wild_{name}": [None, None] for name in HEALTH}
     jobs: dict[str, dict[int, Any]] = {}
+    clips: dict[str, Any] = {}
     for variant, error in errors.items():
         jobs[variant] = {}
         for seed in range(seeds):
@@ -46,16 +46,16 @@ def planted(errors: dict[str, float], seeds: int = 3, trivial: dict[str, float] 
             }
             values = {row: dict.fromkeys(METRICS, v.tolist()) for row, v in rows.items()}
             values[MODEL]["mde"] = [None, *values[MODEL]["mde"][1:]]
-            motion = {"clips": [f"clip{i}" for i in range(len(CLIPS))], "values": values}
-            motion |= {"domain": [d for d, _ in CLIPS], "source": [s for _, s in CLIPS]}
-            probes = [{"subject": "h", "group": "all", "target": "wrist", "r2": 0.25 + 0.5 * seed}]
+            own = variant == "jala"
             jobs[variant][seed] = {
-                "motion": {"4": motion},
-                "latents": {"probes": probes} if variant == "jala" else None,
-                "monitors": unread | {"step": [1, 2], "wild_rho": [0.5, 0.1 * seed]} if variant == "jala" else {},
+                "motion": {"4": values.pop(MODEL)},
+                "probes": [{"subject": "h", "group": "all", "r2": 0.25 + 0.5 * seed}] if own else [],
+                "health": {"rho": 0.1 * seed} if own else {},
                 "cost": {f"seed-{seed}": {"seconds": 10.0, "samples": 50, "samples_per_s": 5.0}, "evaluation_s": 2.0},
             }
-    return StudyResults(jobs)
+            clips = {"clips": [f"clip{i}" for i in range(len(CLIPS))], "values": values}
+            clips |= {"domain": [d for d, _ in CLIPS], "source": [s for _, s in CLIPS]}
+    return StudyResults(jobs, clips)
 
 
 def test_gates_on_features() -> None:
@@ -83,9 +83,10 @@ def test_gates_on_runs() -> None:
 
 
 def finished_stages(study: StudyFolder) -> None:
-    write_json(study.out / "world.json", {"settings": {}, "result": {"manifest": "m", "twin": "t"}})
+    write_json(study.out / "world.json", {"settings": {}, "result": {"plan": "p", "manifest": "m"}})
     write_json(study.out / "words.json", {"settings": {}, "result": {"sha256": "s", "tokens": 300}})
-    write_json(study.out / "encoder.json", {"settings": {}, "result": {"weights": "w"}})
+    write_json(study.out / "tokenizer.json", {"settings": {}, "result": {"sha256": "k"}})
+    write_json(study.out / "encoder.json", {"settings": {}, "result": {"sha256": "w"}})
     caches = {name: {"rows": 1, "index": name} for name in ("study", "all_labelled")}
     write_json(study.out / "caches.json", {"settings": {}, "result": caches})
 
@@ -98,7 +99,14 @@ def test_the_freeze_refuses_changes(tmp_path: Path) -> None:
     more = StudyFolder(tmp_path, replace(CPU, seeds=(5, 7, 7)))  # later tiers may grow
     gates.check_frozen(more)
     older = json.loads((tmp_path / "frozen.json").read_text())
-    del older["facts"]["size"]["run"]["objective"]["align"]["target"]  # as it was before there was such a setting
+    del older["facts"]["size"]["run"]["objective"]["align"]["target"]
+    del older["facts"]["size"]["world"]["lab_looks"]  # another value than the default: that is a change
+    write_json(tmp_path / "frozen.json", older | {"hash": gates.digest(older["facts"])})
+    with pytest.raises(ConfigError, match=r"frozen size\.world\.lab_looks: got 4, expected 1"):
+        gates.check_frozen(study)
+    older["facts"]["size"]["world"]["lab_looks"] = 4
+    for part, added in (("world", "held_out_by"), ("encoder", "masked")):  # as it was before there were such settings
+        del older["facts"]["size"][part][added]
     write_json(tmp_path / "frozen.json", older | {"hash": gates.digest(older["facts"])})
     gates.check_frozen(study)
     for changed, key in (
@@ -108,12 +116,12 @@ def test_the_freeze_refuses_changes(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=f"frozen {key}"):
             gates.check_frozen(StudyFolder(tmp_path, changed))
-    write_json(tmp_path / "encoder.json", {"settings": {}, "result": {"weights": "others"}})
-    with pytest.raises(ConfigError, match="frozen encoder: got 'others', expected 'w'"):
+    write_json(tmp_path / "encoder.json", {"settings": {}, "result": {"sha256": "others"}})
+    with pytest.raises(ConfigError, match=r"frozen inputs\.encoder: got 'others', expected 'w'"):
         gates.check_frozen(study)
     finished_stages(study)
     stored = json.loads((tmp_path / "frozen.json").read_text())
-    stored["facts"]["encoder"] = "edited"
+    stored["facts"]["inputs"]["encoder"] = "edited"
     write_json(tmp_path / "frozen.json", stored)
     with pytest.raises(ConfigError, match="edited by hand"):
         gates.check_frozen(study)
@@ -172,27 +180,28 @@ def test_analysis_of_planted_scores() -> None:
 
 def test_seeds_that_lack_a_partner_are_left_out() -> None:
     whole = planted({"jala": 8.0, "no_align": 9.0})
-    found = StudyResults({"jala": whole.jobs["jala"], "no_align": {0: whole.jobs["no_align"][0]}})
+    found = StudyResults({"jala": whole.jobs["jala"], "no_align": {0: whole.jobs["no_align"][0]}}, whole.clips)
     assert found.seeds("jala", "no_align") == [0]
     alone = analyse(found, 100)["motion"]["4"]["seen"]["differences"]["no_align"]["jala"]["mpjpe"]
     assert alone["mean"] == pytest.approx(-1.0)
 
 
 def test_other_clips_are_refused() -> None:
-    jobs = json.loads(json.dumps(planted({"jala": 8.0}).jobs))
-    jobs["jala"]["0"]["motion"]["4"]["clips"][0] = "another"
-    with pytest.raises(UserError, match="the same clips for every job"):
-        StudyResults(jobs)
+    found = planted({"jala": 8.0})
+    jobs = json.loads(json.dumps(found.jobs))
+    jobs["jala"]["0"]["motion"]["4"]["mpjpe"].pop()
+    with pytest.raises(UserError, match="the same 22 clips for every job"):
+        StudyResults(jobs, found.clips)
 
 
 def test_the_report_says_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = StudyFolder(tmp_path, CPU)
     finished_stages(study)
-    counted = {"manifest": "m", "twin": "t", "train_clips": {"lab labelled": 4}, "validation_clips": {"seen": 6}}
+    counted = {"plan": "p", "train_clips": {"lab labelled": 4}, "validation_clips": {"seen": 6}}
     counted["hidden_targets"] = ["centre", "near_left"]
     write_json(tmp_path / "world.json", {"settings": {}, "result": counted})
-    write_json(tmp_path / "encoder.json", {"settings": {}, "result": {"weights": "w", "frames": 7}})
-    floor = {"trained_chunks": 9, "floor": {"lab": {"mpjpe_cm": 1.5}}}
+    write_json(tmp_path / "encoder.json", {"settings": {}, "result": {"sha256": "w", "frames": 7}})
+    floor = {"sha256": "k", "trained_chunks": 9, "floor": {"lab": {"mpjpe_cm": 1.5}}}
     write_json(tmp_path / "tokenizer.json", {"settings": {}, "result": floor})
     runs_found = planted({"jala": 8.0, "no_align": 9.0, "all_labelled": 6.0})
     checked = run_gates(runs_found)

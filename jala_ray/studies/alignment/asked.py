@@ -35,6 +35,9 @@ class AlignmentStudy:
     clips: ClipSet = "final"
     """Validation clips that are scored. tuning: others than the final ones, for choosing settings by hand; runs and scores are kept apart
     under OUT/tuning, no gate is tried, and nothing of it is a result."""
+    scores: str | None = None
+    """A small folder to commit. Scores that lie there count as done, with tokenizers, encoder and freeze, so that another machine goes on
+    without the runs; what is done here is written there too."""
     until: Stage = STAGES[-1]
     """Stop after this stage."""
     ignore_gates: bool = False
@@ -55,7 +58,8 @@ class OneJob:
     variant: str
     seed: int
     clips: ClipSet = "final"
+    scores: str | None = None
 
     def words(self) -> list[str]:
         """As they are read from a command line."""
-        return [word for name, value in vars(self).items() for word in (f"--{name}", str(value))]
+        return [word for name, value in vars(self).items() if value is not None for word in (f"--{name}", str(value))]

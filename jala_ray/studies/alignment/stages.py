@@ -24,6 +24,8 @@ class StudyFolder:
     out: Path
     size: StudySize
     clips: ClipSet = "final"
+    kept: Path | None = None
+    """A small folder (absolute) with scores and learned parts, by which another machine goes on (`keeping.py`)."""
 
     @property
     def world(self) -> Path:
@@ -60,8 +62,13 @@ class StudyFolder:
         return self.out / f"{self.apart}scores"
 
     @property
+    def kept_scores(self) -> Path | None:
+        """Where scores are kept, if they are: those for tuning never."""
+        return self.kept / "scores" if self.kept is not None and self.clips == "final" else None
+
+    @property
     def tokenizer(self) -> Path:
-        return self.out / "tokenizer" / "tokenizer"
+        return self.out / "tokenizer" / "model"
 
     @property
     def words(self) -> Path:
@@ -96,9 +103,9 @@ class StudyFolder:
         return override(self.size.run, addresses)
 
 
-def todays(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored run's configuration with all that one holds today."""
-    return to_dict(from_dict(RunConfig, run))
+def todays(stored: Mapping[str, Any], kind: type[Any] = RunConfig) -> dict[str, Any]:
+    """A stored configuration with all that one of its kind holds today."""
+    return to_dict(from_dict(kind, stored))
 
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
@@ -130,7 +137,8 @@ def stage(
     claim.take()
     print(f"[{time.strftime('%H:%M:%S')}] {file.name.removesuffix('.json')}", flush=True)
     began = time.monotonic()
-    result = plain(make()) | {"stage_seconds": round(time.monotonic() - began, 1)}
+    result = plain(make())
+    result.setdefault("stage_seconds", round(time.monotonic() - began, 1))
     claim.write({"result": result})
     return result
 

@@ -22,7 +22,7 @@ from jala_ray.studies.alignment.world import make_world
 
 def run(asked: AlignmentStudy) -> int:
     """Raises `ConfigError` for an unknown variant, `GateFailed` for a world that can't answer, `UserError` where runs fail."""
-    study = StudyFolder(Path(asked.out).absolute(), SIZES[asked.size], asked.clips)
+    study = StudyFolder(Path(asked.out).absolute(), SIZES[asked.size], asked.clips, _folder(asked.scores))
     known = variants(study.base())
     chosen = named(known, asked.variants or [variant.name for variant in known])
     last = STAGES.index(asked.until)
@@ -30,11 +30,11 @@ def run(asked: AlignmentStudy) -> int:
     if last >= STAGES.index("words"):
         make_words(study, world)
     if last >= STAGES.index("tokenizer"):
-        make_tokenizer(study, world)
-    if last >= STAGES.index("encoder"):
-        encoder = make_encoder(study, world)
-        if last >= STAGES.index("caches"):
-            make_caches(study, world, encoder)
+        tokenizer = make_tokenizer(study, world)
+        if last >= STAGES.index("encoder"):
+            encoder = make_encoder(study, world)
+            if last >= STAGES.index("caches"):
+                make_caches(study, world, tokenizer, encoder)
     if asked.clips == "tuning":
         if last >= STAGES.index("runs"):
             _work(study, chosen, asked)
@@ -48,6 +48,10 @@ def run(asked: AlignmentStudy) -> int:
         publish(study)
         print(study.out / "results.md")
     return 0
+
+
+def _folder(address: str | None) -> Path | None:
+    return None if address is None else Path(address).absolute()
 
 
 def _work(study: StudyFolder, chosen: Sequence[Variant], asked: AlignmentStudy) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,10 +14,11 @@ import numpy as np
 
 from jala_ray.data.cache.making import manifest_key
 from jala_ray.data.manifest.table import Manifest, write_manifest
-from jala_ray.data.synthetic import ClipPlan, generate, make_clip, plan_world
-from jala_ray.parsing import to_dict
+from jala_ray.data.synthetic import ClipPlan, WorldConfig, generate, make_clip, plan_world
+from jala_ray.data.synthetic.world import WORLD_VERSION
+from jala_ray.parsing import diff, to_dict
 from jala_ray.studies.alignment.size import StudySize
-from jala_ray.studies.alignment.stages import StudyFolder, stage
+from jala_ray.studies.alignment.stages import StudyFolder, stage, todays
 from jala_ray.types import DOMAINS, Clip
 from jala_ray.video.decode import VideoReader
 from jala_ray.video.picture import Picture
@@ -39,7 +42,11 @@ def part_of(domain: Sequence[str], source: Sequence[str], part: str) -> np.ndarr
 def make_world(study: StudyFolder) -> dict[str, Any]:
     """Render, and write the manifests. What is rendered is kept."""
     settings = {"world": to_dict(study.size.world), "tuning": study.size.tuning}
-    return stage(study.out / "world.json", settings, lambda: _make(study))
+
+    def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
+        return stored | {"world": todays(stored["world"], WorldConfig)}
+
+    return stage(study.out / "world.json", settings, lambda: _make(study), upgrade)
 
 
 def _make(study: StudyFolder) -> dict[str, Any]:
@@ -57,6 +64,7 @@ def _make(study: StudyFolder) -> dict[str, Any]:
     plans = plan_world(config)
     train = Counter(f"{p.domain} {'labelled' if p.labelled else 'unlabelled'}" for p in plans if p.split == "train")
     return {
+        "plan": plan_digest(study.size),
         "manifest": manifest_key(Manifest(study.manifest)),
         "twin": manifest_key(Manifest(study.twin)),
         "final": manifest_key(Manifest(study.final)),
@@ -77,6 +85,19 @@ def clip_kinds(size: StudySize) -> dict[str, ClipKind]:
         return "tuning" if plan.key[-1] < tuning[plan.domain] else "final"
 
     return {plan.clip_id: kind(plan) for plan in plan_world(size.world)}
+
+
+def plan_digest(size: StudySize) -> str:
+    """Of what a world is made from: its settings, but for those at their default, and the drawn list of its clips. The same on every
+    machine, as its pixels may not be."""
+    settings = {name: value for name, (_, value) in diff(WorldConfig(), size.world).items()}
+    kinds = clip_kinds(size)
+    clips = [
+        (p.clip_id, str(p.composition), p.composition_set, p.labelled, p.task_type, p.fps, p.frames, kinds[p.clip_id])
+        for p in plan_world(size.world)
+    ]
+    content = json.dumps([WORLD_VERSION, settings, clips], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _counted(plans: Iterable[ClipPlan], kinds: Mapping[str, ClipKind], kind: ClipKind) -> dict[str, int]:
