@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -46,6 +47,10 @@ TINY = WorldConfig(
     height=48,
 )
 MANY = WorldConfig(seed=3, lab_train=40, lab_val=8, wild_train=40, wild_val=12, seconds=(1, 5))
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall("[a-z]+", text.lower()))
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -95,11 +100,15 @@ def test_impossible_splits_are_refused():
 
 def test_every_instruction_names_its_composition():
     rng = np.random.default_rng(0)
+    known = {w for c in list_compositions() for t in write_instructions(c, "red cup", 5, rng) for w in words(t)}
     for composition in list_compositions():
         texts = write_instructions(composition, "red cup", 5, rng)
         assert len(set(texts)) == 5
         assert all(read_instruction(text) == composition for text in texts)
         assert "red cup" in write_description(composition, "red cup", rng)
+        strange = write_instructions(composition, "red cup", 5, rng, nonce=True)
+        assert all(read_instruction(text) == composition for text in strange)
+        assert all(len(words(text) - known) == 1 for text in strange)  # the place, and nothing else, is named anew
     with pytest.raises(UserError, match="exactly one hand"):
         read_instruction("Push the red cup in the middle far away quickly.")
 
@@ -119,7 +128,7 @@ def test_plan_assigns_sets_labels_and_tasks():
     assert sets["lab", "train", True] == sets["wild", "train", True] == {"seen"}
     assert sets["wild", "train", False] == {"seen", "wild_only"}
     assert sets["lab", "val", True] == {"seen", "held_out"}
-    assert sets["wild", "val", True] == set(COMPOSITION_SETS)
+    assert sets["wild", "val", True] == set(COMPOSITION_SETS) - {"hidden"}
     wild = [p for p in plans if (p.domain, p.split) == ("wild", "train")]
     assert sum(p.labelled for p in wild) == 10
     assert sum(p.composition.hand == "both" for p in wild) == 10
@@ -130,6 +139,12 @@ def test_labels_do_not_change_the_videos():
     for a, b in zip(plan_world(MANY), plan_world(replace(MANY, labelled_share=1.0)), strict=True):
         assert b.labelled
         assert replace(b, labelled=a.labelled, task_type=a.task_type) == a
+
+
+def test_the_plan_of_an_older_world_stands():
+    """Settings that have been added since change nothing where they are at their default."""
+    listed = repr([(p.clip_id, str(p.composition), p.composition_set, p.labelled, p.frames) for p in plan_world(MANY)])
+    assert hashlib.sha256(listed.encode()).hexdigest()[:16] == "9cd044ffe3304cd5"
 
 
 # --- labels
@@ -329,6 +344,21 @@ def test_rerun_keeps_repairs_and_refuses(world, tmp_path):
         "synthetic1-lab-train-000000.mp4",
         "synthetic1-lab-train-000001.mp4",
     }
+
+
+def test_a_world_goes_on_under_settings_added_since(tmp_path):
+    config = replace(TINY, lab_train=1, lab_val=0, wild_train=0, wild_val=0)
+    rendered: list[int] = []
+    generate(tmp_path, config)
+    stored = json.loads((tmp_path / "world.json").read_text())
+    for added in ("hidden_targets", "lab_looks"):
+        del stored["config"][added]
+    (tmp_path / "world.json").write_text(json.dumps(stored))
+    generate(tmp_path, config, progress=lambda done, total: rendered.append(total))
+    assert not rendered
+    (tmp_path / "world.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"config\.lab_looks: got 2, expected 1"):
+        generate(tmp_path, replace(config, lab_looks=2))
 
 
 def test_a_damaged_world_may_be_overwritten(tmp_path, capsys, monkeypatch):

@@ -47,12 +47,13 @@ def test_shapes_and_frozen_state(config):
     encoder = FrameEncoder.build(config)
     frames, _ = moving_blob(3)
     features = read(encoder.train(), frames)
-    assert features.shape == (3, 16, 64) == (3, encoder.n_patches, encoder.dim)
+    assert features.shape == (3, 16, encoder.dim) == (3, encoder.n_patches, encoder.dim)
+    assert encoder.dim == (112 if config.kind == "efficientnet_lite" else 64)
     assert encoder.grid == (4, 4) and encoder.pairs == (config.kind == "vjepa2")
     assert features.grad_fn is None and not encoder.training
     assert not any(module.training for module in encoder.modules())
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
-    assert read(encoder, frames[:0]).shape == (0, 16, 64)
+    assert read(encoder, frames[:0]).shape == (0, 16, encoder.dim)
     torch.testing.assert_close(read(encoder, frames[1:2]), features[1:2], atol=1e-5, rtol=1e-4)
 
 
@@ -71,7 +72,7 @@ def test_same_features_everywhere(config):
     assert first.key == second.key
 
 
-@pytest.mark.parametrize("config", EVERY, ids=lambda c: c.kind)
+@pytest.mark.parametrize("config", [DINO, VJEPA], ids=lambda c: c.kind)
 def test_random_features_are_informative(config):
     """At the library's initial deviation the residual path keeps each patch's pixels: places are decodable.
 
@@ -88,7 +89,7 @@ def test_random_features_are_informative(config):
     assert error < 0.05
 
 
-@pytest.mark.parametrize("config", EVERY, ids=lambda c: c.kind)
+@pytest.mark.parametrize("config", [DINO, VJEPA], ids=lambda c: c.kind)
 def test_patches_are_row_major_and_special_tokens_dropped(config):
     encoder = FrameEncoder.build(config)
     grey = torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)

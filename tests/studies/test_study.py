@@ -16,7 +16,9 @@ import torch
 
 from jala_ray.config import EncoderConfig
 from jala_ray.config.checking import check
+from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.synthetic import plan_world
+from jala_ray.data.synthetic.grammar import TARGETS
 from jala_ray.evaluation.latent_space.probes import Labels
 from jala_ray.evaluation.predict import FLOOR
 from jala_ray.models.frame_encoder import FrameEncoder, encoder_key
@@ -24,9 +26,10 @@ from jala_ray.parsing import override
 from jala_ray.studies.alignment import asked, runs
 from jala_ray.studies.alignment import encoder as encoding
 from jala_ray.studies.alignment.__main__ import main
+from jala_ray.studies.alignment.asked import OneJob
 from jala_ray.studies.alignment.gates import GateFailed
 from jala_ray.studies.alignment.probing import FramePairs, probe
-from jala_ray.studies.alignment.size import CPU, GPU, MIXTURE, SIZES, SMOKE, ema_alpha
+from jala_ray.studies.alignment.size import CPU, GPU, MIXTURE, SIZES, SMOKE, StudySize, ema_alpha
 from jala_ray.studies.alignment.stages import StudyFolder, done, stage, write_json
 from jala_ray.studies.alignment.variants import (
     TIERS,
@@ -38,7 +41,7 @@ from jala_ray.studies.alignment.variants import (
     named,
     variants,
 )
-from jala_ray.studies.alignment.world import PARTS
+from jala_ray.studies.alignment.world import _counted, clip_kinds
 from jala_ray.types import ConfigError, UserError
 from tests.studies.test_study_findings import finished_stages
 
@@ -62,9 +65,27 @@ def test_sizes_hold_together(size: Any, tmp_path: Path) -> None:
             check(config)
     assert base.objective.ema.alpha == ema_alpha(base.train.steps)  # type: ignore[union-attr, arg-type]
     assert base.data.workers == 0 or size is GPU
-    held_out = [(p.domain, f"synthetic-{p.composition_set}") for p in plan_world(size.world) if p.split == "val"]
-    counts = {part: sum(pair in pairs for pair in held_out) for part, pairs in PARTS.items()}
-    assert min(counts.values()) >= (2 if size is SMOKE else 24), counts
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
+def test_clips_of_every_part_for_tuning_and_in_the_end(size: StudySize) -> None:
+    plans, kinds = plan_world(size.world), clip_kinds(size)
+    tuning, final = (_counted(plans, kinds, kind) for kind in ("tuning", "final"))
+    assert sum(tuning.values()) + sum(final.values()) == sum(p.split == "val" for p in plans)
+    least = (4, 2) if size is SMOKE else (200, 48)
+    assert min(final["hidden"], final["seen"]) >= least[0] and min(tuning["hidden"], tuning["seen"]) >= least[1]
+    assert final["lab"] >= (4 if size is SMOKE else 64) and tuning["lab"] >= (2 if size is SMOKE else 32)
+    shown = {p.composition for p in plans if p.split == "train" and p.labelled}
+    assert not {c.target for c in shown} & size.world.hidden and len(size.world.hidden) == 2
+    for place in (
+        "near",
+        "far",
+        "left",
+        "right",
+    ):  # what a teacher reads of a hidden target lies between what it has seen
+        assert any(place in target for target in set(TARGETS) - size.world.hidden)
+    if size is not SMOKE:
+        assert {p.composition for p in plans if kinds[p.clip_id] == "final" and p.composition_set == "seen"} <= shown
 
 
 def test_what_a_variant_changes(tmp_path: Path) -> None:
@@ -257,7 +278,10 @@ def test_a_job_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "words", "said"),
-    [("", ["--nope"], "option: got '--nope'"), (".runs", ["OUT", "smoke", "nope", "0"], "variants: got")],
+    [
+        ("", ["--nope"], "option: got '--nope'"),
+        (".runs", OneJob("OUT", "smoke", "nope", 0).words(), "variants: got"),
+    ],
 )
 def test_bad_input_has_its_status(module: str, words: list[str], said: str, capsys: Any, monkeypatch: Any) -> None:
     """As that of `jala`: 2 where the input must change first."""
@@ -304,16 +328,22 @@ def test_what_can_be_asked_is_what_there_is() -> None:
 
 
 def test_the_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "kept"
     words = ["--out", str(tmp_path), "--size", "smoke", "--jobs", "0", "--variants", "jala", "no_align"]
+    words += ["--scores", str(kept)]
     with pytest.raises(GateFailed):
         main(words)
     main([*words, "--ignore-gates", "--until", "gates"])
     words[words.index("--jobs") + 1] = "2"
     main(words)
     found = json.loads((tmp_path / "results.json").read_text())
+    kinds = clip_kinds(SMOKE)
+    final = {clip for clip, kind in kinds.items() if kind == "final"}
+    scored = json.loads((tmp_path / "scores/clips.json").read_text())["clips"]
+    assert set(scored) == final and not final & {clip.clip_id for clip in Manifest(tmp_path / "world/study.parquet")}
     assert found["seeds"] == {"jala": [0, 1], "no_align": [0, 1], "all_labelled": [0]}
     assert not found["frozen"]["gates_passed"] and "answer nothing" in (tmp_path / "results.md").read_text()
-    part = found["motion"]["1"]["look+combination"]
+    part = found["motion"]["4"]["hidden"]
     # A tokenizer this small reconstructs hardly better than anything.
     assert part["clips"] == 4 and all(part["means"][row]["mpjpe"]["mean"] > 0 for row in ("jala", "no_align", FLOOR))
     assert {"h", "z", "v0", "pair"} <= found["latents"]["jala"]["probes"]["all"].keys()
@@ -328,3 +358,20 @@ def test_the_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "results.md",
         "results.html",
     }
+
+    main([*words, "--clips", "tuning", "--seeds", "1", "--variants", "no_align"])
+    said = capsys.readouterr().out
+    assert "| no_align 0 |" in said and "hidden mpjpe" in said
+    tuned = json.loads((tmp_path / "tuning/scores/clips.json").read_text())["clips"]
+    assert set(tuned) == {clip for clip, kind in kinds.items() if kind == "tuning"}
+    untouched = json.loads((tmp_path / "results.json").read_text())
+    assert {key for key in found if untouched[key] != found[key]} <= {"environment"}
+
+    # Another machine: the world and the caches are made again, what was learned and done is not.
+    words[1] = str(tmp_path / "elsewhere")
+    main(words)
+    said = capsys.readouterr().out
+    assert "bit for bit" not in said  # on one machine all is
+    assert not (tmp_path / "elsewhere/runs").exists() and not (tmp_path / "elsewhere/scores").exists()
+    moved = json.loads((tmp_path / "elsewhere/results.json").read_text())
+    assert {key for key in found if moved[key] != found[key]} <= {"stages", "environment"}

@@ -14,12 +14,12 @@ from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION
 from jala_ray.hands.metrics import METRICS
 from jala_ray.parsing import override
 from jala_ray.studies.alignment import gates, report, results
-from jala_ray.studies.alignment.evaluate import HEALTH, MODEL
+from jala_ray.studies.alignment.evaluate import MODEL
 from jala_ray.studies.alignment.gates import GateFailed, feature_gates, run_gates
 from jala_ray.studies.alignment.results import StudyResults, analyse, gap_closed, verdict
 from jala_ray.studies.alignment.size import CPU
 from jala_ray.studies.alignment.stages import StudyFolder, write_json
-from jala_ray.studies.alignment.world import PARTS, part_of
+from jala_ray.studies.alignment.world import PARTS, PRIMARY_PART, part_of
 from jala_ray.types import ConfigError, UserError
 
 pytestmark = pytest.mark.slow  # a study is no part of the product
@@ -27,8 +27,7 @@ pytestmark = pytest.mark.slow  # a study is no part of the product
 
 # --- gates -------------------------------------------------------------------------------------------------------------
 
-CLIPS = [("wild", "synthetic-seen")] * 6 + [("wild", "synthetic-wild_only")] * 6 + [("lab", "synthetic-seen")] * 4
-CLIPS += [("wild", "synthetic-held_out")] * 2 + [("lab", "synthetic-held_out")] * 2
+CLIPS = [("wild", "synthetic-hidden")] * 12 + [("wild", "synthetic-seen")] * 6 + [("lab", "synthetic-seen")] * 4
 TRIVIAL = {FLOOR: 1.0, HOLD_FIRST: 12.0, MEAN_MOTION: 14.0}
 
 
@@ -36,8 +35,8 @@ def planted(errors: dict[str, float], seeds: int = 3, trivial: dict[str, float] 
     """Every clip has its own difficulty, every seed its own luck, both shared by the variants."""
     rng = np.random.default_rng(3)
     difficulty, luck = rng.normal(0, 2, len(CLIPS)), rng.normal(0, 0.5, seeds)
-    unread = {f"wild_{name}": [None, None] for name in HEALTH}
     jobs: dict[str, dict[int, Any]] = {}
+    clips: dict[str, Any] = {}
     for variant, error in errors.items():
         jobs[variant] = {}
         for seed in range(seeds):
@@ -47,16 +46,16 @@ def planted(errors: dict[str, float], seeds: int = 3, trivial: dict[str, float] 
             }
             values = {row: dict.fromkeys(METRICS, v.tolist()) for row, v in rows.items()}
             values[MODEL]["mde"] = [None, *values[MODEL]["mde"][1:]]
-            motion = {"clips": [f"clip{i}" for i in range(len(CLIPS))], "values": values}
-            motion |= {"domain": [d for d, _ in CLIPS], "source": [s for _, s in CLIPS]}
-            probes = [{"subject": "h", "group": "all", "target": "wrist", "r2": 0.25 + 0.5 * seed}]
+            own = variant == "jala"
             jobs[variant][seed] = {
-                "motion": {"1": motion, "4": motion},
-                "latents": {"probes": probes} if variant == "jala" else None,
-                "monitors": unread | {"step": [1, 2], "wild_rho": [0.5, 0.1 * seed]} if variant == "jala" else {},
+                "motion": {"4": values.pop(MODEL)},
+                "probes": [{"subject": "h", "group": "all", "r2": 0.25 + 0.5 * seed}] if own else [],
+                "health": {"rho": 0.1 * seed} if own else {},
                 "cost": {f"seed-{seed}": {"seconds": 10.0, "samples": 50, "samples_per_s": 5.0}, "evaluation_s": 2.0},
             }
-    return StudyResults(jobs)
+            clips = {"clips": [f"clip{i}" for i in range(len(CLIPS))], "values": values}
+            clips |= {"domain": [d for d, _ in CLIPS], "source": [s for _, s in CLIPS]}
+    return StudyResults(jobs, clips)
 
 
 def test_gates_on_features() -> None:
@@ -72,7 +71,7 @@ def test_gates_on_runs() -> None:
     good = run_gates(planted({"no_align": 10.0, "all_labelled": 6.0}))
     assert [gate.passed for gate in good] == [True, True, True]
     # Difficulty and luck enter both, so the gain is that of the sample's means.
-    means = {v: planted({v: e}).matrix(v, "look+combination", "mpjpe", 4).mean() for v, e in (("a", 10.0), ("b", 6.0))}
+    means = {v: planted({v: e}).matrix(v, PRIMARY_PART, "mpjpe", 4).mean() for v, e in (("a", 10.0), ("b", 6.0))}
     assert good[0].value == pytest.approx(1 - means["b"] / means["a"])
     assert [g.passed for g in run_gates(planted({"no_align": 10.0, "all_labelled": 8.5}))] == [False, True, True]
     low = TRIVIAL | {HOLD_FIRST: 5.0}
@@ -84,9 +83,10 @@ def test_gates_on_runs() -> None:
 
 
 def finished_stages(study: StudyFolder) -> None:
-    write_json(study.out / "world.json", {"settings": {}, "result": {"manifest": "m", "twin": "t"}})
+    write_json(study.out / "world.json", {"settings": {}, "result": {"plan": "p", "manifest": "m"}})
     write_json(study.out / "words.json", {"settings": {}, "result": {"sha256": "s", "tokens": 300}})
-    write_json(study.out / "encoder.json", {"settings": {}, "result": {"weights": "w"}})
+    write_json(study.out / "tokenizer.json", {"settings": {}, "result": {"sha256": "k"}})
+    write_json(study.out / "encoder.json", {"settings": {}, "result": {"sha256": "w"}})
     caches = {name: {"rows": 1, "index": name} for name in ("study", "all_labelled")}
     write_json(study.out / "caches.json", {"settings": {}, "result": caches})
 
@@ -99,7 +99,14 @@ def test_the_freeze_refuses_changes(tmp_path: Path) -> None:
     more = StudyFolder(tmp_path, replace(CPU, seeds=(5, 7, 7)))  # later tiers may grow
     gates.check_frozen(more)
     older = json.loads((tmp_path / "frozen.json").read_text())
-    del older["facts"]["size"]["run"]["objective"]["align"]["target"]  # as it was before there was such a setting
+    del older["facts"]["size"]["run"]["objective"]["align"]["target"]
+    del older["facts"]["size"]["world"]["lab_looks"]  # another value than the default: that is a change
+    write_json(tmp_path / "frozen.json", older | {"hash": gates.digest(older["facts"])})
+    with pytest.raises(ConfigError, match=r"frozen size\.world\.lab_looks: got 4, expected 1"):
+        gates.check_frozen(study)
+    older["facts"]["size"]["world"]["lab_looks"] = 4
+    for part, added in (("world", "held_out_by"), ("encoder", "masked")):  # as it was before there were such settings
+        del older["facts"]["size"][part][added]
     write_json(tmp_path / "frozen.json", older | {"hash": gates.digest(older["facts"])})
     gates.check_frozen(study)
     for changed, key in (
@@ -109,12 +116,12 @@ def test_the_freeze_refuses_changes(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=f"frozen {key}"):
             gates.check_frozen(StudyFolder(tmp_path, changed))
-    write_json(tmp_path / "encoder.json", {"settings": {}, "result": {"weights": "others"}})
-    with pytest.raises(ConfigError, match="frozen encoder: got 'others', expected 'w'"):
+    write_json(tmp_path / "encoder.json", {"settings": {}, "result": {"sha256": "others"}})
+    with pytest.raises(ConfigError, match=r"frozen inputs\.encoder: got 'others', expected 'w'"):
         gates.check_frozen(study)
     finished_stages(study)
     stored = json.loads((tmp_path / "frozen.json").read_text())
-    stored["facts"]["encoder"] = "edited"
+    stored["facts"]["inputs"]["encoder"] = "edited"
     write_json(tmp_path / "frozen.json", stored)
     with pytest.raises(ConfigError, match="edited by hand"):
         gates.check_frozen(study)
@@ -145,19 +152,12 @@ def test_a_failed_gate_stops_the_study(tmp_path: Path, monkeypatch: pytest.Monke
 def test_parts() -> None:
     domain, source = zip(*CLIPS, strict=True)
     counts = {part: int(part_of(domain, source, part).sum()) for part in PARTS}
-    assert counts == {
-        "look+combination": 12,
-        "look": 6,
-        "combination": 6,
-        "wild held out": 2,
-        "lab": 4,
-        "lab held out": 2,
-    }
+    assert counts == {"hidden": 12, "seen": 6, "lab": 4} and PRIMARY_PART == "hidden"
 
 
 def test_analysis_of_planted_scores() -> None:
     found = analyse(planted({"jala": 8.0, "no_align": 9.0, "all_labelled": 6.0}), 500)
-    primary = found["motion"]["4"]["look+combination"]
+    primary = found["motion"]["4"][PRIMARY_PART]
     assert primary["clips"] == 12
     difference = primary["differences"]["no_align"]["jala"]["mpjpe"]
     # Clips and seeds are paired, so their spread drops out.
@@ -180,26 +180,28 @@ def test_analysis_of_planted_scores() -> None:
 
 def test_seeds_that_lack_a_partner_are_left_out() -> None:
     whole = planted({"jala": 8.0, "no_align": 9.0})
-    found = StudyResults({"jala": whole.jobs["jala"], "no_align": {0: whole.jobs["no_align"][0]}})
+    found = StudyResults({"jala": whole.jobs["jala"], "no_align": {0: whole.jobs["no_align"][0]}}, whole.clips)
     assert found.seeds("jala", "no_align") == [0]
-    alone = analyse(found, 100)["motion"]["4"]["look"]["differences"]["no_align"]["jala"]["mpjpe"]
+    alone = analyse(found, 100)["motion"]["4"]["seen"]["differences"]["no_align"]["jala"]["mpjpe"]
     assert alone["mean"] == pytest.approx(-1.0)
 
 
 def test_other_clips_are_refused() -> None:
-    jobs = json.loads(json.dumps(planted({"jala": 8.0}).jobs))
-    jobs["jala"]["0"]["motion"]["1"]["clips"][0] = "another"
-    with pytest.raises(UserError, match="the same clips for every job"):
-        StudyResults(jobs)
+    found = planted({"jala": 8.0})
+    jobs = json.loads(json.dumps(found.jobs))
+    jobs["jala"]["0"]["motion"]["4"]["mpjpe"].pop()
+    with pytest.raises(UserError, match="the same 22 clips for every job"):
+        StudyResults(jobs, found.clips)
 
 
 def test_the_report_says_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = StudyFolder(tmp_path, CPU)
     finished_stages(study)
-    counted = {"manifest": "m", "twin": "t", "train_clips": {"lab labelled": 4}, "validation_clips": {"look": 6}}
+    counted = {"plan": "p", "train_clips": {"lab labelled": 4}, "validation_clips": {"seen": 6}}
+    counted["hidden_targets"] = ["centre", "near_left"]
     write_json(tmp_path / "world.json", {"settings": {}, "result": counted})
-    write_json(tmp_path / "encoder.json", {"settings": {}, "result": {"weights": "w", "frames": 7}})
-    floor = {"trained_chunks": 9, "floor": {"lab": {"mpjpe_cm": 1.5}}}
+    write_json(tmp_path / "encoder.json", {"settings": {}, "result": {"sha256": "w", "frames": 7}})
+    floor = {"sha256": "k", "trained_chunks": 9, "floor": {"lab": {"mpjpe_cm": 1.5}}}
     write_json(tmp_path / "tokenizer.json", {"settings": {}, "result": floor})
     runs_found = planted({"jala": 8.0, "no_align": 9.0, "all_labelled": 6.0})
     checked = run_gates(runs_found)
@@ -212,12 +214,13 @@ def test_the_report_says_what_was_found(tmp_path: Path, monkeypatch: pytest.Monk
     assert "jala - no_align = -1.00 cm [-1.00, -1.00]: alignment helps.**" in text
     assert "jala goes 33 %" in text and "| jala | the base | 10 | 5.0 | 2 |" in text
     assert "hold_first is told the true first pose" in text
+    assert "- No label shows the targets centre, near_left." in text
     assert "- Training clips: lab labelled 4." in text and "lab 1.50 cm" in text
     assert "instructions, 300 tokens." in text
     assert json.loads((tmp_path / "results.json").read_text())["tiers"] == [1]
     opened = (tmp_path / "results.html").read_text()
     assert opened.count("Plotly.newPlot(") >= 2 and 'src="http' not in opened
-    assert "<strong>Wild, look+combination, MPJPE at E = 4: jala - no_align = -1.00 cm" in opened
+    assert "<strong>Wild, hidden, MPJPE at E = 4: jala - no_align = -1.00 cm" in opened
     assert opened.index("Plotly.newPlot(") < opened.index("<h2>Gates</h2>") and "<td>jala</td>" in opened
 
 

@@ -47,6 +47,8 @@ class Animation:
     beta: np.ndarray
     """(10,), both hands' shape."""
     prop: PropMotion
+    plain: bool = True
+    """Lab has its plain table."""
 
     @property
     def extrinsics(self) -> np.ndarray:
@@ -72,7 +74,7 @@ class Animation:
 
     def render(self, frames: Sequence[int] | None = None) -> Iterator[Image]:
         """The frames asked for; all of them, in order, by default."""
-        look = draw_look(self.domain, np.random.default_rng(self.look_seed))
+        look = draw_look(self.domain, np.random.default_rng(self.look_seed), self.plain)
         renderer = Renderer(self.camera, look)
         vertices = {s: _pose(self.hands[s], self.beta, s, vertices=True) for s in self.hands}
         for t in range(len(self.time_s)) if frames is None else frames:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,8 +22,9 @@ AMPLITUDES: tuple[Amplitude, ...] = get_args(Amplitude)
 SPEEDS: tuple[Speed, ...] = get_args(Speed)
 HAND_CHOICES: tuple[HandChoice, ...] = get_args(HandChoice)
 
-CompositionSet = Literal["seen", "wild_only", "held_out"]
-"""seen: labelled in training; wild_only: in training as unlabelled wild video alone; held_out: validation."""
+CompositionSet = Literal["seen", "wild_only", "held_out", "hidden"]
+"""seen: labelled in training; wild_only: in training as unlabelled wild video alone; held_out: validation; hidden: as wild_only, and so
+is all else at its target."""
 COMPOSITION_SETS: tuple[CompositionSet, ...] = get_args(CompositionSet)
 FACTORS = ("verb", "target", "amplitude", "speed", "hand")
 
@@ -47,18 +48,26 @@ def list_compositions(verbs: Iterable[Verb] = VERBS, hands: Iterable[HandChoice]
     return [Composition(*c) for c in itertools.product(verbs, TARGETS, AMPLITUDES, SPEEDS, hands)]
 
 
+def choose_hidden(count: int, seed: int) -> frozenset[Target]:
+    """So many of the targets, by the seed. Raises `ConfigError` unless one is left to be seen."""
+    if not 0 <= count < len(TARGETS):
+        raise ConfigError("hidden_targets", count, f"0 to {len(TARGETS) - 1} of the {len(TARGETS)} targets")
+    return frozenset(TARGETS[i] for i in np.random.default_rng([seed, 0x41DE]).permutation(len(TARGETS))[:count])
+
+
 def split_compositions(
     compositions: Sequence[Composition],
     held_out_by: Sequence[str] = ("verb", "target"),
     wild_only_share: float = 0.2,
     held_out_share: float = 0.2,
     seed: int = 0,
+    hidden: Collection[Target] = (),
 ) -> dict[CompositionSet, list[Composition]]:
     """Splits compositions into disjoint sets by whole cells of the factors `held_out_by`, deterministically.
 
     A cell is one combination of values, such as (push, far_left): all its amplitudes, speeds and hands go
     together, so that a held-out cell asks for a new combination. Every value keeps a cell in `seen`: nothing
-    held out needs an unknown word.
+    held out needs an unknown word. Compositions at `hidden` targets are a set of their own, and no cell of the others.
 
     Raises:
         ConfigError: unknown factor, or shares that leave some value without a seen cell.
@@ -72,7 +81,8 @@ def split_compositions(
     def cell(c: Composition) -> tuple[str, ...]:
         return tuple(getattr(c, name) for name in held_out_by)
 
-    cells = sorted({cell(c) for c in compositions})
+    others = [c for c in compositions if c.target not in hidden]
+    cells = sorted({cell(c) for c in others})
     seen_cells = set(cells)
     owner: dict[tuple[str, ...], CompositionSet] = {c: "seen" for c in cells}
     order = [cells[i] for i in np.random.default_rng([seed, 0xCE11]).permutation(len(cells))]
@@ -85,8 +95,8 @@ def split_compositions(
         for candidate in order:
             if taken == count:
                 break
-            others = seen_cells - {candidate}
-            safe = all(any(o[i] == value for o in others) for i, value in enumerate(candidate))
+            rest = seen_cells - {candidate}
+            safe = all(any(o[i] == value for o in rest) for i, value in enumerate(candidate))
             if candidate in seen_cells and safe:
                 seen_cells.remove(candidate)
                 owner[candidate] = name
@@ -98,7 +108,10 @@ def split_compositions(
                 f"shares that leave a seen cell for every value of {tuple(held_out_by)}",
                 f"{len(cells)} cells exist; lower the shares or use more factors in held_out_by.",
             )
-    return {s: [c for c in compositions if owner[cell(c)] == s] for s in COMPOSITION_SETS}
+    sets: dict[CompositionSet, list[Composition]] = {name: [] for name in COMPOSITION_SETS}
+    for c in compositions:
+        sets["hidden" if c.target in hidden else owner[cell(c)]].append(c)
+    return sets
 
 
 # --- Words. Within a factor the phrases are mutually exclusive, so that a sentence names one composition.
@@ -110,6 +123,14 @@ _PLACE: dict[Target, tuple[str, ...]] = {
     "far_left": ("on the far left", "at the back left"),
     "far_right": ("on the far right", "at the back right"),
 }
+_NONCE: dict[Target, tuple[str, ...]] = {
+    "near_left": ("by the dax", "at the wug"),
+    "near_right": ("by the blick", "at the fep"),
+    "centre": ("by the zorp", "at the gazzer"),
+    "far_left": ("by the toma", "at the kiv"),
+    "far_right": ("by the lorp", "at the mibble"),
+}
+"""Words of hidden targets: a word that a seen one shares, such as "far", would tell half of where they are."""
 _SPEED: dict[Speed, tuple[str, ...]] = {
     "slow": ("slowly", "unhurriedly", "at a slow pace"),
     "fast": ("quickly", "briskly", "at a fast pace"),
@@ -162,11 +183,13 @@ _TEMPLATES = (
 )
 
 
-def write_instructions(c: Composition, noun: str, count: int, rng: np.random.Generator) -> tuple[str, ...]:
-    """`count` different imperative sentences; `noun` is the target object, e.g. "red cup"."""
+def write_instructions(
+    c: Composition, noun: str, count: int, rng: np.random.Generator, *, nonce: bool = False
+) -> tuple[str, ...]:
+    """`count` different imperative sentences; `noun` is the target object, e.g. "red cup". `nonce`: a made-up word names its place."""
     texts: list[str] = []
     while len(texts) < count:
-        act = _fill(_ACT[c.verb][0], c, noun, rng)
+        act = _fill(_ACT[c.verb][0], c, noun, rng, nonce)
         text = _pick(_TEMPLATES, rng).format(act=act, speed=_pick(_SPEED[c.speed], rng), hand=_pick(_HAND[c.hand], rng))
         text = text[0].upper() + text[1:]
         if text not in texts:
@@ -174,10 +197,10 @@ def write_instructions(c: Composition, noun: str, count: int, rng: np.random.Gen
     return tuple(texts)
 
 
-def write_description(c: Composition, noun: str, rng: np.random.Generator) -> str:
+def write_description(c: Composition, noun: str, rng: np.random.Generator, *, nonce: bool = False) -> str:
     """One sentence in the third person saying what happened (the answer of the description task)."""
     who = "Both hands" if c.hand == "both" else f"The {c.hand} hand"
-    act = _fill(_ACT[c.verb][0 if c.hand == "both" else 1], c, noun, rng)
+    act = _fill(_ACT[c.verb][0 if c.hand == "both" else 1], c, noun, rng, nonce)
     return f"{who} {act} {_SPEED[c.speed][0]}."
 
 
@@ -199,16 +222,16 @@ def read_instruction(text: str) -> Composition:
     verb: Verb = only("verb", words)
     return Composition(
         verb,
-        only("target", _PLACE),
+        only("target", {target: (*_PLACE[target], *_NONCE[target]) for target in TARGETS}),
         only("amplitude", _EXTENT[verb]),
         only("speed", _SPEED),
         only("hand", _HAND),
     )
 
 
-def _fill(act: str, c: Composition, noun: str, rng: np.random.Generator) -> str:
+def _fill(act: str, c: Composition, noun: str, rng: np.random.Generator, nonce: bool) -> str:
     extent = _pick(_EXTENT[c.verb][c.amplitude], rng)
-    return act.format(o=f"the {noun} {_pick(_PLACE[c.target], rng)}", a=extent)
+    return act.format(o=f"the {noun} {_pick((_NONCE if nonce else _PLACE)[c.target], rng)}", a=extent)
 
 
 def _pick(options: Sequence[str], rng: np.random.Generator) -> str:

@@ -15,7 +15,9 @@ from jala_ray.data.synthetic.grammar import (
     Composition,
     CompositionSet,
     HandChoice,
+    Target,
     Verb,
+    choose_hidden,
     list_compositions,
     split_compositions,
 )
@@ -61,8 +63,14 @@ class WorldConfig:
     """Factors whose combinations are kept together when compositions are held out."""
     wild_only_share: float = 0.2
     held_out_share: float = 0.2
+    hidden_targets: int = 0
+    """So many of the five targets, chosen by the seed, are in training as unlabelled wild video alone, whatever is done there; their
+    instructions name them by made-up words."""
     at_object_share: float = 0.4
     """Clips that begin with the hand already at the object."""
+    lab_looks: int = 1
+    """So many looks are shared by the lab clips of all splits: the first is a plain table, whose grey and skin vary by the clip, the
+    others are drawn as wild ones are, under a steady light."""
     wild_looks: int = 0
     """So many looks (table, floor, skin, sleeve, light) are shared by the wild clips of all splits; 0: every clip has its own."""
     wild_camera: float = 1.0
@@ -87,6 +95,9 @@ class WorldConfig:
         for name in ("lab_train", "lab_val", "wild_train", "wild_val", "wild_looks"):
             if getattr(self, name) < 0:
                 raise ConfigError(name, getattr(self, name), "an integer >= 0")
+        if self.lab_looks < 1:
+            raise ConfigError("lab_looks", self.lab_looks, "an integer >= 1")
+        choose_hidden(self.hidden_targets, self.seed)
         low, high = self.seconds
         if not CHUNK_SECONDS <= low <= high <= MAX_CLIP_SECONDS:
             raise ConfigError("seconds", self.seconds, f"{CHUNK_SECONDS} <= shortest <= longest <= {MAX_CLIP_SECONDS}")
@@ -102,12 +113,18 @@ class WorldConfig:
         if unknown or not self.verbs:
             raise ConfigError("verbs", self.verbs, f"some of {VERBS}")
 
+    @property
+    def hidden(self) -> frozenset[Target]:
+        """The hidden targets."""
+        return choose_hidden(self.hidden_targets, self.seed)
+
     def compositions(self) -> dict[CompositionSet, list[Composition]]:
         """The disjoint sets of compositions of this world."""
         one: tuple[HandChoice, ...] = ("left", "right") if self.two_handed_share < 1 else ()
         two: tuple[HandChoice, ...] = ("both",) if self.two_handed_share > 0 else ()
         every = list_compositions(self.verbs, one + two)
-        return split_compositions(every, self.held_out_by, self.wild_only_share, self.held_out_share, self.seed)
+        shares = (self.wild_only_share, self.held_out_share)
+        return split_compositions(every, self.held_out_by, *shares, self.seed, self.hidden)
 
 
 @dataclass(frozen=True)
@@ -142,16 +159,20 @@ class ClipPlan:
 def plan_world(config: WorldConfig) -> list[ClipPlan]:
     """All clips of a world, in manifest order.
 
-    Lab training sees the `seen` compositions; wild training sees `seen` and `wild_only`, and labels go to the
-    `seen` first; validation is all labelled and asks each set in turn (lab: seen, held_out; wild: all).
+    Lab training sees the `seen` compositions; wild training sees `seen`, `wild_only` and `hidden`, and labels go to the
+    `seen` first, to the `hidden` only where all are labelled; validation is all labelled and asks each set in turn (lab: seen,
+    held_out; wild: all).
+
+    Raises:
+        ConfigError: a share of labels below 1 that the clips with targets to be seen can't take up.
     """
     sets = config.compositions()
     owner: dict[Composition, CompositionSet] = {c: name for name in COMPOSITION_SETS for c in sets[name]}
     pools: dict[tuple[Domain, Split], list[list[Composition]]] = {
         ("lab", "train"): [sets["seen"]],
         ("lab", "val"): [sets["seen"], sets["held_out"]],
-        ("wild", "train"): [sets["seen"] + sets["wild_only"]],
-        ("wild", "val"): [sets["seen"], sets["wild_only"], sets["held_out"]],
+        ("wild", "train"): [sets["seen"] + sets["wild_only"] + sets["hidden"]],
+        ("wild", "val"): [sets["seen"], sets["wild_only"], sets["held_out"], sets["hidden"]],
     }
     plans: list[ClipPlan] = []
     for d, domain in enumerate(DOMAINS):
@@ -218,8 +239,16 @@ def _draft(
 
 
 def _label(drafts: list[ClipPlan], count: int, config: WorldConfig) -> list[ClipPlan]:
-    """Labels for `count` of the clips: seen compositions first, then in an order of their own."""
-    order = sorted(drafts, key=lambda p: (p.composition_set != "seen", p.rng(1).random()))
+    """Labels for `count` of the clips: seen compositions first, hidden ones last, else in an order of their own."""
+
+    def turn(plan: ClipPlan) -> tuple[bool, bool, float]:
+        return plan.composition_set == "hidden", plan.composition_set != "seen", plan.rng(1).random()
+
+    others = sum(plan.composition_set != "hidden" for plan in drafts)
+    if others < count < len(drafts):
+        expected = f"at most the {others / len(drafts):.3g} whose targets may be seen, or 1"
+        raise ConfigError("labelled_share", config.labelled_share, expected)
+    order = sorted(drafts, key=turn)
     chosen = {p.clip_id for p in order[:count]}
     return [_with_labels(p, config) if p.clip_id in chosen else p for p in drafts]
 

@@ -5,7 +5,7 @@ World frame as in `motion`: x right, y away from the person, z up, table top at 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -195,10 +195,12 @@ def _box(radius: float, height: float, rgb: np.ndarray) -> Solid:
     return Solid(np.array(vertices), np.array(faces), np.array(colours))
 
 
-def draw_look(domain: Domain, rng: np.random.Generator) -> Appearance:
-    """Even light on a plain table (lab), or any table, floor, skin, sleeve and light (wild)."""
-    skin = np.array(_SKIN[domain][rng.integers(len(_SKIN[domain]))]) / 255 * rng.uniform(0.95, 1.05)
-    if domain == "lab":
+def draw_look(domain: Domain, rng: np.random.Generator, plain: bool = True) -> Appearance:
+    """Even light on a plain table (lab), or any table, floor, skin, sleeve and light (wild; without `plain`, lab under a steady light)."""
+    plain &= domain == "lab"
+    skins = _SKIN["lab" if plain else "wild"]
+    skin = np.array(skins[rng.integers(len(skins))]) / 255 * rng.uniform(0.95, 1.05)
+    if plain:
         grey = rng.uniform(0.72, 0.8)
         return Appearance(
             table=np.full((8, 8, 3), grey * np.array([1.0, 0.99, 0.97]), np.float32),
@@ -212,7 +214,7 @@ def draw_look(domain: Domain, rng: np.random.Generator) -> Appearance:
             flicker=(0.0, 0.0, 0.0),
             tint=np.ones(3),
         )
-    return Appearance(
+    look = Appearance(
         table=_texture(("wood", "cloth", "tiles", "stone")[rng.integers(4)], rng),
         floor=_texture(("wood", "tiles", "stone", "clutter")[rng.integers(4)], rng) * np.float32(0.75),
         table_span=float(rng.uniform(0.5, 0.9)),
@@ -224,6 +226,7 @@ def draw_look(domain: Domain, rng: np.random.Generator) -> Appearance:
         flicker=(float(rng.uniform(0.05, 0.16)), float(rng.uniform(0.1, 0.4)), float(rng.uniform(0, 6.3))),
         tint=1 + rng.uniform(-0.07, 0.07, 3),
     )
+    return look if domain == "wild" else replace(look, flicker=(0.0, 0.0, 0.0))
 
 
 def _texture(kind: str, rng: np.random.Generator, size: int = 256) -> np.ndarray:

@@ -22,13 +22,13 @@ from jala_ray.data.synthetic.grammar import write_description, write_instruction
 from jala_ray.data.synthetic.plan import ClipPlan, WorldConfig, plan_world
 from jala_ray.parsing import to_dict
 from jala_ray.storage.claims import Claim
-from jala_ray.types import Clip, ConfigError, Hand, HandState, HandTrack
+from jala_ray.types import Clip, ConfigError, Domain, Hand, HandState, HandTrack
 from jala_ray.video.write import write_mp4
 
 WORLD_VERSION = 1
 """Raised whenever the same configuration gives other bytes than before."""
-LOOKS = 0x100C
-"""Marks the seeds of shared looks."""
+LOOKS: dict[Domain, int] = {"lab": 0x1AB, "wild": 0x100C}
+"""Mark the seeds of shared looks."""
 REPHRASINGS = 3
 MIN_IN_VIEW = 0.5
 """Share of a hand's joints that must project into the image for its pose to count as seen."""
@@ -44,19 +44,20 @@ def animate_clip(config: WorldConfig, plan: ClipPlan) -> Animation:
         Staging((config.width, config.height), config.at_object_share, config.wild_camera),
         np.random.SeedSequence([*plan.key, 3]),
     )
-    if plan.domain == "lab" or not config.wild_looks:
+    looks = config.lab_looks if plan.domain == "lab" else config.wild_looks
+    look = int(plan.rng(6).integers(looks)) if looks else 0
+    if not looks or (plan.domain == "lab" and look == 0):
         return animation
-    look = int(plan.rng(6).integers(config.wild_looks))
-    return replace(animation, look_seed=np.random.SeedSequence([config.seed, LOOKS, look]))
+    return replace(animation, look_seed=np.random.SeedSequence([config.seed, LOOKS[plan.domain], look]), plain=False)
 
 
 def make_clip(config: WorldConfig, plan: ClipPlan, video_uri: str) -> Clip:
     """The manifest row of a planned clip; its video need not be there yet."""
     animation = animate_clip(config, plan)
     text = plan.rng(4)
-    noun = animation.objects[0].name
-    instructions = write_instructions(plan.composition, noun, REPHRASINGS, text)
-    description = write_description(plan.composition, noun, text) if plan.labelled else ""
+    noun, nonce = animation.objects[0].name, plan.composition_set == "hidden"
+    instructions = write_instructions(plan.composition, noun, REPHRASINGS, text, nonce=nonce)
+    description = write_description(plan.composition, noun, text, nonce=nonce) if plan.labelled else ""
     untracked = HandTrack(HandState.UNTRACKED)
     hands, poses = (untracked, untracked), plan.labelled
     if plan.labelled:
@@ -180,7 +181,12 @@ def _render_clip(config: WorldConfig, plan: ClipPlan, path: Path) -> tuple[str, 
 def _claim(folder: Path, config: WorldConfig) -> Claim:
     settings = {"version": WORLD_VERSION, "config": to_dict(config)}
     remedy = "Choose another folder, or overwrite it."
-    return Claim(str(folder), "world.json", settings, "world", remedy, beside={"clips": []})
+    return Claim(str(folder), "world.json", settings, "world", remedy, beside={"clips": []}, upgrade=_todays)
+
+
+def _todays(stored: dict[str, Any]) -> dict[str, Any]:
+    """A world's settings with what configurations have come to hold since, at its default: that is how it was made."""
+    return stored | {"config": to_dict(WorldConfig()) | stored.get("config", {})}
 
 
 def _recorded(claim: Claim, plans: list[ClipPlan], overwrite: bool) -> dict[str, str]:

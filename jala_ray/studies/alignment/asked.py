@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 SizeName = Literal["smoke", "cpu", "gpu"]
 Tier = Literal[1, 2, 3]
+ClipSet = Literal["final", "tuning"]
 Stage = Literal["world", "words", "tokenizer", "encoder", "caches", "gates", "runs"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """In their order."""
@@ -31,6 +32,12 @@ class AlignmentStudy:
     """Fewer seeds than the size has; None: all."""
     jobs: int = 1
     """Runs at a time, each a process; 0: in this process."""
+    clips: ClipSet = "final"
+    """Validation clips that are scored. tuning: others than the final ones, for choosing settings by hand; runs and scores are kept apart
+    under OUT/tuning, no gate is tried, and nothing of it is a result."""
+    scores: str | None = None
+    """A small folder to commit. Scores that lie there count as done, with tokenizers, encoder and freeze, so that another machine goes on
+    without the runs; what is done here is written there too."""
     until: Stage = STAGES[-1]
     """Stop after this stage."""
     ignore_gates: bool = False
@@ -40,3 +47,19 @@ class AlignmentStudy:
         from jala_ray.studies.alignment.whole import run
 
         return run(self)
+
+
+@dataclass(frozen=True)
+class OneJob:
+    """One job of a study."""
+
+    out: str
+    size: str
+    variant: str
+    seed: int
+    clips: ClipSet = "final"
+    scores: str | None = None
+
+    def words(self) -> list[str]:
+        """As they are read from a command line."""
+        return [word for name, value in vars(self).items() if value is not None for word in (f"--{name}", str(value))]

@@ -14,12 +14,15 @@ from jala_ray.training.build import build_assets
 from jala_ray.training.parts import do_parts
 
 
-def make_caches(study: StudyFolder, world: dict[str, Any], encoder: dict[str, Any]) -> dict[str, Any]:
+def make_caches(
+    study: StudyFolder, world: dict[str, Any], tokenizer: dict[str, Any], encoder: dict[str, Any]
+) -> dict[str, Any]:
     """Of the study's manifest and its twin; the digests of what they hold."""
     settings = {
         "manifest": world["manifest"],
         "twin": world["twin"],
-        "encoder": encoder["weights"],
+        "tokenizer": tokenizer["sha256"],
+        "encoder": encoder["sha256"],
         "image_size": study.size.run.model.backbone.image_size,
     }
 

@@ -24,14 +24,14 @@ from jala_ray.models.encoders import random_config
 from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.models.pixels import normalise_pixels, standardised
 from jala_ray.parsing import to_dict
+from jala_ray.studies.alignment.keeping import halve, learned
 from jala_ray.studies.alignment.probing import FramePairs, probe, read_pairs
 from jala_ray.studies.alignment.size import EncoderTraining
-from jala_ray.studies.alignment.stages import StudyFolder, plain, stage, write_json
+from jala_ray.studies.alignment.stages import StudyFolder, plain, todays, write_json
 from jala_ray.studies.alignment.world import training_frames
 from jala_ray.training.device import autocast, best_device
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 
-WEIGHTS = "model.safetensors"
 
 
 class Reconstruction(nn.Module):
@@ -77,8 +77,12 @@ def hidden_patches(batch: int, patches: int, share: float, generator: torch.Gene
 
 def make_encoder(study: StudyFolder, world: dict[str, Any]) -> dict[str, Any]:
     """Train it once on all training frames, labelled or not, and commit it to `encoder/model`."""
-    settings = {"encoder": to_dict(study.size.encoder), "manifest": world["manifest"]}
-    return stage(study.out / "encoder.json", settings, lambda: _make(study))
+    settings = {"encoder": to_dict(study.size.encoder), "world": world["plan"]}
+
+    def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
+        return stored | {"encoder": todays(stored["encoder"], EncoderTraining)}
+
+    return learned(study, study.encoder, settings, lambda: _make(study), upgrade)
 
 
 def _make(study: StudyFolder) -> dict[str, Any]:
@@ -86,15 +90,14 @@ def _make(study: StudyFolder) -> dict[str, Any]:
     frames = training_frames(manifest, settings.image_size, settings.every)
     rows = rows_to_evaluate(manifest, "train", settings.probe_clips)
     log = train(settings, frames, read_pairs(manifest, rows, settings.image_size), study.encoder, best_device())
-    weights = storage.read_commit(str(study.encoder)).files[WEIGHTS].sha256
     probes = [row for row in log if "pair" in row]
-    return {"frames": len(frames), "weights": weights, "loss": log[-1]["loss"], "probes": probes}
+    return {"frames": len(frames), "loss": log[-1]["loss"], "probes": probes}
 
 
 def train(
     settings: EncoderTraining, frames: np.ndarray, pairs: FramePairs, folder: Path, where: torch.device
 ) -> list[dict[str, Any]]:
-    """Learn from frames (M, 3, S, S) uint8 and commit `folder`; returns the logged rows.
+    """Learn from frames (M, 3, S, S) uint8 and commit `folder`, weights rounded to half precision; returns the logged rows.
 
     All draws of a step are keyed by its number, so that a run that was cut off goes on, from the last probe, as if it had not been. Rows
     have `step` and `loss`; where the encoder was probed, also `pair` and `v0`, R2 of the wrist's motion on labelled training clips.
@@ -128,7 +131,9 @@ def train(
     write_json(folder.parent / "log.json", plain(log))
     if not storage.is_committed(str(folder)):
         with tempfile.TemporaryDirectory() as scratch:
-            learner.model.save_pretrained(scratch)
+            model = copy.deepcopy(learner.model)
+            halve(model)
+            model.save_pretrained(scratch)
             storage.upload_dir(scratch, str(folder), replace_unfinished=True)
     return log
 

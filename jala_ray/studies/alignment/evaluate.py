@@ -1,4 +1,4 @@
-"""What is measured of a finished job: the metrics of every validation clip at E = 1 and E = 4, the latent space, the cost."""
+"""What is measured of a finished job: the metrics of every clip that is scored, at E = 4, the latent space, the cost."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jala_ray.evaluation.records import Evaluation
 from jala_ray.evaluation.scores import BOTH, score_clips
 from jala_ray.hands.metrics import METRICS
 from jala_ray.rows import load_row
+from jala_ray.studies.alignment.keeping import same_clips
 from jala_ray.studies.alignment.stages import StudyFolder
 from jala_ray.studies.alignment.variants import StudyJob, last_checkpoint
 from jala_ray.training import checkpoint, setup
@@ -24,7 +25,7 @@ from jala_ray.training.device import best_device
 from jala_ray.training.parts import do_parts
 from jala_ray.types import UserError
 
-ENSEMBLES = (1, 4)
+ENSEMBLES = (4,)
 MODEL = "model"
 """The row of the evaluated checkpoint; the others are the floor and the trivial baselines."""
 HEALTH = ("rho", "effective_rank_z", "effective_rank_h", "cos_matched", "cos_shuffled")
@@ -32,14 +33,22 @@ VALIDATED = "val/wild/monitor/"
 
 
 def evaluate(study: StudyFolder, job: StudyJob, runs: Sequence[RunConfig]) -> dict[str, Any]:
-    """Of the last run of a job: `motion` (E -> scores, where it generates), `latents` (where it has a latent space), `monitors`, `cost`."""
+    """Of the last run of a job, small enough to be kept for good.
+
+    ```
+    motion  {E: {metric: [score of each clip of `keeping.clips_file`, both hands, null where there is none]}}, {} where none is generated
+    probes  [{group, subject, r2}], what is told of the wrist's motion, [] without a latent space
+    health  {name of `HEALTH` at validation on Wild: its last value}
+    cost    {run: `training_cost`, evaluation_s}
+    ```
+    """
     config, began = runs[-1], time.monotonic()
-    found: dict[str, Any] = {"motion": {}, "latents": None, "monitors": monitors(config)}
+    found: dict[str, Any] = {"motion": {}, "probes": [], "health": health(config)}
     if config.objective.generates:
         for ensemble in ENSEMBLES:
             found["motion"][str(ensemble)] = _motion(study, job, config, ensemble)
     if config.objective.aligned_layer is not None:
-        found["latents"] = _latents(study, config)
+        found["probes"] = _probes(study, config)
     cost = {Path(run.name).name: training_cost(run) for run in runs}
     return found | {"cost": cost | {"evaluation_s": round(time.monotonic() - began, 1)}}
 
@@ -49,15 +58,18 @@ def evaluate(study: StudyFolder, job: StudyJob, runs: Sequence[RunConfig]) -> di
 
 def _motion(study: StudyFolder, job: StudyJob, config: RunConfig, ensemble: int) -> dict[str, Any]:
     evaluation = EvaluationJob(
-        out=str(study.out / "evaluations" / job.name / f"E{ensemble}"),
-        manifest=str(study.manifest),
+        out=str(study.out / f"{study.apart}evaluations" / job.name / f"E{ensemble}"),
+        manifest=str(study.scored),
         checkpoints=((MODEL, last_checkpoint(config)),),
         settings=GenerationConfig(ensemble=ensemble),
         batch=study.size.evaluation_batch,
     )
     work = begin(evaluation, "val", None)
     do_parts(work.missing(), evaluation, evaluation.options, local=True, quiet=True)
-    return clip_scores(work.finish())
+    scores = clip_scores(work.finish())
+    values = scores["values"].pop(MODEL)
+    same_clips(study, scores)
+    return values
 
 
 def clip_scores(evaluation: Evaluation) -> dict[str, Any]:
@@ -78,19 +90,23 @@ def clip_scores(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _listed(values: Iterable[float | None]) -> list[float | None]:
-    """Ready for JSON: null where there is no value, or none that is finite."""
-    return [None if value is None or not math.isfinite(value) else round(float(value), 6) for value in values]
+    """Ready for JSON: null where there is no value, or none that is finite; cm to a hundredth of a mm."""
+    return [None if value is None or not math.isfinite(value) else round(float(value), 3) for value in values]
 
 
 # --- the latent space, health and cost -------------------------------------------------------------------------------
 
 
-def _latents(study: StudyFolder, config: RunConfig) -> dict[str, Any]:
-    """`latents.summary` over the validation clips, without its t-SNE."""
+def _probes(study: StudyFolder, config: RunConfig) -> list[dict[str, Any]]:
+    """Those of `latents.summary` over the scored clips whose target is the wrist."""
     loaded = checkpoint.load(last_checkpoint(config))
     loaded.learner.to(best_device())
-    found = latents.summary(latents.collect(loaded, str(study.manifest)))
-    return {name: value for name, value in found.items() if name != "tsne"}
+    found = latents.summary(latents.collect(loaded, str(study.scored)))["probes"]
+    return [
+        {"group": one["group"], "subject": one["subject"], "r2": None if one["r2"] is None else round(one["r2"], 4)}
+        for one in found
+        if one["target"] == "wrist"
+    ]
 
 
 def _metrics(config: RunConfig) -> list[dict[str, Any]]:
@@ -98,13 +114,13 @@ def _metrics(config: RunConfig) -> list[dict[str, Any]]:
     return [load_row(line) for line in lines]
 
 
-def monitors(config: RunConfig) -> dict[str, list[Any]]:
-    """Health figures over training, as columns: `step`, and those of `HEALTH`, on training batches and at validation (`wild_...`)."""
-    rows = [row for row in _metrics(config) if any(name.startswith(("monitor/", VALIDATED)) for name in row)]
-    columns: dict[str, list[Any]] = {"step": [row["step"] for row in rows]}
-    for prefix, shown in (("monitor/", ""), (VALIDATED, "wild_")):
-        columns |= {shown + name: _listed([row.get(prefix + name) for row in rows]) for name in HEALTH}
-    return columns if rows else {}
+def health(config: RunConfig) -> dict[str, float]:
+    """The last value of each of `HEALTH` at validation on Wild, of those that the run has."""
+    found: dict[str, float] = {}
+    for row in _metrics(config):
+        values = {name: row.get(VALIDATED + name) for name in HEALTH}
+        found |= {n: round(float(v), 4) for n, v in values.items() if v is not None and math.isfinite(v)}
+    return found
 
 
 def training_cost(config: RunConfig) -> dict[str, float]:

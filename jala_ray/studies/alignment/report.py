@@ -12,13 +12,23 @@ from markdown_it import MarkdownIt
 from jala_ray.evaluation.predict import HOLD_FIRST
 from jala_ray.hands.metrics import METRICS
 from jala_ray.parsing import to_dict
-from jala_ray.studies.alignment.results import OTHER_ROWS, REFERENCES, analyse, gap_closed, load, verdict
+from jala_ray.studies.alignment.evaluate import ENSEMBLES
+from jala_ray.studies.alignment.results import (
+    OTHER_ROWS,
+    REFERENCES,
+    StudyResults,
+    analyse,
+    gap_closed,
+    load,
+    verdict,
+)
 from jala_ray.studies.alignment.stages import StudyFolder, plain, result_of, write_json
 from jala_ray.studies.alignment.variants import described, variants
-from jala_ray.studies.alignment.world import PRIMARY_PART
+from jala_ray.studies.alignment.world import PARTS, PRIMARY_PART
 from jala_ray.training.log import environment
 
 SUBJECTS = ("h", "z", "change", "pair", "v0", "z_untrained", "change_untrained")
+TUNED_BY = ("mpjpe", "mde")
 STAGES = ("world", "words", "tokenizer", "encoder", "caches")
 
 
@@ -43,6 +53,22 @@ def publish(study: StudyFolder) -> dict[str, Any]:
     (study.out / "results.md").write_text(text)
     (study.out / "results.html").write_text(page(results, text))
     return results
+
+
+def tuning_table(found: StudyResults) -> Iterator[str]:
+    """Lines of a table for the terminal: MPJPE and MDE of every job on each part of the clips for tuning, cm."""
+    ensemble = max(ENSEMBLES)
+    yield from _table(
+        ("tuning clips, cm", *(f"{part} {metric}" for part in PARTS for metric in TUNED_BY)),
+        [
+            (
+                f"{variant} {seed}",
+                *(_number(found.mean(variant, part, metric, ensemble, seed)) for part in PARTS for metric in TUNED_BY),
+            )
+            for variant in found.generating()
+            for seed in found.seeds(variant)
+        ],
+    )
 
 
 # --- Markdown --------------------------------------------------------------------------------------------------------
@@ -144,6 +170,7 @@ def _facts(results: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"- Training clips: {_listed(stages['world']['train_clips'])}."
     yield f"- Validation clips: {_listed(stages['world']['validation_clips'])}."
+    yield f"- No label shows the targets {', '.join(stages['world']['hidden_targets'])}."
     floor = {domain: f"{of['mpjpe_cm']:.2f} cm" for domain, of in stages["tokenizer"]["floor"].items()}
     yield f"- Tokenizer: {stages['tokenizer']['trained_chunks']} labelled chunks; error on validation chunks: {_listed(floor)}."
     yield f"- Text tokenizer: trained here on the prompts and the training clips' instructions, {stages['words']['tokens']} tokens."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from jala_ray.evaluation.bootstrap import nested
 from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION
 from jala_ray.hands.metrics import METRICS
 from jala_ray.studies.alignment.evaluate import ENSEMBLES, HEALTH, MODEL
+from jala_ray.studies.alignment.keeping import clips_file
 from jala_ray.studies.alignment.stages import StudyFolder, result_of
 from jala_ray.studies.alignment.variants import variants
 from jala_ray.studies.alignment.world import PARTS, part_of
@@ -24,15 +26,18 @@ OTHER_ROWS = (FLOOR, HOLD_FIRST, MEAN_MOTION)
 
 @dataclass(frozen=True)
 class StudyResults:
-    """Results of the jobs that are done: variant -> seed -> what `evaluate.evaluate` gave."""
+    """Results of the jobs that are done."""
 
     jobs: Mapping[str, Mapping[int, Mapping[str, Any]]]
+    """Variant -> seed -> what `evaluate.evaluate` gave."""
+    clips: Mapping[str, Any]
+    """The scored clips: `clips`, `domain`, `source`, and `values` {row: {metric: [..]}} of the rows that are no model's."""
 
     def __post_init__(self) -> None:
-        clips = {variant: {tuple(s["clips"]) for s in self._motions(variant)} for variant in self.jobs}
-        if len(set().union(*clips.values())) > 1:
-            counts = {variant: sorted(map(len, found)) for variant, found in clips.items()}
-            raise UserError("validation clips", counts, "the same clips for every job", "Delete scores/ and run again.")
+        scored = {v: {len(one) for motion in self._motions(v) for one in motion.values()} for v in self.jobs}
+        if set().union(*scored.values()) - {len(self.clips["clips"])}:
+            expected = f"the same {len(self.clips['clips'])} clips for every job"
+            raise UserError("scored clips", scored, expected, "Delete scores/ and run again.")
 
     def _motions(self, variant: str) -> list[Mapping[str, Any]]:
         return [motion for job in self.jobs[variant].values() for motion in job["motion"].values()]
@@ -43,9 +48,7 @@ class StudyResults:
 
     def metrics(self) -> list[str]:
         """Those that every job has: one that was added since is in none of the older ones."""
-        values = [
-            row for variant in self.jobs for motion in self._motions(variant) for row in motion["values"].values()
-        ]
+        values = [*self.clips["values"].values(), *(m for variant in self.jobs for m in self._motions(variant))]
         return [key for key in METRICS if all(key in row for row in values)]
 
     def seeds(self, *variants: str) -> list[int]:
@@ -59,20 +62,34 @@ class StudyResults:
         chosen = self.seeds(variant) if seeds is None else seeds
         if not len(chosen):
             raise UserError("runs", variant, "at least one that is done")
+        kept = part_of(self.clips["domain"], self.clips["source"], part)
+        if row != MODEL:
+            return np.tile(np.array(self.clips["values"][row][metric], float)[kept], (len(chosen), 1))
         motions = [self.jobs[variant][seed]["motion"][str(ensemble)] for seed in chosen]
-        kept = part_of(motions[0]["domain"], motions[0]["source"], part)
-        return np.array([motion["values"][row][metric] for motion in motions], float)[:, kept]
+        return np.array([motion[metric] for motion in motions], float)[:, kept]
+
+    def mean(self, variant: str, part: str, metric: str, ensemble: int, seed: int) -> float | None:
+        """Over the clips of the part, of the model of one seed; None where there is nothing to score."""
+        return _seed_means(self.matrix(variant, part, metric, ensemble, MODEL, [seed]))[0]
 
 
 def load(study: StudyFolder) -> StudyResults:
-    """Of all jobs of the study that are done, in the order of the variants."""
+    """Of all jobs of the study that are done, here or where scores are kept, in the order of the variants.
+
+    Raises `UserError` before the first evaluation.
+    """
     jobs: dict[str, dict[int, Any]] = {}
+    folders = [folder for folder in (study.scores, study.kept_scores) if folder is not None]
     for variant in variants(study.base()):
-        for file in sorted((study.out / "scores" / variant.name).glob("seed-*.json")):
-            result = result_of(file)
-            if result is not None:
-                jobs.setdefault(variant.name, {})[int(file.stem.removeprefix("seed-"))] = result
-    return StudyResults(jobs)
+        found = {
+            file.stem: result_of(file) for folder in folders for file in (folder / variant.name).glob("seed-*.json")
+        }
+        done = {int(seed.removeprefix("seed-")): result for seed, result in found.items() if result is not None}
+        if done:
+            jobs[variant.name] = dict(sorted(done.items()))
+    if (clips := clips_file(study)) is None:
+        raise UserError("clips.json", str(study.scores), "one job at least that is done and generates motion")
+    return StudyResults(jobs, json.loads(clips.read_text()))
 
 
 def analyse(found: StudyResults, resamples: int) -> dict[str, Any]:
@@ -132,20 +149,14 @@ def _seed_means(values: np.ndarray) -> list[float | None]:
 def _latents(jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     probes: dict[str, dict[str, list[float]]] = {}
     for job in jobs:
-        for one in (job["latents"] or {"probes": []})["probes"]:
-            if one["target"] == "wrist" and one["r2"] is not None:
+        for one in job["probes"]:
+            if one["r2"] is not None:
                 probes.setdefault(one["group"], {}).setdefault(one["subject"], []).append(one["r2"])
-    columns = [job["monitors"] for job in jobs if job["monitors"]]
-    names = [f"wild_{name}" for name in HEALTH]
-    last = {name: [v for v in (_last(column[name]) for column in columns) if v is not None] for name in names}
+    last = {name: [job["health"][name] for job in jobs if name in job["health"]] for name in HEALTH}
     return {
         "probes": {group: {s: float(np.mean(r2)) for s, r2 in found.items()} for group, found in probes.items()},
-        "health": {name.removeprefix("wild_"): float(np.mean(values)) for name, values in last.items() if values},
+        "health": {name: float(np.mean(values)) for name, values in last.items() if values},
     }
-
-
-def _last(values: Sequence[float | None]) -> float | None:
-    return next((value for value in reversed(values) if value is not None), None)
 
 
 def _cost(jobs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

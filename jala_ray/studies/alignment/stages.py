@@ -13,20 +13,29 @@ from jala_ray import storage
 from jala_ray.config import EncoderConfig, RunConfig
 from jala_ray.parsing import from_dict, override, to_dict
 from jala_ray.storage.claims import Claim
+from jala_ray.studies.alignment.asked import ClipSet
 from jala_ray.studies.alignment.size import StudySize
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """A folder (absolute) and a size."""
+    """A folder (absolute), a size, and which validation clips are scored."""
 
     out: Path
     size: StudySize
+    clips: ClipSet = "final"
+    kept: Path | None = None
+    """A small folder (absolute) with scores and learned parts, by which another machine goes on (`keeping.py`)."""
+
+    @property
+    def world(self) -> Path:
+        """The manifest of all clips of the world."""
+        return self.out / "world" / "manifest.parquet"
 
     @property
     def manifest(self) -> Path:
-        """Lab, and Wild with few labels."""
-        return self.out / "world" / "manifest.parquet"
+        """Lab, and Wild with few labels; of the validation clips those for tuning."""
+        return self.out / "world" / "study.parquet"
 
     @property
     def twin(self) -> Path:
@@ -34,8 +43,32 @@ class StudyFolder:
         return self.out / "world" / "all_labelled.parquet"
 
     @property
+    def final(self) -> Path:
+        """The same training clips as `manifest` has, and the final validation clips, which no run reads."""
+        return self.out / "world" / "final.parquet"
+
+    @property
+    def scored(self) -> Path:
+        """The manifest whose validation clips are scored."""
+        return self.final if self.clips == "final" else self.manifest
+
+    @property
+    def apart(self) -> str:
+        """What runs, scores and evaluations for tuning have before their names."""
+        return "" if self.clips == "final" else "tuning/"
+
+    @property
+    def scores(self) -> Path:
+        return self.out / f"{self.apart}scores"
+
+    @property
+    def kept_scores(self) -> Path | None:
+        """Where scores are kept, if they are: those for tuning never."""
+        return self.kept / "scores" if self.kept is not None and self.clips == "final" else None
+
+    @property
     def tokenizer(self) -> Path:
-        return self.out / "tokenizer" / "tokenizer"
+        return self.out / "tokenizer" / "model"
 
     @property
     def words(self) -> Path:
@@ -70,9 +103,9 @@ class StudyFolder:
         return override(self.size.run, addresses)
 
 
-def todays(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored run's configuration with all that one holds today."""
-    return to_dict(from_dict(RunConfig, run))
+def todays(stored: Mapping[str, Any], kind: type[Any] = RunConfig) -> dict[str, Any]:
+    """A stored configuration with all that one of its kind holds today."""
+    return to_dict(from_dict(kind, stored))
 
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
@@ -104,7 +137,8 @@ def stage(
     claim.take()
     print(f"[{time.strftime('%H:%M:%S')}] {file.name.removesuffix('.json')}", flush=True)
     began = time.monotonic()
-    result = plain(make()) | {"stage_seconds": round(time.monotonic() - began, 1)}
+    result = plain(make())
+    result.setdefault("stage_seconds", round(time.monotonic() - began, 1))
     claim.write({"result": result})
     return result
 

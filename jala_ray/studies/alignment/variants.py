@@ -114,7 +114,7 @@ def configs(study: StudyFolder, job: StudyJob) -> tuple[RunConfig, ...]:
     for stage, change in (*variant.before, ("", variant.change)):
         init = last_checkpoint(runs[-1]) if runs else None
         config = _mixed(change(base), variant.twin)
-        runs.append(replace(config, name=f"runs/{job.name}{stage and f'-{stage}'}", init=init))
+        runs.append(replace(config, name=f"{study.apart}runs/{job.name}{stage and f'-{stage}'}", init=init))
     return tuple(runs)
 
 

@@ -5,7 +5,6 @@ Trained on the prompts alone, as runs without a pretrained one do, it would spel
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ import numpy as np
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.samples.instructions import all_templates
 from jala_ray.models.text import TextTokenizer
-from jala_ray.studies.alignment.stages import StudyFolder, stage
+from jala_ray.studies.alignment.keeping import learned
+from jala_ray.studies.alignment.stages import StudyFolder
 from jala_ray.studies.alignment.world import training_clips
 
 LARGEST = 4096
@@ -21,8 +21,8 @@ LARGEST = 4096
 
 def make_words(study: StudyFolder, world: dict[str, Any]) -> dict[str, Any]:
     """Train it on the prompts and on the instructions of all training clips, as if it were a pretrained one."""
-    settings = {"manifest": world["manifest"], "largest": LARGEST}
-    return stage(study.out / "words.json", settings, lambda: _make(study))
+    settings = {"world": world["plan"], "largest": LARGEST}
+    return learned(study, study.words, settings, lambda: _make(study))
 
 
 def _make(study: StudyFolder) -> dict[str, Any]:
@@ -30,5 +30,4 @@ def _make(study: StudyFolder) -> dict[str, Any]:
     tokenizer = TextTokenizer.train([*all_templates(), *instructions], LARGEST)
     tokenizer.save(study.words)
     lengths = [len(tokenizer.encode(text)) for text in instructions]
-    digest = hashlib.sha256((study.words / "tokenizer.json").read_bytes()).hexdigest()
-    return {"tokens": tokenizer.vocab_size, "tokens_an_instruction": float(np.mean(lengths)), "sha256": digest}
+    return {"tokens": tokenizer.vocab_size, "tokens_an_instruction": float(np.mean(lengths))}
