@@ -33,7 +33,6 @@ from jala_ray.training.device import autocast, best_device
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 
 
-
 class Reconstruction(nn.Module):
     """Hidden patches are the mask token, one linear layer tells their pixels from what the encoder makes of them."""
 
