@@ -14,6 +14,7 @@ from jala_ray.config import RunConfig
 from jala_ray.data.cache.making import Contents, begin
 from jala_ray.data.manifest.table import Manifest
 from jala_ray.data.synthetic import WorldConfig, generate
+from jala_ray.models.inverse_dynamics import InverseDynamics
 from jala_ray.objectives.grounded import Grounded
 from jala_ray.parsing import override
 from jala_ray.presets import PRESETS
@@ -43,8 +44,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     cache = str(folder / "cache")
     with storage.scratch("assets") as scratch:
         assets, manifest_file = build_assets(made, scratch), Manifest(manifest)
-        how = {"contents": Contents("all"), "options": StorageOptions(), "gpu": True}
-        making = begin(cache, manifest_file, assets, made.model.encoder, **how)
+        held = Contents("all"), StorageOptions()
+        making = begin(cache, manifest_file, assets, made.model.encoder, *held, gpu=True)
     do_parts(making.missing(), making.job, StorageOptions(), local=True, quiet=True)
     making.finish(0.0)
     return replace(made, data=replace(made.data, cache=cache))
@@ -56,10 +57,10 @@ def run(base: RunConfig, name: str, **change: object) -> RunConfig:
     return config
 
 
-def loaded(config: RunConfig) -> Grounded:
+def loaded(config: RunConfig) -> tuple[Grounded, InverseDynamics]:
     objective = checkpoint.load(history.address(setup.run_folder(config), 4)).learner.objective
-    assert isinstance(objective, Grounded)
-    return objective
+    assert isinstance(objective, Grounded) and objective.teacher is not None
+    return objective, objective.teacher
 
 
 def test_one_fit_serves_all_runs_over_a_cache(base: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,17 +72,16 @@ def test_one_fit_serves_all_runs_over_a_cache(base: RunConfig, capsys: pytest.Ca
     second = run(base, "second", **{"objective.align.clips": "labelled", "seed": 1})
     third = run(base, "third", **{"objective.teacher.form": "learned"})
     assert (kept / "teacher.safetensors").stat().st_mtime_ns == written and len(list(kept.parent.iterdir())) == 1
-    teachers = [loaded(config).teacher for config in (first, second, third)]
+    teachers = [loaded(config)[1] for config in (first, second, third)]
     assert all(torch.equal(teacher.weights, teachers[0].weights) for teacher in teachers)
-    assert loaded(third).reader is not None
+    assert loaded(third)[0].reader is not None
 
 
 def test_videos_and_their_cache_give_one_teacher(base: RunConfig) -> None:
     """But for what the cache rounds: features are stored in halves."""
     over_videos = run(replace(base, data=replace(base.data, cache="")), "videos")
     over_cache = run(base, "cached")
-    one, other = loaded(over_videos).teacher, loaded(over_cache).teacher
-    assert one is not None and other is not None
+    (_, one), (_, other) = loaded(over_videos), loaded(over_cache)
     torch.testing.assert_close(one.motion.directions, other.motion.directions)
     assert torch.equal(one.landmark_hand, other.landmark_hand)
     torch.testing.assert_close(one.landmarks, other.landmarks, atol=1e-3, rtol=1e-2)

@@ -9,7 +9,7 @@ from sklearn.kernel_ridge import KernelRidge
 
 from jala_ray.config import TeacherConfig
 from jala_ray.models.inverse_dynamics import InverseDynamics, Sight
-from jala_ray.training.teacher.fit import LabelledChunks, fit
+from jala_ray.training.teacher.fit import LabelledChunks, Report, fit
 from jala_ray.training.teacher.keep import told
 from jala_ray.training.teacher.moments import FOLDS, Moments, choose, errors, solve, spread
 from jala_ray.types import UserError
@@ -18,8 +18,10 @@ from tests.support import made_chunks
 SIGHT = Sight((2, 2), 2, False)
 
 
-def fitted(count: int = 300, noise: float = 0.1, **sizes: int):
-    config = TeacherConfig(**({"directions": 4} | sizes))
+def fitted(
+    count: int = 300, noise: float = 0.1, landmarks: int = 2048
+) -> tuple[InverseDynamics, Report, LabelledChunks]:
+    config = TeacherConfig(directions=4, landmarks=landmarks)
     chunks = made_chunks(count, 4, 6, noise)
     return (*fit(config, chunks, None, SIGHT), chunks)
 
