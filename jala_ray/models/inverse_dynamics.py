@@ -142,6 +142,11 @@ class MotionDirections(nn.Module):
         """Features (E, 15, 99) -> (E, R); their variances sum to at most 1."""
         return ((motion.float().flatten(1) - self.mean) * self.scale) @ self.directions
 
+    def back(self, directions: Tensor) -> Tensor:
+        """(E, R) -> the features (E, 15, 99) that come down to it, with the mean of what the directions don't tell."""
+        moved = torch.where(self.scale > 0, directions @ self.directions.T / self.scale.clamp(min=1e-12), 0.0)
+        return (self.mean + moved).unflatten(1, (CHUNK_FRAMES, FEATURE_DIM))
+
 
 class MotionReader(nn.Sequential):
     """The learned form: the inputs of a pair, three layers, the motion of both hands."""

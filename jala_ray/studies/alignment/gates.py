@@ -25,12 +25,14 @@ from jala_ray.studies.alignment.results import StudyResults, load
 from jala_ray.studies.alignment.runs import inputs, work
 from jala_ray.studies.alignment.size import EncoderTraining
 from jala_ray.studies.alignment.stages import StudyFolder, plain, result_of, stage, todays, write_json
+from jala_ray.studies.alignment.teaching import Classroom, inverse_dynamics, perceivers, pseudo_labels
 from jala_ray.studies.alignment.variants import described, jobs, named, variants
 from jala_ray.studies.alignment.world import PRIMARY_PART
 from jala_ray.training.device import best_device
 from jala_ray.types import DOMAINS, ConfigError, UserError
 
 PAIR_AT_LEAST, FIRST_AT_MOST, GAIN_AT_LEAST = 0.5, 0.3, 0.3
+TAUGHT_AT_LEAST, CLOSED_AT_LEAST = 0.5, 0.2
 CEILING, REFERENCE = "all_labelled", "no_align"
 ENSEMBLE = 4
 PRIMARY = {
@@ -70,6 +72,43 @@ def feature_gates(probes: Mapping[str, Mapping[str, Mapping[str, float | None]]]
     return gates
 
 
+def teaching_gates(found: Mapping[str, Any]) -> list[Gate]:
+    """Of what `_taught` finds: G1 to G3, what the pair can teach with the labels that runs have."""
+    wrist, part = found["inverse_dynamics"]["wild"]["wrist"], found["pseudo_labels"][PRIMARY_PART]
+    closed, trained = part["gap closed"], found["perceivers"]
+    mean = trained["mean motion"]
+    best = min(("frames", "change"), key=lambda reads: trained[reads])
+    return [
+        Gate(
+            "G1: R2 of wrist motion that a teacher reads with the run's own labels, Wild",
+            wrist,
+            f">= {TAUGHT_AT_LEAST}",
+            wrist >= TAUGHT_AT_LEAST,
+        ),
+        Gate(
+            f"G2: of a kernel policy's gap to all labels, what pseudo-labels of pairs close, {PRIMARY_PART}",
+            closed,
+            f">= {CLOSED_AT_LEAST}",
+            closed >= CLOSED_AT_LEAST,
+        ),
+        Gate(
+            f"G3: wrist error of a perceiver trained directly, Wild, cm (reads {best})",
+            trained[best],
+            f"< {mean:.2f}, mean motion",
+            trained[best] < mean,
+        ),
+    ]
+
+
+def _taught(study: StudyFolder) -> dict[str, Any]:
+    def make() -> dict[str, Any]:
+        room = Classroom.of(study)
+        found = {"inverse_dynamics": inverse_dynamics(room), "pseudo_labels": pseudo_labels(room)}
+        return found | {"perceivers": perceivers(room), "teacher": room.report}
+
+    return stage(study.out / "teaching.json", {"inputs": inputs(study)}, make)
+
+
 def run_gates(found: StudyResults) -> list[Gate]:
     """From runs of the ceiling and of the reference, in the primary metric on the primary part: means over seeds and clips."""
     seeds = found.seeds(CEILING, REFERENCE)
@@ -80,7 +119,7 @@ def run_gates(found: StudyResults) -> list[Gate]:
     ceiling, reference = mean(CEILING, MODEL), mean(REFERENCE, MODEL)
     gain = 1 - ceiling / reference
     rule = f">= {GAIN_AT_LEAST:g} of {REFERENCE}'s {reference:.2f} cm"
-    gates = [Gate(f"what {CEILING} gains over {REFERENCE}, {PRIMARY_PART}", gain, rule, gain >= GAIN_AT_LEAST)]
+    gates = [Gate(f"G4: what {CEILING} gains over {REFERENCE}, {PRIMARY_PART}", gain, rule, gain >= GAIN_AT_LEAST)]
     worse = max(ceiling, reference)
     for row in (HOLD_FIRST, MEAN_MOTION):
         trivial = mean(REFERENCE, row)
@@ -97,6 +136,10 @@ def pass_gates(study: StudyFolder, at_once: int, ignore: bool) -> None:
         return
     probes = _probes(study)
     gates = feature_gates(probes)
+    _decide(study, gates, probes, ignore)
+    taught = _taught(study)
+    gates += teaching_gates(taught)
+    probes |= {"teaching": taught}
     _decide(study, gates, probes, ignore)
     work(study, jobs(named(variants(study.base()), [CEILING, REFERENCE]), study.size.gate_seeds), at_once)
     gates += run_gates(load(study))

@@ -13,7 +13,10 @@ from jala_ray.training import history, setup
 from jala_ray.types import ConfigError
 
 Change = Callable[[RunConfig], RunConfig]
-TIERS = (1, 2, 3)
+FEWER = 5
+"""Seeds of the first tier's rows that no claim is made of."""
+AGAIN = ("grounded", "jala")
+"""Rows that the third tier varies."""
 
 
 def jala(base: RunConfig) -> RunConfig:
@@ -31,17 +34,14 @@ class Variant:
     twin: bool = False
     """Over the manifest in which all of Wild is labelled."""
     before: tuple[tuple[str, Change], ...] = ()
+    seeds: int | None = None
+    """Fewer than its tier has."""
 
 
 def _mixed(config: RunConfig, twin: bool) -> RunConfig:
     """Where every clip that is read has labels, nothing is left to mix: rows come as they are."""
     labelled = twin or config.data.labels == "labelled_only" or config.data.wild_fraction == 0
     return override(config, {"data.task_weights": ()}) if labelled else config
-
-
-def setting(name: str, tier: int, **values: object) -> Variant:
-    """A variant of numbers; `__` stands for dots."""
-    return Variant(name, tier, lambda base: override(base, {key.replace("__", "."): v for key, v in values.items()}))
 
 
 def _halved(change: Change) -> Change:
@@ -55,39 +55,44 @@ def _latent_actions(base: RunConfig) -> RunConfig:
     return override(VARIANTS["lapa_actions"](base), size)
 
 
+def _latent_pixels(base: RunConfig) -> RunConfig:
+    return override(_latent_actions(base), {"objective.reconstruct": "pixels"})
+
+
 def variants(base: RunConfig) -> list[Variant]:
     """All of them, tier by tier.
 
-    Left out: `vjepa`, since no V-JEPA 2 can be had offline and a random one would say nothing of it. In tier 3, lambda = 0 is `no_align`
-    (method.md 9); lambda = 0.5, wild fraction 1 and the base's aligned layer are `jala`.
+    Left out: `vjepa`, since no V-JEPA 2 can be had offline and a random one would say nothing of it. The ceiling, `all_labelled`, aligns
+    nothing, as the gates are tried before any run that does. In tier 3, lambda = 0 and a wild share of 0 with `grounded` say what the first
+    tier's rows do not.
     """
-    depth, aligned = base.model.backbone.language.layers, base.objective.aligned_layer
-    places = {"early": 1, "middle": (depth + 1) // 2, "late": depth}
     stages = (("actions", _latent_actions), ("codes", _halved(VARIANTS["lapa_codes"])))
+    pixels = (("actions", _latent_pixels), ("codes", _halved(VARIANTS["lapa_codes"])))
+    labelled = _halved(lambda b: VARIANTS["labelled_only"](VARIANTS["no_align"](b)))
     return [
-        Variant("jala", 1),
         Variant("no_align", 1, VARIANTS["no_align"]),
-        Variant("labelled_only", 1, VARIANTS["labelled_only"]),
-        Variant("all_labelled", 1, twin=True),
+        Variant("grounded", 1, VARIANTS["grounded"]),
+        Variant("grounded_labelled_only", 1, VARIANTS["grounded_labelled_only"]),
+        Variant("jala", 1, seeds=FEWER),
+        Variant("jala_literal", 1, VARIANTS["jala_literal"], seeds=FEWER),
+        Variant("all_labelled", 1, VARIANTS["no_align"], twin=True, seeds=FEWER),
+        Variant("anchored", 2, VARIANTS["anchored"]),
+        Variant("no_decoupling", 2, VARIANTS["no_decoupling"]),
+        Variant("align_only", 2, VARIANTS["align_only"]),
         Variant("next_token", 2, VARIANTS["next_token"]),
         Variant("next_token_dino", 2, VARIANTS["next_token_dino"]),
-        Variant("no_decoupling", 2, VARIANTS["no_decoupling"]),
-        Variant("no_lsp", 2, VARIANTS["no_lsp"]),
-        Variant("align_only", 2, VARIANTS["align_only"]),
-        Variant("lapa", 2, _halved(lambda b: VARIANTS["labelled_only"](VARIANTS["no_align"](b))), before=stages),
-        # Remedies for a z that does not tell of motion; none is in the papers.
-        Variant("ema_teacher", 2, VARIANTS["ema_teacher"]),
-        Variant("change", 2, VARIANTS["change"]),
-        Variant("change_fixed", 2, VARIANTS["change_fixed"]),
-        Variant("change_head", 2, VARIANTS["change_head"]),
-        # With no_align, labelled_only and jala the four corners of loss and data; every one of its samples has labels.
-        Variant("no_align_labelled_only", 2, lambda b: VARIANTS["labelled_only"](VARIANTS["no_align"](b))),
-        # With all_labelled, no_align and jala those of labels and alignment.
-        Variant("all_labelled_no_align", 2, VARIANTS["no_align"], twin=True),
-        *(setting(f"lambda_{weight:g}", 3, objective__align__weight=weight) for weight in (0.1, 1.0)),
-        *(setting(f"wild_{share:g}", 3, data__wild_fraction=share) for share in (0.0, 0.25, 0.5)),
-        *(setting(f"layer_{name}", 3, objective__align__layer=at) for name, at in places.items() if at != aligned),
+        Variant("lapa", 2, labelled, before=stages),
+        Variant("lapa_pixels", 2, labelled, before=pixels),
+        *(_changed(name, "lambda", weight, objective__align__weight=weight) for name in AGAIN for weight in (0.1, 2.0)),
+        *(_changed(name, "wild", share, data__wild_fraction=share) for name in AGAIN for share in (0.0, 0.25, 0.5)),
     ]
+
+
+def _changed(name: str, word: str, value: float, **values: object) -> Variant:
+    """A variant of the third tier: another one with other numbers; `__` stands for dots."""
+    change = VARIANTS.get(name, jala)
+    numbers = {key.replace("__", "."): number for key, number in values.items()}
+    return Variant(f"{name}_{word}_{value:g}", 3, lambda base: override(change(base), numbers))
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class StudyJob:
 
 def jobs(chosen: Sequence[Variant], seeds: int) -> list[StudyJob]:
     """Seed by seed, so that what was cut off has pairs."""
-    return [StudyJob(variant, seed) for seed in range(seeds) for variant in chosen]
+    return [StudyJob(variant, seed) for seed in range(seeds) for variant in chosen if seed < (variant.seeds or seeds)]
 
 
 def configs(study: StudyFolder, job: StudyJob) -> tuple[RunConfig, ...]:
