@@ -153,7 +153,7 @@ def test_what_is_kept_counts_as_done(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for study in (first, second):
         finished_stages(study)
         same_clips(study, clips())
-    both = jobs(named(variants(first.base()), ["jala", "no_align"]), 1)
+    both = jobs(named(variants(first.base()), ["no_align", "jala"]), 1)[::-1]
     done_job(first, both[0], 8.0)
     runs.work(first, both[:1], 0)  # nothing to do but to keep it
     started: list[str] = []

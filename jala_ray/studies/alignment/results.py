@@ -19,7 +19,11 @@ from jala_ray.studies.alignment.variants import variants
 from jala_ray.studies.alignment.world import PARTS, part_of
 from jala_ray.types import UserError
 
-REFERENCES = ("no_align", "jala")
+CONTRASTS = (("no_align", "alignment"), ("grounded_labelled_only", "unlabelled video"))
+"""What `grounded` is compared with for the claims, and what the difference is due to."""
+LAB_MAY_LOSE = 0.5
+"""cm by which Lab's error may rise with what is claimed on Wild."""
+REFERENCES = ("no_align", "grounded_labelled_only", "jala")
 """Variants that all others are compared with, paired by seed."""
 OTHER_ROWS = (FLOOR, HOLD_FIRST, MEAN_MOTION)
 
@@ -170,16 +174,42 @@ def _cost(jobs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def verdict(interval: Mapping[str, float | None]) -> str:
-    """In words, of jala - no_align in an error. Raises `UserError` for an interval without limits."""
+    """In words, of a difference in an error. Raises `UserError` for an interval without limits."""
     low, high = interval["low"], interval["high"]
     if low is None or high is None:
         raise UserError("interval", dict(interval), "limits", "It needs two clips at least.")
-    return "alignment helps" if high < 0 else "alignment hurts" if low > 0 else "no difference is shown"
+    return "it helps" if high < 0 else "it hurts" if low > 0 else "no difference is shown"
 
 
-def gap_closed(means: Mapping[str, Mapping[str, Mapping[str, float]]]) -> float | None:
-    """Share of the way from no_align to all_labelled that jala goes in MPJPE; None where one of them is missing."""
-    if not {"jala", "no_align", "all_labelled"} <= means.keys():
+@dataclass(frozen=True)
+class Claim:
+    """What the study says of `grounded` by the rule that was named before it ran."""
+
+    contrasts: Mapping[str, Mapping[str, float | None]]
+    """Reference -> interval of grounded's MPJPE minus its, cm."""
+    lab: float
+    """Of the first contrast, on Lab."""
+    claimed: bool
+    """Both intervals exclude 0, on the same side; a gain is no claim where Lab loses more than it may."""
+
+
+def claim(parts: Mapping[str, Any], primary: str) -> Claim | None:
+    """Of `analyse`'s parts at the primary ensemble; None until both contrasts have runs."""
+    found = {}
+    for reference, _ in CONTRASTS:
+        interval = parts[primary]["differences"].get(reference, {}).get("grounded", {}).get("mpjpe")
+        if interval is None or interval["low"] is None:
+            return None
+        found[reference] = interval
+    lab = parts["lab"]["differences"][CONTRASTS[0][0]]["grounded"]["mpjpe"]["mean"]
+    helps = all(one["high"] < 0 for one in found.values())
+    hurts = all(one["low"] > 0 for one in found.values())
+    return Claim(found, lab, hurts or (helps and lab <= LAB_MAY_LOSE))
+
+
+def gap_closed(means: Mapping[str, Mapping[str, Mapping[str, float]]], variant: str) -> float | None:
+    """Share of the way from no_align to all_labelled that a variant goes in MPJPE; None where one of them is missing."""
+    if not {variant, "no_align", "all_labelled"} <= means.keys():
         return None
-    low, own, high = (means[name]["mpjpe"]["mean"] for name in ("no_align", "jala", "all_labelled"))
+    low, own, high = (means[name]["mpjpe"]["mean"] for name in ("no_align", variant, "all_labelled"))
     return (low - own) / (low - high) if low != high else None
