@@ -50,7 +50,7 @@ class Sight:
         frames = pairs if still is None else torch.cat([still, pairs], dim=1)
         pictures = rearrange(frames.float(), "c f (r k) d -> (c f) d r k", r=self.grid[0])
         means = F.adaptive_avg_pool2d(pictures, (min(self.cells, self.grid[0]), min(self.cells, self.grid[1])))
-        return rearrange(means, "(c f) d r k -> c f (r k) d", f=2)
+        return rearrange(means, "(c f) d r k -> c f (r k) d", c=len(frames))
 
 
 def _signed(vectors: Tensor) -> Tensor:
