@@ -136,7 +136,7 @@ def _differences(parts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _space(results: Mapping[str, Any]) -> Iterator[str]:
-    yield "## Latent space: R2 of wrist motion on held-out clips (all), and health on Wild at the end"
+    yield "## Latent space: R2 of wrist motion on the clips for tuning (all), and health on Wild at the end"
     yield ""
     kept = {name: of for name, of in results["latents"].items() if of["probes"]}
     health = list(dict.fromkeys(name for of in kept.values() for name in of["health"]))
