@@ -174,7 +174,9 @@ def _facts(results: Mapping[str, Any]) -> Iterator[str]:
     floor = {domain: f"{of['mpjpe_cm']:.2f} cm" for domain, of in stages["tokenizer"]["floor"].items()}
     yield f"- Tokenizer: {stages['tokenizer']['trained_chunks']} labelled chunks; error on validation chunks: {_listed(floor)}."
     yield f"- Text tokenizer: trained here on the prompts and the training clips' instructions, {stages['words']['tokens']} tokens."
-    yield f"- Encoder: trained here on {stages['encoder']['frames']} frames and frozen, since no pretrained one can be had offline."
+    frames = stages["encoder"]["frames"]
+    own = f"trained here on {frames} frames and frozen, since no pretrained one can be had offline"
+    yield f"- Encoder: {own if frames else 'EfficientNet-Lite0, trained on ImageNet, frozen'}."
     yield f"- {facts['cpus']} CPUs, GPUs: {facts['gpus'] or 'none'}. Python {facts['python']}, {_listed(facts['versions'])}."
     yield f"- Command: `{facts['command']}`, commit {facts['git_commit']}."
 
