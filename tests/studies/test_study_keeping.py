@@ -161,6 +161,10 @@ def test_scores_of_another_world_are_refused(tmp_path: Path) -> None:
         UserError, match=r"hold_first of the scored clips: got '0\.020 cm apart'.*another world|hold_first"
     ):
         same_clips(second, clips(0.02))
+    without = clips()
+    del without["values"][MEAN_MOTION]
+    with pytest.raises(UserError, match="mean_motion of the scored clips: got 'inf cm apart'"):
+        same_clips(second, without)
     with pytest.raises(UserError, match="clips of the scored clips"):
         same_clips(machine(tmp_path, "three"), clips() | {"clips": list("xbcd")})
     floor = clips()
@@ -209,6 +213,7 @@ def test_a_machine_goes_on_from_the_freeze(tmp_path: Path, capsys: pytest.Captur
     for study in (first, second):
         finished_stages(study)
     gates._decide(first, [], {}, ignore=False)
+    gates._decide(second, gates.feature_gates({"lab": {"pair": {"r2": 0.2}, "v0": {"r2": 0.0}}}), {}, ignore=True)
     gates.freeze(first, passed=True)
     write_json(second.out / "world.json", {"settings": {}, "result": {"plan": "p", "manifest": "other bits"}})
     gates.pass_gates(second, 0, ignore=False)
