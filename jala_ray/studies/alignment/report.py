@@ -152,7 +152,7 @@ def _differences(parts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _space(results: Mapping[str, Any]) -> Iterator[str]:
-    yield "## Latent space: R2 of wrist motion on held-out clips (all), and health on Wild at the end"
+    yield "## Latent space: R2 of wrist motion on the clips for tuning (all), and health on Wild at the end"
     yield ""
     kept = {name: of for name, of in results["latents"].items() if of["probes"]}
     health = list(dict.fromkeys(name for of in kept.values() for name in of["health"]))
@@ -190,7 +190,9 @@ def _facts(results: Mapping[str, Any]) -> Iterator[str]:
     floor = {domain: f"{of['mpjpe_cm']:.2f} cm" for domain, of in stages["tokenizer"]["floor"].items()}
     yield f"- Tokenizer: {stages['tokenizer']['trained_chunks']} labelled chunks; error on validation chunks: {_listed(floor)}."
     yield f"- Text tokenizer: trained here on the prompts and the training clips' instructions, {stages['words']['tokens']} tokens."
-    yield f"- Encoder: trained here on {stages['encoder']['frames']} frames and frozen, since no pretrained one can be had offline."
+    frames = stages["encoder"]["frames"]
+    own = f"trained here on {frames} frames and frozen, since no pretrained one can be had offline"
+    yield f"- Encoder: {own if frames else 'EfficientNet-Lite0, trained on ImageNet, frozen'}."
     yield f"- {facts['cpus']} CPUs, GPUs: {facts['gpus'] or 'none'}. Python {facts['python']}, {_listed(facts['versions'])}."
     yield f"- Command: `{facts['command']}`, commit {facts['git_commit']}."
 

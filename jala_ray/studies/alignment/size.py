@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from jala_ray.config import LanguageSizes, RunConfig, TokenizerConfig, TokenizerRunConfig, VisionSizes
 from jala_ray.data.synthetic import WorldConfig
@@ -50,8 +50,11 @@ class StudySize:
     """Validation clips of Lab and Wild that runs may see, and settings be chosen by; the others are final."""
     tokenizer: TokenizerRunConfig
     encoder: EncoderTraining
+    """How the world's own encoder is trained, where `features` are its."""
     run: RunConfig
     """What all variants are a diff of; addresses are filled in."""
+    features: Literal["own", "efficientnet_lite"] = "own"
+    """Frozen features: of the world's own encoder, or a published one's (`--weights`)."""
     seeds: tuple[int, int, int] = (10, 3, 2)
     """Of the variants of tiers 1, 2 and 3."""
     gate_seeds: int = 2
@@ -261,4 +264,10 @@ GPU = StudySize(
 )
 """Tier 1 in about 25 minutes on one GPU with `--jobs 4`."""
 
-SIZES = {size.name: size for size in (SMOKE, CPU, GPU)}
+LITE_PX = 128
+"""Side of a frame for EfficientNet-Lite0: 8 x 8 patches, as many as the world's own encoder has of 64 px."""
+SMOKE_LITE = replace(SMOKE, name="smoke_lite", features="efficientnet_lite")
+CPU_LITE = replace(CPU, name="cpu_lite", features="efficientnet_lite")
+"""The same world and runs over features that have not seen the world: what holds of both is not the encoder's."""
+
+SIZES = {size.name: size for size in (SMOKE, SMOKE_LITE, CPU, CPU_LITE, GPU)}

@@ -11,10 +11,11 @@ from typing import Any
 
 from jala_ray import storage
 from jala_ray.config import EncoderConfig, RunConfig
+from jala_ray.models.encoders.efficientnet_lite import WEIGHTS as LITE_WEIGHTS
 from jala_ray.parsing import from_dict, override, to_dict
 from jala_ray.storage.claims import Claim
 from jala_ray.studies.alignment.asked import ClipSet
-from jala_ray.studies.alignment.size import StudySize
+from jala_ray.studies.alignment.size import LITE_PX, StudySize
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class StudyFolder:
     @property
     def encoder_config(self) -> EncoderConfig:
         chosen = self.size.encoder
+        if self.size.features != "own":
+            return EncoderConfig(self.size.features, str(self.encoder / LITE_WEIGHTS), None, LITE_PX)
         return EncoderConfig("dinov3", str(self.encoder), None, chosen.image_size, chosen.sizes)
 
     def base(self, twin: bool = False) -> RunConfig:
@@ -97,6 +100,7 @@ class StudyFolder:
             "data.manifest": str(self.twin if twin else self.manifest),
             "data.cache": str(self.cache(twin)),
             "model.text.pretrained": str(self.words),
+            "model.encoder.kind": encoder.kind,
             "model.encoder.pretrained": encoder.pretrained,
             "model.encoder.image_size": encoder.image_size,
         }

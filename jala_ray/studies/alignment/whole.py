@@ -32,7 +32,7 @@ def run(asked: AlignmentStudy) -> int:
     if last >= STAGES.index("tokenizer"):
         tokenizer = make_tokenizer(study, world)
         if last >= STAGES.index("encoder"):
-            encoder = make_encoder(study, world)
+            encoder = make_encoder(study, world, asked.weights)
             if last >= STAGES.index("caches"):
                 make_caches(study, world, tokenizer, encoder)
     if asked.clips == "tuning":
