@@ -49,6 +49,8 @@ class StudySize:
     tuning: tuple[int, int]
     """Validation clips of Lab and Wild that runs may see, and settings be chosen by; the others are final."""
     tokenizer: TokenizerRunConfig
+    corpus: int
+    """Clips of each domain that the tokenizer learns from, none of them the world's."""
     encoder: EncoderTraining
     """How the world's own encoder is trained, where `features` are its."""
     run: RunConfig
@@ -142,6 +144,7 @@ SMOKE = StudySize(
     tokenizer=replace(
         _tokenizer(TokenizerConfig(width=16, levels=2, codes=8, decay=0.9), steps=6, batch=8), allow_collapse=True
     ),
+    corpus=24,
     encoder=EncoderTraining(
         image_size=32,
         sizes=VisionSizes(hidden=16, layers=1, heads=2, mlp=16, patch=16),
@@ -197,6 +200,7 @@ CPU = StudySize(
     ),
     tuning=(32, 96),
     tokenizer=_tokenizer(replace(SMALL_TOKENIZER, levels=1), steps=1500, batch=64, lr=2e-3, log_every=50),
+    corpus=640,
     encoder=EncoderTraining(),
     run=_run(
         1500,
@@ -236,6 +240,7 @@ GPU = StudySize(
     ),
     tuning=(64, 192),
     tokenizer=_tokenizer(SMALL_TOKENIZER, steps=4000, batch=128, lr=2e-3, log_every=100),
+    corpus=2400,
     encoder=EncoderTraining(
         image_size=96,
         sizes=VisionSizes(hidden=192, layers=6, heads=6, mlp=768, patch=8),
