@@ -10,7 +10,7 @@ from torch import Tensor
 
 FOLDS = 5
 """Parts of the clips, each held out in turn."""
-PENALTIES = tuple(10.0**power for power in range(-7, 1))
+PENALTIES = tuple(10.0**power for power in range(-6, 1))
 """Tried for the ridge; inputs have a mean square of at most 1."""
 FEWEST = 20
 """Chunks that a domain needs for a figure of its own."""
@@ -59,8 +59,8 @@ class Moments:
                     self._add((name, number), x[chosen], y[chosen])
 
     def _add(self, key: tuple[str, int], x: Tensor, y: Tensor) -> None:
-        ones = torch.cat([x.new_ones(len(x), 1), x], dim=1)
-        new = Sums(len(x), (ones.T @ ones).double(), (ones.T @ y.to(ones.dtype)).double(), y.double().square().sum(0))
+        ones, y = torch.cat([x.new_ones(len(x), 1), x], dim=1).double(), y.double()
+        new = Sums(len(x), ones.T @ ones, ones.T @ y, y.square().sum(0))
         self.of[key] = self.of[key] + new if key in self.of else new
 
     @property
