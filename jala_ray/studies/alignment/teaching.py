@@ -147,6 +147,11 @@ class Classroom:
         """(E, R) that the teacher reads from the pairs."""
         return self.teacher(seen.pairs)[torch.arange(len(seen)), seen.hand]
 
+    def mean_motion(self, seen: Seen) -> Tensor:
+        """(E, R) the mean of each hand's labels."""
+        own = self.motion(self.known)
+        return torch.stack([own[self.known.hand == hand].mean(0) for hand in (0, 1)])[seen.hand]
+
     def wrist_cm(self, seen: Seen, directions: Tensor) -> np.ndarray:
         """(E,) mean distance of the wrist from where it was, over the chunk's frames."""
         told = self.teacher.motion.back(directions)
@@ -238,7 +243,7 @@ def pseudo_labels(room: Classroom) -> dict[str, Any]:
         "and pseudo-labels": policy.errors([known, others], [own, room.taught(others)]),
         "all labels": policy.errors([known, others], [own, room.motion(others)]),
         "the teacher": room.wrist_cm(room.asked, room.taught(room.asked)),
-        "mean motion": room.wrist_cm(room.asked, own.mean(0).expand(len(room.asked), -1)),
+        "mean motion": room.wrist_cm(room.asked, room.mean_motion(room.asked)),
     }
     found: dict[str, Any] = {}
     for part, chosen in _parts(room.asked).items():
@@ -268,8 +273,7 @@ def perceivers(room: Classroom) -> dict[str, Any]:
     """G3: wrist errors in cm on final Wild clips of LAP's perceiver, trained on the labels alone for a run's steps, in both its forms."""
     wild = room.asked.domain == "wild"
     asked = room.asked.take(wild)
-    mean = room.motion(room.known).mean(0).expand(len(asked), -1)
-    found = {"mean motion": float(room.wrist_cm(asked, mean).mean())}
+    found = {"mean motion": float(room.wrist_cm(asked, room.mean_motion(asked)).mean())}
     for reads in ("frames", "change"):
         found[reads] = float(room.wrist_cm(asked, _trained(room, reads)(asked)).mean())
     return {name: round(value, 3) for name, value in found.items()}
