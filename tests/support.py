@@ -33,7 +33,8 @@ from jala_ray.tokenizer.model import MotionTokenizer, TokenizerConfig
 from jala_ray.training.build import build_learner
 from jala_ray.training.checkpoint import Loaded, Position
 from jala_ray.training.learner import Learner
-from jala_ray.training.teacher.fit import LabelledChunks, fit
+from jala_ray.training.teacher.fit import fit
+from jala_ray.training.teacher.labelled import LabelledChunks, Origin
 from jala_ray.types import CHUNK_FRAMES, HandState, TaskType, UserError
 
 A, U, L = HandState.ABSENT, HandState.UNTRACKED, HandState.LABELLED
@@ -77,8 +78,8 @@ def made_teacher(config: RunConfig, chunks: int = 60) -> Teacher:
     assert config.objective.taught is not None
     encoder = FrameEncoder.build(config.model.encoder)
     sight = Sight(encoder.grid, config.objective.taught.cells, encoder.pairs)
-    teacher, report = fit(config.objective.taught, made_chunks(chunks, sight.parts, encoder.dim), None, sight)
-    return Teacher(teacher.state_dict(), sight, report.plain())
+    found = fit(config.objective.taught, made_chunks(chunks, sight.parts, encoder.dim), None, sight)
+    return Teacher(found.teacher.state_dict(), sight, found.report.plain(), found.held_out)
 
 
 def made_chunks(count: int, cells: int, width: int, noise: float = 0.1) -> LabelledChunks:
@@ -90,9 +91,11 @@ def made_chunks(count: int, cells: int, width: int, noise: float = 0.1) -> Label
     hand = rng.integers(2, size=count)
     motion = np.where(hand == 0, -1, 1)[:, None] * motion + noise * rng.normal(size=motion.shape)
     domain = ["lab" if i % 3 else "wild" for i in range(count)]
-    clip = [f"{name}-{i // 2}" for i, name in enumerate(domain)]
+    origin = [
+        Origin(name, "made", f"{name}-{i // 2}", f"{name}-{i // 2}.mp4", i // 2, i % 2) for i, name in enumerate(domain)
+    ]
     shaped = torch.from_numpy(motion.astype(np.float32)).unflatten(1, (CHUNK_FRAMES, -1))
-    return LabelledChunks(torch.from_numpy(seen), shaped, torch.from_numpy(hand), domain, clip)
+    return LabelledChunks(torch.from_numpy(seen), shaped, torch.from_numpy(hand), origin)
 
 
 def make_learner(config: RunConfig, assets: Assets | None = None) -> Learner:

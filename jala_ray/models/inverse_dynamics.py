@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,12 +19,17 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, WRIST_DIM
+from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, WRIST_DIM, UserError
 
 MOTION = CHUNK_FRAMES * FEATURE_DIM
 WEIGHTS, FACTS = "teacher.safetensors", "teacher.json"
+HELD_OUT = "held_out.json"
 FLAT = 1e-6
 """A motion feature whose standard deviation is no larger (m, or of 6-D rotations) does not move, and is left out."""
+NOTHING = 1e-12
+"""A variance of features that is none."""
+BLOCK = 256
+"""Chunks whose features are in float64 at once."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,18 @@ class Sight:
         """Cells of a picture."""
         return min(self.cells, self.grid[0]) * min(self.cells, self.grid[1])
 
+    def means(self, units: Tensor) -> Tensor:
+        """Patches (U, P, Dv) -> means (U, cells, Dv) float32."""
+        pictures = rearrange(units.float(), "u (r k) d -> u d r k", r=self.grid[0])
+        means = F.adaptive_avg_pool2d(pictures, (min(self.cells, self.grid[0]), min(self.cells, self.grid[1])))
+        return rearrange(means, "u d r k -> u (r k) d")
+
     def pooled(self, pairs: Tensor, still: Tensor | None = None) -> Tensor:
         """Patches (C, F, P, Dv), of pairs with `still` -> means (C, 2, cells, Dv) float32 of v_t (of stillness) and v_{t+delta} (of the
         pair).
         """
         frames = pairs if still is None else torch.cat([still, pairs], dim=1)
-        pictures = rearrange(frames.float(), "c f (r k) d -> (c f) d r k", r=self.grid[0])
-        means = F.adaptive_avg_pool2d(pictures, (min(self.cells, self.grid[0]), min(self.cells, self.grid[1])))
-        return rearrange(means, "(c f) d r k -> c f (r k) d", c=len(frames))
+        return self.means(frames.flatten(0, 1)).unflatten(0, (-1, 2))
 
 
 def _signed(vectors: Tensor) -> Tensor:
@@ -58,7 +67,7 @@ def _signed(vectors: Tensor) -> Tensor:
     return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
 
 
-def _covariance(values: Tensor, share: Tensor) -> Tensor:
+def _scatter(values: Tensor, share: Tensor) -> Tensor:
     """Of values (E, n, D) about 0, weighted (E,) -> (D, D)."""
     weighted = values * (share / values.shape[1])[:, None, None]
     return values.flatten(0, 1).T @ weighted.flatten(0, 1)
@@ -84,24 +93,34 @@ class PairInputs(nn.Module):
 
     def forward(self, pairs: Tensor, still: Tensor | None = None) -> Tensor:
         """Frames (C, 2, P, Dv), or an encoder of pairs' (C, 1, P, Dv) with `still` of (v_t, v_t) -> (C, size) float32."""
-        return self.read(self.sight.pooled(pairs, still))
+        return self.weighed(self.project(self.sight.pooled(pairs, still)))
 
-    def read(self, cells: Tensor) -> Tensor:
-        """The same of `Sight.pooled` (C, 2, cells, Dv)."""
-        first, second = ((cells - self.mean) @ self.channels).unbind(1)
+    def project(self, cells: Tensor) -> Tensor:
+        """`Sight.pooled` (C, 2, cells, Dv) -> its principal channels (C, 2, cells, channels)."""
+        return (cells - self.mean) @ self.channels
+
+    def weighed(self, projected: Tensor) -> Tensor:
+        """Principal channels (C, 2, cells, channels) -> (C, size)."""
+        first, second = projected.unbind(1)
         parts = torch.stack([first, second, second - first], dim=1) * self.weights[:, None, None]
         return parts.flatten(1)
 
     def fit(self, cells: Tensor, share: Tensor) -> None:
         """Mean and principal channels of pooled frames (E, 2, cells, Dv), weighted (E,) with sum 1: those of the pictures and of the
-        changes.
+        changes. In blocks: a sample of large features is gigabytes in float64. Raises `UserError` for features that tell nothing.
         """
-        flat, change = cells.double().flatten(1, 2), (cells[:, 1] - cells[:, 0]).double()
-        mean = (share[:, None] * flat.mean(1)).sum(0)
-        pictures, moved = _covariance(flat - mean, share), _covariance(change, share)
-        _, vectors = torch.linalg.eigh(pictures / pictures.trace() + moved / moved.trace().clamp(min=1e-12))
+        mean = (share[:, None] * cells.mean((1, 2), dtype=torch.float64)).sum(0)
+        pictures, moved = torch.zeros(2, len(mean), len(mean), dtype=torch.float64)
+        for part, weight in zip(cells.split(BLOCK), share.split(BLOCK), strict=True):
+            frames = part.double() - mean
+            pictures += _scatter(frames.flatten(1, 2), weight)
+            moved += _scatter(frames[:, 1] - frames[:, 0], weight)
+        if not pictures.trace() > NOTHING:
+            expected = "pictures that differ, in finite numbers"
+            raise UserError("features of labelled clips", f"variance {float(pictures.trace()):.3g}", expected)
+        _, vectors = torch.linalg.eigh(pictures / pictures.trace() + moved / moved.trace().clamp(min=NOTHING))
         chosen = _signed(vectors.flip(1)[:, : self.channels.shape[1]])
-        whole = (chosen.T @ pictures @ chosen).trace().sqrt()
+        whole = (chosen.T @ pictures @ chosen).trace().clamp(min=NOTHING).sqrt()
         self.mean.copy_(mean)
         self.channels.copy_(chosen / whole)
 
@@ -223,15 +242,18 @@ class Teacher:
     sight: Sight
     report: Mapping[str, Any]
     """What its fit said of itself: `training.teacher.fit.Report`."""
+    held_out: Sequence[Mapping[str, Any]] = ()
+    """Some labelled chunks, each told by a fit without its fold: `training.teacher.fit.held_out`."""
 
     def build(self) -> InverseDynamics:
         return InverseDynamics.of(self.tensors, self.sight)
 
     def save(self, folder: Path) -> None:
-        """`teacher.safetensors` and `teacher.json` in a local folder."""
+        """`teacher.safetensors`, `teacher.json` and `held_out.json` in a local folder."""
         safetensors.torch.save_file({name: t.contiguous() for name, t in self.tensors.items()}, folder / WEIGHTS)
         facts = {"sight": dataclasses.asdict(self.sight), "report": self.report}
         (folder / FACTS).write_text(json.dumps(facts, indent=1, allow_nan=False))
+        (folder / HELD_OUT).write_text(json.dumps(list(self.held_out), allow_nan=False))
 
     @classmethod
     def load(cls, folder: Path) -> Teacher | None:
@@ -240,4 +262,5 @@ class Teacher:
             return None
         facts = json.loads((folder / FACTS).read_text())
         sight = facts["sight"] | {"grid": tuple(facts["sight"]["grid"])}
-        return cls(safetensors.torch.load_file(folder / WEIGHTS), Sight(**sight), facts["report"])
+        held_out = json.loads((folder / HELD_OUT).read_text()) if (folder / HELD_OUT).exists() else ()
+        return cls(safetensors.torch.load_file(folder / WEIGHTS), Sight(**sight), facts["report"], held_out)

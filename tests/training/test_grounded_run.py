@@ -3,6 +3,7 @@ run."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data.cache.making import Contents, begin
 from jala_ray.data.manifest.table import Manifest
+from jala_ray.data.samples.assets import Assets
+from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
-from jala_ray.models.inverse_dynamics import InverseDynamics
+from jala_ray.models.frame_encoder import FrameEncoder
+from jala_ray.models.inverse_dynamics import InverseDynamics, Sight
 from jala_ray.objectives.grounded import Grounded
 from jala_ray.parsing import override
 from jala_ray.presets import PRESETS
@@ -23,7 +27,11 @@ from jala_ray.training import checkpoint, history, setup
 from jala_ray.training.build import build_assets
 from jala_ray.training.local import run_local
 from jala_ray.training.parts import do_parts
-from tests.support import make_assets, small
+from jala_ray.training.teacher import chunks
+from jala_ray.training.teacher.chunks import ChunkReader
+from jala_ray.training.teacher.keep import _keep, every, labelled_plan, place, rows_source
+from jala_ray.training.teacher.labelled import LabelledChunks
+from tests.support import made_teacher, make_assets, small
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +57,22 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     do_parts(making.missing(), making.job, StorageOptions(), local=True, quiet=True)
     making.finish(0.0)
     return replace(made, data=replace(made.data, cache=cache))
+
+
+@pytest.fixture(scope="module")
+def assets(base: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Assets, str]]:
+    """Of a run over the cache, and their address."""
+    folder = tmp_path_factory.mktemp("assets")
+    made = build_assets(base, str(folder / "scratch"))
+    made.save(folder / "assets")
+    yield made, str(folder / "assets")
+
+
+def reader(config: RunConfig, assets: tuple[Assets, str]) -> ChunkReader:
+    encoder = FrameEncoder.build(config.model.encoder).eval()
+    return ChunkReader(
+        rows_source(config, assets[1]), assets[0].tokenizer, encoder, Sight(encoder.grid, 2, encoder.pairs)
+    )
 
 
 def run(base: RunConfig, name: str, **change: object) -> RunConfig:
@@ -92,3 +116,59 @@ def test_other_settings_have_a_teacher_of_their_own(base: RunConfig) -> None:
     run(base, "fewer", **{"objective.teacher.directions": 8})
     (new,) = set(Path(base.data.cache, "teachers").iterdir()) - before
     assert new.is_dir()
+
+
+def test_rows_are_read_as_they_come(base: RunConfig, assets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few groups ahead and no more, whatever there is."""
+    monkeypatch.setattr(chunks, "ROWS", 2)
+    taken, rows = 0, list(every(labelled_plan(base, assets[1])))
+
+    def told() -> Iterator[PlanRow]:
+        nonlocal taken
+        for row in rows:
+            taken += 1
+            yield row
+
+    read = reader(base, assets)
+    parts = read(told())
+    first = next(parts)
+    assert len(rows) > 12 and taken <= 8
+    count = len(first) + sum(map(len, parts))
+    monkeypatch.setattr(chunks, "ROWS", 16)
+    assert count == sum(map(len, read(iter(rows)))) == sum(map(len, read(iter([*rows, *rows])))), "a clip counts once"
+    assert read.left_out == 0
+
+
+def test_features_are_read_without_videos(base: RunConfig, assets, tmp_path: Path) -> None:
+    """A cache of features holds no first pictures: they are not asked for, so that no video is opened."""
+    cache = str(tmp_path / "cache")
+    held = Contents("features"), StorageOptions()
+    making = begin(cache, Manifest(base.data.manifest), assets[0], base.model.encoder, *held, gpu=True)
+    do_parts(making.missing(), making.job, StorageOptions(), local=True, quiet=True)
+    making.finish(0.0)
+    config = replace(base, data=replace(base.data, cache=cache))
+    rows, videos = list(every(labelled_plan(config, assets[1]))), Path(base.data.manifest).parent / "videos"
+    hidden = videos.rename(videos.with_name("elsewhere"))
+    try:
+        read = reader(config, assets)
+        read_all = LabelledChunks.joined(read(rows))
+    finally:
+        hidden.rename(videos)
+    assert read_all is not None and read.left_out == 0
+    (of_all,) = [LabelledChunks.joined(reader(base, assets)(every(labelled_plan(base, assets[1]))))]
+    assert of_all is not None and torch.equal(read_all.cells, of_all.cells) and read_all.origin == of_all.origin
+
+
+def test_a_run_s_seed_is_no_matter_of_its_teacher(base: RunConfig, assets) -> None:
+    plans = [labelled_plan(replace(base, seed=seed), assets[1]) for seed in (0, 5)]
+    assert plans[0].sample(8, 1) == plans[1].sample(8, 1)
+    assert place(base, assets[0], plans[0]) == place(replace(base, seed=5), assets[0], plans[1])
+
+
+def test_whoever_fits_second_takes_what_is_kept(base: RunConfig, assets, tmp_path: Path) -> None:
+    theirs = made_teacher(base)
+    mine = replace(theirs, held_out=theirs.held_out[:3])
+    address = str(tmp_path / "teachers" / "name")
+    assert _keep(theirs, address, StorageOptions()) is theirs
+    again = _keep(mine, address, StorageOptions())
+    assert again.report == theirs.report and list(again.held_out) == list(theirs.held_out) != list(mine.held_out)

@@ -91,7 +91,7 @@ class CacheSource(StoredRows):
             units = {0, *(2 * time for time in look.pairs), *(2 * time + 1 for time in look.pairs)}
         elif self.features:
             units = set(look.boundaries)
-        image = range(0 if look.views else self.images)
+        image = range(self.images if look.first else 0)
         return sorted({*image, *(self.images + unit for unit in units)})
 
     def _read(self, sample: Sample, pieces: Sequence[int]) -> Pieces:
@@ -119,11 +119,11 @@ class CacheSource(StoredRows):
             return super()._taken(look, wanted, decoded, stored)
         try:
             pieces = stored.result()
-            if not look.views and self.images:
+            if look.first and self.images:
                 decoded = {**decoded, "image": np.frombuffer(pieces[0], np.uint8).reshape(1, *self.image_shape)}
             if not self.features or not look.boundaries:
                 return super()._taken(look, wanted, decoded, None)
-            own = {"image": self._of_views(look) if look.views else decoded["image"][0]}
+            own = self._own_image(look, decoded)
             own |= {"frames": self._frames(look, wanted, decoded)} if self.pixels else {}
         except UserError as error:
             return error

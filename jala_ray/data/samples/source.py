@@ -74,6 +74,13 @@ class Look:
     """Pairs (v_t, v_{t+delta}) by their t."""
     views: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Pictures for the backbone, as `Laid.views`; empty: v_0."""
+    image: bool = True
+    """Whether the backbone's pictures are wanted at all."""
+
+    @property
+    def first(self) -> bool:
+        """Whether v_0 is wanted for the backbone."""
+        return self.image and not self.views
 
 
 class Source(Protocol):
@@ -116,6 +123,9 @@ class _Group:
 class StoredRows:
     """What sources of stored rows share: rows fetched ahead, and pictures decoded from videos where they are not stored too."""
 
+    base: str
+    """The folder from which relative video addresses count."""
+
     def __init__(self, assets: Assets, options: StorageOptions | None = None) -> None:
         self.assets, self.options = assets, options
         self._expected: dict[RowAddress, Future[bytes]] = {}
@@ -126,6 +136,10 @@ class StoredRows:
 
     def fetch(self, address: RowAddress) -> bytes:
         """The stored row. Raises `UserError` where it cannot be had."""
+        raise NotImplementedError
+
+    def samples(self, rows: Sequence[PlanRow]) -> list[Sample | BadRow]:
+        """As `Source` has it."""
         raise NotImplementedError
 
     def expect(self, rows: Iterable[PlanRow]) -> None:
@@ -158,7 +172,7 @@ class StoredRows:
         """What of a clip must come from its video."""
         spec = self.assets.spec
         boundaries = sorted({b for look in group for b in look.boundaries})
-        first = any(not look.views for look in group)
+        first = any(look.first for look in group)
         wanted: dict[str, tuple[Size, Sequence[int]]] = {}
         wanted |= {"image": ((spec.image_size, spec.image_size), [0])} if first else {}
         return wanted | ({"frames": ((spec.frame_size, spec.frame_size), boundaries)} if boundaries else {})
@@ -187,10 +201,15 @@ class StoredRows:
     def _taken(self, look: Look, wanted: Wanted, decoded: Pictures, stored: Future[Any] | None) -> Pictures | UserError:
         """A look's own pictures among those of its group."""
         try:
-            own = {"image": self._of_views(look) if look.views else decoded["image"][0]}
+            own = self._own_image(look, decoded)
         except UserError as error:
             return error
         return own | ({"frames": self._frames(look, wanted, decoded)} if look.boundaries else {})
+
+    def _own_image(self, look: Look, decoded: Pictures) -> Pictures:
+        if not look.image:
+            return {}
+        return {"image": self._of_views(look) if look.views else decoded["image"][0]}
 
     def _frames(self, look: Look, wanted: Wanted, decoded: Pictures) -> np.ndarray:
         """(F, 3, h, w) of its boundaries."""

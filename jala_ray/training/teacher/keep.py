@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from jala_ray import storage
 from jala_ray.config import RunConfig, TeacherConfig
 from jala_ray.data.samples.assets import Assets, tokenizer_key
+from jala_ray.data.samples.source import Sample, StoredRows
 from jala_ray.data.sampling.plan import Plan, PlanRow, plan_rows
 from jala_ray.models.frame_encoder import FrameEncoder, encoder_key
 from jala_ray.models.inverse_dynamics import Sight, Teacher
@@ -19,10 +22,11 @@ from jala_ray.storage import StorageOptions
 from jala_ray.training import setup
 from jala_ray.training.device import best_device
 from jala_ray.training.teacher.chunks import ChunkReader
-from jala_ray.training.teacher.fit import SAMPLE, LabelledChunks, fit
-from jala_ray.types import StorageError
+from jala_ray.training.teacher.fit import SAMPLE, fit
+from jala_ray.training.teacher.labelled import LabelledChunks
+from jala_ray.types import Clip, StorageError
 
-FORMAT = "jala_ray.teacher/1"
+FORMAT = "jala_ray.teacher/2"
 SALT = 0x7EAC
 WEAK = 0.5
 """A domain whose held-out motion is told with a lower R2 gets a warning."""
@@ -38,22 +42,28 @@ def taught(config: RunConfig, assets: Assets, address: str) -> Teacher:
     settings, options = config.objective.taught, setup.storage_options(config)
     assert settings is not None
     plan = labelled_plan(config, address)
-    name = fingerprint(config, settings, assets, plan)
-    kept = storage.join(config.data.cache, "teachers", name) if config.data.cache else None
+    kept = place(config, assets, plan)
     teacher = _kept(kept, options) if kept is not None else None
     if teacher is None:
         teacher = _fitted(config, settings, assets, plan, address)
         if kept is not None:
-            _keep(teacher, kept, options)
+            teacher = _keep(teacher, kept, options)
     for line in told(teacher.report):
         print(line, flush=True)
     return teacher
 
 
+def place(config: RunConfig, assets: Assets, plan: Plan) -> str | None:
+    """Where the teacher of a run over a cache is kept."""
+    assert config.objective.taught is not None
+    name = fingerprint(config, config.objective.taught, assets, plan)
+    return storage.join(config.data.cache, "teachers", name) if config.data.cache else None
+
+
 def labelled_plan(config: RunConfig, address: str) -> Plan:
-    """The run's training rows that have labels, each once."""
+    """The run's training rows that have labels, each once; with one seed for all runs, so that a teacher is no matter of theirs."""
     data = replace(config.data, labels="labelled_only", task_weights=(), source_weights=(), epoch_rows=None)
-    return setup.plans(replace(config, data=data), address).train.plan
+    return setup.plans(replace(config, data=data, seed=0), address).train.plan
 
 
 def fingerprint(config: RunConfig, settings: TeacherConfig, assets: Assets, plan: Plan) -> str:
@@ -78,16 +88,41 @@ def _labels(config: RunConfig) -> str:
 
 
 def _fitted(config: RunConfig, settings: TeacherConfig, assets: Assets, plan: Plan, address: str) -> Teacher:
-    source = setup.plans(config, address).train.builder.source
     encoder = FrameEncoder.build(config.model.encoder).to(best_device()).eval()
     sight = Sight(encoder.grid, settings.cells, encoder.pairs)
-    read = ChunkReader(source, assets.tokenizer, encoder, sight)
+    read = ChunkReader(rows_source(config, address), assets.tokenizer, encoder, sight)
     sample = LabelledChunks.joined(_first(read, plan.sample(SAMPLE, SALT), SAMPLE))
-    # Without a cache every chunk costs two passes of the encoder: then the sample must do.
-    streamed = bool(config.data.cache) and (len(plan.catalogue) > SAMPLE or len(sample) == SAMPLE)
-    found, report = fit(settings, sample, (lambda: read(every(plan))) if streamed else None, sight)
-    tensors = {name: tensor.detach().cpu() for name, tensor in found.state_dict().items()}
-    return Teacher(tensors, sight, report.plain() | {"rows": len(plan.catalogue), "streamed": streamed})
+    # Where features are not stored every chunk costs two passes of the encoder: then the sample must do.
+    more = len(plan.catalogue) > SAMPLE or (sample is not None and len(sample) == SAMPLE)
+    streamed = has_features(config) and more
+    found = fit(settings, sample, (lambda: read(every(plan))) if streamed else None, sight)
+    tensors = {name: tensor.detach().cpu() for name, tensor in found.teacher.state_dict().items()}
+    beside = {"rows": len(plan.catalogue), "left_out": read.left_out, "streamed": streamed}
+    return Teacher(tensors, sight, found.report.plain() | beside, found.held_out)
+
+
+def rows_source(config: RunConfig, address: str) -> StoredRows:
+    source = setup.plans(config, address).train.builder.source
+    assert isinstance(source, StoredRows)
+    return source
+
+
+def has_features(config: RunConfig) -> bool:
+    """Whether the cache, if there is one, holds features."""
+    from jala_ray.data.cache.folder import Cache
+
+    if not config.data.cache:
+        return False
+    return Cache.open(config.data.cache, setup.storage_options(config)).facts.encoder is not None
+
+
+def clips_of(config: RunConfig, address: str, rows: Collection[int]) -> dict[int, Clip]:
+    """The clips of some of the labelled rows, by their numbers in the manifest; without those that cannot be read."""
+    catalogue = labelled_plan(config, address).catalogue
+    at = np.flatnonzero(np.isin(catalogue.place["row"], list(rows)))
+    wanted = plan_rows(catalogue.place[at], catalogue.files, 0, at)
+    samples = rows_source(config, address).samples(wanted)
+    return {s.row: s.clip for s in samples if isinstance(s, Sample) and s.clip is not None}
 
 
 def every(plan: Plan) -> Iterator[PlanRow]:
@@ -101,7 +136,7 @@ def every(plan: Plan) -> Iterator[PlanRow]:
 def _first(read: ChunkReader, rows: list[PlanRow], count: int) -> Iterator[LabelledChunks]:
     """The first `count` chunks of some rows."""
     for part in read(rows):
-        yield part.first(count)
+        yield part.cut(0, count)
         count -= len(part)
         if count <= 0:
             return
@@ -115,16 +150,21 @@ def _kept(address: str, options: StorageOptions) -> Teacher | None:
         return Teacher.load(scratch / "teacher")
 
 
-def _keep(teacher: Teacher, address: str, options: StorageOptions) -> None:
-    """Others may have fitted the same meanwhile; and a cache that cannot be written to is no reason to stop: the run has its own copy."""
+def _keep(teacher: Teacher, address: str, options: StorageOptions) -> Teacher:
+    """The one that is kept from now on: what others fitted meanwhile goes before, so that all runs have one. A cache that cannot be
+    written to is no reason to stop: the run has its own copy.
+    """
     with storage.scratch("teacher") as scratch:
         folder = scratch / "teacher"
         folder.mkdir()
         teacher.save(folder)
         try:
-            storage.upload_dir(folder, address, options)
+            storage.upload_dir(folder, address, options, replace_unfinished=True)
         except (StorageError, OSError) as error:
+            if (theirs := _kept(address, options)) is not None:
+                return theirs
             print(f"the teacher is not kept beside the cache: {error}", flush=True)
+    return teacher
 
 
 def told(report: Mapping[str, Any]) -> Iterator[str]:
@@ -137,5 +177,7 @@ def told(report: Mapping[str, Any]) -> Iterator[str]:
                 f"warning: the teacher tells less than half of the motion of {domain} ({r2['motion']:.2f}): alignment with it asks for "
                 f"little. Label more clips of {domain}, or take features that see its hands."
             )
-    for domain in report["chunks"].keys() - report["r2"].keys():
+    if report.get("left_out"):
+        yield f"warning: {report['left_out']} rows could not be read and are not in the teacher"
+    for domain in sorted(report["chunks"].keys() - report["r2"].keys()):
         yield f"warning: too few labelled chunks of {domain} ({report['chunks'][domain]}) to tell what the teacher is worth there"

@@ -11,9 +11,11 @@ from torch import Tensor
 FOLDS = 5
 """Parts of the clips, each held out in turn."""
 PENALTIES = tuple(10.0**power for power in range(-6, 1))
-"""Tried for the ridge; inputs have a mean square of at most 1."""
+"""Tried for the ridge; inputs have a mean square of at most 1. With less, weights grow until float32 cannot add them up."""
 FEWEST = 20
 """Chunks that a domain needs for a figure of its own."""
+STILL = 1e-12
+"""Variance of a target that does not move."""
 
 
 @dataclass
@@ -59,9 +61,16 @@ class Moments:
                     self._add((name, number), x[chosen], y[chosen])
 
     def _add(self, key: tuple[str, int], x: Tensor, y: Tensor) -> None:
+        """In float64: float32 products of many chunks are no longer positive definite at the smallest penalties."""
         ones, y = torch.cat([x.new_ones(len(x), 1), x], dim=1).double(), y.double()
-        new = Sums(len(x), ones.T @ ones, ones.T @ y, y.square().sum(0))
-        self.of[key] = self.of[key] + new if key in self.of else new
+        if key not in self.of:
+            sizes = (ones.shape[1], ones.shape[1]), (ones.shape[1], y.shape[1]), (y.shape[1],)
+            self.of[key] = Sums(0, *(torch.zeros(size, dtype=torch.float64) for size in sizes))
+        sums = self.of[key]
+        sums.count += len(x)
+        sums.inputs.addmm_(ones.T, ones)
+        sums.both.addmm_(ones.T, y)
+        sums.squares += y.square().sum(0)
 
     @property
     def domains(self) -> list[str]:
@@ -124,9 +133,9 @@ class Chosen:
 def choose(moments: Moments, targets: Mapping[str, slice], by: str, balances: Sequence[float] = (0.0, 1.0)) -> Chosen:
     """The penalty and balance with which the targets `by` of held-out clips are told best, a mean over domains with `FEWEST` chunks."""
     shown = [domain for domain in moments.domains if moments.count(domain) >= FEWEST] or moments.domains
-    best: Chosen | None = None
+    best, wholes = None, {domain: moments.whole(domain) for domain in shown}
     for balance in balances if len(moments.domains) > 1 else balances[:1]:
-        lost = {penalty: {domain: 0.0 * moments.whole(domain).squares for domain in shown} for penalty in PENALTIES}
+        lost = {penalty: {domain: 0.0 * wholes[domain].squares for domain in shown} for penalty in PENALTIES}
         for fold in range(FOLDS):
             seen = moments.mixed(balance, fold)
             for penalty in PENALTIES:
@@ -135,7 +144,7 @@ def choose(moments: Moments, targets: Mapping[str, slice], by: str, balances: Se
                     if (domain, fold) in moments.of:
                         lost[penalty][domain] += errors(moments.of[domain, fold], solution)
         for penalty, of in lost.items():
-            r2 = {domain: _r2(moments.whole(domain), missed, targets) for domain, missed in of.items()}
+            r2 = {domain: _r2(wholes[domain], missed, targets) for domain, missed in of.items()}
             score = sum(found[by] for found in r2.values()) / len(r2)
             if best is None or score > best.score:
                 best = Chosen(score, penalty, balance, r2)
@@ -143,6 +152,15 @@ def choose(moments: Moments, targets: Mapping[str, slice], by: str, balances: Se
     return best
 
 
+def without_each(moments: Moments, found: Chosen) -> list[Tensor]:
+    """The solution without each of the folds."""
+    return [solve(moments.mixed(found.balance, fold), found.penalty) for fold in range(FOLDS)]
+
+
 def _r2(sums: Sums, missed: Tensor, targets: Mapping[str, slice]) -> dict[str, float]:
-    known = spread(sums)
-    return {name: float(1 - missed[of].sum() / known[of].sum().clamp(min=1e-12)) for name, of in targets.items()}
+    """0 of targets that do not move: there is nothing to tell."""
+    known, still = spread(sums), STILL * sums.count
+    return {
+        name: float(1 - missed[of].sum() / known[of].sum()) if known[of].sum() > still else 0.0
+        for name, of in targets.items()
+    }
