@@ -32,7 +32,9 @@ from jala_ray.studies.alignment.world import PARTS, part_of
 from jala_ray.training.build import build_assets
 from jala_ray.training.device import best_device
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
-from jala_ray.training.teacher.fit import LabelledChunks, fit
+from jala_ray.training.teacher.fit import fit
+from jala_ray.training.teacher.labelled import LabelledChunks, Origin
+from jala_ray.training.teacher.moments import FOLDS
 from jala_ray.types import WRIST_DIM, Split
 
 ROWS = 64
@@ -74,9 +76,10 @@ class Seen:
         return Seen(**chosen_of)
 
     def chunks(self, sight: Sight) -> LabelledChunks:
-        return LabelledChunks(
-            sight.pooled(self.pairs), self.motion, self.hand, self.domain.tolist(), self.clip.tolist()
-        )
+        """A clip of the world is a video of its own."""
+        told = zip(self.domain, self.source, self.clip, self.time.tolist(), strict=True)
+        origin = [Origin(domain, source, clip, clip, 0, time) for domain, source, clip, time in told]
+        return LabelledChunks(sight.pooled(self.pairs), self.motion, self.hand, origin)
 
 
 def read(assets: Assets, encoder: FrameEncoder, manifest: Manifest, split: Split) -> Seen:
@@ -136,8 +139,8 @@ class Classroom:
         known, unlabelled = train.take(own), train.take(~own)
         settings = TeacherConfig()
         sight = Sight(encoder.grid, settings.cells, encoder.pairs)
-        teacher, report = fit(settings, known.chunks(sight), None, sight)
-        return cls(config, assets, known, unlabelled, asked, teacher, report.plain())
+        found = fit(settings, known.chunks(sight), None, sight)
+        return cls(config, assets, known, unlabelled, asked, found.teacher, found.report.plain())
 
     def motion(self, seen: Seen) -> Tensor:
         """(E, R) of the true motion."""
@@ -206,7 +209,8 @@ class Policy:
         """(E,) of the asked chunks, in cm of the wrist, of a policy fitted on chunks with this motion (E, R)."""
         x = np.concatenate([self.inputs(one) for one in seen])
         y = torch.cat(list(motion)).double().numpy()
-        fold = torch.cat([one.chunks(self.room.teacher.inputs.sight).fold for one in seen]).numpy()
+        clips = np.unique(np.concatenate([one.clip for one in seen]), return_inverse=True)[1]
+        fold = clips % FOLDS
         gamma, penalty = self._chosen(x, y, fold)
         told = _ridge(gamma, penalty).fit(x, y - y.mean(0)).predict(self.inputs(self.room.asked))
         return self.room.wrist_cm(self.room.asked, torch.from_numpy(told + y.mean(0)).float())
