@@ -34,6 +34,7 @@ from jala_ray.types import DOMAINS, ConfigError, UserError
 PAIR_AT_LEAST, FIRST_AT_MOST, GAIN_AT_LEAST = 0.5, 0.3, 0.3
 TAUGHT_AT_LEAST, CLOSED_AT_LEAST = 0.5, 0.2
 CEILING, REFERENCE = "all_labelled", "no_align"
+SHOWN_PART = "seen"
 ENSEMBLE = 4
 PRIMARY = {
     "metric": "mpjpe",
@@ -110,20 +111,25 @@ def _taught(study: StudyFolder) -> dict[str, Any]:
 
 
 def run_gates(found: StudyResults) -> list[Gate]:
-    """From runs of the ceiling and of the reference, in the primary metric on the primary part: means over seeds and clips."""
+    """G4, from runs of the ceiling and of the reference, in the primary metric: means over seeds and clips.
+
+    What is trivial must be worse than both where labels show the target. Where none does the reference can't know better than the mean
+    motion, so there it must be worse than the ceiling alone.
+    """
     seeds = found.seeds(CEILING, REFERENCE)
 
-    def mean(variant: str, row: str) -> float:
-        return float(found.matrix(variant, PRIMARY_PART, "mpjpe", ENSEMBLE, row, seeds).mean())
+    def mean(variant: str, row: str, part: str) -> float:
+        return float(found.matrix(variant, part, "mpjpe", ENSEMBLE, row, seeds).mean())
 
-    ceiling, reference = mean(CEILING, MODEL), mean(REFERENCE, MODEL)
+    ceiling, reference = mean(CEILING, MODEL, PRIMARY_PART), mean(REFERENCE, MODEL, PRIMARY_PART)
     gain = 1 - ceiling / reference
     rule = f">= {GAIN_AT_LEAST:g} of {REFERENCE}'s {reference:.2f} cm"
     gates = [Gate(f"G4: what {CEILING} gains over {REFERENCE}, {PRIMARY_PART}", gain, rule, gain >= GAIN_AT_LEAST)]
-    worse = max(ceiling, reference)
-    for row in (HOLD_FIRST, MEAN_MOTION):
-        trivial = mean(REFERENCE, row)
-        gates.append(Gate(f"MPJPE of {row}, {PRIMARY_PART}, cm", trivial, f"> {worse:.2f}", trivial > worse))
+    shown = max(mean(variant, MODEL, SHOWN_PART) for variant in (CEILING, REFERENCE))
+    for part, least in ((PRIMARY_PART, ceiling), (SHOWN_PART, shown)):
+        for row in (HOLD_FIRST, MEAN_MOTION):
+            trivial = mean(REFERENCE, row, part)
+            gates.append(Gate(f"G4: MPJPE of {row}, {part}, cm", trivial, f"> {least:.2f}", trivial > least))
     return gates
 
 
