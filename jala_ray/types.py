@@ -24,6 +24,8 @@ RHO_WARN, EFFECTIVE_RANK_WARN = 0.05, 4.0
 """Below these the latent-action space is collapsing (method.md 5)."""
 VARYING_WARN = 0.02
 """Share of h that varies from chunk to chunk, below which h is a constant: what is aligned with it has nothing to tell."""
+TEACHER_R2_WARN = 0.5
+"""Share of the motion of held-out clips that a teacher tells, below which alignment with it asks for little."""
 WRIST_DIM, FINGER_DIM = 9, 90
 FEATURE_DIM = WRIST_DIM + FINGER_DIM
 """Features per frame: wrist = 6-D rotation + translation (9), fingers = 15 x 6-D (90); wrist first."""

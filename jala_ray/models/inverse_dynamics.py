@@ -248,11 +248,14 @@ class Teacher:
     def build(self) -> InverseDynamics:
         return InverseDynamics.of(self.tensors, self.sight)
 
+    def facts(self) -> dict[str, Any]:
+        """What `teacher.json` holds."""
+        return {"sight": dataclasses.asdict(self.sight), "report": self.report}
+
     def save(self, folder: Path) -> None:
         """`teacher.safetensors`, `teacher.json` and `held_out.json` in a local folder."""
         safetensors.torch.save_file({name: t.contiguous() for name, t in self.tensors.items()}, folder / WEIGHTS)
-        facts = {"sight": dataclasses.asdict(self.sight), "report": self.report}
-        (folder / FACTS).write_text(json.dumps(facts, indent=1, allow_nan=False))
+        (folder / FACTS).write_text(json.dumps(self.facts(), indent=1, allow_nan=False))
         (folder / HELD_OUT).write_text(json.dumps(list(self.held_out), allow_nan=False))
 
     @classmethod

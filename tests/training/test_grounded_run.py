@@ -3,6 +3,7 @@ run."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from jala_ray import storage
+from jala_ray.commands import shell
 from jala_ray.config import RunConfig
 from jala_ray.data.cache.making import Contents, begin
 from jala_ray.data.manifest.table import Manifest
@@ -18,9 +20,9 @@ from jala_ray.data.samples.assets import Assets
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.models.frame_encoder import FrameEncoder
-from jala_ray.models.inverse_dynamics import InverseDynamics, Sight
+from jala_ray.models.inverse_dynamics import InverseDynamics, Sight, Teacher
 from jala_ray.objectives.grounded import Grounded
-from jala_ray.parsing import override
+from jala_ray.parsing import override, to_dict
 from jala_ray.presets import PRESETS
 from jala_ray.storage import StorageOptions
 from jala_ray.training import checkpoint, history, setup
@@ -172,3 +174,38 @@ def test_whoever_fits_second_takes_what_is_kept(base: RunConfig, assets, tmp_pat
     assert _keep(theirs, address, StorageOptions()) is theirs
     again = _keep(mine, address, StorageOptions())
     assert again.report == theirs.report and list(again.held_out) == list(theirs.held_out) != list(mine.held_out)
+
+
+def test_the_command_writes_the_page_of_what_runs_will_take(
+    base: RunConfig, assets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = tmp_path / "config.json", tmp_path / "out"
+    config.write_text(json.dumps(to_dict(base)))
+    assert shell.main(["teacher", str(config), str(out)]) == 0
+    kept = place(base, assets[0], labelled_plan(base, assets[1]))
+    assert kept is not None and (found := Teacher.load(Path(kept))) is not None
+    assert f"page: {out}/report.html" in capsys.readouterr().out
+    assert json.loads((out / "teacher.json").read_text())["report"] == found.report
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 2 * min(12, len({row["clip"] for row in found.held_out}))
+    assert shell.main(["teacher", str(config), str(out), "--objective.teacher.landmarks", "0"]) == 2
+    assert "objective.teacher.landmarks: got 0" in capsys.readouterr().err
+
+
+def test_the_command_says_what_is_missing(base: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = WorldConfig(lab_train=4, lab_val=1, wild_train=1, wild_val=1, labelled_share=0.0, width=64, height=48)
+    few = str(generate(tmp_path / "few", world))
+    assets = build_assets(base, str(tmp_path / "scratch"))
+    held = Contents("codes"), StorageOptions()
+    making = begin(str(tmp_path / "codes"), Manifest(few), assets, base.model.encoder, *held, gpu=True)
+    do_parts(making.missing(), making.job, StorageOptions(), local=True, quiet=True)
+    making.finish(0.0)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(to_dict(replace(base, data=replace(base.data, manifest=few, cache="")))))
+    words = ["teacher", str(config), str(tmp_path / "out")]
+    for more, said in (
+        ([], "labelled hand-chunks: got "),
+        (["--data.cache", str(tmp_path / "codes")], "expected a cache with features"),
+    ):
+        assert shell.main([*words, *more]) == 2
+        assert said in capsys.readouterr().err

@@ -45,6 +45,8 @@ class RunFolder:
     attempts: list[Attempt]
     errors: list[Row]
     checkpoints: list[str]
+    teacher: dict | None = None
+    """What the fit of the run's teacher said of itself; None without one."""
     torn: list[str] = field(default_factory=list)
     """Lines that are no JSON object (a process killed while it wrote), as "file:line"."""
 
@@ -83,6 +85,7 @@ def read_run(run_dir: str | Path) -> RunFolder:
         attempts=with_cut(attempts, cut),
         errors=errors,
         checkpoints=sorted(p.name for p in saved.iterdir() if p.is_dir()) if saved.is_dir() else [],
+        teacher=(read_json(root / "assets" / "teacher.json") or {}).get("report"),
         torn=[*torn_metrics, *torn_errors],
     )
 

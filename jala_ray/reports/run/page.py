@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 
 from jala_ray import storage
 from jala_ray.reports.kit.figures import Charts
-from jala_ray.reports.kit.findings import Finding, counted, warning_list
+from jala_ray.reports.kit.findings import Finding, counted, warning_list, worst_first
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import absent, badge, clock, number, percent, tile
 from jala_ray.reports.run import cost, evaluations, quality, reconstructions, sections
 from jala_ray.reports.run.folder import RunFolder, read_json, read_metrics, read_run
+from jala_ray.reports.teacher import tables
+from jala_ray.reports.teacher.tables import teacher_findings
 from jala_ray.reports.warnings import constant_h, matched_pairs, training_findings
 from jala_ray.types import JalaError
 
@@ -82,6 +84,7 @@ def write_pretrain_report(
         ("throughput", "Throughput", sections.throughput(run, charts)),
         *costs(run, charts),
         ("optimisation", "Optimisation", sections.optimisation(run, charts)),
+        *([("teacher", "Teacher", tables.section(run.teacher))] if run.teacher else []),
         ("tokenizer", "Motion tokenizer", quality.section(measured, why, charts)),
         *tail(run, charts),
     ]
@@ -120,7 +123,8 @@ def findings_of(run: RunFolder) -> list[Finding]:
     objective = (run.config or {}).get("objective")
     align = objective.get("align") if isinstance(objective, dict) else None
     weight = align.get("weight") if isinstance(align, dict) else None
-    return training_findings(run.metrics, total_steps(run), aligned=weight != 0)
+    found = training_findings(run.metrics, total_steps(run), aligned=weight != 0)
+    return worst_first([*found, *(teacher_findings(run.teacher) if run.teacher else ())])
 
 
 def charts_of(run: RunFolder) -> Charts:

@@ -41,9 +41,10 @@ def warnings_of(folder: str, options: StorageOptions | None = None) -> list[str]
     if not storage.is_s3(folder):
         return [finding.line for finding in findings_of(read_run(folder))]
     with storage.scratch("warnings") as scratch:
-        for name in ("config.json", "metrics.jsonl"):
+        for name in ("config.json", "metrics.jsonl", "assets/teacher.json"):
             address = storage.join(folder, name)
             if storage.exists(address, options):
+                (scratch / name).parent.mkdir(exist_ok=True)
                 (scratch / name).write_bytes(storage.read_bytes(address, options))
         return [finding.line for finding in findings_of(read_run(scratch))]
 

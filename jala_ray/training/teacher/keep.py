@@ -24,12 +24,10 @@ from jala_ray.training.device import best_device
 from jala_ray.training.teacher.chunks import ChunkReader
 from jala_ray.training.teacher.fit import SAMPLE, fit
 from jala_ray.training.teacher.labelled import LabelledChunks
-from jala_ray.types import Clip, StorageError
+from jala_ray.types import TEACHER_R2_WARN, Clip, StorageError
 
 FORMAT = "jala_ray.teacher/2"
 SALT = 0x7EAC
-WEAK = 0.5
-"""A domain whose held-out motion is told with a lower R2 gets a warning."""
 BLOCK = 4096
 """Rows of the plan that are addressed at once."""
 
@@ -172,7 +170,7 @@ def told(report: Mapping[str, Any]) -> Iterator[str]:
     for domain, r2 in report["r2"].items():
         shown = f"motion {r2['motion']:.2f}, wrist {r2['wrist']:.2f}, fingers {r2['finger']:.2f}"
         yield f"teacher: R2 on held-out clips of {domain} ({report['chunks'][domain]} labelled chunks): {shown}"
-        if r2["motion"] < WEAK:
+        if r2["motion"] < TEACHER_R2_WARN:
             yield (
                 f"warning: the teacher tells less than half of the motion of {domain} ({r2['motion']:.2f}): alignment with it asks for "
                 f"little. Label more clips of {domain}, or take features that see its hands."
