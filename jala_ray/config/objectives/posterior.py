@@ -67,7 +67,9 @@ def _of(base: RunConfig) -> PosteriorConfig:
 @PosteriorConfig.variant
 def posterior(base: RunConfig) -> RunConfig:
     """Experimental until its second pass is seen to read the pair: h follows that of a pass that sees it; after Being-H0.7."""
-    return replace(base, objective=_of(base))
+    # Both passes keep their activations at once.
+    micro_tokens = max(base.data.max_tokens, base.train.micro_tokens // 2)
+    return override(replace(base, objective=_of(base)), {"train.micro_tokens": micro_tokens})
 
 
 @PosteriorConfig.variant
