@@ -25,6 +25,7 @@ from jala_ray.config.objectives import (
     ObjectiveConfig,
     ObjectiveTraits,
     PerceiverConfig,
+    PosteriorConfig,
     TeacherConfig,
     Variant,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "ObjectiveTraits",
     "OptimConfig",
     "PerceiverConfig",
+    "PosteriorConfig",
     "RunConfig",
     "StorageConfig",
     "TeacherConfig",

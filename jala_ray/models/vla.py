@@ -26,6 +26,12 @@ class Out:
     """(M,) int64, rising: `Batch.read_at`, or all places."""
     hidden: dict[int, Tensor]
     """By tapped block, (B, T, D)."""
+    embedded: Tensor | None = None
+    """(B, T, D) what the tokens and pictures are to the first block, without an objective's additions."""
+    extra: Tensor | None = None
+    """(B, T, D) those additions."""
+    again: Out | None = None
+    """Of a second pass over the batch (`Objective.again`)."""
 
     def final_at(self, at: Tensor) -> Tensor:
         """Last hidden states (N, D) at places `at` (N,), which must be among `read_at`. On a CPU others are refused with a `UserError`."""
@@ -116,22 +122,32 @@ class VLA(nn.Module):
         return embedded if extra is None else embedded + extra.to(text.dtype)
 
     def forward(
-        self, batch: Batch, taps: tuple[int, ...] = (), extra: Tensor | None = None, *, everywhere: bool = False
+        self,
+        batch: Batch,
+        taps: tuple[int, ...] = (),
+        extra: Tensor | None = None,
+        *,
+        everywhere: bool = False,
+        embedded: Tensor | None = None,
     ) -> Out:
-        """Taps are language blocks counted from 1. `everywhere` asks for all last hidden states, not those of `batch.read_at` alone."""
+        """Taps are language blocks counted from 1. `everywhere` asks for all last hidden states, not those of `batch.read_at` alone.
+        `embedded` (B, T, D): what an earlier pass over the batch left (`Out.embedded`), so that pictures are seen once.
+        """
         rows, length = batch.ids.shape
         positions = self.backbone.positions(batch.position, batch.image_k)
-        embedded = self.embed(batch, batch.images, extra)
+        embedded = self.embed(batch, batch.images) if embedded is None else embedded
+        given = embedded if extra is None else embedded + extra.to(embedded.dtype)
         # Rows laid end to end are one row of more samples.
-        row = (x.flatten(0, 1)[None] for x in (embedded, positions))
+        row = (x.flatten(0, 1)[None] for x in (given, positions))
         read = torch.arange(rows * length, device=batch.ids.device) if everywhere else batch.read_at
         less: dict[str, Any] = {"read": None if everywhere else read}
         if rows == 1 and not everywhere:
             less["deep"] = int(batch.deep)
-        embedded, positions = row
+        given, positions = row
         mask = Intervals.of_rows(batch.lo, batch.hi)
-        final, hidden, _ = self.backbone(embedded, mask, positions, taps, **less)
-        return Out(final[0], read, {tap: x.unflatten(1, (rows, length))[0] for tap, x in hidden.items()})
+        final, hidden, _ = self.backbone(given, mask, positions, taps, **less)
+        tapped = {tap: x.unflatten(1, (rows, length))[0] for tap, x in hidden.items()}
+        return Out(final[0], read, tapped, embedded, extra)
 
     def motion_logits(self, hidden: Tensor, k: Tensor) -> Tensor:
         """Final hidden states (M, D) at chunk positions `k` (M,) -> (M, codes) logits over each position's own slot."""

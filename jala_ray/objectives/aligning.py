@@ -35,11 +35,15 @@ def gather_latents(latents: Tensor, row: Tensor, batch: Batch, at: Tensor) -> Te
     return latents[row, rows_at(batch.hand, at), rows_at(batch.k, at)]
 
 
-def align_loss(align: AlignConfig, batch: Batch, h: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """L_align: `h` (M, D) at the M places `batch.pair_at`, as it is compared, and `latents` (C, 2 hands, K, D) of the batch's pairs
-    -> (S,) mean over the sample's places, (S,) has. Who learns is the caller's choice: it detaches what is to stand still."""
+def of_pairs(latents: Tensor, batch: Batch) -> Tensor:
+    """Latents (C, 2 hands, K, D) of the batch's pairs, at the M places `batch.pair_at` -> (M, D)."""
+    return gather_latents(latents, rows_at(batch.pair, batch.pair_at), batch, batch.pair_at)
+
+
+def align_loss(align: AlignConfig, batch: Batch, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """L_align: at the M places `batch.pair_at`, `h` (M, D) as it is compared and its targets `z` (M, D) -> (S,) mean over the sample's
+    places, (S,) has. Who learns is the caller's choice: it detaches what is to stand still."""
     at = batch.pair_at
-    z = gather_latents(latents, rows_at(batch.pair, at), batch, at)
     if align.direction == "anchored":
         h, z = anchored(h, z, rows_at(batch.target, at)[:, None] >= 0)
     distance = DISTANCES[align.distance](full(h), full(z))

@@ -49,12 +49,14 @@ class Objective(nn.Module):
     `taps` language blocks whose outputs `loss` reads; `columns` fields of the batch that may be None and it needs (a signal is
     `signals/NAME`), checked before the first step;
     `needs_features` whether the frozen encoder runs, `needs_still` whether also on pairs in which nothing moves.
+    `passes` of the VLA over a batch, each with a loss of the codes; what they keep for the backward pass is kept at once.
     """
 
     taps: tuple[int, ...] = ()
     columns: tuple[str, ...] = ()
     needs_features: bool = False
     needs_still: bool = False
+    passes: int = 1
     directions: bool = False
     """Alignment compares directions of h and its targets, not lengths."""
 
@@ -68,6 +70,10 @@ class Objective(nn.Module):
 
     def extra(self, batch: Batch, features: Features | None) -> Tensor | None:
         """Additions (B, T, D) to the input embeddings, or None."""
+        return None
+
+    def again(self, vla: VLA, batch: Batch, features: Features | None, out: Out) -> Out | None:
+        """A second pass over the batch, given the first one's `out`; `loss` and `monitors` find it in `out.again`. None: there is none."""
         return None
 
     def loss(self, vla: VLA, batch: Batch, features: Features | None, out: Out) -> Losses:

@@ -16,7 +16,7 @@ from jala_ray.config import GroundedConfig
 from jala_ray.config.checking import check_layer
 from jala_ray.models.inverse_dynamics import InverseDynamics, MotionReader
 from jala_ray.models.vla import VLA, Out
-from jala_ray.objectives.aligning import Projector, align_loss, scheduled
+from jala_ray.objectives.aligning import Projector, align_loss, of_pairs, scheduled
 from jala_ray.objectives.base import Features, Losses
 from jala_ray.objectives.masked import MaskedPrediction
 from jala_ray.objectives.monitors import alignment_monitors
@@ -61,7 +61,8 @@ class Grounded(MaskedPrediction):
         if self.reader is not None:
             losses.terms["teacher"], losses.has["teacher"] = self._teacher_loss(batch, motion)
         h = self.compared(rows_at(out.hidden[align.layer], batch.pair_at))
-        losses.terms["align"], losses.has["align"] = align_loss(align, batch, h, self._projected(motion.detach()))
+        z = of_pairs(self._projected(motion.detach()), batch)
+        losses.terms["align"], losses.has["align"] = align_loss(align, batch, h, z)
         return losses
 
     def motion(self, features: Features) -> Tensor:

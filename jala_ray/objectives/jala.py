@@ -12,7 +12,7 @@ from jala_ray.config import JalaConfig
 from jala_ray.config.checking import check_layer
 from jala_ray.models.perceiver import Perceiver, decoupled_ema, teacher_ema
 from jala_ray.models.vla import VLA, Out
-from jala_ray.objectives.aligning import Projector, align_loss, scheduled
+from jala_ray.objectives.aligning import Projector, align_loss, of_pairs, scheduled
 from jala_ray.objectives.base import Features, Losses
 from jala_ray.objectives.masked import MaskedPrediction
 from jala_ray.objectives.monitors import alignment_monitors
@@ -51,7 +51,8 @@ class Jala(MaskedPrediction):
             assert features is not None
             align = self.config.align
             h = self.compared(rows_at(out.hidden[align.layer], batch.pair_at))
-            losses.terms["align"], losses.has["align"] = align_loss(align, batch, h, self.targets(features))
+            z = of_pairs(self.targets(features), batch)
+            losses.terms["align"], losses.has["align"] = align_loss(align, batch, h, z)
         return losses
 
     def targets(self, features: Features) -> Tensor:

@@ -74,6 +74,18 @@ def alignment_monitors(
     }
 
 
+def by_pair(values: Tensor, batch: Batch, sizes: tuple[int, int, int]) -> Tensor:
+    """Values (M, D) at places `batch.pair_at` as targets (C, 2 hands, K, D) of the batch's pairs. Where a hand-chunk has no such place it
+    holds the mean over its others, and where a hand has none that of the pair."""
+    at, (pairs, hands, tokens) = batch.pair_at, sizes
+    row, hand, k = (rows_at(column, at) for column in (batch.pair, batch.hand, batch.k))
+    whole = _group_mean(values, row, pairs)[:, None].repeat(1, hands, 1).flatten(0, 1)
+    chunk = row * hands + hand
+    whole = whole.index_copy(0, chunk, _group_mean(values, chunk, pairs * hands)[chunk])
+    every = whole[:, None].repeat(1, tokens, 1).flatten(0, 1)
+    return every.index_copy(0, chunk * tokens + k, values).unflatten(0, sizes)
+
+
 def _rms(x: Tensor) -> Tensor:
     return x.square().mean().sqrt()
 

@@ -31,6 +31,8 @@ STEEP = 0.1
 STEEP_OF_VALUE = 0.02
 NOISE = 3.0
 """Standard errors of a difference of medians below which it is noise."""
+READ = 0.02
+"""Share by which codes must be cheaper to a pass that sees the pair."""
 HOLD = "hold_first"
 _PLACES = (("training", ""), *((f"held-out {DOMAIN_NAMES[d]}", f"val/{d}/") for d in DOMAIN_NAMES))
 """Where monitors look, and what their keys begin with."""
@@ -39,7 +41,8 @@ _PLACES = (("training", ""), *((f"held-out {DOMAIN_NAMES[d]}", f"val/{d}/") for 
 def training_findings(rows: Rows, total_steps: int | None = None, *, aligned: bool = True) -> list[Finding]:
     """Warnings of a run's surviving metric rows, the serious ones first. `aligned`: latent alignment is among what it trains."""
     found = [*diverged(rows), *collapse(rows), *constant_h(rows), *overfitting(rows), *still_moving(rows, total_steps)]
-    return worst_first([*found, *failed_evaluations(rows), *(matched_pairs(rows) if aligned else ())])
+    found += [*failed_evaluations(rows), *unread_pairs(rows)]
+    return worst_first([*found, *(matched_pairs(rows) if aligned else ())])
 
 
 def diverged(rows: Rows) -> Iterator[Finding]:
@@ -107,6 +110,23 @@ def matched_pairs(rows: Rows) -> Iterator[Finding]:
             "own clip: train longer, with a larger batch, or with another objective.align.target."
         )
         yield Finding("bad", "Matched pairs of h and z are no nearer than shuffled ones.", detail, "; ".join(near))
+
+
+def unread_pairs(rows: Rows) -> Iterator[Finding]:
+    """A second pass (`posterior`) that knows where each chunk leads, and tells held-out codes no better than the first."""
+    blind = []
+    for domain in DOMAIN_NAMES:
+        first = dict(points(rows, f"val/{domain}/loss_mcp"))
+        told = [(v, first[s]) for s, v in points(rows, f"val/{domain}/loss_posterior") if s in first][-MONITORS:]
+        if told and median(own / plain for own, plain in told) > 1 - READ:
+            own, plain = (median(values) for values in zip(*told, strict=True))
+            blind.append(f"held-out {DOMAIN_NAMES[domain]}: {own:.4g} with the pair, {plain:.4g} without")
+    if blind:
+        detail = (
+            "Its h has nothing of the pair to teach: train longer, or with more labels; where frames are encoded alone, with "
+            "objective.perceiver.reads change."
+        )
+        yield Finding("warn", "The posterior does not read the pair.", detail, "; ".join(blind))
 
 
 def overfitting(rows: Rows) -> Iterator[Finding]:

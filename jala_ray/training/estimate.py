@@ -177,8 +177,8 @@ def _flops(learner: Learner, tokens: float, seconds: float) -> float:
         text=0,
         aligned=k * chunks,
     )
-    again = prices.language.needs(work, prices.tap).forward if learner.vla.backbone.config.gradient_checkpointing else 0
-    return prices.needs(work).total + again
+    once = prices.language.needs(work, prices.tap).forward if learner.vla.backbone.config.gradient_checkpointing else 0
+    return prices.needs(work).total + prices.passes * once
 
 
 def data_of(config: RunConfig, options: StorageOptions) -> Data:

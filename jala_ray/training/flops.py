@@ -11,6 +11,9 @@ time for the backward pass do not count, whatever the kernels do. A multiplicati
 Backward: once more for the gradient of an input, where anything before it learns, and for the gradient of a weight that learns. So it is
 twice the forward pass for what learns, as much as it for what is frozen on the way, and nothing behind a frozen tower.
 
+A second pass over a batch (`Objective.passes`) counts as the first, as it runs over all samples: what it does for those that nobody
+compares or scores there is not left out.
+
 Left out: sums, norms, activations, embeddings, the optimizer, moving averages, evaluations; an objective's modules that `own` does not
 know; what can't run on the meta device; blocks that don't put every token through every matrix.
 """
@@ -35,6 +38,7 @@ from jala_ray.objectives.grounded import Grounded
 from jala_ray.objectives.jala import Jala
 from jala_ray.objectives.lapa import LapaActions, LapaCodes
 from jala_ray.objectives.next_token import NextToken
+from jala_ray.objectives.posterior import Posterior
 from jala_ray.training.learner import Learner
 
 PEAK_TFLOPS = {
@@ -230,6 +234,8 @@ class Prices:
     encodes_pairs: bool
     still: bool
     """Pairs in which nothing moves are encoded, too."""
+    passes: int
+    """Of the language model over a batch; pictures are seen in the first alone."""
     scored: Flops
     text: Flops
     own: Callable[[Workload], Flops]
@@ -252,6 +258,7 @@ class Prices:
             frame=measured(encoder, frame) if objective.needs_features else Flops(),
             encodes_pairs=encoder.pairs,
             still=objective.needs_still,
+            passes=objective.passes,
             scored=product(width, vla.motion_head.codes, 1.0, flows) if head.requires_grad else Flops(),
             text=product(width, words, word_learns, flows) if flows else Flops(),
             own=own(objective, learner),
@@ -262,8 +269,8 @@ class Prices:
         found = frames * self.frame + self.own(work)
         if not work.deep and not self.tap:
             return found  # nobody reads what the backbone would say
-        heads = work.scored * self.scored + work.text * self.text
-        return found + self.language.needs(work, self.tap) + work.pictures * self.picture + heads
+        each = self.language.needs(work, self.tap) + work.scored * self.scored
+        return found + self.passes * each + work.pictures * self.picture + work.text * self.text
 
 
 class Seen(nn.Module):
@@ -353,6 +360,15 @@ def _grounded(objective: Grounded, learner: Learner) -> Callable[[Workload], Flo
     places = objective.projection.shape
     motion += Flops(4.0 * places.numel())  # two hands; z learns nothing
     return lambda work: work.firsts * state + work.pairs * motion + work.aligned * compared
+
+
+@own.register
+def _posterior(objective: Posterior, learner: Learner) -> Callable[[Workload], Flops]:
+    one = _features(learner)
+    state = measured(objective.lsp, one) if objective.lsp is not None else Flops()
+    informed = measured(objective.pair_reader, one)
+    compared = measured(objective.head, torch.empty(1, objective.width, device="meta", requires_grad=True))
+    return lambda work: work.firsts * state + work.pairs * informed + work.aligned * compared
 
 
 @own.register

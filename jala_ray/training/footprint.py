@@ -10,6 +10,7 @@ Bytes:
     activations  what a language block keeps for its backward pass, counted on one block without data: so many for each token of a
                  micro-batch of `train.micro_tokens`, all of its samples deep, times the blocks. With gradient checkpointing a block keeps
                  its input alone (4 D a token), and one block at work all of it. Of a compiled block COMPILED is taken
+                 An objective with a second pass over the batch keeps both
     perceivers   what they keep of a boundary pair (LAP) and of a sample (LSP), counted likewise
     text         WORD_BYTES for each word of the vocabulary at every place where the next word of an answer is predicted
 
@@ -168,13 +169,13 @@ class Kept:
     """Under autocast to bf16."""
 
     def by_token(self, share: float = 1.0) -> float:
-        """All language blocks, of which each keeps this share of what it does as it is written."""
-        backbone = self.learner.vla.backbone
+        """All language blocks in all passes, of which each keeps this share of what it does as it is written."""
+        backbone, passes = self.learner.vla.backbone, self.learner.objective.passes
         if not self._learns():
             return 0.0
         if backbone.config.gradient_checkpointing:
-            return backbone.n_layers * 4 * backbone.hidden_size + share * self.a_block()
-        return backbone.n_layers * share * self.a_block()
+            return passes * backbone.n_layers * 4 * backbone.hidden_size + share * self.a_block()
+        return passes * backbone.n_layers * share * self.a_block()
 
     def a_block(self) -> int:
         """One language block as it is written, of a token."""

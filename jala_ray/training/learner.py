@@ -94,6 +94,7 @@ class Learner(nn.Module):
         """Forward pass and per-sample losses."""
         features = self.features(batch, still or self.objective.needs_still)
         out = self.vla(batch, self.objective.taps, self.objective.extra(batch, features))
+        out.again = self.objective.again(self.vla, batch, features, out)
         return features, out, self.objective.loss(self.vla, batch, features, out)
 
     def forward(self, batch: Batch) -> StepOutput:

@@ -15,7 +15,6 @@ from jala_ray.batch import Batch, rows_at
 from jala_ray.data.samples import collate
 from jala_ray.data.samples.layout import Laid
 from jala_ray.data.samples.share import _DTYPES, StepShare
-from jala_ray.models.vla import Out
 from jala_ray.presets import PRESETS, VARIANTS
 from jala_ray.training.learner import Learner
 from jala_ray.types import UserError
@@ -203,7 +202,7 @@ def test_losses_read_every_last_hidden_state_of_the_list(name: str) -> None:
         for place in range(0, len(batch.read_at), max(1, len(batch.read_at) // 5)):
             spoilt = out.final.clone()
             spoilt[place] = torch.nan
-            changed = Out(spoilt, out.read_at, out.hidden)
+            changed = replace(out, final=spoilt)
             terms = learner.objective.loss(learner.vla, batch, features, changed).terms
             read = any(value.isnan().any() for value in terms.values())
             assert read == (not name.startswith("tiny_lapa_actions"))

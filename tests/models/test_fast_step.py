@@ -25,7 +25,10 @@ from jala_ray.training.learner import Learner
 from jala_ray.types import UserError
 from tests.support import MIXED, Kind, U, lay_out, make_assets, make_batch, make_learner, small
 
-NAMES = ["tiny", "tiny_qwen", "tiny_no_align", "tiny_next_token", "tiny_lapa_codes", "tiny_lapa_actions"]
+NAMES = [
+    *("tiny", "tiny_qwen", "tiny_no_align", "tiny_next_token", "tiny_lapa_codes", "tiny_lapa_actions"),
+    *("tiny_posterior",),
+]
 SHALLOW = [Kind("pure_video", (U, U), 2), Kind("pure_video", (U, U), 1)]
 
 
@@ -46,7 +49,7 @@ def nothing_left_out(learner: Learner) -> Iterator[None]:
     """Every block over every token."""
     vla: Any = learner.vla
     forward = vla.forward
-    vla.forward = lambda batch, taps=(), extra=None: forward(batch, taps, extra, everywhere=True)
+    vla.forward = lambda batch, taps=(), extra=None, **given: forward(batch, taps, extra, everywhere=True, **given)
     yield
     vla.forward = forward
 

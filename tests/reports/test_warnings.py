@@ -160,6 +160,17 @@ def test_the_collapse_that_was_found_is_both_warnings():
     assert texts(rows) == ["h is a constant.", "Matched pairs of h and z are no nearer than shuffled ones."]
 
 
+def test_a_posterior_that_does_not_read_the_pair():
+    """Held-out codes of its last validations, beside the first pass's; a run without a second pass has no such line."""
+    first = {"val__lab__loss_mcp": [6.0, 5.0, 4.0], "val__wild__loss_mcp": [6.0, 5.5, 5.0]}
+    blind = {"val__lab__loss_posterior": [6.0, 4.99, 3.99], "val__wild__loss_posterior": [6.0, 5.0, 4.5]}
+    (found,) = training_findings(planted(curve(settled), **first, **blind), STEPS)
+    assert (found.level, found.text) == ("warn", "The posterior does not read the pair.")
+    assert found.figure == "held-out Lab: 4.99 with the pair, 5 without"
+    seen = {"val__lab__loss_posterior": [6.0, 4.0, 3.0]}
+    assert texts(planted(curve(settled), **first, **seen)) == texts(planted(curve(settled), **first)) == []
+
+
 def test_an_evaluation_s_constant_h():
     some = {"jala": {"lab": 0.4, "wild_unlabelled": 0.001, "wild_labelled": None}, "other": {"lab": 0.02}}
     (found,) = evaluation_findings(["jala", "other"], {}, {}, {}, some)

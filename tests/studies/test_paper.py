@@ -20,10 +20,20 @@ from jala_ray.presets import BASE, PRESETS, TINY, preset
 from jala_ray.reports.motion.tables import MIN_CLIPS
 from jala_ray.studies.paper.asked import PaperStudy, begun_from
 from jala_ray.studies.paper.census import census, exposure, fitted
-from jala_ray.studies.paper.findings import of_settings, unequal, worse_than_still
+from jala_ray.studies.paper.findings import of_settings, of_video, unequal, worse_than_still
 from jala_ray.studies.paper.plan import plan_study
 from jala_ray.studies.paper.results import TableScores, interval, printed_step, shown
-from jala_ray.studies.paper.rows import CONTROL, ROWS, TABLE, changes, table
+from jala_ray.studies.paper.rows import (
+    CONTROL,
+    GROUNDED,
+    GROUNDED_CONTROL,
+    OURS,
+    ROWS,
+    TABLE,
+    UNPRINTED,
+    changes,
+    table,
+)
 from jala_ray.types import DOMAINS, ConfigError, ManifestError
 from tests.end_to_end.conftest import World
 from tests.studies.paper_runs import ROOT, of_domain
@@ -64,10 +74,12 @@ def test_the_excerpt_is_in_the_sources(name: str) -> None:
 
 
 @pytest.mark.parametrize("base", [BASE, TINY], ids=["jala", "tiny"])
+@pytest.mark.parametrize("ours", [False, True])
 @pytest.mark.parametrize("controls", [False, True])
-def test_a_row_is_one_thing_away_from_another(base: Any, controls: bool) -> None:
-    base, rows = begun_from(base), {row.name: row for row in table(controls)}
-    assert list(rows) == [*ROWS[:2], *([CONTROL] if controls else []), *ROWS[2:]]
+def test_a_row_is_one_thing_away_from_another(base: Any, controls: bool, ours: bool) -> None:
+    base, rows = begun_from(base), {row.name: row for row in table(controls, ours)}
+    own_rows = [GROUNDED_CONTROL, GROUNDED] if ours else []
+    assert list(rows) == [*ROWS[:2], *([CONTROL] if controls else []), *ROWS[2:], *own_rows]
     for row in rows.values():
         own = row.change(base)
         if row.against is None:
@@ -214,6 +226,25 @@ def test_dry_run_lists_exactly_the_rows(world: World, tmp_path: Path, capsys: An
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rows_of_ours_are_asked_for_and_marked(world: World, tmp_path: Path, capsys: Any) -> None:
+    """Each with its cost, behind the paper's; no number is printed of them."""
+    words = ["study", "paper", "--manifest", world.manifest, "--dry-run", "--ours", "--tflops", "150"]
+    words += ["--storage.root", str(tmp_path), "--train.steps", "58600"]
+    assert shell.main([*words, "--rows", "no_align", GROUNDED_CONTROL, GROUNDED]) == 0
+    said = capsys.readouterr().out
+    assert re.findall(r"^  (\w+) \((.+?(?:\))?)\)(?:, against (\w+))?:", said, re.MULTILINE) == [
+        ("no_align", "PELA w/o align", "dino"),
+        (GROUNDED_CONTROL, UNPRINTED, "no_align"),
+        (GROUNDED, UNPRINTED, GROUNDED_CONTROL),
+    ]
+    assert "3 rows x 1 seed = 3 runs" in said and "objective.align.clips all -> labelled" in said
+    hours = [float(x) for x in re.findall(r"([\d.]+) GPU-hours$", said, re.MULTILINE)]
+    assert len(hours) == 3 and hours[1] == hours[2] >= hours[0]
+    assert [printed_step(row, "wild", "mpjpe") for row in OURS] == [None, None]
+    assert shell.main([word for word in [*words, "--rows", GROUNDED] if word != "--ours"]) == 2
+    assert "--ours adds grounded_labelled_only, grounded" in capsys.readouterr().err
+
+
 # --- the analysis ----------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +311,23 @@ def test_rows_that_are_worse_than_holding_still_are_one_warning() -> None:
     found = list(worse_than_still(rows, {"hold_first": line(1.5, 2.0)}))
     assert [finding.text.rpartition(": ")[2] for finding in found] == ["dino, vjepa.", "dino."]
     assert "vjepa: MPJPE 3.00 cm, 1.50 cm held still" in found[0].figure
+
+
+def test_what_grounded_gains_is_video_only_where_its_control_says_so() -> None:
+    def found(*rows: str, **limits: float | None) -> dict[str, Any]:
+        step = {"seeds": [0] if GROUNDED_CONTROL in rows else [], "wild": {"mpjpe": limits}}
+        steps = {GROUNDED: step} if GROUNDED_CONTROL in rows else {}
+        return {"rows": set(rows), "steps": steps}
+
+    both = (GROUNDED_CONTROL, GROUNDED)
+    assert list(of_video(found("dino"))) == list(of_video(found(*both, mean=-1.0, low=-1.5, high=-0.5))) == []
+    (alone,) = of_video(found(GROUNDED))
+    assert "its control is not done" in alone.text
+    for limits in ({"low": -1.5, "high": 0.1}, {"low": None, "high": None}, {"low": 0.5, "high": 1.0}):
+        (unclear,) = of_video(found(*both, mean=-0.7, **limits))
+        assert "not shown that unlabelled video helps" in unclear.text and unclear.figure.startswith(
+            "Wild MPJPE -0.70 cm"
+        )
 
 
 def test_settings_that_are_the_paper_s_in_name_alone_are_said() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from jala_ray import storage
 from jala_ray.commands import shell
 from jala_ray.config import RunConfig
 from jala_ray.data.manifest.table import Manifest, write_manifest
+from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.evaluation.scores import PAPER_METRICS, PELA_TABLE_1
 from jala_ray.models.encoders import random_config
 from jala_ray.parsing import from_dict, override, to_dict
@@ -331,3 +333,24 @@ def test_a_table_in_a_bucket(world: World, straight: Path, s3_endpoint: str, tmp
     assert shell.main(words) == 0
     assert storage.read_bytes("s3://lab/runs/table/runs/dino/seed-0/metrics.jsonl", options) == begun
     assert b"PELA 7.16" in storage.read_bytes("s3://lab/runs/table/results.html", options)
+
+
+@pytest.mark.slow
+def test_rows_of_ours_stand_behind_the_paper_s(world: World, tmp_path: Path) -> None:
+    """Trained with their teacher, scored, marked, and in a chain from no_align; the difference to the control is warned of as unproven."""
+    labelled = WorldConfig(lab_train=32, lab_val=2, wild_train=8, wild_val=2, width=96, height=72, seconds=(1.0, 2.0))
+    world = replace(world, manifest=str(generate(tmp_path / "world", labelled)))
+    words = [*begins(world, tmp_path), "--local", "--ours", "--train.steps", "2"]
+    assert shell.main([*words, "--rows", "no_align", "grounded_labelled_only", "grounded"]) == 0
+    folder = tmp_path / "table"
+    found, text, page = results(folder), (folder / "table.md").read_text(), (folder / "results.html").read_text()
+    assert list(found["table"]) == ["no_align", "grounded_labelled_only", "grounded"]
+    assert {name: step["against"] for name, step in found["steps"].items()} == {
+        "grounded_labelled_only": "no_align",
+        "grounded": "grounded_labelled_only",
+    }
+    assert list(found["printed"]) == ["no_align"] and "the row dino" in found["not_computed"]
+    assert text.count("(ours, not in the paper)") == 2 and page.count("ours, not in the paper") == 2
+    assert any("not shown that unlabelled video helps grounded" in line for line in found["warnings"])
+    own = {row: found["table"][row]["lab"]["mpjpe"]["mean"] for row in found["table"]}
+    assert own["grounded"] != own["no_align"]

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from jala_ray.config import RunConfig
+from jala_ray.config import JalaConfig, RunConfig
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
 from jala_ray.data.sampling.plan import Plan
+from jala_ray.presets import PRESETS
 from jala_ray.training import history, setup
 from jala_ray.training.costs import PARTS
 from jala_ray.training.ddp import distributed
@@ -28,7 +29,7 @@ COSTS = {"tflops_per_s", "mfu", "memory_gb", "straggler", "goodput", *(f"step_s/
 HELD_OUT = {"lab": 6, "wild": 3}
 
 
-def run_config(root: Path, **values: Any) -> RunConfig:
+def run_config(root: Path, preset: str = "tiny", **values: Any) -> RunConfig:
     base: dict[str, Any] = {
         "name": "run",
         "storage__root": str(root),
@@ -40,9 +41,10 @@ def run_config(root: Path, **values: Any) -> RunConfig:
         "train__validate_every": 4,
         "train__monitor_every": 2,
         "log__tensorboard": False,
-        "objective__ema__alpha": 0.5,
     }
-    return small(**(base | values))
+    if isinstance(PRESETS[preset].objective, JalaConfig):
+        base["objective__ema__alpha"] = 0.5
+    return small(PRESETS[preset], **(base | values))
 
 
 def make_run(

@@ -19,16 +19,23 @@ from tests.training.run import make_run, run_config
 BATCH, STEPS = 4, 24
 
 
-def exact_run(root: Path, micro: int, **more: Any) -> Pretraining:
-    """24 steps of 4 samples of every task, `micro` of them in a micro-batch; perceivers follow each other."""
+def exact_run(
+    root: Path,
+    micro: int,
+    steps: int = STEPS,
+    preset: str = "tiny",
+    settings: dict[str, Any] | None = None,
+    **more: Any,
+) -> Pretraining:
+    """Steps of 4 samples of every task, `micro` of them in a micro-batch; perceivers follow each other."""
     sizes = {
-        "train__steps": STEPS,
+        "train__steps": steps,
         "train__batch": BATCH,
         "train__micro_batch": micro,
-        "train__checkpoint_every": STEPS,
+        "train__checkpoint_every": steps,
     }
-    every = {"train__validate_every": STEPS, "train__monitor_every": STEPS}
-    run = make_run(run_config(root, **sizes, **every), **more)
+    every = {"train__validate_every": steps, "train__monitor_every": steps}
+    run = make_run(run_config(root, preset, **sizes, **every, **(settings or {})), **more)
     run.learner.double()
     for module in run.learner.modules():
         if isinstance(module, Qwen2RMSNorm):

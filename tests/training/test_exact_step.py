@@ -18,24 +18,26 @@ from tests.training.step_ranks import BATCH, STEPS, exact_run
 from tests.training.test_loop import rows
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = ("loss", "loss_mcp", "loss_text", "loss_align", "grad_norm", "mcp_accuracy", "samples", "rows_digest")
+FIGURES = (
+    *("loss", "loss_mcp", "loss_text", "loss_align", "loss_posterior", "grad_norm", "mcp_accuracy"),
+    *("posterior_accuracy", "samples", "rows_digest"),
+)
 
 
 def figures(root: Path) -> list[dict[str, Any]]:
-    found = [{name: row[name] for name in FIGURES if row[name] is not None} for row in rows(str(root / "run"))]
-    assert len(found) == STEPS
-    return found
+    return [{name: row[name] for name in FIGURES if row.get(name) is not None} for row in rows(str(root / "run"))]
 
 
-def weights(root: Path) -> dict[str, Tensor]:
-    return load_file(Path(history.address(str(root / "run"), STEPS)) / "model.safetensors")
+def weights(root: Path, steps: int) -> dict[str, Tensor]:
+    return load_file(Path(history.address(str(root / "run"), steps)) / "model.safetensors")
 
 
-def held_equal(one: Path, other: Path) -> None:
+def held_equal(one: Path, other: Path, steps: int = STEPS) -> None:
+    assert len(figures(one)) == len(figures(other)) == steps
     for alone, cut in zip(figures(one), figures(other), strict=True):
         assert cut.pop("rows_digest") == alone["rows_digest"]
         assert cut == pytest.approx({n: v for n, v in alone.items() if n != "rows_digest"}, rel=1e-9, abs=1e-9)
-    expected, found = weights(one), weights(other)
+    expected, found = weights(one, steps), weights(other, steps)
     assert expected.keys() == found.keys()
     assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-9
 
@@ -56,3 +58,15 @@ def test_micro_batches_and_ranks_give_the_same_run(tmp_path: Path) -> None:
     assert [process.returncode for process in started] == [0, 0, 0], errors
     for name in ("two", "four", "ranks"):
         held_equal(tmp_path / "one", tmp_path / name)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_second_pass_is_cut_as_the_first(tmp_path: Path, again: bool) -> None:
+    """Of `posterior`, also where blocks are computed again for the backward pass: 1 x 4 = 2 x 2 = 4 x 1 samples."""
+    for name, micro in {"one": BATCH, "two": 2, "four": 1}.items():
+        (tmp_path / name).mkdir()
+        computed = {"model__backbone__gradient_checkpointing": again and name != "one"}
+        train(exact_run(tmp_path / name, micro, 6, "tiny_posterior", computed))
+    for name in ("two", "four"):
+        held_equal(tmp_path / "one", tmp_path / name, 6)
+    assert {"loss_posterior", "posterior_accuracy", "loss_align"} <= set().union(*figures(tmp_path / "one"))

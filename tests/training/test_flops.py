@@ -21,6 +21,7 @@ from tests.support import MIXED, lay_out, make_assets, make_batch, make_learner,
 OBJECTIVES = (
     *("tiny", "tiny_vjepa", "tiny_qwen", "tiny_no_align", "tiny_no_lsp", "tiny_no_decoupling", "tiny_align_only"),
     *("tiny_change_head", "tiny_next_token", "tiny_next_token_dino", "tiny_lapa_actions", "tiny_lapa_codes"),
+    *("tiny_grounded", "tiny_grounded_learned", "tiny_posterior"),
 )
 
 KINDS = MIXED[1::2]

@@ -17,6 +17,7 @@ from jala_ray.config.objectives.jala import EmaConfig, JalaConfig
 from jala_ray.config.objectives.lapa_actions import LapaActionsConfig
 from jala_ray.config.objectives.lapa_codes import LapaCodesConfig
 from jala_ray.config.objectives.next_token import NextTokenConfig
+from jala_ray.config.objectives.posterior import PosteriorConfig
 
 ObjectiveTraits = ObjectiveConfig
 """Its name when each kind was listed."""
@@ -36,6 +37,7 @@ __all__ = [
     "ObjectiveConfig",
     "ObjectiveTraits",
     "PerceiverConfig",
+    "PosteriorConfig",
     "TeacherConfig",
     "Variant",
 ]

@@ -57,3 +57,9 @@ class AlignConfig:
             )
         if run.model.backbone.pretrained is None:
             check_layer(self.layer, run.model.backbone.language.layers)
+
+    def check_one_way(self, why: str) -> None:
+        """Refuse settings of targets that learn, or that a perceiver gives. Raises `ConfigError`."""
+        for name, kept in (("direction", "both"), ("target", "latent")):
+            if getattr(self, name) != kept:
+                raise ConfigError(f"objective.align.{name}", getattr(self, name), kept, why)

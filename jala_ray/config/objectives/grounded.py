@@ -11,7 +11,6 @@ from jala_ray.config.objectives._teacher import TeacherConfig
 from jala_ray.config.objectives.base import OBJECTIVES, LayoutSpec, MaskingConfig, ObjectiveConfig, PerceiverConfig
 from jala_ray.config.objectives.jala import JalaConfig
 from jala_ray.parsing import override
-from jala_ray.types import ConfigError
 
 if TYPE_CHECKING:
     from jala_ray.config.run import RunConfig
@@ -66,10 +65,7 @@ class GroundedConfig(ObjectiveConfig):
         self.teacher.check()
         self.masking.check()
         self.align.check(run)
-        for name, kept in (("direction", "both"), ("target", "latent")):
-            if getattr(self.align, name) != kept:
-                remedy = "z is the teacher's motion, which nothing here moves."
-                raise ConfigError(f"objective.align.{name}", getattr(self.align, name), kept, remedy)
+        self.align.check_one_way("z is the teacher's motion, which nothing here moves.")
 
 
 def _of(base: RunConfig) -> GroundedConfig:

@@ -37,6 +37,7 @@ MAX_ERRORS = 50
 TERMS = {
     "loss": ("Total loss", "@c1"),
     "loss_mcp": ("Masked chunk prediction", "@c3"),
+    "loss_posterior": ("Masked chunks, the pair seen", "@c2"),
     "loss_align": ("Latent alignment", "@c4"),
     "loss_text": ("Description text", "@c2"),
     "loss_rec_wrist": ("Reconstruction, wrist", "@c3"),
@@ -48,6 +49,7 @@ TERMS = {
 }
 HELD_OUT = {
     "mcp_accuracy": "Masked-token accuracy",
+    "posterior_accuracy": "Masked-token accuracy, the pair seen",
     "monitor/rho": "Change sensitivity rho",
     "monitor/effective_rank_z": "Effective rank of z",
     "monitor/effective_rank_h": "Effective rank of h",

@@ -50,6 +50,9 @@ class PaperStudy:
     rows: Annotated[tuple[str, ...], arg(help=SOME)] = ()
     controls: bool = False
     """Add a row that the paper has not: masked chunks without alignment on labelled clips alone, between no_align and next_token_dino."""
+    ours: bool = False
+    """Add two rows of ours that the paper has not: grounded, and its control on labelled clips alone. What grounded gains over that one is
+    due to unlabelled video."""
     seeds: int = 1
     """Runs of each row, with seeds --seed, --seed + 1 ...; one seed pairs all rows. More may be asked for later."""
     tokenizer_preset: Annotated[str | None, arg(help=SIZES)] = None
@@ -89,7 +92,7 @@ class PaperStudy:
 
     def chosen(self) -> tuple[Row, ...]:
         """The rows that are asked for. Raises `ConfigError` for an unknown one."""
-        return named(table(self.controls), self.rows)
+        return named(table(self.controls, self.ours), self.rows)
 
     def base(self) -> RunConfig:
         """The row `dino` as the words have it. Raises `ConfigError` for all that can be refused without a look at the data."""

@@ -13,7 +13,7 @@ from jala_ray.reports.kit.widgets import DOMAIN_NAMES
 from jala_ray.studies.paper.census import Exposure, exposure
 from jala_ray.studies.paper.findings import of_study
 from jala_ray.studies.paper.plan import PlannedStudy
-from jala_ray.studies.paper.rows import OF_THE_RUN, Row, changes
+from jala_ray.studies.paper.rows import OF_THE_RUN, UNPRINTED, Row, changes
 from jala_ray.training.estimate import GB, HEADROOM, RunEstimate, compute, data_of, gpu_hours, step_seconds
 from jala_ray.types import DOMAINS
 
@@ -105,7 +105,7 @@ def _plain(value: Any) -> str:
 def _row(study: PlannedStudy, cost: Cost) -> Iterator[str]:
     row, reads, found = cost.row, cost.reads, cost.found
     against = "" if row.against is None else f", against {row.against}"
-    yield f"  {row.name} ({row.label or 'not in the paper'}){against}: {row.thing}"
+    yield f"  {row.name} ({row.label or UNPRINTED}){against}: {row.thing}"
     yield f"      changes: {told(cost.changes) or 'nothing'}"
     fits = "fits" if found.memory <= study.asked.gpu_memory_gb * GB else "does NOT fit"
     hours = "" if cost.hours is None else f"; {cost.hours:.2f} h, {cost.hours * gpus(study):.2f} GPU-hours"

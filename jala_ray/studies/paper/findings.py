@@ -13,6 +13,7 @@ from jala_ray.reports.kit.widgets import DOMAIN_NAMES
 from jala_ray.reports.warnings import holding_still
 from jala_ray.studies.paper.census import exposure
 from jala_ray.studies.paper.plan import PlannedStudy
+from jala_ray.studies.paper.rows import GROUNDED
 from jala_ray.types import DOMAINS
 
 UNEQUAL = 0.01
@@ -25,7 +26,7 @@ STARTED = 0.01
 
 def findings(study: PlannedStudy, results: Mapping[str, Any]) -> list[Finding]:
     """Warnings of the page, the serious ones first. `results` is what `results.analyse` gives."""
-    of_table = [*worse_than_still(results["table"], results["references"]), *_luck(results)]
+    of_table = [*worse_than_still(results["table"], results["references"]), *_luck(results), *of_video(results)]
     return worst_first([*of_study(study), *of_table, *unequal(study.base, results), *_of_runs(results)])
 
 
@@ -73,6 +74,29 @@ def _luck(results: Mapping[str, Any]) -> Iterator[Finding]:
         clip, why = next(iter(failed.items()))
         text = f"{len(failed):,} clip{'s' if len(failed) > 1 else ''} could not be scored and stand in no number."
         yield Finding("warn", text, f"The first, {clip}: {why}")
+
+
+def of_video(results: Mapping[str, Any]) -> Iterator[Finding]:
+    """What `grounded` may be credited with: the difference to its control, and only where its interval says so."""
+    if GROUNDED not in results["rows"]:
+        return
+    step = results["steps"].get(GROUNDED, {"seeds": []})
+    if not step["seeds"]:
+        detail = (
+            "A denser loss on labelled clips may be all of it: run the row grounded_labelled_only with the same seeds."
+        )
+        yield Finding(
+            "warn", "No gain of grounded can be put down to unlabelled video: its control is not done.", detail
+        )
+        return
+    found = step["wild"]["mpjpe"]
+    if found["mean"] is not None and not (found["high"] is not None and found["high"] < 0):
+        reach = "none" if found["low"] is None else f"{found['low']:+.2f} to {found['high']:+.2f}"
+        detail = (
+            "Its interval against grounded_labelled_only, the same but on labelled clips alone, does not lie below 0."
+        )
+        figure = f"Wild MPJPE {found['mean']:+.2f} cm, interval {reach}"
+        yield Finding("warn", "It is not shown that unlabelled video helps grounded.", detail, figure)
 
 
 def unequal(base: RunConfig, results: Mapping[str, Any]) -> Iterator[Finding]:

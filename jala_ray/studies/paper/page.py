@@ -17,6 +17,7 @@ from jala_ray.studies.paper.cost import told
 from jala_ray.studies.paper.findings import findings
 from jala_ray.studies.paper.plan import PlannedStudy
 from jala_ray.studies.paper.results import analyse, limits_of, load, markdown
+from jala_ray.studies.paper.rows import UNPRINTED
 from jala_ray.types import DOMAINS
 
 TABLE, FIGURES, PAGE = "table.md", "table.json", "results.html"
@@ -98,10 +99,7 @@ def _table(results: Mapping[str, Any]) -> Html:
     parts: list[Part] = [
         (
             "Models; below each number what the paper prints",
-            [
-                row(name, line, printed.get(name), rows[name]["printed"] or "not in the paper")
-                for name, line in lines.items()
-            ],
+            [row(name, line, printed.get(name), rows[name]["printed"] or UNPRINTED) for name, line in lines.items()],
             None,
         ),
         (

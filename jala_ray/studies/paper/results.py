@@ -26,7 +26,7 @@ from jala_ray.studies.paper.cost import told
 from jala_ray.studies.paper.findings import findings
 from jala_ray.studies.paper.parts import FACTS
 from jala_ray.studies.paper.plan import PlannedStudy
-from jala_ray.studies.paper.rows import BASE, CONTROL, OF_THE_RUN, Row, changes, table
+from jala_ray.studies.paper.rows import BASE, CONTROL, OF_THE_RUN, OURS, UNPRINTED, Row, changes, table
 from jala_ray.studies.paper.runs import MODEL, scores_of
 from jala_ray.training.log import environment
 from jala_ray.training.setup import RESUMABLE
@@ -77,7 +77,7 @@ class TableScores:
 def load(study: PlannedStudy) -> TableScores:
     """Of all runs that are done, whatever rows and seeds the call asks for, in the order of the table."""
     runs: dict[str, dict[int, Any]] = {}
-    for row in table(controls=True):
+    for row in table(controls=True, ours=True):
         names = sorted(storage.list_files(study.place("scores", row.name), study.options))
         for seed in (int(name[1]) for name in map(SCORES.fullmatch, names) if name):  # a killed writer leaves others
             runs.setdefault(row.name, {})[seed] = scores_of(study, row, seed)
@@ -125,8 +125,8 @@ def analyse(study: PlannedStudy, found: TableScores) -> dict[str, Any]:
 
 
 def rows_of_table(found: TableScores) -> tuple[Row, ...]:
-    """With the control where it was done."""
-    return table(controls=CONTROL in found.runs)
+    """With the control, and with rows of ours, where they were done."""
+    return table(controls=CONTROL in found.runs, ours=any(row.name in found.runs for row in OURS))
 
 
 def interval(values: np.ndarray) -> dict[str, float | None]:
@@ -155,7 +155,7 @@ def _step(found: TableScores, row: Row) -> dict[str, Any]:
 
 def printed_step(row: Row, domain: Domain, metric: str) -> float | None:
     """The same difference in the paper; None where it lacks one of the two rows."""
-    known = {one.name: one.printed for one in table(True)}
+    known = {one.name: one.printed for one in table(True, True)}
     own, other = (known.get(name or "") for name in (row.name, row.against))
     if own is None or other is None:
         return None
@@ -238,7 +238,9 @@ def _markdown(results: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     for name, row in results["rows"].items():
         against = results["steps"].get(name, {}).get("against")
-        yield f"- **{name}**{f', against {against}' if against else ''}: {row['thing']}. From {BASE}: {told(row['changes']) or 'nothing'}."
+        whose = "" if row["printed"] else f" ({UNPRINTED})"
+        step = f", against {against}" if against else ""
+        yield f"- **{name}**{whose}{step}: {row['thing']}. From {BASE}: {told(row['changes']) or 'nothing'}."
     yield ""
     yield "## Not computed here"
     yield ""

@@ -14,6 +14,9 @@ from jala_ray.types import ConfigError
 BASE = "dino"
 """The row that all others are diffs of."""
 CONTROL = "no_align_labelled_only"
+GROUNDED, GROUNDED_CONTROL = "grounded", "grounded_labelled_only"
+"""Ours, and the row that parts what its denser loss does from what unlabelled video does."""
+UNPRINTED = "ours, not in the paper"
 WANTED: dict[str, object] = {
     "objective.kind": "jala",
     "objective.mcp": True,
@@ -103,12 +106,36 @@ TABLE = (
 )
 """In the paper's order."""
 ROWS = tuple(row.name for row in TABLE)
+OURS = (
+    Row(
+        GROUNDED_CONTROL,
+        None,
+        None,
+        "no_align",
+        "alignment with the motion that inverse dynamics, fitted on the labels, reads from the pair; on labelled clips alone",
+        ("objective.kind", "objective.align."),
+        VARIANTS[GROUNDED_CONTROL],
+    ),
+    Row(
+        GROUNDED,
+        None,
+        None,
+        GROUNDED_CONTROL,
+        "the same alignment on unlabelled clips too: what the video adds",
+        ("objective.align.clips",),
+        VARIANTS[GROUNDED],
+    ),
+)
+"""Behind the paper's."""
 
 
-def table(controls: bool = False) -> tuple[Row, ...]:
-    """The rows of the paper; with `controls` also the one that parts the step in which the paper changes two things."""
-    if not controls:
-        return TABLE
+def table(controls: bool = False, ours: bool = False) -> tuple[Row, ...]:
+    """The rows of the paper; with `controls` also the one that parts the step in which the paper changes two things, with `ours` also
+    `grounded` and its control."""
+    return (_controlled() if controls else TABLE) + (OURS if ours else ())
+
+
+def _controlled() -> tuple[Row, ...]:
     why = "labelled clips alone"
     control = Row(CONTROL, None, None, "no_align", why, LABELS, no_align_labelled_only)
     parted = {"next_token_dino": {"against": CONTROL, "thing": PARADIGM, "keys": OBJECTIVE}}
@@ -121,7 +148,8 @@ def named(known: Sequence[Row], names: Sequence[str]) -> tuple[Row, ...]:
     """Those of the names, all where there are none. Raises `ConfigError` for an unknown one."""
     unknown = sorted(set(names) - {row.name for row in known})
     if unknown:
-        raise ConfigError("--rows", unknown, f"some of {', '.join(row.name for row in known)}")
+        remedy = f"--ours adds {', '.join(row.name for row in OURS)}, --controls {CONTROL}."
+        raise ConfigError("--rows", unknown, f"some of {', '.join(row.name for row in known)}", remedy)
     return tuple(row for row in known if not names or row.name in names)
 
 
