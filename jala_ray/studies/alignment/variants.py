@@ -78,6 +78,8 @@ def variants(base: RunConfig) -> list[Variant]:
         Variant("all_labelled", 1, VARIANTS["no_align"], twin=True, seeds=FEWER),
         Variant("anchored", 2, VARIANTS["anchored"]),
         Variant("no_decoupling", 2, VARIANTS["no_decoupling"]),
+        Variant("posterior", 2, VARIANTS["posterior"]),
+        Variant("posterior_labelled_only", 2, VARIANTS["posterior_labelled_only"]),
         Variant("align_only", 2, VARIANTS["align_only"]),
         Variant("next_token", 2, VARIANTS["next_token"]),
         Variant("next_token_dino", 2, VARIANTS["next_token_dino"]),
