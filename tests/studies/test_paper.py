@@ -315,12 +315,14 @@ def test_rows_that_are_worse_than_holding_still_are_one_warning() -> None:
 
 def test_what_grounded_gains_is_video_only_where_its_control_says_so() -> None:
     def found(*rows: str, **limits: float | None) -> dict[str, Any]:
-        step = {"seeds": [0] if GROUNDED_CONTROL in rows else [], "wild": {"mpjpe": limits}}
+        step = {"seeds": [0] if GROUNDED_CONTROL in rows else [], "wild": {"mpjpe": {"clips": MIN_CLIPS, **limits}}}
         steps = {GROUNDED: step} if GROUNDED_CONTROL in rows else {}
         return {"rows": set(rows), "steps": steps}
 
     both = (GROUNDED_CONTROL, GROUNDED)
     assert list(of_video(found("dino"))) == list(of_video(found(*both, mean=-1.0, low=-1.5, high=-0.5))) == []
+    (few,) = of_video(found(*both, clips=MIN_CLIPS - 1, mean=-1.0, low=-1.5, high=-0.5))
+    assert "interval none" in few.figure
     (alone,) = of_video(found(GROUNDED))
     assert "its control is not done" in alone.text
     for limits in ({"low": -1.5, "high": 0.1}, {"low": None, "high": None}, {"low": 0.5, "high": 1.0}):

@@ -10,6 +10,7 @@ from jala_ray.config import JalaConfig, RunConfig
 from jala_ray.parsing import flatten
 from jala_ray.reports.kit.findings import Finding, worst_first
 from jala_ray.reports.kit.widgets import DOMAIN_NAMES
+from jala_ray.reports.motion.tables import limits
 from jala_ray.reports.warnings import holding_still
 from jala_ray.studies.paper.census import exposure
 from jala_ray.studies.paper.plan import PlannedStudy
@@ -90,12 +91,13 @@ def of_video(results: Mapping[str, Any]) -> Iterator[Finding]:
         )
         return
     found = step["wild"]["mpjpe"]
-    if found["mean"] is not None and not (found["high"] is not None and found["high"] < 0):
-        reach = "none" if found["low"] is None else f"{found['low']:+.2f} to {found['high']:+.2f}"
+    reach = limits({key: found[key] for key in ("mean", "low", "high", "clips")})  # type: ignore[arg-type]
+    if found["mean"] is not None and (reach is None or reach[1] >= 0):
+        between = "none, of so few clips" if reach is None else f"{reach[0]:+.2f} to {reach[1]:+.2f}"
         detail = (
             "Its interval against grounded_labelled_only, the same but on labelled clips alone, does not lie below 0."
         )
-        figure = f"Wild MPJPE {found['mean']:+.2f} cm, interval {reach}"
+        figure = f"Wild MPJPE {found['mean']:+.2f} cm, interval {between}"
         yield Finding("warn", "It is not shown that unlabelled video helps grounded.", detail, figure)
 
 
