@@ -26,7 +26,7 @@ def may_attend(lo: Tensor, hi: Tensor, place: Tensor) -> Tensor:
     return (lo <= place) & (place < hi)
 
 
-class Piece(NamedTuple):
+class QueryPiece(NamedTuple):
     """Some neighbouring queries of a sample, and the keys from its beginning that any of them sees."""
 
     queries: int
@@ -39,7 +39,7 @@ class Spans(NamedTuple):
     """Attention within each sample of a row: how many of the row's keys each has, and its queries, piece by piece."""
 
     keys: list[int]
-    pieces: list[list[Piece]]
+    pieces: list[list[QueryPiece]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,16 +104,16 @@ class Intervals:
         return BlockMask.from_kv_blocks(*_ordered(partial), *_ordered(full), mask_mod=predicate, **sizes)
 
 
-def _pieces(seen: Tensor, size: int) -> list[Piece]:
+def _pieces(seen: Tensor, size: int) -> list[QueryPiece]:
     """Queries of a sample of `size` keys, each of which sees the first `seen` (Q,) of them. A kernel with a mask computes what it hides,
     too: cut in pieces, a long sample spares it most of what lies after.
     """
     own = torch.arange(size)
     if len(seen) == size and torch.equal(seen, own + 1):
-        return [Piece(size, size, None)]
+        return [QueryPiece(size, size, None)]
     count = max(1, round(len(seen) / QUERIES))
     ends = [(int(part.max()), part) for part in seen.tensor_split(count) if len(part)]
-    return [Piece(len(part), end, own[:end] < part[:, None]) for end, part in ends]
+    return [QueryPiece(len(part), end, own[:end] < part[:, None]) for end, part in ends]
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves
 
 from jala_ray.config import RunConfig
 from jala_ray.models.frozen import holdable
-from jala_ray.models.masks import Piece, Spans
+from jala_ray.models.masks import QueryPiece, Spans
 from jala_ray.models.perceiver import Perceiver
 from jala_ray.training.estimate import DELIMITERS, GB, HEADROOM, TEXT_TOKENS
 from jala_ray.types import CHUNK_SECONDS, MAX_CLIP_SECONDS
@@ -184,7 +184,7 @@ class Kept:
         def call(n: int) -> Call:
             x = torch.empty(1, n, backbone.hidden_size, requires_grad=True)
             place = torch.empty(1, n, *([backbone.axes] if backbone.axes > 1 else []), dtype=torch.int64)
-            return (x,), backbone.block_arguments(x, Spans([n], [[Piece(n, n, None)]]), place, None)
+            return (x,), backbone.block_arguments(x, Spans([n], [[QueryPiece(n, n, None)]]), place, None)
 
         few, many = (self._kept(backbone.blocks[0], call, n) for n in COUNTED)
         return (many - few) // (COUNTED[1] - COUNTED[0])

@@ -182,7 +182,7 @@ def verdict(interval: Mapping[str, float | None]) -> str:
 
 
 @dataclass(frozen=True)
-class Claim:
+class GroundedClaim:
     """What the study says of `grounded` by the rule that was named before it ran."""
 
     contrasts: Mapping[str, Mapping[str, float | None]]
@@ -193,7 +193,7 @@ class Claim:
     """Both intervals exclude 0, on the same side; a gain is no claim where Lab loses more than it may."""
 
 
-def claim(parts: Mapping[str, Any], primary: str) -> Claim | None:
+def claim(parts: Mapping[str, Any], primary: str) -> GroundedClaim | None:
     """Of `analyse`'s parts at the primary ensemble; None until both contrasts have runs."""
     found = {}
     for reference, _ in CONTRASTS:
@@ -204,7 +204,7 @@ def claim(parts: Mapping[str, Any], primary: str) -> Claim | None:
     lab = parts["lab"]["differences"][CONTRASTS[0][0]]["grounded"]["mpjpe"]["mean"]
     helps = all(one["high"] < 0 for one in found.values())
     hurts = all(one["low"] > 0 for one in found.values())
-    return Claim(found, lab, hurts or (helps and lab <= LAB_MAY_LOSE))
+    return GroundedClaim(found, lab, hurts or (helps and lab <= LAB_MAY_LOSE))
 
 
 def gap_closed(means: Mapping[str, Mapping[str, Mapping[str, float]]], variant: str) -> float | None:

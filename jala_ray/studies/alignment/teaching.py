@@ -46,7 +46,7 @@ BATCH = 16
 
 
 @dataclass
-class Seen:
+class KnownChunks:
     """Labelled hand-chunks (E), and all that is asked of them."""
 
     pairs: Tensor
@@ -66,14 +66,14 @@ class Seen:
     def __len__(self) -> int:
         return len(self.hand)
 
-    def take(self, chosen: np.ndarray) -> Seen:
+    def take(self, chosen: np.ndarray) -> KnownChunks:
         """Some, by a mask (E,)."""
         place = torch.from_numpy(np.flatnonzero(chosen))
         held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         chosen_of: dict[str, Any] = {
             name: value[place] if isinstance(value, Tensor) else value[place.numpy()] for name, value in held.items()
         }
-        return Seen(**chosen_of)
+        return KnownChunks(**chosen_of)
 
     def chunks(self, sight: Sight) -> LabelledChunks:
         """A clip of the world is a video of its own."""
@@ -82,7 +82,7 @@ class Seen:
         return LabelledChunks(sight.pooled(self.pairs), self.motion, self.hand, origin)
 
 
-def read(assets: Assets, encoder: FrameEncoder, manifest: Manifest, split: Split) -> Seen:
+def read(assets: Assets, encoder: FrameEncoder, manifest: Manifest, split: Split) -> KnownChunks:
     """Of all labelled clips of a split. Every clip of a made world can be read."""
     found = catalogue(manifest, DataConfig(labels="labelled_only"), split)
     source = ManifestSource(manifest.base, assets)
@@ -90,7 +90,7 @@ def read(assets: Assets, encoder: FrameEncoder, manifest: Manifest, split: Split
     parts = [list(_read(assets, encoder, source, group)) for group in groups]
     columns = zip(*[one for part in parts for one in part], strict=True)
     joined: Any = [torch.cat(c) if isinstance(c[0], Tensor) else np.concatenate(c) for c in columns]
-    return Seen(*joined)
+    return KnownChunks(*joined)
 
 
 def _read(
@@ -117,11 +117,11 @@ class Classroom:
 
     config: RunConfig
     assets: Assets
-    known: Seen
+    known: KnownChunks
     """Labelled in the study's manifest."""
-    unlabelled: Seen
+    unlabelled: KnownChunks
     """Of unlabelled Wild, with labels that only the twin has. Which hand acts is known of them, as a detector knows it."""
-    asked: Seen
+    asked: KnownChunks
     """Of the final clips."""
     teacher: InverseDynamics
     report: dict[str, Any]
@@ -142,20 +142,20 @@ class Classroom:
         found = fit(settings, known.chunks(sight), None, sight)
         return cls(config, assets, known, unlabelled, asked, found.teacher, found.report.plain())
 
-    def motion(self, seen: Seen) -> Tensor:
+    def motion(self, seen: KnownChunks) -> Tensor:
         """(E, R) of the true motion."""
         return self.teacher.motion(seen.motion)
 
-    def taught(self, seen: Seen) -> Tensor:
+    def taught(self, seen: KnownChunks) -> Tensor:
         """(E, R) that the teacher reads from the pairs."""
         return self.teacher(seen.pairs)[torch.arange(len(seen)), seen.hand]
 
-    def mean_motion(self, seen: Seen) -> Tensor:
+    def mean_motion(self, seen: KnownChunks) -> Tensor:
         """(E, R) the mean of each hand's labels."""
         own = self.motion(self.known)
         return torch.stack([own[self.known.hand == hand].mean(0) for hand in (0, 1)])[seen.hand]
 
-    def wrist_cm(self, seen: Seen, directions: Tensor) -> np.ndarray:
+    def wrist_cm(self, seen: KnownChunks, directions: Tensor) -> np.ndarray:
         """(E,) mean distance of the wrist from where it was, over the chunk's frames."""
         told = self.teacher.motion.back(directions)
         distance = (told - seen.motion)[..., WRIST_DIM - 3 : WRIST_DIM].norm(dim=-1)
@@ -177,7 +177,7 @@ def _r2(told: np.ndarray, true: np.ndarray) -> float:
     return float(1 - np.square(told - true).sum() / np.square(true - true.mean(0)).sum())
 
 
-def _parts(seen: Seen) -> dict[str, np.ndarray]:
+def _parts(seen: KnownChunks) -> dict[str, np.ndarray]:
     return {part: part_of(seen.domain.tolist(), seen.source.tolist(), part) for part in PARTS}
 
 
@@ -195,7 +195,7 @@ class Policy:
         with torch.no_grad():
             self.scenes = lambda seen: (inputs.sight.pooled(seen.first[:, None])[:, 0] - inputs.mean) @ inputs.channels
 
-    def inputs(self, seen: Seen) -> np.ndarray:
+    def inputs(self, seen: KnownChunks) -> np.ndarray:
         """(E, D): words (a set), v_0, hand and time, of about the same weight each."""
         words = np.zeros((len(seen), len(self.vocabulary)))
         for row, text in enumerate(seen.words):
@@ -205,7 +205,7 @@ class Policy:
         place = np.stack([seen.hand.numpy() - 0.5, seen.time.numpy() / 3.0], axis=1)
         return np.concatenate([words, scene / np.sqrt(scene.shape[1] / 4), place], axis=1)
 
-    def errors(self, seen: Sequence[Seen], motion: Sequence[Tensor]) -> np.ndarray:
+    def errors(self, seen: Sequence[KnownChunks], motion: Sequence[Tensor]) -> np.ndarray:
         """(E,) of the asked chunks, in cm of the wrist, of a policy fitted on chunks with this motion (E, R)."""
         x = np.concatenate([self.inputs(one) for one in seen])
         y = torch.cat(list(motion)).double().numpy()
@@ -261,7 +261,7 @@ def pseudo_labels(room: Classroom) -> dict[str, Any]:
 # --- a perceiver trained directly -----------------------------------------------------------------------------------------
 
 
-class Told(nn.Module):
+class PerceiverReadout(nn.Module):
     """A perceiver, and the motion of each hand from the mean of its latents."""
 
     def __init__(self, perceiver: Perceiver, width: int, directions: int) -> None:
@@ -290,7 +290,7 @@ def _trained(room: Classroom, reads: Any) -> Any:
     torch.manual_seed(config.seed)
     width, directions = config.model.backbone.language.hidden, y.shape[1]
     made = (replace(sizes, reads=reads), room.assets.spec.vocab.chunk_tokens, known.pairs.shape[-1])
-    model = Told(Perceiver(*made, room.teacher.inputs.sight.grid, width), width, directions)
+    model = PerceiverReadout(Perceiver(*made, room.teacher.inputs.sight.grid, width), width, directions)
     optimizer, steps = build_optimizer(model, config.optim), config.train.steps or 0
     rng = np.random.default_rng(config.seed)
     for step in range(steps):
