@@ -73,7 +73,7 @@ def test_the_page_runs_without_network(found: Fitted, tmp_path: Path) -> None:
     page.write_text(teacher_page("a <teacher>", plain(found), found.held_out, {}, "cache"))
     with open_browser(tmp_path) as browser:
         browser.open(page)
-        browser.wait("document.querySelectorAll('.chart .main-svg').length >= 3")
+        browser.wait("document.querySelectorAll('.chart .main-svg').length >= 4")
         assert browser.evaluate("document.querySelectorAll('#fails table').length") == 5
         assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
         for width in (420, 1280):

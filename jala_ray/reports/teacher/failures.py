@@ -67,9 +67,11 @@ def section(chunks: Sequence[Told], charts: Charts) -> Html:
         "chunk's second, from where it was at the beginning, in cm, in the camera of the clip's first frame."
     )
     placed = [
-        charts.place(axis, "told over true, cm; the line is the truth", _scatter(chunks, i))
+        charts.place(f"Wrist, {axis}", "told over true; dotted: told as it was", _over(chunks, _along(i), "told"))
         for i, axis in enumerate(AXES)
     ]
+    note = "dotted: saying that nothing moves"
+    placed.append(charts.place("Error over size of motion", note, _over(chunks, _missed, "error")))
     groups: list[tuple[str, Callable[[Told], Group]]] = [
         ("By size of motion", lambda told: _size(told.moved_cm)),
         ("By domain", lambda told: (0, named(told.domain))),
@@ -78,33 +80,45 @@ def section(chunks: Sequence[Told], charts: Charts) -> Html:
         ("By time in the clip", lambda told: _time(told.time)),
     ]
     tables = [el("div", el("h3", title), _groups(chunks, of)) for title, of in groups]
-    note = "Still: the error of saying that nothing moves. Where the teacher's is no smaller, it tells nothing."
-    return join(about(text), el("div", placed, class_="charts"), el("div", tables, style=GRID), about(note))
+    below = "Still: the error of saying that nothing moves. Where the teacher's is no smaller, it tells nothing."
+    return join(about(text), el("div", placed, class_="charts"), el("div", tables, style=GRID), about(below))
 
 
-def _scatter(chunks: Sequence[Told], axis: int) -> dict[str, Any]:
+def _along(axis: int) -> Callable[[Told], tuple[float, float]]:
+    return lambda told: (float(told.true_cm[axis]), float(told.told_cm[axis]))
+
+
+def _missed(told: Told) -> tuple[float, float]:
+    return round(told.moved_cm, 2), round(told.error_cm, 2)
+
+
+def _over(chunks: Sequence[Told], place: Callable[[Told], tuple[float, float]], name: str) -> dict[str, Any]:
+    """A point a chunk, by domain, and the line on which both are equal."""
     data = []
     for domain in dict.fromkeys(told.domain for told in chunks):
         own = [told for told in chunks if told.domain == domain]
+        x, y = zip(*map(place, own), strict=True)
+        said = [f"{told.clip}, {told.hand}, chunk {told.time + 1}" for told in own]
+        marker = {"size": 5, "opacity": 0.6, "color": DOMAIN_COLORS.get(domain, "@c4")}
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "name": named(domain),
-                "x": [float(told.true_cm[axis]) for told in own],
-                "y": [float(told.told_cm[axis]) for told in own],
-                "text": [f"{told.clip}, {told.hand}, chunk {told.time + 1}" for told in own],
-                "marker": {"size": 5, "opacity": 0.6, "color": DOMAIN_COLORS.get(domain, "@c4")},
+                "x": x,
+                "y": y,
+                "text": said,
+                "marker": marker,
             }
         )
-    ends = [value for told in chunks for value in (told.true_cm[axis], told.told_cm[axis])]
-    low, high = float(min(ends)), float(max(ends))
+    ends = [value for told in chunks for value in place(told)]
+    low, high = min(ends), max(ends)
     line = {"color": "@muted", "width": 1, "dash": "dot"}
-    truth = {"type": "line", "x0": low, "y0": low, "x1": high, "y1": high, "line": line, "layer": "below"}
+    equal = {"type": "line", "x0": low, "y0": low, "x1": high, "y1": high, "line": line, "layer": "below"}
     layout = {
-        "shapes": [truth],
+        "shapes": [equal],
         "xaxis": {"title": {"text": "true, cm"}},
-        "yaxis": {"title": {"text": "told, cm", "standoff": 6, "font": {"size": 11}}},
+        "yaxis": {"title": {"text": f"{name}, cm", "standoff": 6, "font": {"size": 11}}},
         "hovermode": "closest",
         "showlegend": len(data) > 1,
     }
