@@ -97,7 +97,7 @@ def bind(space: Space, base: Base, given: Sequence[str] = ()) -> dict[str, Domai
     domains: dict[str, Domain] = {}
     for key in sorted(space):
         if key not in known:
-            raise ConfigError(key, space[key], "a known setting", suggest(key, known))
+            raise ConfigError(key, space[key], "a known setting", _of_others(key) or suggest(key, known))
         if key in SET_BY_SWEEPS or key.startswith(SAME_FOR_ALL):
             raise ConfigError(
                 key, space[key], "a setting that changes what is learned, the same clips and steps for all"
@@ -112,6 +112,17 @@ def bind(space: Space, base: Base, given: Sequence[str] = ()) -> dict[str, Domai
     for end in (0, -1):  # and together: a pair of values may not go with each other
         verify(override(base, {key: domain.ends()[end] for key, domain in domains.items()}))
     return domains
+
+
+def _of_others(key: str) -> str:
+    """Which objectives have a setting that the base has not; empty where none has."""
+    kinds = [kind for kind, one in OBJECTIVES.items() if key in {f"objective.{own}" for own in flatten(one())}]
+    presets = [name for kind in kinds for name in OBJECTIVES.find(kind, "objective.kind").variants]
+    return (
+        f"It is one of the objective {' or '.join(kinds)}: sweep a preset of it ({', '.join(presets)})."
+        if kinds
+        else ""
+    )
 
 
 def verify(config: Base) -> None:

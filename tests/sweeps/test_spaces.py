@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from jala_ray.config import RunConfig
+from jala_ray.config import OBJECTIVES, RunConfig
 from jala_ray.parsing import override
 from jala_ray.presets import BASE, PRESETS, TINY, TINY_TOKENIZER
 from jala_ray.sweeps.domains import Choice, Range, read
@@ -27,16 +27,22 @@ def base(**values: object) -> RunConfig:
     return small(TINY, **values)
 
 
+def base_of(space: str) -> RunConfig:
+    """A preset whose space it is."""
+    kind = next((kind for kind, objective in OBJECTIVES.items() if space in objective.spaces), "jala")
+    return base() if kind == "jala" else small(PRESETS[f"tiny_{kind}"])
+
+
 def refused(match: str):
     return pytest.raises(ConfigError, match=match)
 
 
 @pytest.mark.parametrize("name", READY)
 def test_ready_spaces_fit_their_presets(name: str) -> None:
-    domains = bind(load([name]), base())
+    domains = bind(load([name]), base_of(name))
     for u in (0.0, 0.3, 0.999, 1.0):
         values = {key: domain.at(u) for key, domain in domains.items()}
-        override(base(), values)
+        override(base_of(name), values)
         for key, value in json.loads(json.dumps(values)).items():  # as the ledger gives it back
             assert value == values[key] and domains[key].outer(domains[key].inner(value)) == value
 
@@ -53,6 +59,24 @@ def test_the_default_space_is_lambda_alpha_and_the_layer_at_hand() -> None:
         "objective.align.weight": Range("log", 0.05, 5.0),
         "objective.ema.alpha": Range("one_minus_log", 0.002, 0.2),
     }
+
+
+def test_grounded_is_searched_as_jala_is() -> None:
+    """lambda and layer alike, the teacher instead of alpha; the same metrics; other presets are told whose space it is."""
+    grounded = small(PRESETS["tiny_grounded"])
+    domains = bind(load(["grounded", "wild_fraction"]), grounded)
+    assert domains == {
+        "data.wild_fraction": Choice((0.0, 0.25, 0.5, 1.0)),
+        "objective.align.layer": Range("integer", 1, 4),
+        "objective.align.weight": Range("log", 0.05, 5.0),
+        "objective.teacher.form": Choice(("closed", "learned")),
+    }
+    assert choose([], grounded, domains) == (METRICS["masked_loss"],)
+    assert choose(["probe_h", "mpjpe_wild"], grounded, domains) == (METRICS["probe_h"], METRICS["mpjpe_wild"])
+    assert halving_metric((METRICS["probe_h"],), grounded, domains) == METRICS["masked_loss"]
+    for other in (base(), small(PRESETS["tiny_next_token"])):
+        with refused("objective.teacher.form.*one of the objective grounded: sweep a preset of it"):
+            bind({"objective.teacher.form": {"choice": ["closed", "learned"]}}, other)
 
 
 def test_alpha_is_searched_on_the_scale_of_its_distance_to_one() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jala_ray.config import RunConfig
+from jala_ray.config import GroundedConfig, RunConfig
+from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.parsing import load_json, to_dict
+from jala_ray.presets import PRESETS
 from jala_ray.sweeps.ledger import Ledger
 from jala_ray.training import history, setup
 from jala_ray.types import ConfigError
@@ -29,7 +32,7 @@ def cluster() -> Iterator[None]:
         yield
 
 
-def preset(world: World, folder: Path, **values: object) -> str:
+def preset(world: World, folder: Path, of: str = "tiny", **values: object) -> str:
     base = {
         "name": "sweep",
         "storage__root": str(folder),
@@ -45,7 +48,7 @@ def preset(world: World, folder: Path, **values: object) -> str:
         "cluster__cpus_per_worker": 0.4,
     }
     file = folder / "preset.json"
-    file.write_text(json.dumps(to_dict(small(**base | values))))
+    file.write_text(json.dumps(to_dict(small(PRESETS[of], **base | values))))
     return str(file)
 
 
@@ -150,6 +153,30 @@ def test_the_metrics_of_a_trials_end(world: World, cluster: None, tmp_path: Path
     sweep([*asked, "--report-every", "3", "--concurrent", "1"])
     for record in Ledger(str(tmp_path / "sweep")):
         assert record.state == "done" and record.final["mpjpe_lab"] > 0 and record.final["mpjpe_wild"] > 0
+
+
+@pytest.mark.slow
+def test_a_sweep_of_grounded(world: World, cluster: None, tmp_path: Path) -> None:
+    """lambda, layer and both teachers: one fit serves all trials, and the best one is a preset with its teacher's form."""
+    labelled = WorldConfig(lab_train=32, lab_val=9, wild_train=8, wild_val=2, width=96, height=72, seconds=(1.0, 2.0))
+    world = replace(world, manifest=str(generate(tmp_path / "world", labelled)))
+    asked = [preset(world, tmp_path, "tiny_grounded"), "--space", "grounded", "--search", "random", "--trials", "2"]
+    sweep([*asked, "--metric", "masked_loss", "probe_h", "--report-every", "3", "--concurrent", "1", "--synchronous"])
+    folder = tmp_path / "sweep"
+    records = list(Ledger(str(folder)))
+    assert {record.values["objective.teacher.form"] for record in records} == {"closed", "learned"}
+    for record in records:
+        config = load_json(RunConfig, folder / "runs" / f"{record.number:05d}" / "config.json").objective
+        assert isinstance(config, GroundedConfig) and config.teacher.form == record.values["objective.teacher.form"]
+        assert config.align.layer == record.values["objective.align.layer"]
+        assert record.state == "done" and "probe_h_lab" in record.final, record.reason
+        assert record.rows[-1]["val/lab/loss_mcp"] > 0 and record.rows[-1]["val/lab/loss_align"] > 0
+    assert len(list((folder / "cache" / "teachers").iterdir())) == 1
+    best = load_json(RunConfig, folder / "best.json").objective
+    assert isinstance(best, GroundedConfig) and best.align.weight in {
+        r.values["objective.align.weight"] for r in records
+    }
+    assert "objective.teacher.form" in (folder / "report.html").read_text()
 
 
 @pytest.mark.slow
