@@ -20,12 +20,12 @@ import torch
 
 from benchmarks.form import peak_mb
 from jala_ray.config import TeacherConfig
-from jala_ray.models.inverse_dynamics import MOTION, Sight
+from jala_ray.models.inverse_dynamics import MOTION, PairSight
 from jala_ray.training.teacher.fit import SAMPLE, fit
 from jala_ray.training.teacher.labelled import LabelledChunks, Origin
 from jala_ray.types import CHUNK_FRAMES
 
-SIGHT = Sight((16, 16), 4, False)
+SIGHT = PairSight((16, 16), 4, False)
 LATENT = 24
 """Numbers that move a made hand and are seen of it."""
 TOGETHER = 160

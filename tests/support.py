@@ -24,7 +24,7 @@ from jala_ray.data.sampling.plan import Plan, PlanRow
 from jala_ray.models.backbones.base import backbone_facts
 from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.models.inverse_dynamics import MOTION as MOTION_SIZE
-from jala_ray.models.inverse_dynamics import Sight, Teacher
+from jala_ray.models.inverse_dynamics import PairSight, Teacher
 from jala_ray.models.text import TextTokenizer
 from jala_ray.models.vocab import Vocab
 from jala_ray.parsing import override
@@ -77,7 +77,7 @@ def made_teacher(config: RunConfig, chunks: int = 60) -> Teacher:
     """Fitted on pictures of noise and motion that depends on them."""
     assert config.objective.taught is not None
     encoder = FrameEncoder.build(config.model.encoder)
-    sight = Sight(encoder.grid, config.objective.taught.cells, encoder.pairs)
+    sight = PairSight(encoder.grid, config.objective.taught.cells, encoder.pairs)
     found = fit(config.objective.taught, made_chunks(chunks, sight.parts, encoder.dim), None, sight)
     return Teacher(found.teacher.state_dict(), sight, found.report.plain(), found.held_out)
 

@@ -33,7 +33,7 @@ BLOCK = 256
 
 
 @dataclass(frozen=True)
-class Sight:
+class PairSight:
     """What of a frozen encoder's features is looked at."""
 
     grid: tuple[int, int]
@@ -76,7 +76,7 @@ def _scatter(values: Tensor, share: Tensor) -> Tensor:
 class PairInputs(nn.Module):
     """Frozen features of a pair -> what the regression reads: principal channels, in cells, of v_t, of v_{t+delta} and of their change."""
 
-    def __init__(self, sight: Sight, feature_dim: int, channels: int) -> None:
+    def __init__(self, sight: PairSight, feature_dim: int, channels: int) -> None:
         super().__init__()
         self.sight = sight
         self.register_buffer("mean", torch.zeros(feature_dim))
@@ -96,7 +96,7 @@ class PairInputs(nn.Module):
         return self.weighed(self.project(self.sight.pooled(pairs, still)))
 
     def project(self, cells: Tensor) -> Tensor:
-        """`Sight.pooled` (C, 2, cells, Dv) -> its principal channels (C, 2, cells, channels)."""
+        """`PairSight.pooled` (C, 2, cells, Dv) -> its principal channels (C, 2, cells, channels)."""
         return (cells - self.mean) @ self.channels
 
     def weighed(self, projected: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class InverseDynamics(nn.Module):
         self.requires_grad_(False)
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], sight: Sight) -> Self:
+    def of(cls, tensors: Mapping[str, Tensor], sight: PairSight) -> Self:
         """From its `state_dict`, whose shapes are its sizes."""
         inputs = PairInputs(sight, *tensors["inputs.channels"].shape)
         made = cls(inputs, MotionDirections(tensors["motion.directions"].shape[1]), len(tensors["landmarks"]))
@@ -239,7 +239,7 @@ class Teacher:
     """A fitted teacher as it is stored: with its run's assets, in checkpoints, and beside a cache."""
 
     tensors: Mapping[str, Tensor]
-    sight: Sight
+    sight: PairSight
     report: Mapping[str, Any]
     """What its fit said of itself: `training.teacher.fit.Report`."""
     held_out: Sequence[Mapping[str, Any]] = ()
@@ -266,4 +266,4 @@ class Teacher:
         facts = json.loads((folder / FACTS).read_text())
         sight = facts["sight"] | {"grid": tuple(facts["sight"]["grid"])}
         held_out = json.loads((folder / HELD_OUT).read_text()) if (folder / HELD_OUT).exists() else ()
-        return cls(safetensors.torch.load_file(folder / WEIGHTS), Sight(**sight), facts["report"], held_out)
+        return cls(safetensors.torch.load_file(folder / WEIGHTS), PairSight(**sight), facts["report"], held_out)

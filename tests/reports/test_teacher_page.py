@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from jala_ray.config import TeacherConfig
-from jala_ray.models.inverse_dynamics import Sight
+from jala_ray.models.inverse_dynamics import PairSight
 from jala_ray.reports.kit.figures import Charts
 from jala_ray.reports.run.folder import read_run
 from jala_ray.reports.run.page import findings_of, write_pretrain_report
 from jala_ray.reports.run.publish import warnings_of
 from jala_ray.reports.teacher import failures
-from jala_ray.reports.teacher.failures import Told, worst
+from jala_ray.reports.teacher.failures import ToldChunk, worst
 from jala_ray.reports.teacher.page import WORST, teacher_page, worst_rows
 from jala_ray.reports.teacher.tables import teacher_findings
 from jala_ray.training.teacher.fit import Fitted, fit
@@ -27,7 +27,7 @@ from tests.support import made_chunks
 @pytest.fixture(scope="module")
 def found() -> Fitted:
     """On 60 clips of Lab and 40 of Wild."""
-    return fit(TeacherConfig(directions=4), made_chunks(120, 4, 6), None, Sight((2, 2), 2, False))
+    return fit(TeacherConfig(directions=4), made_chunks(120, 4, 6), None, PairSight((2, 2), 2, False))
 
 
 def plain(found: Fitted, **changed: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def test_warnings_come_from_figures(found: Fitted) -> None:
 
 
 def test_groups_hold_all_chunks_and_their_errors(found: Fitted) -> None:
-    chunks = [Told.of(row) for row in found.held_out]
+    chunks = [ToldChunk.of(row) for row in found.held_out]
     for told in chunks:
         told.true_cm[:] /= 10
         told.told_cm[:] /= 10

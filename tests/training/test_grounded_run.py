@@ -20,7 +20,7 @@ from jala_ray.data.samples.assets import Assets
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.data.synthetic import WorldConfig, generate
 from jala_ray.models.frame_encoder import FrameEncoder
-from jala_ray.models.inverse_dynamics import InverseDynamics, Sight, Teacher
+from jala_ray.models.inverse_dynamics import InverseDynamics, PairSight, Teacher
 from jala_ray.objectives.grounded import Grounded
 from jala_ray.parsing import override, to_dict
 from jala_ray.presets import PRESETS
@@ -73,7 +73,7 @@ def assets(base: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def reader(config: RunConfig, assets: tuple[Assets, str]) -> ChunkReader:
     encoder = FrameEncoder.build(config.model.encoder).eval()
     return ChunkReader(
-        rows_source(config, assets[1]), assets[0].tokenizer, encoder, Sight(encoder.grid, 2, encoder.pairs)
+        rows_source(config, assets[1]), assets[0].tokenizer, encoder, PairSight(encoder.grid, 2, encoder.pairs)
     )
 
 

@@ -9,7 +9,7 @@ from sklearn.kernel_ridge import KernelRidge
 
 from jala_ray.config import TeacherConfig
 from jala_ray.hands.displacement import motion_targets
-from jala_ray.models.inverse_dynamics import InverseDynamics, Sight
+from jala_ray.models.inverse_dynamics import InverseDynamics, PairSight
 from jala_ray.training.teacher.fit import Kernel, Report, _Bench, _Features, fit
 from jala_ray.training.teacher.keep import told
 from jala_ray.training.teacher.labelled import LabelledChunks, folds, held_by
@@ -17,7 +17,7 @@ from jala_ray.training.teacher.moments import FOLDS, PENALTIES, Moments, choose,
 from jala_ray.types import HAND_NAMES, UserError
 from tests.support import made_chunks
 
-SIGHT = Sight((2, 2), 2, False)
+SIGHT = PairSight((2, 2), 2, False)
 
 
 def fitted(
@@ -201,7 +201,7 @@ def test_stored_and_built_it_says_the_same() -> None:
 def test_an_encoder_of_pairs_shows_change_by_stillness() -> None:
     """(v_t, v_t) and (v_t, v_t+delta) are read as two frames are."""
     chunks = made_chunks(80, 4, 6)
-    sight = Sight((2, 2), 2, True)
+    sight = PairSight((2, 2), 2, True)
     teacher = fit(TeacherConfig(directions=4), chunks, None, sight).teacher
     still, pairs = chunks.cells[:, :1], chunks.cells[:, 1:]
     frames = InverseDynamics.of(teacher.state_dict(), SIGHT)

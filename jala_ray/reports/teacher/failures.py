@@ -24,7 +24,7 @@ Group = tuple[int, str]
 
 
 @dataclass(frozen=True)
-class Told:
+class ToldChunk:
     """A held-out labelled hand-chunk."""
 
     domain: str
@@ -38,7 +38,7 @@ class Told:
     told_cm: np.ndarray
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Told:
+    def of(cls, row: Mapping[str, Any]) -> ToldChunk:
         words = {name: row[name] for name in ("domain", "source", "clip", "row", "time", "hand")}
         return cls(**words, true_cm=np.array(row["true_cm"]), told_cm=np.array(row["told_cm"]))
 
@@ -51,15 +51,15 @@ class Told:
         return float(np.linalg.norm(self.true_cm))
 
 
-def worst(chunks: Sequence[Told], count: int) -> list[Told]:
+def worst(chunks: Sequence[ToldChunk], count: int) -> list[ToldChunk]:
     """The chunks with the largest errors, one a clip."""
-    of: dict[str, Told] = {}
+    of: dict[str, ToldChunk] = {}
     for told in sorted(chunks, key=lambda told: -told.error_cm):
         of.setdefault(told.clip, told)
     return list(of.values())[:count]
 
 
-def section(chunks: Sequence[Told], charts: Charts) -> Html:
+def section(chunks: Sequence[ToldChunk], charts: Charts) -> Html:
     if not chunks:
         return absent("This teacher was kept without its held-out chunks: fit it again to see them.")
     text = (
@@ -72,7 +72,7 @@ def section(chunks: Sequence[Told], charts: Charts) -> Html:
     ]
     note = "dotted: saying that nothing moves"
     placed.append(charts.place("Error over size of motion", note, _over(chunks, _missed, "error")))
-    groups: list[tuple[str, Callable[[Told], Group]]] = [
+    groups: list[tuple[str, Callable[[ToldChunk], Group]]] = [
         ("By size of motion", lambda told: _size(told.moved_cm)),
         ("By domain", lambda told: (0, named(told.domain))),
         ("By source", lambda told: (0, told.source)),
@@ -84,15 +84,15 @@ def section(chunks: Sequence[Told], charts: Charts) -> Html:
     return join(about(text), el("div", placed, class_="charts"), el("div", tables, style=GRID), about(below))
 
 
-def _along(axis: int) -> Callable[[Told], tuple[float, float]]:
+def _along(axis: int) -> Callable[[ToldChunk], tuple[float, float]]:
     return lambda told: (float(told.true_cm[axis]), float(told.told_cm[axis]))
 
 
-def _missed(told: Told) -> tuple[float, float]:
+def _missed(told: ToldChunk) -> tuple[float, float]:
     return round(told.moved_cm, 2), round(told.error_cm, 2)
 
 
-def _over(chunks: Sequence[Told], place: Callable[[Told], tuple[float, float]], name: str) -> dict[str, Any]:
+def _over(chunks: Sequence[ToldChunk], place: Callable[[ToldChunk], tuple[float, float]], name: str) -> dict[str, Any]:
     """A point a chunk, by domain, and the line on which both are equal."""
     data = []
     for domain in dict.fromkeys(told.domain for told in chunks):
@@ -125,8 +125,8 @@ def _over(chunks: Sequence[Told], place: Callable[[Told], tuple[float, float]], 
     return {"data": data, "layout": layout, "loggable": False}
 
 
-def _groups(chunks: Sequence[Told], of: Callable[[Told], Group]) -> Html:
-    found: dict[Group, list[Told]] = {}
+def _groups(chunks: Sequence[ToldChunk], of: Callable[[ToldChunk], Group]) -> Html:
+    found: dict[Group, list[ToldChunk]] = {}
     for told in chunks:
         found.setdefault(of(told), []).append(told)
     rows = []

@@ -10,7 +10,7 @@ from jala_ray.reports.kit.findings import counted, warning_list
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import absent, number, tile
 from jala_ray.reports.teacher import failures, tables
-from jala_ray.reports.teacher.failures import Told, worst
+from jala_ray.reports.teacher.failures import ToldChunk, worst
 from jala_ray.storage import StorageOptions
 from jala_ray.types import Clip
 
@@ -21,7 +21,7 @@ WORST = 12
 
 def worst_rows(held_out: Sequence[Mapping[str, Any]]) -> set[int]:
     """Rows of the manifest whose clips `teacher_page` shows."""
-    return {told.row for told in worst([Told.of(row) for row in held_out], WORST)}
+    return {told.row for told in worst([ToldChunk.of(row) for row in held_out], WORST)}
 
 
 def teacher_page(
@@ -35,7 +35,7 @@ def teacher_page(
     """The document. `report` and `held_out` as a `Teacher` has them, `clips` of `worst_rows`."""
     from jala_ray.reports.teacher import pictures  # decodes videos
 
-    charts, findings, chunks = Charts(), tables.teacher_findings(report), [Told.of(row) for row in held_out]
+    charts, findings, chunks = Charts(), tables.teacher_findings(report), [ToldChunk.of(row) for row in held_out]
     content = [
         ("warnings", "Warnings", warning_list(findings) if findings else absent("Nothing stands out.")),
         ("worth", "What it is worth", tables.worth(report)),

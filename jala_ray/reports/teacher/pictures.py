@@ -10,7 +10,7 @@ from PIL import Image
 from jala_ray.reports.kit.html import Html, el, join
 from jala_ray.reports.kit.overlay import data_uri
 from jala_ray.reports.kit.widgets import about, absent
-from jala_ray.reports.teacher.failures import Told
+from jala_ray.reports.teacher.failures import ToldChunk
 from jala_ray.reports.teacher.tables import named
 from jala_ray.storage import StorageOptions
 from jala_ray.types import Clip, UserError
@@ -21,7 +21,7 @@ HEIGHT = 170
 """px of a picture."""
 
 
-def section(worst: Sequence[Told], clips: Mapping[int, Clip], options: StorageOptions | None = None) -> Html:
+def section(worst: Sequence[ToldChunk], clips: Mapping[int, Clip], options: StorageOptions | None = None) -> Html:
     """`clips` by row, as far as they can be read."""
     if not worst:
         return absent("There are no held-out chunks to show.")
@@ -29,7 +29,7 @@ def section(worst: Sequence[Told], clips: Mapping[int, Clip], options: StorageOp
     return join(about(text), [_chunk(told, clips.get(told.row), options) for told in worst])
 
 
-def _chunk(told: Told, clip: Clip | None, options: StorageOptions | None) -> Html:
+def _chunk(told: ToldChunk, clip: Clip | None, options: StorageOptions | None) -> Html:
     words = clip.instructions[0] if clip is not None and clip.instructions else told.clip
     lines = [
         f"{named(told.domain)} · {told.source} · {told.hand} hand · chunk {told.time + 1}",
@@ -46,7 +46,7 @@ def _chunk(told: Told, clip: Clip | None, options: StorageOptions | None) -> Htm
     )
 
 
-def _frames(told: Told, clip: Clip | None, options: StorageOptions | None) -> Html:
+def _frames(told: ToldChunk, clip: Clip | None, options: StorageOptions | None) -> Html:
     if clip is None:
         return absent("Its row could not be read.")
     try:

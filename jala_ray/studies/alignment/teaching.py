@@ -25,7 +25,7 @@ from jala_ray.data.sampling.plan import plan_rows
 from jala_ray.data.synthetic import plan_world
 from jala_ray.hands.displacement import motion_targets
 from jala_ray.models.frame_encoder import FrameEncoder
-from jala_ray.models.inverse_dynamics import InverseDynamics, Sight
+from jala_ray.models.inverse_dynamics import InverseDynamics, PairSight
 from jala_ray.models.perceiver import Perceiver
 from jala_ray.studies.alignment.stages import StudyFolder
 from jala_ray.studies.alignment.world import PARTS, part_of
@@ -75,7 +75,7 @@ class KnownChunks:
         }
         return KnownChunks(**chosen_of)
 
-    def chunks(self, sight: Sight) -> LabelledChunks:
+    def chunks(self, sight: PairSight) -> LabelledChunks:
         """A clip of the world is a video of its own."""
         told = zip(self.domain, self.source, self.clip, self.time.tolist(), strict=True)
         origin = [Origin(domain, source, clip, clip, 0, time) for domain, source, clip, time in told]
@@ -138,7 +138,7 @@ class Classroom:
         own = np.array([clip in labelled for clip in train.clip])
         known, unlabelled = train.take(own), train.take(~own)
         settings = TeacherConfig()
-        sight = Sight(encoder.grid, settings.cells, encoder.pairs)
+        sight = PairSight(encoder.grid, settings.cells, encoder.pairs)
         found = fit(settings, known.chunks(sight), None, sight)
         return cls(config, assets, known, unlabelled, asked, found.teacher, found.report.plain())
 

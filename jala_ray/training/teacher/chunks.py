@@ -21,7 +21,7 @@ from jala_ray.data.manifest.table import batched
 from jala_ray.data.samples.source import BadRow, Look, Pictures, Sample, StoredRows
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.models.frame_encoder import FrameEncoder
-from jala_ray.models.inverse_dynamics import Sight
+from jala_ray.models.inverse_dynamics import PairSight
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training.teacher.labelled import LabelledChunks, Origin
 from jala_ray.types import UserError
@@ -37,7 +37,7 @@ class ChunkReader:
     source: StoredRows
     tokenizer: MotionTokenizer
     encoder: FrameEncoder
-    sight: Sight
+    sight: PairSight
     left_out: int = 0
     """Rows of the last reading that could not be read."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jala_ray.config import TeacherConfig
 from jala_ray.hands.displacement import motion_targets
-from jala_ray.models.inverse_dynamics import InverseDynamics, MotionDirections, PairInputs, Sight
+from jala_ray.models.inverse_dynamics import InverseDynamics, MotionDirections, PairInputs, PairSight
 from jala_ray.training.teacher.labelled import HeldBy, LabelledChunks, Origin, folds, held_by
 from jala_ray.training.teacher.moments import Chosen, Moments, choose, solve, without_each
 from jala_ray.types import HAND_NAMES, UserError
@@ -90,7 +90,7 @@ def fit(
     config: TeacherConfig,
     sample: LabelledChunks | None,
     every: Callable[[], Iterable[LabelledChunks]] | None,
-    sight: Sight,
+    sight: PairSight,
 ) -> Fitted:
     """`sample`: at most `SAMPLE` chunks; `every`: streams all of them, or None where the sample is all. Raises `UserError` for too few."""
     if sample is None or len(sample) < FEWEST:
@@ -177,7 +177,7 @@ class _Bench:
     targets: dict[str, slice]
 
     @classmethod
-    def of(cls, config: TeacherConfig, sample: LabelledChunks, sight: Sight) -> _Bench:
+    def of(cls, config: TeacherConfig, sample: LabelledChunks, sight: PairSight) -> _Bench:
         width, share, domain = sample.cells.shape[-1], _even(sample.domain), sample.domain
         inputs = PairInputs(sight, width, min(config.channels, width))
         inputs.fit(sample.cells, share)

@@ -16,7 +16,7 @@ from jala_ray.data.samples.assets import Assets, tokenizer_key
 from jala_ray.data.samples.source import Sample, StoredRows
 from jala_ray.data.sampling.plan import Plan, PlanRow, plan_rows
 from jala_ray.models.frame_encoder import FrameEncoder, encoder_key
-from jala_ray.models.inverse_dynamics import Sight, Teacher
+from jala_ray.models.inverse_dynamics import PairSight, Teacher
 from jala_ray.parsing import to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import setup
@@ -87,7 +87,7 @@ def _labels(config: RunConfig) -> str:
 
 def _fitted(config: RunConfig, settings: TeacherConfig, assets: Assets, plan: Plan, address: str) -> Teacher:
     encoder = FrameEncoder.build(config.model.encoder).to(best_device()).eval()
-    sight = Sight(encoder.grid, settings.cells, encoder.pairs)
+    sight = PairSight(encoder.grid, settings.cells, encoder.pairs)
     read = ChunkReader(rows_source(config, address), assets.tokenizer, encoder, sight)
     sample = LabelledChunks.joined(_first(read, plan.sample(SAMPLE, SALT), SAMPLE))
     # Where features are not stored every chunk costs two passes of the encoder: then the sample must do.
