@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jala_ray.config import TeacherConfig
 from jala_ray.types import CHUNK_FRAMES, FEATURE_DIM, WRIST_DIM, UserError
 
 MOTION = CHUNK_FRAMES * FEATURE_DIM
@@ -206,6 +207,12 @@ class InverseDynamics(nn.Module):
         self.weights: Tensor
         self.bias: Tensor
         self.requires_grad_(False)
+
+    @classmethod
+    def unfitted(cls, config: TeacherConfig, grid: tuple[int, int], feature_dim: int, of_pairs: bool) -> Self:
+        """With its largest sizes, for what asks of sizes alone."""
+        inputs = PairInputs(PairSight(grid, config.cells, of_pairs), feature_dim, min(config.channels, feature_dim))
+        return cls(inputs, MotionDirections(config.directions), config.landmarks)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], sight: PairSight) -> Self:

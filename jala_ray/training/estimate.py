@@ -80,10 +80,12 @@ def on_meta(config: RunConfig) -> Learner:
 
     from jala_ray.models.backbones.base import Backbone
     from jala_ray.models.frame_encoder import FrameEncoder
+    from jala_ray.models.inverse_dynamics import InverseDynamics
     from jala_ray.models.published import unweighted
     from jala_ray.models.vla import VLA
     from jala_ray.models.vocab import Vocab
     from jala_ray.objectives.build import build_objective
+    from jala_ray.tokenizer.model import MotionTokenizer
     from jala_ray.training.learner import Learner
 
     model, tokens = unweighted(config.model), TokenizerConfig()
@@ -94,7 +96,11 @@ def on_meta(config: RunConfig) -> Learner:
     with torch.device("meta"):
         backbone = Backbone.build(model.backbone, text_vocab_size=vocab.text)
         encoder, vla = FrameEncoder.build(model.encoder), VLA(backbone, vocab)
-        return Learner(vla, encoder, build_objective(config.objective, vla, encoder.dim, encoder.grid))
+        objective = build_objective(config.objective, vla, encoder.dim, encoder.grid)
+        if config.objective.taught is not None:
+            teacher = InverseDynamics.unfitted(config.objective.taught, encoder.grid, encoder.dim, encoder.pairs)
+            objective.teach(teacher, MotionTokenizer(tokens).requires_grad_(False))
+        return Learner(vla, encoder, objective)
 
 
 def compute(config: RunConfig, data: Data) -> RunEstimate:
