@@ -51,7 +51,7 @@ class Grounded(MaskedPrediction):
         if self.config.teacher.form == "learned":
             directions = self.config.teacher.directions
             self.reader = MotionReader(teacher.inputs.size, self.config.teacher.width, directions)
-            self.tokenizer = tokenizer
+            self.tokenizer = tokenizer.requires_grad_(False)
 
     def loss(self, vla: VLA, batch: Batch, features: Features | None, out: Out) -> Losses:
         """`1[labelled] L_MCP + L_text + lambda L_align`, and for a learned teacher its squared error on labelled chunks."""
