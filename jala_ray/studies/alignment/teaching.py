@@ -193,7 +193,7 @@ class Policy:
         self.vocabulary = {word: place for place, word in enumerate(spoken)}
         inputs = room.teacher.inputs
         with torch.no_grad():
-            self.scenes = lambda seen: (inputs.sight.pooled(seen.first[:, None])[:, 0] - inputs.mean) @ inputs.channels
+            self.scenes = lambda seen: (inputs.sight.means(seen.first) - inputs.mean) @ inputs.channels
 
     def inputs(self, seen: KnownChunks) -> np.ndarray:
         """(E, D): words (a set), v_0, hand and time, of about the same weight each."""
