@@ -15,7 +15,7 @@ from jala_ray.config import RunConfig
 from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.source import Sample
 from jala_ray.models.attention import Allowed
-from jala_ray.models.masks import Intervals, Spans
+from jala_ray.models.masks import Intervals, QueryPiece, Spans
 from jala_ray.parsing import override
 from jala_ray.training.learner import Learner
 
@@ -63,9 +63,13 @@ def sample_by_sample(learner: Learner) -> None:
 
     def form(mask: Intervals, device: torch.device) -> Spans:
         made = on_host(mask).spans()
-        return made._replace(masks=[m if m is None else m.to(device) for m in made.masks])
+        return made._replace(pieces=[[_moved(piece, device) for piece in pieces] for pieces in made.pieces])
 
     _formed(learner, form)
+
+
+def _moved(piece: QueryPiece, device: torch.device) -> QueryPiece:
+    return piece if piece.mask is None else piece._replace(mask=piece.mask.to(device))
 
 
 def on_host(mask: Intervals) -> Intervals:
