@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import botocore.exceptions as aws
 
 from jala_ray.storage.patience import parallel
-from jala_ray.storage.s3_errors import diagnose
+from jala_ray.storage.s3_errors import diagnose, no_upload
 from jala_ray.storage.stores import explained
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Multipart:
             self.store.ask(lambda: self.store.client.complete_multipart_upload(**asked))
         except aws.ClientError as error:
             # The answer of an earlier try may have been lost: then the upload is no more, and the object is there.
-            if error.response.get("Error", {}).get("Code") != "NoSuchUpload" or not self._is_there():
+            if not no_upload(error) or not self._is_there():
                 raise
 
     def _is_there(self) -> bool:

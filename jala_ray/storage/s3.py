@@ -18,7 +18,7 @@ from jala_ray.storage.clients import forget_clients, obstore_takes, range_store,
 from jala_ray.storage.diagnosis import Diagnosis
 from jala_ray.storage.multipart import ObjectWriter, upload_file
 from jala_ray.storage.patience import Patience, patiently
-from jala_ray.storage.s3_errors import diagnose
+from jala_ray.storage.s3_errors import diagnose, no_upload
 from jala_ray.storage.stores import MULTIPART_THRESHOLD, PARTIAL, STREAM_CHUNK, ChangedFile, StorageOptions
 from jala_ray.types import StorageError
 
@@ -231,12 +231,16 @@ class S3Store:
         )
         for upload in [upload for page in listed for upload in page.get("Uploads", ())]:
             place = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
-            with contextlib.suppress(self.client.exceptions.NoSuchUpload):  # Its writer, or another sweep, ended it.
+            try:
                 parts = self._pages("list_parts", ("PartNumberMarker",), **place)
                 size = sum(part["Size"] for page in parts for part in page.get("Parts", ()))
                 self._abort(place)
-                name = upload["Key"][len(prefix) + 1 :]
-                found[name] = found.get(name, 0) + size
+            except aws.ClientError as error:
+                if not no_upload(error):
+                    raise
+                continue  # Its writer, or another sweep, ended it.
+            name = upload["Key"][len(prefix) + 1 :]
+            found[name] = found.get(name, 0) + size
         for folder in filter(PARTIAL.fullmatch, self.children(path)):
             for name, size in self.walk(f"{path}/{folder}").items():
                 self.delete(f"{path}/{folder}/{name}")
@@ -244,7 +248,7 @@ class S3Store:
         return found
 
     def _abort(self, place: dict[str, str]) -> None:
-        """End an unfinished upload. Raises NoSuchUpload where another ended it."""
+        """End an unfinished upload. Raises `ClientError` where another ended it (`no_upload`)."""
         tries = 0
 
         def abort() -> None:
@@ -252,8 +256,8 @@ class S3Store:
             tries += 1
             try:
                 self.client.abort_multipart_upload(**place)
-            except self.client.exceptions.NoSuchUpload:
-                if tries == 1:  # Else an earlier try was carried out and its answer lost.
+            except aws.ClientError as error:
+                if tries == 1 or not no_upload(error):  # Else an earlier try was carried out and its answer lost.
                     raise
 
         self.ask(abort)

@@ -71,6 +71,11 @@ _TEXT_SYSTEM = re.compile(
 )
 
 
+def no_upload(error: aws.ClientError) -> bool:
+    """Whether a store says that an unfinished upload is none of its any more. An answer that was cut short has its status as its code."""
+    return error.response.get("Error", {}).get("Code") in ("NoSuchUpload", "404")
+
+
 def diagnose(error: BaseException) -> Diagnosis | None:
     """What an error of boto3, botocore, urllib3 or obstore means; None for any other error."""
     if isinstance(error, aws.ClientError):

@@ -11,7 +11,7 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ConnectionClosedError
 
 from jala_ray import storage
 from jala_ray.storage import multipart, stores
@@ -172,6 +172,46 @@ def test_a_sweep_whose_answer_is_lost_tells_what_it_ended(s3, proxy, let_fail):
         assert storage.sweep(s3) == storage.Swept(("large.bin",), multipart.STREAM_PART_BYTES)
         file.discard(RuntimeError())
     assert proxy.plan.counts["lost"] == 1 and uploads_left() == []
+
+
+CUT_SHORT = ClientError({"Error": {"Code": "404"}, "ResponseMetadata": {"HTTPStatusCode": 404}}, "AbortMultipartUpload")
+"""What boto3 makes of 'there is no such upload' where the answer ends before its body."""
+
+
+def test_a_sweep_whose_answers_are_lost_and_cut_short_tells_what_it_ended(s3, monkeypatch):
+    store, path = stores.store_for(storage.join(s3, "large.bin"))
+    assert isinstance(store, s3_store.S3Store)
+    end, tries = store.client.abort_multipart_upload, 0
+
+    def stumbling(**place: str) -> None:
+        nonlocal tries
+        tries += 1
+        if tries > 1:
+            raise CUT_SHORT
+        end(**place)
+        raise ConnectionClosedError(endpoint_url="http://store")
+
+    with store.writer(path) as file:
+        file.write(bytes(multipart.STREAM_PART_BYTES + 1))
+        monkeypatch.setattr(store.client, "abort_multipart_upload", stumbling)
+        assert storage.sweep(s3) == storage.Swept(("large.bin",), multipart.STREAM_PART_BYTES)
+        file.discard(RuntimeError())
+    assert tries >= 2 and uploads_left() == []
+
+
+def test_an_upload_that_another_ends_meanwhile_is_not_told(s3, monkeypatch):
+    store, path = stores.store_for(storage.join(s3, "large.bin"))
+    assert isinstance(store, s3_store.S3Store)
+
+    def gone(**_: object) -> None:
+        raise CUT_SHORT
+
+    with store.writer(path) as file:
+        file.write(bytes(multipart.STREAM_PART_BYTES + 1))
+        with monkeypatch.context() as patched:
+            patched.setattr(store.client, "list_parts", gone)
+            assert storage.sweep(s3) == storage.Swept()
+        file.discard(RuntimeError())
 
 
 def test_an_upload_that_fails_leaves_no_parts(s3, proxy, tmp_path, monkeypatch):
