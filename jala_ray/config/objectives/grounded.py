@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from jala_ray.config.objectives._aligned import AlignedObjective
 from jala_ray.config.objectives._aligning import AlignConfig
 from jala_ray.config.objectives._teacher import TeacherConfig
-from jala_ray.config.objectives.base import OBJECTIVES, LayoutSpec, MaskingConfig, ObjectiveConfig, PerceiverConfig
+from jala_ray.config.objectives.base import OBJECTIVES, MaskingConfig, PerceiverConfig
 from jala_ray.config.objectives.jala import JalaConfig
 from jala_ray.parsing import override
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @OBJECTIVES.register("grounded", place=5)
 @dataclass(frozen=True)
-class GroundedConfig(ObjectiveConfig):
+class GroundedConfig(AlignedObjective):
     """Masked chunk prediction, and h aligned with the motion that inverse dynamics, fitted on the labels, reads from the pair."""
 
     kind: Literal["grounded"] = "grounded"
@@ -41,24 +42,8 @@ class GroundedConfig(ObjectiveConfig):
     }
 
     @property
-    def layout(self) -> LayoutSpec:
-        return LayoutSpec(True, self.masking, self.state, self.align.positions)
-
-    @property
-    def perceivers(self) -> PerceiverConfig:
-        return self.perceiver
-
-    @property
     def taught(self) -> TeacherConfig:
         return self.teacher
-
-    @property
-    def aligned_layer(self) -> int:
-        return self.align.layer
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        return ("masked_loss", "probe_h")
 
     def check(self, run: RunConfig) -> None:
         self.perceiver.check(run)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jala_ray.config.encoders import ENCODERS
+from jala_ray.config.objectives._aligned import AlignedObjective
 from jala_ray.config.objectives._aligning import AlignConfig
-from jala_ray.config.objectives.base import OBJECTIVES, LayoutSpec, MaskingConfig, ObjectiveConfig, PerceiverConfig
+from jala_ray.config.objectives.base import OBJECTIVES, MaskingConfig, PerceiverConfig
 from jala_ray.config.objectives.jala import JalaConfig
 from jala_ray.parsing import override
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @OBJECTIVES.register("posterior", place=6)
 @dataclass(frozen=True)
-class PosteriorConfig(ObjectiveConfig):
+class PosteriorConfig(AlignedObjective):
     """Masked chunk prediction twice over, the second time with latents of each chunk's own pair, and h that follows the second's."""
 
     kind: Literal["posterior"] = "posterior"
@@ -30,22 +31,6 @@ class PosteriorConfig(ObjectiveConfig):
     masking: MaskingConfig = field(default_factory=MaskingConfig)
 
     implementation: ClassVar[str] = "jala_ray.objectives.posterior:Posterior"
-
-    @property
-    def layout(self) -> LayoutSpec:
-        return LayoutSpec(True, self.masking, self.state, self.align.positions)
-
-    @property
-    def perceivers(self) -> PerceiverConfig:
-        return self.perceiver
-
-    @property
-    def aligned_layer(self) -> int:
-        return self.align.layer
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        return ("masked_loss", "probe_h")
 
     def check(self, run: RunConfig) -> None:
         self.perceiver.check(run)

@@ -15,7 +15,7 @@ import torch
 from sklearn.kernel_ridge import KernelRidge
 from torch import Tensor, nn
 
-from jala_ray.config import DataConfig, RunConfig, TeacherConfig
+from jala_ray.config import DataConfig, RunConfig
 from jala_ray.data.cache.part import encode
 from jala_ray.data.manifest.table import Manifest, batched
 from jala_ray.data.samples.assets import Assets
@@ -27,6 +27,7 @@ from jala_ray.hands.displacement import motion_targets
 from jala_ray.models.frame_encoder import FrameEncoder
 from jala_ray.models.inverse_dynamics import InverseDynamics, PairSight
 from jala_ray.models.perceiver import Perceiver
+from jala_ray.presets import VARIANTS
 from jala_ray.studies.alignment.stages import StudyFolder
 from jala_ray.studies.alignment.world import PARTS, part_of
 from jala_ray.training.build import build_assets
@@ -137,7 +138,8 @@ class Classroom:
         labelled = {plan.clip_id for plan in plan_world(study.size.world) if plan.labelled}
         own = np.array([clip in labelled for clip in train.clip])
         known, unlabelled = train.take(own), train.take(~own)
-        settings = TeacherConfig()
+        settings = VARIANTS["grounded"](config).objective.taught
+        assert settings is not None
         sight = PairSight(encoder.grid, settings.cells, encoder.pairs)
         found = fit(settings, known.chunks(sight), None, sight)
         return cls(config, assets, known, unlabelled, asked, found.teacher, found.report.plain())
