@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from jala_ray.batch import Batch, rows_at
 from jala_ray.config import GroundedConfig
-from jala_ray.config.checking import check_layer
 from jala_ray.models.inverse_dynamics import InverseDynamics, MotionReader
 from jala_ray.models.vla import VLA, Out
-from jala_ray.objectives.aligning import Projector, align_loss, of_pairs, scheduled
+from jala_ray.objectives.aligning import Projector, align_loss, of_pairs
 from jala_ray.objectives.base import Features, Losses
 from jala_ray.objectives.masked import MaskedPrediction
 from jala_ray.objectives.monitors import alignment_monitors
@@ -30,12 +29,9 @@ class Grounded(MaskedPrediction):
 
     def __init__(self, config: GroundedConfig, vla: VLA, feature_dim: int, grid: tuple[int, int]) -> None:
         super().__init__(config, vla, feature_dim, grid)
-        check_layer(config.align.layer, vla.backbone.n_layers)
-        self.config = config
-        self.weight = config.align.weight
+        self.config: GroundedConfig = config
         self.taps = (config.align.layer,)
         self.head = Projector(self.width) if config.align.head == "mlp" else nn.Identity()
-        self.directions = config.align.distance == "cosine"
         self.columns += ("pairs",)
         shape = (vla.vocab.chunk_tokens, config.teacher.directions, self.width)
         drawn = torch.randn(shape, generator=torch.Generator().manual_seed(PROJECTION_SEED))
@@ -100,12 +96,6 @@ class Grounded(MaskedPrediction):
         total = error.new_zeros(len(batch.weight)).index_add(0, owner, error)
         count = error.new_zeros(len(batch.weight)).index_add(0, owner, labelled.to(error.dtype))
         return total / count.clamp(min=1), count > 0
-
-    def compared(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
-
-    def before_step(self, progress: float) -> None:
-        self.weight = scheduled(self.config.align, progress)
 
     def term_weights(self) -> dict[str, float]:
         return {"mcp": 1.0, "text": 1.0, "align": self.weight} | ({"teacher": 1.0} if self.reader is not None else {})

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from jala_ray.batch import Batch, rows_at
 from jala_ray.config import JalaConfig
-from jala_ray.config.checking import check_layer
 from jala_ray.models.perceiver import Perceiver, decoupled_ema, teacher_ema
 from jala_ray.models.vla import VLA, Out
-from jala_ray.objectives.aligning import Projector, align_loss, of_pairs, scheduled
+from jala_ray.objectives.aligning import Projector, align_loss, of_pairs
 from jala_ray.objectives.base import Features, Losses
 from jala_ray.objectives.masked import MaskedPrediction
 from jala_ray.objectives.monitors import alignment_monitors
@@ -23,15 +22,12 @@ class Jala(MaskedPrediction):
 
     def __init__(self, config: JalaConfig, vla: VLA, feature_dim: int, grid: tuple[int, int]) -> None:
         super().__init__(config, vla, feature_dim, grid)
-        check_layer(config.align.layer, vla.backbone.n_layers)
-        self.config = config
-        self.weight = config.align.weight
+        self.config: JalaConfig = config
         self.alpha = config.ema.alpha
         self.taps = (config.align.layer,) if config.lap else ()
         start = self.lsp if self.lsp is not None else self.new_perceiver()
         self.lap = copy.deepcopy(start) if config.lap else None
         self.head = Projector(self.width) if config.lap and config.align.head == "mlp" else nn.Identity()
-        self.directions = config.align.distance == "cosine"
         self.needs_still = config.lap and config.align.target == "change"
         self.columns += ("pairs",) if self.lap is not None else ()
         self.updates = config.updates if config.lap else "gradient"
@@ -67,14 +63,8 @@ class Jala(MaskedPrediction):
     def latent_actions(self) -> Perceiver | None:
         return self.lap
 
-    def compared(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
-
     def before_run(self, steps: int) -> None:
         self.alpha = self.config.ema.over(steps)
-
-    def before_step(self, progress: float) -> None:
-        self.weight = scheduled(self.config.align, progress)
 
     def term_weights(self) -> dict[str, float]:
         weights = {"mcp": 1.0} if self.config.mcp else {}

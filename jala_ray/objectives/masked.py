@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from jala_ray.batch import Batch, rows_at
+from jala_ray.config.checking import check_layer
 from jala_ray.models.perceiver import Perceiver
 from jala_ray.models.vla import VLA, Out
-from jala_ray.objectives.aligning import gather_latents
+from jala_ray.objectives.aligning import gather_latents, scheduled
 from jala_ray.objectives.base import Features, Losses, Objective, code_loss, text_loss
 
 
@@ -27,10 +28,17 @@ def placed(latents: Tensor, batch: Batch, at: Tensor, width: int) -> Tensor:
 
 
 class MaskedPrediction(Objective):
-    """Owns LSP, unless `state` is none. `config` has `state`, `perceiver` and `layout`."""
+    """Owns LSP, unless `state` is none. `config` has `state`, `perceiver`, `align` and `layout`; a subclass makes `head`,
+    through which h is compared.
+    """
+
+    head: nn.Module
 
     def __init__(self, config: Any, vla: VLA, feature_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
+        check_layer(config.align.layer, vla.backbone.n_layers)
+        self.config, self.weight = config, config.align.weight
+        self.directions = config.align.distance == "cosine"
         self.width = vla.backbone.hidden_size
         self._shape = (config.perceiver, vla.vocab.chunk_tokens, feature_dim, grid, self.width)
         self.lsp = self.new_perceiver() if config.state != "none" else None
@@ -55,3 +63,9 @@ class MaskedPrediction(Objective):
             losses.terms["mcp"], losses.has["mcp"], losses.ratios = code_loss(vla, batch, hidden)
         losses.terms["text"], losses.has["text"] = text_loss(vla, batch, out)
         return losses
+
+    def compared(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden)
+
+    def before_step(self, progress: float) -> None:
+        self.weight = scheduled(self.config.align, progress)

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from jala_ray.batch import Batch, rows_at
 from jala_ray.config import PosteriorConfig
-from jala_ray.config.checking import check_layer
 from jala_ray.models.perceiver import Perceiver
 from jala_ray.models.vla import VLA, Out
-from jala_ray.objectives.aligning import Projector, align_loss, of_pairs, scheduled
+from jala_ray.objectives.aligning import Projector, align_loss, of_pairs
 from jala_ray.objectives.base import Features, Losses, code_loss
 from jala_ray.objectives.masked import MaskedPrediction
 from jala_ray.objectives.monitors import alignment_monitors, by_pair
@@ -32,13 +31,10 @@ class Posterior(MaskedPrediction):
     def __init__(self, config: PosteriorConfig, vla: VLA, feature_dim: int, grid: tuple[int, int]) -> None:
         frames = replace(config.perceiver, reads="frames")
         super().__init__(replace(config, perceiver=frames), vla, feature_dim, grid)
-        check_layer(config.align.layer, vla.backbone.n_layers)
         self.config = config
-        self.weight = config.align.weight
         self.taps = (config.align.layer,)
         self.pair_reader = Perceiver(config.perceiver, *self._shape[1:])
         self.head = Projector(self.width) if config.align.head == "mlp" else nn.Identity()
-        self.directions = config.align.distance == "cosine"
         self.columns += ("pairs",)
 
     def again(self, vla: VLA, batch: Batch, features: Features | None, out: Out) -> Out:
@@ -64,12 +60,6 @@ class Posterior(MaskedPrediction):
         h, z = (rows_at(run.hidden[align.layer], batch.pair_at) for run in (out, out.again))
         losses.terms["align"], losses.has["align"] = align_loss(align, batch, self.compared(h), z.detach())
         return losses
-
-    def compared(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
-
-    def before_step(self, progress: float) -> None:
-        self.weight = scheduled(self.config.align, progress)
 
     def term_weights(self) -> dict[str, float]:
         return {"mcp": 1.0, "text": 1.0, "posterior": 1.0, "align": self.weight}
