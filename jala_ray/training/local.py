@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from jala_ray.config import RunConfig, TokenizerRunConfig
@@ -31,20 +32,22 @@ if TYPE_CHECKING:
     from jala_ray.training.tokenizer import TokenizerRun
 
 
-class Shares(IterableDataset[StepShare | JalaError]):
+class Shares(IterableDataset[StepShare | Tensor | JalaError]):
     """Steps `first` .. `last - 1` of a plan; DataLoader workers take turns, so that the order is the plan's.
 
-    An error that explains itself comes as the last item: torch would make a text of it on its way out of a worker.
+    A worker's shares are parcels, one tensor each: torch opens a file for every tensor that leaves a process, and a share has 25 for each
+    micro-batch. An error that explains itself comes as the last item: torch would make a text of it on its way out of a worker.
     """
 
     def __init__(self, builder: StepBuilder, first: int, last: int) -> None:
         self.builder, self.first, self.last = builder, first, last
 
-    def __iter__(self) -> Iterator[StepShare | JalaError]:
+    def __iter__(self) -> Iterator[StepShare | Tensor | JalaError]:
         info = get_worker_info()
         start, stride = (info.id, info.num_workers) if info is not None else (0, 1)
+        shares = self.builder.stream(range(self.first + start, self.last, stride), rank=0, world=1)
         try:
-            yield from self.builder.stream(range(self.first + start, self.last, stride), rank=0, world=1)
+            yield from shares if info is None else (share.parcel().tensor() for share in shares)
         except JalaError as error:
             yield error
 
@@ -56,7 +59,7 @@ def loader(builder: StepBuilder, first: int, last: int, workers: int) -> Iterato
     for share in DataLoader(shares, batch_size=None, num_workers=workers, multiprocessing_context=context):
         if isinstance(share, JalaError):
             raise share
-        yield share
+        yield StepShare.from_buffer(share.numpy().data) if isinstance(share, Tensor) else share
 
 
 def run_local(config: RunConfig, device: torch.device | None = None) -> dict[str, Any]:

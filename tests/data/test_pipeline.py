@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 
 from jala_ray.data.pipeline import cells, column, explained
 from jala_ray.data.samples.share import ALIGNED, StepShare
+from jala_ray.training.local import loader
 from jala_ray.types import StoreUnavailable
 from tests.support import packed, same_batch, void_batch
 
@@ -68,6 +69,23 @@ def test_a_column_holds_every_share_aligned_and_empty_cells_at_the_end() -> None
     begin = [np.frombuffer(cell, np.uint8).__array_interface__["data"][0] for cell in (first, second)]
     assert begin[1] - begin[0] == len(first) and len(first) % ALIGNED == 0  # views of one buffer, in its order
     assert [bytes(cell) for cell in cells(pa.chunked_array([column([], 2)]))] == [b"", b""]
+
+
+class Given:
+    """In the place of a `StepBuilder`: shares that are there."""
+
+    def stream(self, steps: Iterable[int], rank: int, world: int) -> Iterator[StepShare]:
+        yield from (share(step, 2) for step in steps)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_share_leaves_a_worker_as_one_tensor_and_comes_back_as_it_was(workers: int) -> None:
+    found = list(loader(Given(), 3, 8, workers))  # type: ignore[arg-type]
+    for step, one in zip(range(3, 8), found, strict=True):
+        same(one, share(step, 2))
+    whole = share(1, 2).parcel().tensor()
+    assert whole.is_shared() and whole.dtype == torch.uint8
+    same(share(1, 2), StepShare.from_buffer(whole.numpy().data))
 
 
 def test_an_error_that_explains_itself_is_no_cause_of_its_own() -> None:

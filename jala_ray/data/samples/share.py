@@ -52,7 +52,9 @@ class StepShare:
         header = json.loads(bytes(view[8 : 8 + length]))
         header.pop("__metadata__", None)
         body = view[8 + length :]
-        tensors = {name: _tensor(body, entry) for name, entry in header.items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            tensors = {name: _tensor(body, entry) for name, entry in header.items()}
         facts = json.loads(bytes(tensors.pop("facts").numpy()))
         micro: list[dict[str, Tensor]] = [{} for _ in range(facts["micro"])]
         for key, tensor in tensors.items():
@@ -98,6 +100,12 @@ class Parcel:
                 at += tensor.nbytes
         out[at : self.nbytes] = 0
 
+    def tensor(self) -> Tensor:
+        """(nbytes,) uint8, in memory that processes share."""
+        out = torch.empty(self.nbytes, dtype=torch.uint8).share_memory_()
+        self.write(out.numpy())
+        return out
+
 
 MAX_SHARE_BYTES = 2**31 - 2**20
 ALIGNED = 64
@@ -135,6 +143,4 @@ def _tensor(body: memoryview, entry: dict[str, Any]) -> Tensor:
     dtype = _DTYPES[entry["dtype"]]
     if begin == end:
         return torch.zeros(entry["shape"], dtype=dtype)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        return torch.frombuffer(body[begin:end], dtype=dtype).reshape(entry["shape"])
+    return torch.frombuffer(body[begin:end], dtype=dtype).reshape(entry["shape"])
