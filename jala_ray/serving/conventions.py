@@ -133,7 +133,8 @@ class Convention:
             value = _value(message, key)
             if value is None and not line.required:
                 continue
-            found[name] = np.ascontiguousarray(picture(key, _there(message, key, value))[FLIPS[line.flip]])
+            shown = picture(key, _there(message, key, value))[FLIPS[line.flip]]
+            found[name] = np.array(shown, order="C")  # the policy's own: bytes of a message can't be written to
         return found
 
     def _state(self, message: Mapping[str, Any]) -> dict[str, np.ndarray]:

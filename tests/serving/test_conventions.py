@@ -118,6 +118,19 @@ def test_aloha_s_pictures_are_nested_channels_first_and_may_be_fewer() -> None:
         CONVENTIONS["aloha"].read({"state": np.zeros(14), "images": {"cam_low": shown}, "prompt": "x"})
 
 
+def test_what_is_read_is_the_policy_s_own_to_write_to() -> None:
+    message = {
+        key: value.copy() if isinstance(value, np.ndarray) else value
+        for key, value in libero(np.random.default_rng(6)).items()
+    }
+    for value in message.values():
+        if isinstance(value, np.ndarray):
+            value.setflags(write=False)
+    read = CONVENTIONS["libero"].read(message)
+    for values in (*read.pictures.values(), *read.state.values()):
+        assert values.flags.writeable and values.flags.c_contiguous
+
+
 def test_pictures_of_any_size_and_floats_are_read() -> None:
     rng = np.random.default_rng(3)
     for size in (1, 7, 224, 480):
