@@ -47,7 +47,8 @@ def run(arguments: Arguments) -> int:
         from jala_ray.reports.rollouts.form import form_page
 
         text = form_page(read_tasks(arguments.tasks, arguments.storage), arguments.policy)
-    place = storage.absolute(arguments.files[0])
+    file = next(iter(arguments.files))
+    place = storage.absolute(file)
     storage.write_bytes(place, text.encode(), options=arguments.storage)
     print(place)
     return 0

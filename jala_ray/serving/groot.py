@@ -189,12 +189,13 @@ def single(flat: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
     return [_place(flat, arrays, place, size) for place in range(size)], True
 
 
-def _place(flat: Mapping[str, Any], arrays: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
+def _place(flat: Mapping[str, Any], arrays: Mapping[str, np.ndarray], place: int, size: int) -> dict[str, Any]:
+    """The newest moment of one place; texts of as many as there are places are one for each."""
     row = {}
     for key, value in flat.items():
-        spread = isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value) and len(value) == size
-        row[key] = value[place, -1] if key in arrays else value[place] if spread else value
-    return row
+        spread = isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim)
+        row[key] = value[place] if key not in arrays and spread and len(value) == size else value
+    return row | {key: value[place, -1] for key, value in arrays.items()}
 
 
 def _bind(socket: zmq.asyncio.Socket, address: str) -> None:

@@ -13,12 +13,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        of = {"registry": self.registry}
-        self.requests = Counter("jala_serving_requests", "Observations that were answered with actions.", **of)
-        self.errors = Counter("jala_serving_errors", "Requests that were answered with an error.", ["kind"], **of)
-        self.connections = Gauge("jala_serving_connections", "Clients that are connected.", **of)
-        self.queue = Gauge("jala_serving_queue", "Observations in work or waiting.", **of)
-        self.seconds = Histogram("jala_serving_inference_seconds", "Of the policy alone.", buckets=SECONDS, **of)
+        of = self.registry
+        self.requests = Counter("jala_serving_requests", "Observations that were answered with actions.", registry=of)
+        self.errors = Counter(
+            "jala_serving_errors", "Requests that were answered with an error.", ["kind"], registry=of
+        )
+        self.connections = Gauge("jala_serving_connections", "Clients that are connected.", registry=of)
+        self.queue = Gauge("jala_serving_queue", "Observations in work or waiting.", registry=of)
+        self.seconds = Histogram("jala_serving_inference_seconds", "Of the policy alone.", buckets=SECONDS, registry=of)
         for kind in ("refused", "failed"):
             self.errors.labels(kind)
 

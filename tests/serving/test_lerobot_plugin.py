@@ -1,10 +1,11 @@
-"""The client within `lerobot_policy_jala`, against the server; the classes around it need lerobot, which has no room beside our torch."""
+"""`lerobot_policy_jala` against the server: its client, and the whole of it within lerobot, which is laid over this environment's torch."""
 
 from __future__ import annotations
 
 import importlib.util
-import re
-import tomllib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,31 @@ from tests.serving.policies import CountingPolicy, LinearPolicy
 
 FOLDER = Path(__file__).resolve().parents[2] / "infra/lerobot_policy_jala"
 TOKEN = "0123456789abcdef"
+LEROBOT = ("lerobot==0.6.1", "draccus>=0.11.6,<0.12", "gymnasium>=1.1.1,<2", "huggingface-hub>=1.6,<2")
+BESIDE = (
+    "einops",
+    "farama-notifications",
+    "mergedeep",
+    "msgpack",
+    "mypy-extensions",
+    "packaging<26",
+    "pyyaml",
+    "pyyaml-include",
+)
+BESIDE += (
+    "requests",
+    "termcolor",
+    "toml",
+    "tqdm",
+    "typing-extensions",
+    "typing-inspect",
+    "websockets",
+    "httpx",
+    "httpcore",
+    "h11",
+)
+BESIDE += ("anyio", "hf-xet", "shellingham", "typer", "click", "rich")
+"""What it needs for that, but for torch and what torch brings."""
 
 
 def client():
@@ -69,14 +95,33 @@ def test_each_row_is_a_robot_of_its_own_until_its_episode_ends() -> None:
         connections.close()
 
 
-def test_lerobot_finds_it_by_its_names() -> None:
-    """lerobot imports distributions that begin so, and finds policy and processor beside the configuration by their names."""
-    project = tomllib.loads((FOLDER / "pyproject.toml").read_text())["project"]
-    assert project["name"] == "lerobot_policy_jala" and (FOLDER / project["name"] / "__init__.py").is_file()
-    found = {
-        "configuration_jala": r'@PreTrainedConfig.register_subclass\("jala"\)\n@dataclass\nclass JalaConfig\(',
-        "modeling_jala": r"class JalaPolicy\(PreTrainedPolicy\)",
-        "processor_jala": r"def make_jala_pre_post_processors\(",
-    }
-    for module, text in found.items():
-        assert re.search(text, (FOLDER / project["name"] / f"{module}.py").read_text()), module
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with lerobot, what it imports, and the plugin. Skipped on a Python that lerobot does not run on, and without a registry."""
+    if sys.version_info < (3, 12):
+        pytest.skip("lerobot needs Python 3.12")
+    place, uv = tmp_path_factory.mktemp("lerobot"), Path(sys.executable).parent / "uv"
+    command = [uv, "pip", "install", "--quiet", "--python", sys.executable, "--target", place, "--no-deps"]
+    for wanted in ((*LEROBOT, *BESIDE), ("--no-build-isolation", FOLDER)):
+        done = subprocess.run([str(word) for word in (*command, *wanted)], capture_output=True, text=True, timeout=600)
+        if done.returncode:
+            pytest.skip(f"lerobot can't be installed: {done.stderr.strip()[-300:]}")
+    return place
+
+
+@pytest.mark.slow
+def test_lerobot_finds_it_and_acts_as_the_policy_does_offline(overlay: Path, tmp_path: Path) -> None:
+    """Discovery, factory, processors and chunks are lerobot's own; each chunk is executed for 8 steps in both environments."""
+    policy = LinearPolicy(cameras=("observation.images.image",))
+    with background(OpenpiServer(Engine(policy, CONVENTIONS["lerobot"]), Listen(0))) as port:
+        command = [sys.executable, str(Path(__file__).with_name("lerobot_client.py")), str(port), str(tmp_path)]
+        environment = os.environ | {"PYTHONPATH": str(overlay)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(tmp_path / "acted.npz") as kept:
+        pictures, states, actions = kept["pictures"], kept["states"], kept["actions"]
+    for step, place in np.ndindex(16, 2):
+        asked = step - step % 8
+        seen = {"observation.images.image": pictures[asked, place]}, {"observation.state": states[asked, place]}
+        expected = policy.act(Observation(*seen, ("open it", "close it")[place]), None)[step % 8]
+        np.testing.assert_allclose(actions[step, place], expected, rtol=1e-6)

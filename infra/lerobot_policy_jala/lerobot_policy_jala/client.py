@@ -40,7 +40,7 @@ class Connections:
             self._open.append(self._connected())
         asked = list(zip(self._open, observations, strict=False))
         for connection, observation in asked:
-            connection.send(msgpack.packb(observation, default=written))
+            connection.send(msgpack.Packer(default=written).pack(observation))
         return np.stack([np.asarray(_received(connection)["actions"], np.float32) for connection, _ in asked])
 
     def close(self) -> None:
