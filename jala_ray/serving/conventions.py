@@ -190,7 +190,8 @@ def picture(key: str, value: Any) -> np.ndarray:
 def vector(key: str, value: Any) -> np.ndarray:
     """(D,) float32, finite. Raises `UserError`."""
     try:
-        found = np.atleast_1d(np.asarray(value, np.float32))
+        with np.errstate(over="ignore"):  # what float32 can't hold is refused below
+            found = np.atleast_1d(np.asarray(value, np.float32))
     except (ValueError, TypeError, OverflowError):
         raise UserError(key, type(value).__name__, "(D,) numbers") from None
     if found.ndim != 1 or not np.isfinite(found).all():

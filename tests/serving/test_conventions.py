@@ -153,6 +153,7 @@ def test_pictures_of_any_size_and_floats_are_read() -> None:
         ({"observation/image": "no"}, "str"),
         ({"observation/state": np.zeros(7)}, "7 values"),
         ({"observation/state": np.full(8, np.nan)}, "not finite"),
+        ({"observation/state": np.full(8, 1e300)}, "not finite"),
         ({"observation/state": np.zeros((2, 8))}, "shape"),
         ({"observation/state": {"a": 1}}, "numbers"),
         ({"prompt": 3}, "as text"),

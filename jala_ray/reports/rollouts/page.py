@@ -35,7 +35,11 @@ def scores_page(scores: Figures) -> str:
     ]
     names = ", ".join(scores["policies"])
     tiles = [
-        tile(name, percent(own["overall"]), f"completed, {own['rollouts']} rollouts")
+        tile(
+            name,
+            percent(own["overall"]).partition(" (")[0],
+            f"completed, {_within(own['overall'])} {own['rollouts']} rollouts",
+        )
         for name, own in scores["policies"].items()
     ]
     header = join(
@@ -52,6 +56,10 @@ def percent(found: Figures, sign: str = "") -> str:
     if found["mean"] is None:
         return "n/a"
     return f"{100 * found['mean']:{sign}.0f} % ({100 * found['low']:{sign}.0f} to {100 * found['high']:{sign}.0f})"
+
+
+def _within(found: Figures) -> str:
+    return "" if found["mean"] is None else f"{100 * found['low']:.0f} to {100 * found['high']:.0f} %,"
 
 
 def completion_rows(scores: Figures) -> tuple[list[str], list[list[str]]]:
