@@ -16,7 +16,10 @@ LOADER = "jala_ray.policy:load_policy"
 
 
 def load(address: str, **settings: Any) -> Policy:
-    """The policy of a checkpoint (by `LOADER`, with `settings`), or what `module:function` returns. Raises `ConfigError`."""
+    """The policy of a checkpoint (by `LOADER`, with `settings`: `embodiment`, `options` of storage), or what `module:function` returns.
+
+    Raises `ConfigError`.
+    """
     if FUNCTION.fullmatch(address):
         if os.getcwd() not in sys.path and "" not in sys.path:
             sys.path.append(os.getcwd())  # a command's own folder stands there, not the one it is given in

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import Protocol as Shape
+from typing import Protocol
 
 from jala_ray.serving.engine import Engine
 from jala_ray.serving.listening import Listen
 from jala_ray.types import ConfigError
 
 
-class Server(Shape):
+class Server(Protocol):
     engine: Engine
     listen: Listen
 

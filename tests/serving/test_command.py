@@ -45,7 +45,8 @@ def served(*words: str) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
         process.communicate()
 
 
-def test_sigterm_lets_what_is_in_work_be_answered_and_ends_well() -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_lets_what_is_in_work_be_answered(number: int, status: int) -> None:
     message, got = libero(np.random.default_rng(0)), list[np.ndarray]()
     with served("tests.serving.policies:slow") as (process, port, said):
         assert "nothing is proven" in said
@@ -54,9 +55,9 @@ def test_sigterm_lets_what_is_in_work_be_answered_and_ends_well() -> None:
             thread.start()
             while b"jala_serving_queue 1.0" not in urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read():
                 pass
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             thread.join(30)
-        assert process.wait(30) == 0
+        assert process.wait(30) == status
     np.testing.assert_array_equal(got[0], slow().act(CONVENTIONS["libero"].read(message), None))
 
 
