@@ -27,6 +27,8 @@ CLIENTS = 256
 """Of which what the policy keeps is remembered; the one that was quiet longest is forgotten."""
 PENDING = 64
 """Requests that are held at a time; more wait in their sockets."""
+BATCH = 256
+"""Observations of one request, at most: others wait for all of them."""
 LINGER_MS = 2000
 Release = Literal["n1.5", "newer"]
 State = dict[int, dict[str, Any]]
@@ -186,6 +188,8 @@ def single(flat: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
     if len(sizes) > 1:
         raise UserError("observation", f"batches of {sorted(sizes)}", "the same size for all keys")
     (size,) = sizes
+    if size > BATCH:
+        raise UserError("observation", f"a batch of {size}", f"{BATCH} at most")
     return [_place(flat, arrays, place, size) for place in range(size)], True
 
 

@@ -166,6 +166,7 @@ def test_a_malformed_message_is_answered_by_an_error(data: bytes, port: int) -> 
             "same size",
         ),
         ("get_action", {"video.ego_view": np.zeros((1, 2, 2, 3), np.uint8), LANGUAGE: ["x"]}, "state.arm"),
+        ("get_action", {"state.arm": np.zeros((257, 1, 6), np.float32)}, "256 at most"),
     ],
 )
 def test_a_bad_request_is_answered_by_an_error_that_names_it(endpoint, data, said: str, port: int) -> None:
