@@ -47,7 +47,7 @@ ASKED = [
     "evaluate",
     "sweep",
 ]
-ASKED += ["report", "presets", "runs", "storage", "study"]
+ASKED += ["report", "presets", "runs", "storage", "study", "serve", "rollouts"]
 COMMANDS = list(shell.listed())
 
 
@@ -133,6 +133,11 @@ STATIC = [
     (["convert", "video-folder", "--folder", "V", "--val-fractions", "0.1", "out"], "Did you mean --val-fraction"),
     (["join", "OUT"], "one or more manifests, and then OUT"),
     (["prepare", "--out", "OUT"], "one of the two"),
+    (["serve", "P", "--convention", "liberro"], "Did you mean libero"),
+    (["serve", "P", "--host", "0.0.0.0"], "Pass --token-file FILE"),
+    (["serve", "nowhere:policy"], "No module named 'nowhere'"),
+    (["rollouts", "score"], "one or more forms"),
+    (["rollouts", "score", "none.json"], "none.json"),
     (["pretrian"], "Did you mean pretrain"),
 ]
 

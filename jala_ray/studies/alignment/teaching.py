@@ -186,7 +186,7 @@ def _parts(seen: KnownChunks) -> dict[str, np.ndarray]:
 # --- the policy --------------------------------------------------------------------------------------------------------
 
 
-class Policy:
+class RidgePolicy:
     """Motion from instruction, first frame, hand and time: kernel ridge, its bandwidth and penalty by clips that are left out."""
 
     def __init__(self, room: Classroom) -> None:
@@ -242,7 +242,7 @@ def _ridge(gamma: float, penalty: float) -> Any:
 def pseudo_labels(room: Classroom) -> dict[str, Any]:
     """G2: wrist errors in cm, a part, of a policy from labels, from labels and what the teacher reads of unlabelled pairs, from all labels;
     and which share of the gap between the first and the last the second closes."""
-    policy, known, others = Policy(room), room.known, room.unlabelled
+    policy, known, others = RidgePolicy(room), room.known, room.unlabelled
     own = room.motion(known)
     errors = {
         "labels": policy.errors([known], [own]),

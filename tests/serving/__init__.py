@@ -1,0 +1,1 @@
+"""Policies behind their servers, asked as robots ask them."""
