@@ -182,6 +182,11 @@ class ObjectiveConfig:
         """Metrics of sweeps that it has beside those of generated motion: `masked_loss`, `probe_h`."""
         return ()
 
+    def sequence(self, picture: int, chunk: int) -> tuple[int, int] | None:
+        """Tokens of every sample beside its words, and its pictures, where a picture takes so many tokens and a hand-chunk so many; None:
+        it depends on the clip, as hand motion does."""
+        return None
+
     def idle(self, key: str) -> tuple[str, str] | None:
         """What a base must have for the dotted setting `key` to change anything, and why this one has not; None: it does."""
         return None
