@@ -88,10 +88,11 @@ def absolute(config: Either) -> Either:
     if isinstance(config, TokenizerRunConfig):
         return replace(config, manifests=tuple(map(storage.absolute, config.manifests)))
     manifest, cache = storage.absolute(config.data.manifest), storage.absolute(config.data.cache)
+    robots = tuple((storage.absolute(address), embodiment) for address, embodiment in config.data.robot_sets)
     init = None if config.init is None else storage.absolute(config.init)
     return replace(
         config,
-        data=replace(config.data, manifest=manifest, cache=cache),
+        data=replace(config.data, manifest=manifest, cache=cache, robot_sets=robots),
         model=_pretrained_absolute(config.model),
         init=init,
         motion_tokenizer=storage.absolute(config.motion_tokenizer),
@@ -164,10 +165,17 @@ STATISTICS_AT_ONCE = 64
 
 
 def signal_statistics(config: RunConfig, ready: Plans) -> Statistics:
-    """Of the signals that the objective reads, over a keyed random part of the training rows. Reads no video.
+    """Of the signals that the objective reads, over a keyed random part of a manifest's training rows, or over all of robot sets' training
+    episodes. Reads no video.
 
     A row that cannot be read is left out; training says why. Raises `UserError` where no row has a signal, or rows disagree about one.
     """
+    if config.data.robot_sets:
+        from jala_ray.data.robots.sets import open_sets
+        from jala_ray.data.robots.statistics import robot_statistics
+
+        sets = open_sets(config.data.robot_sets, storage_options(config))
+        return robot_statistics(sets, config.data, config.objective.signals, ready.train.plan.catalogue.digest())
     builder, plan = ready.train.builder, ready.train.plan
     found: dict[str, list[Signal]] = {name: [] for name in config.objective.signals}
     rows = plan.sample(STATISTICS_ROWS, STATISTICS_SALT)
@@ -290,8 +298,8 @@ class Plans:
 def claim_plan(config: RunConfig, plans: Plans) -> bool:
     """Write `plan.json` (number and digest of the rows of an epoch), or compare with the one that is there; whether the run begins now.
 
-    Raises `ConfigError` where the manifest, or the order of a mixture's rows, has changed since the run began: the rest of an epoch would
-    hold other rows, so that some would be trained twice and others never.
+    Raises `ConfigError` where the manifest, a robot set, or the order of a mixture's rows has changed since the run began: the rest of an
+    epoch would hold other rows, so that some would be trained twice and others never.
     """
     plan = plans.train.plan
     now: dict[str, Any] = {
@@ -303,7 +311,8 @@ def claim_plan(config: RunConfig, plans: Plans) -> bool:
         now["copies"] = "apart"  # they were not, once
 
     other_order = "That version ordered a mixture's rows otherwise: go on with it, or start under another --name."
-    return _rows_of(config, now, "data.manifest", "The manifest", hints={"copies": other_order}).take()
+    field, changed = ("data.robot_sets", "A robot set") if config.data.robot_sets else ("data.manifest", "The manifest")
+    return _rows_of(config, now, field, changed, hints={"copies": other_order}).take()
 
 
 def claim_chunks(config: TokenizerRunConfig, rows: dict[Split, ManifestRows]) -> None:
@@ -327,7 +336,9 @@ def _rows_of(config: AnyRun, now: Mapping[str, Any], field: str, changed: str, *
 
 
 def plans(config: RunConfig, assets: str) -> Plans:
-    """Plans over `config.data.cache` where there is one, else over the manifest; `assets` is their address."""
+    """Plans over `config.data.robot_sets` or `config.data.cache` where there are such, else over the manifest; `assets` is their address."""
+    if config.data.robot_sets:
+        return robot_plans(config, assets)
     return cache_plans(config, assets) if config.data.cache else manifest_plans(config, assets)
 
 
@@ -395,3 +406,18 @@ def cache_plans(config: RunConfig, assets: str) -> Plans:
         return index.catalogue(cache, data, split, wanted)
 
     return _plans(config, rows, OpenCache(cache, base, assets, options, layout.frames, layout.pixels))
+
+
+def robot_plans(config: RunConfig, assets: str) -> Plans:
+    """Plans over the frames of `config.data.robot_sets`. Raises `ConfigError` for a set without a signal that the objective reads."""
+    from jala_ray.data.robots.plan import robot_catalogue
+    from jala_ray.data.robots.sets import open_sets
+    from jala_ray.data.robots.source import OpenRobots
+
+    options, given = storage_options(config), config.data.robot_sets
+    sets = open_sets(given, options)
+
+    def rows(split: Split, data: DataConfig, wanted: RowFilter) -> Catalogue:
+        return robot_catalogue(sets, data, split, wanted)
+
+    return _plans(config, rows, OpenRobots(given, sets.digest, assets, options, config.objective.signals))
