@@ -15,8 +15,6 @@ from jala_ray.config import AnyRun, DataConfig, ModelConfig, RunConfig, Tokenize
 from jala_ray.config.evaluators import evaluators_of
 from jala_ray.data.manifest.places import Catalogue, RowFilter
 from jala_ray.data.samples.foresight import foresee
-from jala_ray.data.samples.signals import SignalStatistics, Statistics
-from jala_ray.data.samples.source import Sample
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
 from jala_ray.data.sampling.plan import Plan
 from jala_ray.domains import DOMAIN_KINDS
@@ -25,7 +23,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.storage.claims import Claim
 from jala_ray.training import history, lease
 from jala_ray.training.lease import Lease
-from jala_ray.types import SPLITS, ConfigError, Signal, Split
+from jala_ray.types import SPLITS, ConfigError, Split
 
 if TYPE_CHECKING:
     from jala_ray.data.samples.assets import Assets
@@ -148,6 +146,8 @@ def prepare_assets(config: RunConfig, folder: str, options: StorageOptions) -> s
             made = build_assets(config, str(scratch))
             made.save(scratch / "assets")
             if config.objective.signals:
+                from jala_ray.training.scales import signal_statistics
+
                 found = signal_statistics(config, plans(config, str(scratch / "assets")))
                 replace(made, statistics=found).save(scratch / "assets")
             if config.objective.taught is not None:
@@ -156,36 +156,6 @@ def prepare_assets(config: RunConfig, folder: str, options: StorageOptions) -> s
                 taught(config, made, str(scratch / "assets")).save(scratch / "assets")
             storage.upload_dir(scratch / "assets", assets, options, replace_unfinished=True)
     return assets
-
-
-STATISTICS_ROWS = 4096
-"""Training rows that signals' statistics are of, at most; all, where there are no more."""
-STATISTICS_SALT = 0x51A7
-STATISTICS_AT_ONCE = 64
-
-
-def signal_statistics(config: RunConfig, ready: Plans) -> Statistics:
-    """Of the signals that the objective reads, over a keyed random part of a manifest's training rows, or over all of robot sets' training
-    episodes. Reads no video.
-
-    A row that cannot be read is left out; training says why. Raises `UserError` where no row has a signal, or rows disagree about one.
-    """
-    if config.data.robot_sets:
-        from jala_ray.data.robots.sets import open_sets
-        from jala_ray.data.robots.statistics import robot_statistics
-
-        sets = open_sets(config.data.robot_sets, storage_options(config))
-        return robot_statistics(sets, config.data, config.objective.signals, ready.train.plan.catalogue.digest())
-    builder, plan = ready.train.builder, ready.train.plan
-    found: dict[str, list[Signal]] = {name: [] for name in config.objective.signals}
-    rows = plan.sample(STATISTICS_ROWS, STATISTICS_SALT)
-    for first in range(0, len(rows), STATISTICS_AT_ONCE):
-        for sample in builder.source.samples(rows[first : first + STATISTICS_AT_ONCE]):
-            for name in found:
-                if isinstance(sample, Sample) and name in sample.signals:
-                    found[name].append(sample.signals[name])
-    of = {name: SignalStatistics.of(name, signals) for name, signals in found.items()}
-    return Statistics(of, plan.catalogue.digest())
 
 
 @dataclass(frozen=True)
@@ -336,7 +306,7 @@ def _rows_of(config: AnyRun, now: Mapping[str, Any], field: str, changed: str, *
 
 
 def plans(config: RunConfig, assets: str) -> Plans:
-    """Plans over `config.data.robot_sets` or `config.data.cache` where there are such, else over the manifest; `assets` is their address."""
+    """Plans over `config.data.robot_sets` or `config.data.cache`, else over the manifest; `assets` is their address."""
     if config.data.robot_sets:
         return robot_plans(config, assets)
     return cache_plans(config, assets) if config.data.cache else manifest_plans(config, assets)

@@ -77,12 +77,11 @@ class Recipe(ABC, Generic[C]):
     def statistics(self, name: str, embodiment: str = "") -> SignalStatistics:
         """Of a signal over the training rows, those of the embodiment where it has its own. Raises `UserError` where the run has none."""
         known = self.assets.statistics.signals if self.assets.statistics is not None else {}
-        found = known.get(f"{embodiment}:{name}", known.get(name))
-        if found is None:
-            wanted = f"{embodiment}:{name} or {name}" if embodiment else name
+        own = f"{embodiment}:{name}"
+        if own not in known and name not in known:
             remedy = f"The objective {self.config.objective.kind} must name it in `signals`."
-            raise UserError("signal statistics", ", ".join(known) or "none", f"{wanted!r} among them", remedy)
-        return found
+            raise UserError("signal statistics", ", ".join(known) or "none", f"{name!r} among them", remedy)
+        return known[own if own in known else name]
 
 
 def recipe_of(config: RunConfig, assets: Assets) -> Recipe[Any]:

@@ -51,7 +51,7 @@ class Sample:
     at_s: float | None = None
     """The moment that the row stands for, seconds after the episode's beginning; None: chance decides within the clip."""
     embodiment: str = ""
-    """For manifests: the clip's source."""
+    """Name of the robot; "" of a manifest's row: its source is."""
 
     @property
     def hands(self) -> list[Hand]:
