@@ -56,16 +56,24 @@ def numbers(column: pa.ChunkedArray, field: str) -> Column:
     if isinstance(array, pa.ChunkedArray):  # too large for one array
         return joined([numbers(pa.chunked_array([chunk]), field) for chunk in array.chunks])
     there = array.is_valid().to_numpy(zero_copy_only=False)
-    inner, shape = array.drop_null() if array.null_count else array, list[int]()
+    inner = array.drop_null() if array.null_count else array
+    shape = [len(inner)]
     while _is_list(inner.type):
-        lengths = np.unique(pc.call_function("list_value_length", [inner]).to_numpy(zero_copy_only=False))
-        if len(lengths) > 1:
-            raise ManifestError(field, f"lists of {lengths[0]} to {lengths[-1]} values", "lists of one length")
-        shape.append(int(lengths[0]) if len(lengths) else 0)
+        shape.append(_length(inner, field))
         inner = inner.flatten()
     if not (pa.types.is_integer(inner.type) or pa.types.is_floating(inner.type) or pa.types.is_boolean(inner.type)):
         raise ManifestError(field, str(array.type), f"numbers, or lists of them, of {', '.join(SIGNAL_DTYPES)}")
     return _spread(*_flat(inner, shape), there)
+
+
+def _length(lists: pa.Array, field: str) -> int:
+    """Of each; 0 where there are none that say it."""
+    if pa.types.is_fixed_size_list(lists.type):
+        return lists.type.list_size
+    lengths = np.unique(pc.call_function("list_value_length", [lists]).to_numpy(zero_copy_only=False))
+    if len(lengths) > 1:
+        raise ManifestError(field, f"lists of {lengths[0]} to {lengths[-1]} values", "lists of one length")
+    return int(lengths[0]) if len(lengths) else 0
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -73,10 +81,10 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _flat(inner: pa.Array, shape: list[int]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values (n, *shape) and which rows hold only finite numbers; None: all."""
+    """Values of a shape that begins with the number of rows, and which rows hold only finite numbers; None: all."""
     holes = inner.is_null().to_numpy(zero_copy_only=False) if inner.null_count else None
     filled = pc.fill_null(inner, False if pa.types.is_boolean(inner.type) else 0) if inner.null_count else inner
-    values = filled.to_numpy(zero_copy_only=False).reshape(-1, *(shape or [1]))
+    values = filled.to_numpy(zero_copy_only=False).reshape(shape if len(shape) > 1 else (-1, 1))
     bad = np.zeros(values.shape, bool) if holes is None else holes.reshape(values.shape).copy()
     if values.dtype.kind == "f":
         bad |= ~np.isfinite(values)

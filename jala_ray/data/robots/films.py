@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jala_ray.data.robots.kept import Kept
+from jala_ray.data.robots.sets import RobotSet
 from jala_ray.storage import StorageOptions
 from jala_ray.types import UserError, VideoError
 from jala_ray.video.picture import Picture, Size
@@ -51,11 +52,15 @@ class Films:
         self.options, self.kept = options, Kept(kept_bytes)
         self._warned = set[str]()
 
+    def index(self, film: str) -> FilmIndex:
+        """Raises as `index_film`."""
+        return self.kept.get(film, lambda: index_film(film, self.options), lambda index: index.nbytes)
+
     def visit(self, film: str, shots: Sequence[Shot]) -> Visit:
         """Find the frames of one film and fetch their packets. What is wrong with a shot is told of that shot alone."""
         found = Visit()
         try:
-            found.index = self.kept.get(film, lambda: index_film(film, self.options), lambda index: index.nbytes)
+            found.index = self.index(film)
         except UserError as error:
             found.errors = {shot: of_episode(error, shot) for shot in shots}
             return found
@@ -79,8 +84,8 @@ class Films:
             _log.warning("%s %+.4f s off in %s. `jala inspect` shows more.", told, off_s, shot.film)
         return place
 
-    def pictures(self, visit: Visit, size: Size) -> dict[Shot, np.ndarray | UserError]:
-        """(3, h, w) uint8 upright RGB of every shot of a visit, squashed to `size`, or why there is none."""
+    def pictures(self, visit: Visit, size: Size | None) -> dict[Shot, np.ndarray | UserError]:
+        """(3, h, w) uint8 upright RGB of every shot of a visit, squashed to `size` if there is one, or why there is none."""
         shown: dict[Shot, np.ndarray | UserError] = dict(visit.errors)
         if visit.index is None or not visit.places:
             return shown
@@ -93,6 +98,19 @@ class Films:
             found = decoded[place]
             shown[shot] = of_episode(found, shot) if isinstance(found, VideoError) else found
         return shown
+
+
+def shots_of(of: RobotSet, episode: int, view: str, times_s: Sequence[float]) -> list[Shot]:
+    """Of a view of one episode (its place in the set) at seconds after its beginning. Raises `VideoError` for a camera that the set has not,
+    and a time outside the episode by more than half a frame.
+    """
+    film, begin = of.film(of.camera(view), episode)
+    span, told = of.seconds(episode), f"episode {of.episodes.number[episode]} of {of.name}"
+    slack = of.info.period_s / 2
+    for time in times_s:
+        if not -slack <= time <= span + slack:
+            raise VideoError(f"time in {told}", float(time), f"seconds after its beginning, from 0 to {span:g}")
+    return [Shot(film, begin + float(time), begin, begin + span, told) for time in times_s]
 
 
 def of_episode(error: UserError, shot: Shot) -> VideoError:

@@ -53,11 +53,12 @@ class RowReader:
     def episode(self, of: RobotSet, place: int) -> EpisodeRows:
         """By its place in the set's `episodes`. Raises `ManifestError` that names file and episode, `StorageError`, `ConfigError`."""
         found = self._columns(of, place)
-        time = found.pop(TIME).values.reshape(-1).astype(np.float64)
+        time = found[TIME].values.reshape(-1).astype(np.float64)
         if not np.isfinite(time).all() or (np.diff(time) <= 0).any():
             bad = int(np.flatnonzero(~np.isfinite(time) | (np.diff(time, prepend=-np.inf) <= 0))[0])
             raise ManifestError(f"{_told(of, place)}: {TIME}", float(time[bad]), f"ascending seconds, in its row {bad}")
-        task = found.pop(self._task(of), None)
+        task = found.get(self._task(of))
+        found = {name: found[name] for name in self.columns(of)}
         return EpisodeRows(time, None if task is None else task.values.reshape(-1).astype(np.int64), found)
 
     def columns(self, of: RobotSet) -> tuple[str, ...]:
@@ -81,8 +82,6 @@ class RowReader:
         if found is None or not _is_of(found, int(of.episodes.number[place])):
             begin = self._sought(of, place, footer.rows)
             found = self._rows(uri, of.options, begin, begin + length, wanted)
-        if NUMBER not in self.columns(of):
-            found.pop(NUMBER, None)
         return found
 
     def _sought(self, of: RobotSet, place: int, rows: int) -> int:

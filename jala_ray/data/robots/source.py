@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jala_ray.data.robots.films import Films, Shot, Visit
+from jala_ray.data.robots.films import Films, Shot, Visit, shots_of
 from jala_ray.data.robots.rows import EpisodeRows, RowReader
 from jala_ray.data.robots.sets import Anchor, RobotSet, RobotSets, open_sets
 from jala_ray.data.samples.source import READERS, BadRow, Look, Pictures, Sample, Source
@@ -106,7 +106,11 @@ class RobotSource:
                 raise VideoError(f"frames of {look.sample.clip_id}", list(look.boundaries), expected)
             views = look.views or {"": (look.sample.at_s or 0.0,)}
             at = self.sets.anchor(look.sample.row)
-            return [shot for view, times in views.items() for shot in _shots(self.sets.sets[at.set], at, view, times)]
+            return [
+                shot
+                for view, times in views.items()
+                for shot in shots_of(self.sets.sets[at.set], at.episode, view, times)
+            ]
         except UserError as error:
             return error
 
@@ -142,17 +146,6 @@ def _instruction(of: RobotSet, at: Anchor, rows: EpisodeRows) -> str:
         known = f"one of {len(of.tasks)} tasks of {of.base}"
         raise ManifestError(f"task of episode {episode} of {of.name}, frame {at.frame}", number, known, remedy)
     return of.tasks[number]
-
-
-def _shots(of: RobotSet, at: Anchor, view: str, times_s: Sequence[float]) -> list[Shot]:
-    """Raises `VideoError` for a camera that the set has not, and a time outside the episode."""
-    film, begin = of.film(of.camera(view), at.episode)
-    span, told = of.seconds(at.episode), f"episode {of.episodes.number[at.episode]} of {of.name}"
-    slack = of.info.period_s / 2
-    for time in times_s:
-        if not -slack <= time <= span + slack:
-            raise VideoError(f"time in {told}", float(time), f"seconds after its beginning, from 0 to {span:g}")
-    return [Shot(film, begin + float(time), begin, begin + span, told) for time in times_s]
 
 
 def _own(look: Look, shown: Sequence[np.ndarray | UserError]) -> Pictures | UserError:

@@ -54,7 +54,7 @@ def _spans(of: RobotSet, share: float) -> np.ndarray:
     low, high = _range(rows for _, rows in readable(of, every, reader))
     found = spans(of, 0)
     for place, rows in readable(of, every, reader):
-        found[place] = moving(_joined(rows), share * (high - low))
+        found[place] = moving(joined_columns(rows), share * (high - low))
     return found
 
 
@@ -70,7 +70,7 @@ def moving(values: np.ndarray, least: np.ndarray) -> tuple[int, int]:
     return first, min(last + 1, len(values))
 
 
-def _joined(rows: EpisodeRows) -> np.ndarray:
+def joined_columns(rows: EpisodeRows) -> np.ndarray:
     """(T, D) float64 of all its columns; what was not measured is as the value before."""
     return np.concatenate([_filled(column) for column in rows.columns.values()], axis=1)
 
@@ -87,7 +87,7 @@ def _range(episodes: Iterable[EpisodeRows]) -> tuple[np.ndarray, np.ndarray]:
     """(D,) each: least and largest value."""
     low, high = np.zeros(0), np.zeros(0)
     for rows in episodes:
-        values = _joined(rows)
+        values = joined_columns(rows)
         low = np.minimum(low, values.min(0)) if len(low) else values.min(0)
         high = np.maximum(high, values.max(0)) if len(high) else values.max(0)
     return low, high
