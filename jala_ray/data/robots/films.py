@@ -101,8 +101,9 @@ class Films:
 
 
 def shots_of(of: RobotSet, episode: int, view: str, times_s: Sequence[float]) -> list[Shot]:
-    """Of a view of one episode (its place in the set) at seconds after its beginning. Raises `VideoError` for a camera that the set has not,
-    and a time outside the episode by more than half a frame.
+    """Of a view of one episode (its place in the set) at seconds after its beginning.
+
+    Raises `VideoError` for a camera that the set has not, and a time outside the episode by more than half a frame.
     """
     film, begin = of.film(of.camera(view), episode)
     span, told = of.seconds(episode), f"episode {of.episodes.number[episode]} of {of.name}"

@@ -155,35 +155,28 @@ def _episodes(census: RobotCensus, charts: Charts) -> Html:
     chart = charts.place("Lengths", "of all episodes", histogram({"episodes": (lengths, "@c1")}, "s"))
     order = np.argsort(of.episodes.length, kind="stable")
     ends = [*order[:3], *[i for i in order[-3:] if i not in order[:3]]]
-    rows = [
-        [count(int(of.episodes.number[i])), count(int(of.episodes.length[i])), duration(float(lengths[i]))]
-        for i in ends
-    ]
-    listed = table(("Episode", "Rows", "Time"), rows, numbers=(0, 1, 2))
-    idle = np.array([facts.idle for facts in census.episodes]).reshape(-1, 2)
-    rate = of.info.fps
-    still = (
-        [
-            [
-                where,
-                duration(float(np.median(some)) / rate),
-                duration(float(some.max(initial=0)) / rate),
-                barred(share(float(some.sum()), rows_read)),
-            ]
-            for where, some in (("beginning", idle[:, 0]), ("end", idle[:, 1]))
-            for rows_read in [sum(facts.rows for facts in census.episodes)]
-        ]
-        if len(idle)
-        else []
+    numbers, rows = of.episodes.number, of.episodes.length
+    cells = [[count(int(numbers[i])), count(int(rows[i])), duration(float(lengths[i]))] for i in ends]
+    listed = el(
+        "figure", el("h3", "Shortest and longest"), table(("Episode", "Rows", "Time"), cells, numbers=(0, 1, 2))
     )
-    text = f"Idle: state and action within {IDLE:.0%} of their ranges of the first, or the last, row; `data.trim_idle` leaves such rows out."
-    return join(
-        el("div", chart, el("figure", el("h3", "Shortest and longest"), listed), class_="charts"),
-        about(text),
-        table(("Idle at the", "Median", "Longest", "Share of rows"), still, numbers=(1, 2))
-        if still
-        else absent("No state or action to tell it by."),
+    return join(el("div", chart, listed, class_="charts"), _idle(census))
+
+
+def _idle(census: RobotCensus) -> Html:
+    if not census.episodes:
+        return absent("No rows could be read.")
+    idle, rows = np.array([facts.idle for facts in census.episodes]), sum(facts.rows for facts in census.episodes)
+    cells = []
+    for where, frames in (("beginning", idle[:, 0]), ("end", idle[:, 1])):
+        seconds = frames / census.of.info.fps
+        shown = [duration(float(np.median(seconds))), duration(float(seconds.max()))]
+        cells.append([el("span", where), *shown, barred(share(float(frames.sum()), rows))])
+    text = (
+        f"Idle: state and action lie within {IDLE:.0%} of their ranges of the first, or the last, row. With `data.trim_idle` such rows are "
+        "not trained on."
     )
+    return join(about(text), table(("Idle at the", "Median", "Longest", "Share of rows"), cells, numbers=(1, 2)))
 
 
 def _tasks(census: RobotCensus) -> Html:

@@ -86,6 +86,13 @@ def test_worlds_and_a_resumed_segment_read_every_frame_once(plans: setup.Plans) 
     assert frames == sorted(plans.train.plan.catalogue.place["row"].tolist()), "every frame that is trained on, once"
 
 
+def test_a_segment_goes_on_at_another_number_of_ranks(plans: setup.Plans) -> None:
+    steps, cut = plans.train.plan.steps, 5
+    shares = [share for rank in range(2) for share in plans.train.stream(range(cut), rank, 2)]
+    shares += [share for rank in range(3) for share in plans.train.stream(range(cut, steps.per_epoch), rank, 3)]
+    assert sorted(by_row(shares)) == list(range(steps.rows))
+
+
 def test_digests_of_ranks_add_up_to_the_epoch(plans: setup.Plans) -> None:
     plan = plans.train.plan
     every = rows_digest(0, np.arange(plan.steps.rows))
