@@ -114,7 +114,7 @@ class RowReader:
         metadata = self._footer(uri, options).metadata
         with _reading(uri, options) as (fs, path):
             file = pq.ParquetFile(path, filesystem=fs, metadata=metadata)
-            table = file.read_row_group(group, columns=list(names))
+            table = file.read_row_group(group, columns=list(names), use_threads=False)
         return {name: numbers(table[name], f"{uri}: {name}") for name in names}
 
     def _footer(self, uri: str, options: StorageOptions | None) -> Footer:

@@ -49,9 +49,9 @@ def test_only_what_is_asked_for_is_read(sets: dict[str, Path], monkeypatch: pyte
     asked = set[str]()
     read = pq.ParquetFile.read_row_group
 
-    def seen(self: pq.ParquetFile, i: int, columns: list[str]) -> pa.Table:
+    def seen(self: pq.ParquetFile, i: int, columns: list[str], **how: bool) -> pa.Table:
         asked.update(columns)
-        return read(self, i, columns=columns)
+        return read(self, i, columns=columns, **how)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", seen)
     (sample,) = source.samples(rows_of(source.sets)[:1])
@@ -62,9 +62,9 @@ def test_row_groups_without_the_episode_are_not_read(sets: dict[str, Path], monk
     groups = list[int]()
     read = pq.ParquetFile.read_row_group
 
-    def seen(self: pq.ParquetFile, i: int, columns: list[str]) -> pa.Table:
+    def seen(self: pq.ParquetFile, i: int, columns: list[str], **how: bool) -> pa.Table:
         groups.append(i)
-        return read(self, i, columns=columns)
+        return read(self, i, columns=columns, **how)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", seen)
     of, reader = open_set(str(sets["v3.0"]), "arm"), RowReader(SIGNALS)
