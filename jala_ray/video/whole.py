@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,7 +26,7 @@ from jala_ray.types import PacketIndex, VideoError
 from jala_ray.video.decode import VideoReader, main_stream, open_container, open_video
 from jala_ray.video.finder import packets_of
 from jala_ray.video.packets import decode_packets, fetch_packets
-from jala_ray.video.picture import Picture
+from jala_ray.video.picture import MAX_PIXELS, Picture
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ class FilmIndex:
     def nbytes(self) -> int:
         return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
 
-    @property
+    @cached_property
     def period_s(self) -> float:
         """Of a frame: the median."""
         return float(np.median(np.diff(self.shown_s))) if len(self.shown_s) > 1 else 0.0
@@ -81,16 +82,14 @@ class FilmIndex:
 
         Raises `VideoError` where none is within `MOST_FRAMES_OFF`, and where the file ends before that frame does.
         """
-        half = self.period_s / 2
+        half, most = self.period_s / 2, MOST_FRAMES_OFF * max(self.period_s, 1e-3)
         low, high = np.searchsorted(self.shown_s, (first_s - half, end_s - half))
         chosen = self.shown_s[low:high]
         at = int(np.clip(np.searchsorted(chosen, time_s), 1, max(1, len(chosen) - 1)))
-        near = [i for i in (at - 1, at) if i < len(chosen)]
-        if not near or min(abs(chosen[i] - time_s) for i in near) > MOST_FRAMES_OFF * max(self.period_s, 1e-3):
-            last = (
-                f"{self.shown_s[-1]:.3f} s, its last frame" if len(self.shown_s) else "the end of a file without frames"
-            )
-            expected = f"a frame at that time, between {first_s:.3f} and {end_s:.3f} s; it goes to {last}"
+        near = [i for i in (at - 1, at) if i < len(chosen) and abs(chosen[i] - time_s) <= most]
+        if not near:
+            last = f"{self.shown_s[-1]:.3f} s" if len(self.shown_s) else "nowhere"
+            expected = f"a frame then, between {first_s:.3f} and {end_s:.3f} s; the film's last begins at {last}"
             raise VideoError(f"video {self.uri}", f"none near {time_s:.3f} s", expected, _DAMAGED)
         best = min(near, key=lambda i: abs(chosen[i] - time_s))
         place = int(self.order[low + best])
@@ -186,14 +185,16 @@ class _Scan:
             raise VideoError(f"video {uri}", found, "a video that decodes")
         self.uri, self.file, self.container, self.stream = uri, file, container, stream
         stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
 
     def index(self) -> FilmIndex:
         packets = (packet for packet in packets_of(self.container, self.stream) if packet.size)
         head = list(islice(packets, TRIED))
-        rows = self._told(head) or [row for row in map(_row, chain(head, _readable(packets))) if row is not None]
-        if not rows:
+        rows = self._told(head) or [_row(packet) for packet in chain(head, _readable(packets))]
+        timed = [row for row in rows if row is not None]
+        if not timed:
             raise VideoError(f"video {self.uri}", "no frames with times", "a video with frames", _DAMAGED)
-        return self._made(rows, head)
+        return self._made(timed, head if len(timed) == len(rows) else ())
 
     def _told(self, head: Sequence[Packet]) -> list[_Row] | None:
         """All packets from the header alone, where it tells the first ones as they are; None where it does not."""
@@ -262,10 +263,9 @@ class _Scan:
             self.file.seek(int(part.offset[place]))
             parts[place] = bytes(self.file.read(int(part.size[place])))
         try:
-            (found,) = decode_packets(self.uri, part, parts, [0], Picture.rgb)
+            (found,), expected = decode_packets(self.uri, part, parts, [0], Picture.rgb), first.rgb()
         except (FFmpegError, VideoError):
             return False
-        expected = first.rgb()
         return found.shape == expected.shape and bool(np.array_equal(found, expected))
 
 

@@ -16,12 +16,12 @@ from jala_ray.types import ConfigError
 
 
 def held_out(of: RobotSet, share: float) -> np.ndarray:
-    """(E,) bool: the `share` of episodes with the lowest hashes of set and number, of two or more at least one, never all.
+    """(E,) bool: the `share` of episodes with the lowest hashes of folder's name and number, of two or more at least one, never all.
 
     Episodes of a smaller share are among those of a larger one, and neither seeds nor other sets matter.
     """
-    numbers = of.episodes.number.tolist()
-    hashed = np.array([_hash(f"{of.name}/{number}") for number in numbers], np.uint64)
+    numbers, name = of.episodes.number.tolist(), of.base.rpartition("/")[2]
+    hashed = np.array([_hash(f"{name}/{number}") for number in numbers], np.uint64)
     count = min(max(1, round(share * len(numbers))), len(numbers) - 1) if share > 0 else 0
     chosen = np.zeros(len(numbers), bool)
     chosen[np.argsort(hashed, kind="stable")[:count]] = True

@@ -137,7 +137,7 @@ def test_held_out_episodes_are_apart(plans: setup.Plans, config: RunConfig) -> N
 
 def test_a_larger_share_holds_out_more_and_the_same() -> None:
     class Many:
-        name = "many"
+        base = "/sets/many"
 
         class episodes:
             number = np.arange(1000)
