@@ -77,13 +77,17 @@ class FilmIndex:
         """Of a frame: the median."""
         return float(np.median(np.diff(self.shown_s))) if len(self.shown_s) > 1 else 0.0
 
+    def span(self, first_s: float, end_s: float) -> tuple[int, int]:
+        """The frames, by presentation time, that begin from `first_s` on and before `end_s`, each within half a frame."""
+        low, high = np.searchsorted(self.shown_s, np.array([first_s, end_s]) - self.period_s / 2)
+        return int(low), int(high)
+
     def nearest(self, time_s: float, first_s: float, end_s: float) -> Shown:
-        """The frame shown nearest to `time_s` of those that begin from `first_s` on and before `end_s`, each within half a frame.
+        """The frame shown nearest to `time_s` of a span.
 
         Raises `VideoError` where none is within `MOST_FRAMES_OFF`, and where the file ends before that frame does.
         """
-        half, most = self.period_s / 2, MOST_FRAMES_OFF * max(self.period_s, 1e-3)
-        low, high = np.searchsorted(self.shown_s, (first_s - half, end_s - half))
+        most, (low, high) = MOST_FRAMES_OFF * max(self.period_s, 1e-3), self.span(first_s, end_s)
         chosen = self.shown_s[low:high]
         at = int(np.clip(np.searchsorted(chosen, time_s), 1, max(1, len(chosen) - 1)))
         near = [i for i in (at - 1, at) if i < len(chosen) and abs(chosen[i] - time_s) <= most]

@@ -13,8 +13,7 @@ from jala_ray.data.robots.modality import WHOLE
 from jala_ray.data.robots.rows import EpisodeRows, RowReader
 from jala_ray.data.robots.sets import RobotSet
 from jala_ray.data.robots.split import joined_columns, moving
-from jala_ray.types import Signal, UserError
-from jala_ray.video.whole import FilmIndex
+from jala_ray.types import Signal, UserError, VideoError
 
 IDLE = 0.01
 """Movement below this share of a dimension's range counts as none."""
@@ -150,21 +149,21 @@ def _add_idle(found: RobotCensus) -> None:
 
 
 def _film(of: RobotSet, place: int, camera: str, times: np.ndarray | None, seen: Films) -> FilmFacts:
-    """Raises `VideoError` where the file doesn't open, or has no frame near the episode's first or last row."""
+    """Raises `VideoError` where the file doesn't open, or has no frame in the episode's span."""
     uri, begin = of.film(camera, place)
     index, rows, period = seen.index(uri), int(of.episodes.length[place]), of.info.period_s
     time = begin + (np.arange(rows) * period if times is None else times)
-    end = begin + rows * period
-    first, last = (index.nearest(float(at), begin, end).off_s for at in (time[0], time[-1]))
-    frames, off = _offsets(index, time, begin, end)
-    return FilmFacts(camera, int(of.episodes.number[place]), frames, rows, first, last, float(np.abs(off).max()))
+    low, high = index.span(begin, begin + rows * period)
+    if low == high:
+        told = f"episode {of.episodes.number[place]} of {of.name}: video {uri}"
+        raise VideoError(told, "no frame", f"frames from {begin:.3f} s on")
+    off = nearest_off(index.shown_s[low:high], time)
+    facts = (float(off[0]), float(off[-1]), float(np.abs(off).max()))
+    return FilmFacts(camera, int(of.episodes.number[place]), high - low, rows, *facts)
 
 
-def _offsets(index: FilmIndex, time: np.ndarray, begin: float, end: float) -> tuple[int, np.ndarray]:
-    """Frames of an episode's span, and (T,) from each row to the one nearest to it, seconds."""
-    half = index.period_s / 2
-    low, high = np.searchsorted(index.shown_s, (begin - half, end - half))
-    shown = index.shown_s[low:high]
+def nearest_off(shown: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """(T,) from each time to the nearest of (m,) ascending ones."""
     right = np.clip(np.searchsorted(shown, time), 1, max(1, len(shown) - 1))
     near = np.stack([shown[right - 1], shown[np.minimum(right, len(shown) - 1)]]) - time
-    return len(shown), np.take_along_axis(near, np.abs(near).argmin(0)[None], 0)[0]
+    return np.take_along_axis(near, np.abs(near).argmin(0)[None], 0)[0]

@@ -59,7 +59,7 @@ def parse_modality(raw: Any, info: RobotInfo, uri: str) -> Modality:
 
 
 def _entries(raw: Any, group: str, uri: str) -> Mapping[str, Any]:
-    entries = (raw.get(group) or {}) if isinstance(raw, Mapping) else None
+    entries = raw.get(group, {}) if isinstance(raw, Mapping) else None
     if not isinstance(entries, Mapping) or not all(isinstance(one, Mapping) for one in entries.values()):
         raise ManifestError(f"{uri}: {group}", entries, "an object with an object for each name")
     return entries

@@ -20,6 +20,7 @@ from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.source import Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.storage import StorageOptions
+from jala_ray.training.build import vocabulary
 from jala_ray.video.write import write_mp4
 from tests.support import make_assets, small
 from tests.video.numbered import HEIGHT, WIDTH, numbered
@@ -194,7 +195,8 @@ def opened(
 def assets_of(side: int) -> Assets:
     """Without a motion tokenizer; pictures have `side` pixels."""
     made = make_assets(small())
-    return replace(made, motion=None, spec=replace(made.spec, image_size=side))
+    vocab = vocabulary(made.text.vocab_size, None)
+    return replace(made, motion=None, spec=replace(made.spec, vocab=vocab, image_size=side))
 
 
 def rows_of(sets: RobotSets) -> list[PlanRow]:

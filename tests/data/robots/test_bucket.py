@@ -21,7 +21,7 @@ from tests.data.robots.recipe import plans_of, settings
 def test_a_bucket_gives_what_a_folder_gives(tmp_path: Path, s3_endpoint: str, version: str) -> None:
     boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket="lab")
     options, folder = StorageOptions(endpoint_url=s3_endpoint), write_set(tmp_path / "arm", version)
-    for path in folder.rglob("*.*"):
+    for path in (path for path in folder.rglob("*") if path.is_file()):
         storage.write_bytes(f"s3://lab/sets/arm/{path.relative_to(folder)}", path.read_bytes(), options)
     assert is_robot_set("s3://lab/sets/arm", options) and not is_robot_set("s3://lab/sets", options)
     found = []
