@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ IDLE = 0.01
 
 
 @dataclass
-class SignalFacts:
+class ColumnFacts:
     """Of one column or named part."""
 
     kinds: Counter[str] = field(default_factory=Counter)
@@ -89,7 +89,7 @@ class RobotCensus:
 
     of: RobotSet
     episodes: list[EpisodeFacts] = field(default_factory=list)
-    signals: dict[str, SignalFacts] = field(default_factory=dict)
+    signals: dict[str, ColumnFacts] = field(default_factory=dict)
     films: list[FilmFacts] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     """Why rows of an episode, or its pictures, can't be had."""
@@ -97,7 +97,7 @@ class RobotCensus:
 
 def take_census(of: RobotSet, places: Sequence[int], films: Sequence[int]) -> RobotCensus:
     """Rows of the episodes `places`; frame times, without decoding, of those in `films`. Raises `StoreUnavailable`."""
-    found, reader = RobotCensus(of, signals={name: SignalFacts() for name in of.signals}), RowReader(None)
+    found, reader = RobotCensus(of, signals={name: ColumnFacts() for name in of.signals}), RowReader(None)
     times: dict[int, np.ndarray] = {}
     for place in places:
         try:
@@ -145,7 +145,7 @@ def _add_idle(found: RobotCensus) -> None:
         values = joined_columns(reader.episode(of, facts.place))
         if values.shape[1] == len(least):
             begin, end = moving(values, least)
-            found.episodes[i] = EpisodeFacts(**(vars(facts) | {"idle": (begin, facts.rows - end)}))
+            found.episodes[i] = replace(facts, idle=(begin, facts.rows - end))
 
 
 def _film(of: RobotSet, place: int, camera: str, times: np.ndarray | None, seen: Films) -> FilmFacts:

@@ -88,7 +88,9 @@ def _flat(inner: pa.Array, shape: list[int]) -> tuple[np.ndarray, np.ndarray | N
     bad = np.zeros(values.shape, bool) if holes is None else holes.reshape(values.shape).copy()
     if values.dtype.kind == "f":
         bad |= ~np.isfinite(values)
-    return values, ~bad.reshape(len(values), -1).any(1) if bad.any() else None
+    if not bad.any():
+        return values, None
+    return values, ~np.any(bad.reshape(len(values), -1), axis=1)
 
 
 def _spread(values: np.ndarray, valid: np.ndarray | None, there: np.ndarray) -> Column:

@@ -95,8 +95,8 @@ def read_episodes(base: str, info: RobotInfo, options: StorageOptions | None = N
     footage = {
         name: Footage(one.chunk[order], one.file[order], one.from_s[order]) for name, one in found.footage.items()
     }
-    rest = (values[order] for values in (found.length, found.chunk, found.file, found.offset))
-    return Episodes(number, *rest, footage)
+    length, chunk, file, offset = (values[order] for values in (found.length, found.chunk, found.file, found.offset))
+    return Episodes(number, length, chunk, file, offset, footage)
 
 
 def _from_lines(base: str, info: RobotInfo, options: StorageOptions | None) -> Episodes:

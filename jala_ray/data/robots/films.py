@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jala_ray.data.robots.kept import Kept
+from jala_ray.data.robots.recent import Recent
 from jala_ray.data.robots.sets import RobotSet
 from jala_ray.storage import StorageOptions
 from jala_ray.types import UserError, VideoError
@@ -49,7 +49,7 @@ class Films:
     """Films that were opened, each once as long as its index is kept. Threads may share it."""
 
     def __init__(self, options: StorageOptions | None = None, kept_bytes: int = KEPT_BYTES) -> None:
-        self.options, self.kept = options, Kept(kept_bytes)
+        self.options, self.kept = options, Recent(kept_bytes)
         self._warned = set[str]()
 
     def index(self, film: str) -> FilmIndex:

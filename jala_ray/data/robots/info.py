@@ -90,8 +90,8 @@ def parse_info(raw: Any, uri: str) -> RobotInfo:
     if not isinstance(chunk, int) or chunk < 1:
         raise ManifestError(f"{uri}: chunks_size", chunk, "an integer >= 1")
     signals, cameras, notes = _sorted_out(features, uri)
-    paths = [_path(raw, name, uri, needed) for name, needed in (("data_path", True), ("video_path", bool(cameras)))]
-    return RobotInfo(version, float(fps), chunk, *paths, signals, cameras, notes)
+    data, video = _path(raw, "data_path", uri, True), _path(raw, "video_path", uri, bool(cameras))
+    return RobotInfo(version, float(fps), chunk, data, video, signals, cameras, notes)
 
 
 def _path(raw: Mapping[str, Any], name: str, uri: str, needed: bool) -> str:

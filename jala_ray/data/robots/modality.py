@@ -75,8 +75,8 @@ def _part(group: str, name: str, entry: Mapping[str, Any], info: RobotInfo, uri:
         known = ", ".join(info.signals) or "none"
         raise ManifestError(f"{field}.original_key", column, f"a numeric column of info.json: {known}")
     start, end, shape = entry.get("start"), entry.get("end"), info.signals[column]
-    whole = isinstance(start, int) and isinstance(end, int) and 0 <= start < end
-    if not whole or len(shape) != 1 or end > shape[0]:
-        expected = f"0 <= start < end <= {shape[0] if len(shape) == 1 else 'the length'} of {column} {list(shape)}"
-        raise ManifestError(f"{field}: start, end", (start, end), expected)
-    return Part(column, int(start), int(end))
+    length = shape[0] if len(shape) == 1 else 0
+    if isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= length:
+        return Part(column, start, end)
+    expected = f"0 <= start < end <= the length of {column}, whose values have the shape {list(shape)}"
+    raise ManifestError(f"{field}: start, end", (start, end), expected)

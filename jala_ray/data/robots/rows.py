@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from jala_ray import storage
 from jala_ray.data.robots.columns import Column, joined, numbers
-from jala_ray.data.robots.kept import Kept
+from jala_ray.data.robots.recent import Recent
 from jala_ray.data.robots.sets import RobotSet
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.stores import explained
@@ -47,8 +47,8 @@ class RowReader:
     """Reads episodes of any of a run's sets; threads may share it. `wanted` are names of signals, None: all that a set has."""
 
     def __init__(self, wanted: Sequence[str] | None, kept_bytes: int = KEPT_BYTES) -> None:
-        self.wanted, self.groups = wanted, Kept(kept_bytes)
-        self.footers = Kept(KEPT_FOOTERS)
+        self.wanted, self.groups = wanted, Recent(kept_bytes)
+        self.footers = Recent(KEPT_FOOTERS)
 
     def episode(self, of: RobotSet, place: int) -> EpisodeRows:
         """By its place in the set's `episodes`. Raises `ManifestError` that names file and episode, `StorageError`, `ConfigError`."""

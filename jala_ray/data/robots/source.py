@@ -139,13 +139,13 @@ class _Episode:
 
 def _instruction(of: RobotSet, at: Anchor, rows: EpisodeRows) -> str:
     """The words of the frame's task. Raises `ManifestError` where nothing says them."""
-    number = int(rows.task[at.frame]) if rows.task is not None else None
-    if number not in of.tasks:
-        episode = of.episodes.number[at.episode]
-        remedy = "Its rows have no column task_index." if number is None else "meta/ lacks a task."
-        known = f"one of {len(of.tasks)} tasks of {of.base}"
-        raise ManifestError(f"task of episode {episode} of {of.name}, frame {at.frame}", number, known, remedy)
-    return of.tasks[number]
+    number = None if rows.task is None else int(rows.task[at.frame])
+    if number is not None and number in of.tasks:
+        return of.tasks[number]
+    episode = of.episodes.number[at.episode]
+    remedy = "Its rows have no column task_index." if number is None else "meta/ lacks a task."
+    known = f"one of {len(of.tasks)} tasks of {of.base}"
+    raise ManifestError(f"task of episode {episode} of {of.name}, frame {at.frame}", number, known, remedy)
 
 
 def _own(look: Look, shown: Sequence[np.ndarray | UserError]) -> Pictures | UserError:

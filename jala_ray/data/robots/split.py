@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from jala_ray.data.robots.columns import Column
-from jala_ray.data.robots.kept import Kept
 from jala_ray.data.robots.modality import WHOLE
+from jala_ray.data.robots.recent import Recent
 from jala_ray.data.robots.rows import EpisodeRows, RowReader, readable
 from jala_ray.data.robots.sets import RobotSet
 from jala_ray.types import ConfigError
@@ -32,7 +32,7 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-_SPANS = Kept(64 * 2**20)
+_SPANS = Recent(64 * 2**20)
 """A run's start asks more than once."""
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from jala_ray import storage
-from jala_ray.data.robots.census import IDLE, RobotCensus, SignalFacts, take_census
+from jala_ray.data.robots.census import IDLE, ColumnFacts, RobotCensus, take_census
 from jala_ray.data.robots.films import Films, shots_of
 from jala_ray.data.robots.sets import RobotSet, open_set
 from jala_ray.reports.inspection.parts import barred, count, duration, histogram, number_text, percent, share, small
@@ -135,7 +135,7 @@ def _signals(census: RobotCensus) -> Html:
     return join(about(text), table(head, cells, numbers=(2, 3)))
 
 
-def _ranges(facts: SignalFacts) -> Html:
+def _ranges(facts: ColumnFacts) -> Html:
     constant = set(facts.constant)
     shown = []
     for i, (low, high) in enumerate(zip(facts.low, facts.high, strict=True)):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Kept:
+class Recent:
     """What was read last, up to so many bytes. Threads that ask for one thing at once read it once."""
 
     def __init__(self, most_bytes: int) -> None:
