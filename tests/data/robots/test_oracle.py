@@ -19,7 +19,7 @@ from tests.data.robots.made import opened, rows_of
 CAMERA = "observation.images.cam_high"
 LEROBOT = "lerobot==0.6.1"
 BESIDE = (
-    *("torch", "torchvision", "numpy", "av", "datasets", "pandas", "pyarrow", "huggingface-hub", "einops", "pillow"),
+    *("torch", "torchvision", "numpy", "av<16", "datasets", "pandas", "pyarrow", "huggingface-hub", "einops", "pillow"),
     *(
         "draccus",
         "gymnasium",
@@ -35,14 +35,12 @@ BESIDE = (
 """What its reader imports. With its own bounds a resolver takes another torch: it is installed without its dependencies."""
 
 
-def run(*words: str | Path) -> str:
-    """What a command prints; the test is skipped, with the reason, where it can't be run."""
-    found = subprocess.run(
-        [str(word) for word in words], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""}
-    )
+def make(*words: str | Path) -> None:
+    """Run a command; the test is skipped, with the reason, where it can't be."""
+    surroundings = {**os.environ, "PYTHONPATH": "", "PYENV_VERSION": os.environ.get("PYENV_VERSION", "3.12")}
+    found = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=surroundings)
     if found.returncode:
         pytest.skip(f"no environment for {LEROBOT}: {' '.join(map(str, words[:4]))}: {found.stderr[-1500:]}")
-    return found.stdout
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +49,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "LEROBOT_PYTHON" in os.environ:
         return Path(os.environ["LEROBOT_PYTHON"])
     folder, uv = tmp_path_factory.mktemp("lerobot") / "venv", Path(sys.executable).with_name("uv")
-    run(uv, "venv", "--python", "3.12", folder)
-    run(uv, "pip", "install", "--python", folder / "bin/python", *BESIDE)
-    run(uv, "pip", "install", "--python", folder / "bin/python", "--no-deps", LEROBOT)
+    make(uv, "venv", "--no-python-downloads", "--python", "python3.12", folder)
+    make(uv, "pip", "install", "--python", folder / "bin/python", *BESIDE)
+    make(uv, "pip", "install", "--python", folder / "bin/python", "--no-deps", LEROBOT)
     return folder / "bin/python"
 
 
@@ -66,7 +64,8 @@ def test_samples_are_lerobot_s(shared_data: Path, python: Path, tmp_path: Path) 
     rows = rows_of(source.sets)
     ends = [end + off for end in (0, 221, 498, 765, 1025) for off in (-2, -1, 0, 1)]
     chosen = sorted({i for i in [*ends, *range(0, len(rows), 53)] if 0 <= i < len(rows)})
-    run(python, oracle.__file__, folder, CAMERA, tmp_path / "o.npz", *map(str, chosen))
+    words = [python, oracle.__file__, folder, CAMERA, tmp_path / "o.npz", *chosen]
+    subprocess.run([str(word) for word in words], check=True, env={**os.environ, "PYTHONPATH": ""})
     theirs = np.load(tmp_path / "o.npz")
     assert int(theirs["length"]) == len(rows) == 1025
     of, films, most = source.sets.sets[0], Films(), 0
