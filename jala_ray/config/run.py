@@ -27,6 +27,9 @@ class DataConfig:
     trim_idle: float = 0.0
     """Frames at both ends of an episode in which no dimension of state and action has moved by more than this share of its range in the
     set are not trained on; 0: all are."""
+    kept_rows_mb: int = 512
+    """Decoded columns of robot sets that a process keeps, MiB. Parquet files of few large row groups, as converted data sets have them, are
+    decoded again and again where it is less than they take."""
     labels: Literal["all", "labelled_only"] = "all"
     """`labelled_only` leaves out every row without a labelled chunk."""
     source_weights: tuple[tuple[str, float], ...] = ()
@@ -59,7 +62,7 @@ class DataConfig:
         """Raises `ConfigError`."""
         self._check_address()
         counts = ("pad_multiple", "min_rows_for_share", "steps_per_block", "window")
-        shares = ("max_error_share", "workers", "wild_fraction")
+        shares = ("max_error_share", "workers", "wild_fraction", "kept_rows_mb")
         at_least("data.", self, dict.fromkeys(counts, 1) | dict.fromkeys(shares, 0) | {"max_tokens": 64})
         if self.epoch_rows is not None and self.epoch_rows < 1:
             raise ConfigError("data.epoch_rows", self.epoch_rows, "an integer >= 1, or None for the manifest's rows")

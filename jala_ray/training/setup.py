@@ -45,6 +45,7 @@ RESUMABLE = (
     "log.",
     "storage.",
     "data.workers",
+    "data.kept_rows_mb",
     "data.steps_per_block",
     "train.keep",
     "train.evaluate",
@@ -390,4 +391,5 @@ def robot_plans(config: RunConfig, assets: str) -> Plans:
     def rows(split: Split, data: DataConfig, wanted: RowFilter) -> Catalogue:
         return robot_catalogue(sets, data, split, wanted)
 
-    return _plans(config, rows, OpenRobots(given, sets.digest, assets, options, config.objective.signals))
+    kept = config.data.kept_rows_mb * 2**20
+    return _plans(config, rows, OpenRobots(given, sets.digest, assets, options, config.objective.signals, kept))

@@ -93,6 +93,10 @@ class RobotCensus:
     films: list[FilmFacts] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     """Why rows of an episode, or its pictures, can't be had."""
+    row_bytes: int = 0
+    """Of state and action, decoded."""
+    group_rows: int = 0
+    """Of the largest row group."""
 
 
 def take_census(of: RobotSet, places: Sequence[int], films: Sequence[int]) -> RobotCensus:
@@ -104,6 +108,10 @@ def take_census(of: RobotSet, places: Sequence[int], films: Sequence[int]) -> Ro
             rows = reader.episode(of, place)
             found.episodes.append(_episode(of, place, rows))
             times[place] = rows.time_s
+            found.group_rows = max(found.group_rows, reader.largest_group(of, place))
+            found.row_bytes = sum(
+                rows.columns[name].values[0].nbytes for name in WHOLE.values() if name in rows.columns
+            )
             for name, facts in found.signals.items():
                 facts.add(rows.signal(of, name))
         except UserError as error:

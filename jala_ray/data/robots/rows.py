@@ -117,6 +117,10 @@ class RowReader:
             table = file.read_row_group(group, columns=list(names), use_threads=False)
         return {name: numbers(table[name], f"{uri}: {name}") for name in names}
 
+    def largest_group(self, of: RobotSet, place: int) -> int:
+        """Rows of the largest row group of an episode's file. Raises as `episode`."""
+        return int(np.diff(self._footer(of.data_file(place), of.options).ends).max(initial=0))
+
     def _footer(self, uri: str, options: StorageOptions | None) -> Footer:
         return self.footers.get(uri, lambda: read_footer(uri, options), lambda _: 1)
 

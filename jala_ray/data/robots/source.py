@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jala_ray.data.robots.films import Films, Shot, Visit, shots_of
-from jala_ray.data.robots.rows import EpisodeRows, RowReader
+from jala_ray.data.robots.rows import KEPT_BYTES, EpisodeRows, RowReader
 from jala_ray.data.robots.sets import Anchor, RobotSet, RobotSets, open_sets
 from jala_ray.data.samples.source import READERS, BadRow, Look, Pictures, Sample, Source
 from jala_ray.storage import StorageOptions
@@ -35,10 +35,11 @@ class RobotSource:
         assets: Assets,
         options: StorageOptions | None = None,
         signals: Sequence[str] | None = None,
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        """`signals`: names of those that samples have; None: all."""
+        """`signals`: names of those that samples have; None: all. `kept_bytes`: of decoded columns."""
         self.sets, self.assets, self.options = sets, assets, options
-        self.reader, self.films = RowReader(signals), Films(options)
+        self.reader, self.films = RowReader(signals, kept_bytes), Films(options)
         self._coming: dict[tuple[int, int], Future[EpisodeRows]] = {}
 
     @cached_property
@@ -169,6 +170,7 @@ class OpenRobots:
     assets: str
     options: StorageOptions
     signals: tuple[str, ...]
+    kept_bytes: int = KEPT_BYTES
 
     def __call__(self) -> tuple[Source, Assets]:
         return _open_robots(self)
@@ -183,4 +185,4 @@ def _open_robots(opener: OpenRobots) -> tuple[Source, Assets]:
         remedy = "One of them was changed after the run began, or this machine sees another folder."
         raise ManifestError("data.robot_sets", sets.digest, f"sets of the digest {opener.digest}", remedy)
     assets = Assets.open(opener.assets, opener.options)
-    return RobotSource(sets, assets, opener.options, opener.signals), assets
+    return RobotSource(sets, assets, opener.options, opener.signals, opener.kept_bytes), assets

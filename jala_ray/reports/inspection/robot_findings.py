@@ -9,12 +9,15 @@ import numpy as np
 
 from jala_ray.data.robots.census import IDLE, EpisodeFacts, RobotCensus
 from jala_ray.data.robots.modality import WHOLE
+from jala_ray.data.robots.rows import KEPT_BYTES
 from jala_ray.reports.kit.findings import Finding, worst_first
 
 GRID_S = 1e-3
 """A row's time further off the grid than this is no rounding of float32."""
 IDLE_S = 1.0
 """An episode whose ends are still for longer has frames that teach standing still."""
+GROUPED = 8
+"""Row groups of more episodes than so many cost more to decode than they are worth."""
 NAMED = 3
 """Episodes, files and dimensions that a finding names."""
 
@@ -37,6 +40,11 @@ def _files(census: RobotCensus, absent: Sequence[str]) -> Iterator[Finding]:
     if census.unreadable:
         text = f"{len(census.unreadable):,} episodes or their films, of those looked at, can't be read."
         yield Finding("bad", text, "Their rows will be set aside, with these reasons.", _named(census.unreadable))
+    whole, length = census.row_bytes * int(census.of.episodes.length.sum()), int(np.median(census.of.episodes.length))
+    if whole > KEPT_BYTES and census.group_rows > GROUPED * length:
+        text = f"Row groups hold up to {census.group_rows:,} rows, of episodes of about {length:,}."
+        detail = f"They are decoded whole: write them anew, one an episode, or raise --data.kept-rows-mb to {whole // 2**20 + 1:,}."
+        yield Finding("warn", text, detail, f"state and action take {whole / 2**20:,.0f} MiB")
     for note in census.of.notes:
         yield Finding("warn", f"{note}.")
 

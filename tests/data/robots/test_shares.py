@@ -19,13 +19,14 @@ from jala_ray.data.robots.plan import robot_catalogue
 from jala_ray.data.robots.sets import open_sets
 from jala_ray.data.robots.split import held_out, moving, spans
 from jala_ray.data.robots.statistics import robot_statistics
+from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.share import StepShare
 from jala_ray.data.samples.signals import Statistics
 from jala_ray.data.sampling.plan import rows_digest
 from jala_ray.training import setup
 from jala_ray.types import ConfigError, UserError
 from tests.data.robots.made import PATHS, SIGNALS, recorded, write_set
-from tests.data.robots.recipe import plans_of, settings
+from tests.data.robots.recipe import FramesRecipe, plans_of, settings
 from tests.support import same_batch
 
 LENGTHS = (12, 9, 15, 11, 8)
@@ -212,6 +213,19 @@ def test_addresses_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.chdir(tmp_path)
     found = setup.absolute(settings("sets/a", "s3://b/c/"))
     assert found.data.robot_sets == ((str(tmp_path / "sets/a"), "arm"), ("s3://b/c", "arm"))
+
+
+def test_a_run_is_prepared_with_the_scale_and_rate_of_its_robots(sets: dict[str, Path], tmp_path: Path) -> None:
+    config = settings(*sets.values(), storage__root=str(tmp_path / "runs"), train__batch=8)
+    with setup.prepared(config) as ready:
+        assets = Assets.open(ready.assets)
+    assert assets.statistics is not None and assets.statistics.fps == {"arm": 10.0}
+    assert assets.statistics.rows == ready.plans.train.plan.catalogue.digest()
+    recipe = FramesRecipe(config, assets)
+    assert recipe.statistics("action", "arm") is assets.statistics.signals["arm:action"]
+    with pytest.raises(UserError, match="among them"):
+        recipe.statistics("action")
+    assert json.loads((tmp_path / "runs/tiny/plan.json").read_text())["rows"] == ready.plans.train.plan.steps.rows
 
 
 # --- idle ends -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,14 @@ def test_an_absent_file_is_counted(sound: dict[str, Path], tmp_path: Path) -> No
     (folder / "data/chunk-000/episode_000001.parquet").unlink()
     text = write_robot_inspection(str(folder)).read_text()
     assert (tmp_path / "s.inspect.html").is_file() and "1 Parquet files that meta/ names are not there" in text
+
+
+def test_large_row_groups_of_a_large_set_are_told(sound: dict[str, Path]) -> None:
+    of = open_set(str(sound["v3.0"]), "arm")
+    census = take_census(of, range(5), [])
+    assert census.row_bytes == 5 * 8 + 3 * 4 and census.group_rows == 10
+    told = [replace(census, row_bytes=2**30, group_rows=rows) for rows in (10, 1000)]
+    assert ["one an episode" in "".join(f.line for f in find_in(one, [])) for one in told] == [False, True]
 
 
 def test_what_is_no_manifest_is_told(sound: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
