@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jala_ray.config import ActionHeadConfig
-from jala_ray.models.embodiments import STD, ActionEncoder, RobotLinear, RobotMlp, Robots, waves
+from jala_ray.models.embodiments import ActionEncoder, RobotLinear, RobotMlp, Robots, waves
 from jala_ray.models.keyed_dropout import KeyedDropout
 
 TIME_WAVES = 256
 """Sines and cosines of flow time, from which AdaLN's scales and shifts are made."""
+STD = 0.02
+"""Of learned tokens and positions at the start."""
 HEAD_SIZE = 64
 """Of a head of the condition's blocks, where the width is a multiple of it."""
 

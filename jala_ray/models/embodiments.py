@@ -9,9 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-STD = 0.02
-"""Of matrices at the start, as in GR00T N1.5; biases are 0."""
-
 
 @dataclass(frozen=True)
 class Robots:
@@ -47,9 +44,6 @@ class RobotLinear(nn.Module):
     def __init__(self, robots: int, fan_in: int, fan_out: int) -> None:
         super().__init__()
         self.each = nn.ModuleList(nn.Linear(fan_in, fan_out) for _ in range(robots))
-        for layer in self.each:
-            nn.init.normal_(layer.weight, std=STD)  # pyright: ignore[reportArgumentType]
-            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor, robots: Robots) -> Tensor:
         """(S, T, fan_in) -> (S, T, fan_out)."""

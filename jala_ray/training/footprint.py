@@ -6,7 +6,7 @@ Bytes:
                  bf16 (`models/frozen.py`: towers and, with LoRA, the language model's), with train.precision bf16
     gradients    4 a learned parameter
     optimizer    8 a learned parameter (AdamW's moments), with optim.states 8bit 2 and a scale for 256 of them; 4 more for train.average
-    bf16 copies  2 a learned parameter, with train.precision bf16
+    bf16 copies  2 a learned parameter, with train.precision bf16; none of an action head, which runs in float32
     activations  what a language block keeps for its backward pass, counted on one block without data: so many for each token of a
                  micro-batch of `train.micro_tokens`, all of its samples deep, times the blocks. With gradient checkpointing a block keeps
                  its input alone (4 D a token), and one block at work all of it. Of a compiled block COMPILED is taken
@@ -94,6 +94,7 @@ class Pass:
         tokens = max(longest, min(train.micro_tokens, samples * longest))
         # As many pairs as there can be are those of one hand's chunks.
         pairs = min(samples * chunks, tokens // chunk) if fixed is None else 0
+        samples = samples if fixed is None else min(samples, max(1, tokens // longest))
         return cls(-(-tokens // data.pad_multiple) * data.pad_multiple, samples, pairs)
 
 
@@ -125,7 +126,7 @@ class MemoryNeeds:
             weights=sum(p.numel() * (2 if id(p) in held else 4) for p in every),
             gradients=4 * learned,
             optimizer=moments(learned, config),
-            copies=2 * learned if halves else 0,
+            copies=2 * (learned - kept.in_float32()) if halves else 0,
             a_token=kept.by_token(COMPILED if compiles(config) else 1.0),
             a_pair=kept.by_perceivers(lambda name: name != "lsp"),
             a_sample=kept.by_perceivers(lambda name: name == "lsp") + kept.by_action_head(),
@@ -218,16 +219,22 @@ class Kept:
                 total += many - few
         return total
 
+    def in_float32(self) -> int:
+        """Learned parameters of an action head, which runs in float32 whatever is around it."""
+        objective = self.learner.objective
+        learned = objective.head.parameters() if isinstance(objective, Flow) else ()
+        return sum(p.numel() for p in learned if p.requires_grad)
+
     def by_action_head(self) -> int:
-        """Of a sample, in float32 whatever is around it; nothing where there is none."""
-        objective, width = self.learner.objective, self.learner.vla.backbone.hidden_size
+        """Of a sample; nothing where there is none."""
+        objective, width, own = (
+            self.learner.objective,
+            self.learner.vla.backbone.hidden_size,
+            replace(self, halves=False),
+        )
         if not isinstance(objective, Flow):
             return 0
-        one, own, tokens = (
-            OneRobot(objective.head),
-            replace(self, halves=False),
-            condition_tokens(objective, self.learner),
-        )
+        one, tokens = OneRobot(objective.head), condition_tokens(objective, self.learner)
         few, many = (own._kept(one, lambda n: (one.inputs(n, tokens, width), {}), n) for n in (1, 2))
         return many - few
 

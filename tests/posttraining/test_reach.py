@@ -16,9 +16,9 @@ def policy(root: Path) -> PointPolicy:
     """After a run over scripted demonstrations."""
     sizes = {"width": 64, "layers": 4, "heads": 4, "hidden": 32, "future_tokens": 0, "dropout": 0.0}
     settings = {f"objective__head__{name}": size for name, size in sizes.items()}
-    settings |= {"train__steps": 300, "train__batch": 48, "train__micro_batch": 48, "train__log_every": 100}
-    settings |= dict.fromkeys(("train__checkpoint_every", "train__validate_every", "train__monitor_every"), 300)
-    settings |= {"optim__lr": 3e-3, "objective__learns": "head", "objective__reads": "all"}
+    settings |= {"train__steps": 250, "train__batch": 32, "train__micro_batch": 32, "train__log_every": 50}
+    settings |= dict.fromkeys(("train__checkpoint_every", "train__validate_every", "train__monitor_every"), 250)
+    settings |= {"optim__lr": 5e-3, "objective__learns": "head", "objective__reads": "all"}
     run = flow_run(flow_config(root, **settings), episodes=300)
     train(run)
     return PointPolicy(run.config, run.assets, run.learner)

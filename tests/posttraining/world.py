@@ -202,10 +202,12 @@ class PointPolicy:
 
 
 def reached(policy: PointPolicy, trials: int = 20, steps: int = 48) -> int:
-    """How many points are within 0.06 of their goals after so many steps, from places and goals that no demonstration has."""
+    """How many points come within 0.05 of their goals in so many steps, from places and to goals that no demonstration has."""
     place, goal = np.random.default_rng(77).uniform(-1, 1, (2, trials, 2))
+    nearest = np.full(trials, np.inf)
     for _ in range(steps // policy.executed):
         actions = policy(np.concatenate([place, goal], -1).astype(np.float32))
         for step in range(policy.executed):
             place = place + np.clip(actions[:, step], -REACH, REACH)
-    return int((np.linalg.norm(place - goal, axis=-1) < 0.06).sum())
+            nearest = np.minimum(nearest, np.linalg.norm(place - goal, axis=-1))
+    return int((nearest < 0.05).sum())
