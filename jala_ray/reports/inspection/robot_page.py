@@ -136,17 +136,14 @@ def _signals(census: RobotCensus) -> Html:
 
 
 def _ranges(facts: ColumnFacts) -> Html:
-    constant = set(facts.constant)
-    shown = []
-    for i, (low, high) in enumerate(zip(facts.low, facts.high, strict=True)):
-        if i == SHOWN_DIMENSIONS:
-            shown.append(small(f"… {len(facts.low) - i} more"))
-            break
+    constant, shown = set(facts.constant), list[Html]()
+    for i, (low, high) in enumerate(zip(facts.low[:SHOWN_DIMENSIONS], facts.high[:SHOWN_DIMENSIONS], strict=True)):
         text = f"{number_text(low)} always" if i in constant else f"{number_text(low)} to {number_text(high)}"
-        shown.append(
-            el("span", badge(text, "warn") if i in constant else text, title=f"dimension {i}: {low!r} to {high!r}")
-        )
-    return el("span", [join(one, el("span", " · ")) for one in shown] or small("no values"))
+        title = f"dimension {i}: {float(low)!r} to {float(high)!r}"
+        shown += [el("span", " · ")] if i else []
+        shown.append(el("span", badge(text, "warn") if i in constant else text, title=title))
+    more = len(facts.low) - SHOWN_DIMENSIONS
+    return el("span", shown or small("no values"), small(f" … {more} more") if more > 0 else None)
 
 
 def _episodes(census: RobotCensus, charts: Charts) -> Html:
@@ -172,11 +169,11 @@ def _idle(census: RobotCensus) -> Html:
         seconds = frames / census.of.info.fps
         shown = [duration(float(np.median(seconds))), duration(float(seconds.max()))]
         cells.append([el("span", where), *shown, barred(share(float(frames.sum()), rows))])
-    text = (
-        f"Idle: state and action lie within {IDLE:.0%} of their ranges of the first, or the last, row. With `data.trim_idle` such rows are "
-        "not trained on."
+    text = f"Idle: state and action lie within {IDLE:.0%} of their ranges of the first, or the last, row."
+    remedy = join(" With ", el("code", "data.trim_idle"), " such rows are not trained on.")
+    return join(
+        about(text, remedy), table(("Idle at the", "Median", "Longest", "Share of rows"), cells, numbers=(1, 2))
     )
-    return join(about(text), table(("Idle at the", "Median", "Longest", "Share of rows"), cells, numbers=(1, 2)))
 
 
 def _tasks(census: RobotCensus) -> Html:

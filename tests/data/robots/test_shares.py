@@ -27,7 +27,7 @@ from jala_ray.training import setup
 from jala_ray.types import ConfigError, UserError
 from tests.data.robots.made import PATHS, SIGNALS, recorded, write_set
 from tests.data.robots.recipe import FramesRecipe, plans_of, settings
-from tests.support import same_batch
+from tests.support import same_batch, small
 
 LENGTHS = (12, 9, 15, 11, 8)
 
@@ -207,6 +207,13 @@ def test_settings_that_cannot_be(given: dict, field: str) -> None:
         replace(DataConfig(robot_sets=(("a", "arm"),)), **given).check()
     assert caught.value.field == field
     DataConfig(robot_sets=(("a", "arm"),)).check()
+
+
+def test_an_objective_of_hand_motion_is_refused() -> None:
+    config = settings("s")
+    config.check()
+    with pytest.raises(ConfigError, match="without motion codes"):
+        replace(config, objective=small().objective).check()
 
 
 def test_addresses_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
