@@ -8,6 +8,7 @@ from jala_ray import moved
 
 if TYPE_CHECKING:
     from jala_ray.generation import Generator, generate
+    from jala_ray.policy import load_policy
     from jala_ray.reports.kit.drawn import draw_motion
     from jala_ray.reports.run.export import export, push_to_hub
     from jala_ray.training.checkpoint import load
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 moved.install()
 
-__all__ = ["Generator", "__version__", "draw_motion", "export", "generate", "load", "push_to_hub"]
+__all__ = ["Generator", "__version__", "draw_motion", "export", "generate", "load", "load_policy", "push_to_hub"]
 
 HOMES = {
     "Generator": "jala_ray.generation",
@@ -24,6 +25,7 @@ HOMES = {
     "export": "jala_ray.reports.run.export",
     "generate": "jala_ray.generation",
     "load": "jala_ray.training.checkpoint",
+    "load_policy": "jala_ray.policy",
     "push_to_hub": "jala_ray.reports.run.export",
 }
 """The module of everything that is loaded when it is asked for."""

@@ -26,14 +26,15 @@ import torch
 
 from jala_ray import storage
 from jala_ray.config import LogConfig, RunConfig, StorageConfig
-from jala_ray.data.samples.assets import ASSET_FOLDERS
+from jala_ray.data.samples.assets import ASSET_FOLDERS, STATISTICS
+from jala_ray.data.samples.replay import FILE as REPLAY
 from jala_ray.models.backbones.base import module_of
 from jala_ray.models.lora import MergedFiles
 from jala_ray.models.tensor_files import SHARD_BYTES, TensorFiles, write_shards
 from jala_ray.models.text import TextTokenizer
 from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
-from jala_ray.training import history, transfer
+from jala_ray.training import average, history, transfer
 from jala_ray.training.checkpoint import BACKBONE_FOLDER, BACKBONE_PREFIX, backbone_kind, stored_weights
 
 CARD = "README.md"
@@ -99,8 +100,13 @@ def _copy_facts(stored: Path, made: Path) -> None:
     for name in ("architecture.json", "state.json", "sequence.json"):
         shutil.copyfile(stored / name, made / name)
     for name in ASSET_FOLDERS:
-        shutil.copytree(stored / name, made / name)
+        if (stored / name).exists():  # an objective without motion codes has no motion tokenizer
+            shutil.copytree(stored / name, made / name)
     config = replace(load_json(RunConfig, stored / "config.json"), storage=StorageConfig(), log=LogConfig())
+    averages = (average.FILE,) if not config.model.backbone.lora.rank else ()  # of adapters, which are merged
+    for name in (STATISTICS, REPLAY, *averages):
+        if (stored / name).exists():
+            shutil.copyfile(stored / name, made / name)
     config = override(config, {"model.backbone.lora.rank": 0})
     (made / "config.json").write_text(json.dumps(to_dict(config), indent=1))
 

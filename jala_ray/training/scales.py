@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jala_ray.config import RunConfig
+from jala_ray.data.samples.recipe import recipe_of
+from jala_ray.data.samples.replay import Replay, replays
 from jala_ray.data.samples.signals import SignalStatistics, Statistics
 from jala_ray.data.samples.source import Sample
 from jala_ray.types import Signal
 
 if TYPE_CHECKING:
+    from jala_ray.data.samples.assets import Assets
     from jala_ray.training.setup import Plans
 
 STATISTICS_ROWS = 4096
 """Training rows that signals' statistics are of, at most; all, where there are no more."""
 STATISTICS_SALT = 0x51A7
 STATISTICS_AT_ONCE = 64
+REPLAY_ROWS = (256, 4096)
+"""Training rows of which values are kept for a policy's proof; more where a robot is not among the first."""
+REPLAY_SALT = 0x5EA1
+
+
+def measured(config: RunConfig, assets: Assets, ready: Plans) -> Assets:
+    """With the statistics of what the objective reads and, of a policy, values of training rows to prove them by. Raises `UserError`."""
+    assets = replace(assets, statistics=signal_statistics(config, ready))
+    return replace(assets, replays=_replays(config, assets, ready)) if config.objective.kind == "flow" else assets
+
+
+def _replays(config: RunConfig, assets: Assets, ready: Plans) -> dict[str, Replay]:
+    found: dict[str, Replay] = {}
+    recipe, builder = recipe_of(config, assets), ready.train.builder
+    for count in REPLAY_ROWS:
+        rows = ready.train.plan.sample(count, REPLAY_SALT)
+        read = zip(rows, builder.source.samples(rows), strict=True)
+        found = replays(recipe, [(row, sample) for row, sample in read if isinstance(sample, Sample)])  # pyright: ignore[reportArgumentType]
+        if found.keys() >= set(recipe.robots):  # pyright: ignore[reportAttributeAccessIssue]
+            break
+    return found
 
 
 def signal_statistics(config: RunConfig, ready: Plans) -> Statistics:

@@ -147,10 +147,10 @@ def prepare_assets(config: RunConfig, folder: str, options: StorageOptions) -> s
             made = build_assets(config, str(scratch))
             made.save(scratch / "assets")
             if config.objective.signals:
-                from jala_ray.training.scales import signal_statistics
+                from jala_ray.training.scales import measured
 
-                found = signal_statistics(config, plans(config, str(scratch / "assets")))
-                replace(made, statistics=found).save(scratch / "assets")
+                made = measured(config, made, plans(config, str(scratch / "assets")))
+                made.save(scratch / "assets")
             if config.objective.taught is not None:
                 from jala_ray.training.teacher.keep import taught
 

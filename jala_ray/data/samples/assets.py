@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jala_ray import storage
 from jala_ray.config.backbones import DEFAULT
+from jala_ray.data.samples import replay
+from jala_ray.data.samples.replay import Replay
 from jala_ray.data.samples.signals import Statistics
 from jala_ray.models.inverse_dynamics import Teacher
 from jala_ray.models.text import TextTokenizer
@@ -47,6 +49,8 @@ class Assets:
     """Of the signals that the objective reads."""
     teacher: Teacher | None = None
     """Of an objective that has one."""
+    replays: Mapping[str, Replay] = field(default_factory=dict)
+    """Of every robot that a policy learned."""
 
     @property
     def tokenizer(self) -> MotionTokenizer:
@@ -67,6 +71,8 @@ class Assets:
             (folder / STATISTICS).write_text(self.statistics.to_json())
         if self.teacher is not None:
             self.teacher.save(folder)
+        if self.replays:
+            replay.save(self.replays, folder)
         (folder / "sequence.json").write_text(json.dumps(dataclasses.asdict(self.spec), indent=1))
 
     @classmethod
@@ -91,7 +97,7 @@ class Assets:
         if (folder / STATISTICS).exists():
             statistics = Statistics.from_json((folder / STATISTICS).read_text())
         text = TextTokenizer.from_pretrained(str(folder / "text_tokenizer"), kind=spec.backbone)
-        return cls(text, motion, spec, statistics, Teacher.load(folder))
+        return cls(text, motion, spec, statistics, Teacher.load(folder), replay.load(folder))
 
 
 def read_spec(folder: Path) -> SequenceSpec:
