@@ -14,11 +14,11 @@ from jala_ray.storage import StorageOptions
 class Arguments:
     """Write report.html of a run, of a model or of a motion tokenizer, into its folder; also while it runs.
 
-    An evaluation's is written again from what its folder holds; no model is asked.
+    An evaluation's, or an open-loop comparison's, is written again from what its folder holds; no model is asked.
     """
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """The folder of the run or the evaluation, local or s3://."""
+    """The folder of the run, the evaluation or the comparison, local or s3://."""
     manifest: str | None = None
     """For a run's sample frames; None: the run's own, where it can be reached."""
     storage: FlagConversionOff[StorageOptions] = field(default_factory=StorageOptions)
@@ -34,6 +34,8 @@ def run(arguments: Arguments) -> int:
     place = storage.join(folder, "config.json")
     if storage.exists(storage.join(folder, "evaluation.json"), options):
         return _evaluation(folder, options)
+    if storage.exists(storage.join(folder, "openloop.json"), options):
+        return _openloop(folder, options)
     if not storage.exists(place, options):
         if storage.exists(storage.join(folder, "claim.json"), options):
             expected = "a finished evaluation, with evaluation.json"
@@ -59,6 +61,15 @@ def run(arguments: Arguments) -> int:
 
 def _evaluation(folder: str, options: StorageOptions) -> int:
     from jala_ray.reports.motion.publish import republish, warnings_of
+
+    print(republish(folder, options))
+    for line in warnings_of(folder, options):
+        print(line)
+    return 0
+
+
+def _openloop(folder: str, options: StorageOptions) -> int:
+    from jala_ray.reports.openloop.publish import republish, warnings_of
 
     print(republish(folder, options))
     for line in warnings_of(folder, options):

@@ -1,0 +1,268 @@
+"""Errors of a policy's actions beside trivial ones, with what they say: does it look, listen, move, in time and without jumps?
+
+An error is a mean over an episode's moments and steps that were recorded; episodes count alike. The overall error is relative: of each
+dimension by its range (quantiles 1 % to 99 % of the training rows), then the mean over dimensions that have one. Differences are paired
+by episode, with percentile-bootstrap intervals over episodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jala_ray.data.samples.signals import SignalStatistics
+from jala_ray.evaluation.bootstrap import LEVEL, RESAMPLES, Interval, estimates
+from jala_ray.policy.openloop.records import ASKED, POLICY, EpisodeRecord
+from jala_ray.policy.openloop.smoothness import Smoothness, lag, smoothness
+from jala_ray.types import UserError
+
+MEAN, LAST, HELD, ZERO = "mean_action", "repeat_last", "hold_state", "no_action"
+TRIVIAL: Mapping[str, str] = {
+    MEAN: "always the mean action of the training rows",
+    LAST: "the action before the moment, repeated",
+    HELD: "the state of the moment, as actions",
+    ZERO: "zeros: of actions that are differences, no motion",
+}
+ROWS: Mapping[str, str] = {**ASKED, **TRIVIAL}
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """(A,) each, of actions over training rows, in the robot's units."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def of(cls, names: Sequence[str], known: Mapping[str, SignalStatistics]) -> Scale:
+        return cls(*(np.concatenate([getattr(known[name], key) for name in names]) for key in ("mean", "q01", "q99")))
+
+    @cached_property
+    def range(self) -> np.ndarray:
+        """NaN where a dimension is constant."""
+        spread = self.high - self.low
+        return np.where(spread > 1e-8 * np.maximum(1.0, np.abs(self.mean)), spread, np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Of E episodes that were read, by row: (E, H, A) mean absolute and mean squared errors, NaN where a row has none, or no step is."""
+
+    records: Sequence[EpisodeRecord]
+    scale: Scale
+    absolute: Mapping[str, np.ndarray]
+    squared: Mapping[str, np.ndarray]
+
+    @property
+    def dimensions(self) -> list[str]:
+        """Names of an action's numbers."""
+        parts = self.records[0].action
+        return [f"{name}[{i}]" if width > 1 else name for name, width in parts for i in range(width)]
+
+    def overall(self, row: str) -> np.ndarray:
+        """(E,) relative errors."""
+        by_dimension = _mean(self.absolute[row] / self.scale.range, 1)
+        return _mean(by_dimension, 1)
+
+    def gain(self, row: str) -> np.ndarray:
+        """(E,) by how much the row's relative error is above the policy's."""
+        return self.overall(row) - self.overall(POLICY)
+
+
+def score(records: Sequence[EpisodeRecord], known: Mapping[str, SignalStatistics]) -> Scores:
+    """Raises `UserError` where no episode was read."""
+    read = [record for record in records if record.failure is None and record.there.any()]
+    if not read:
+        first = next((record.failure for record in records if record.failure), "no moment has an action")
+        raise UserError("episodes compared", 0, "at least one", f"The first: {first}")
+    scale = Scale.of([name for name, _ in read[0].action], known)
+    off = [_off(record, scale) for record in read]
+    nothing = np.full(read[0].truth.shape[1:], np.nan)
+    named = [row for row in ROWS if any(row in one for one in off)]
+    both = [
+        {
+            row: np.stack(
+                [
+                    _over(one[row], record, power) if row in one else nothing
+                    for one, record in zip(off, read, strict=True)
+                ]
+            )
+            for row in named
+        }
+        for power in (1, 2)
+    ]
+    return Scores(read, scale, *both)
+
+
+def _off(record: EpisodeRecord, scale: Scale) -> dict[str, np.ndarray]:
+    """By row, predicted less true (n, H, A)."""
+    steps = (len(record.times_s), record.truth.shape[1], record.truth.shape[2])
+    trivial = {MEAN: scale.mean[None], LAST: record.last, ZERO: np.zeros((1, steps[2]))}
+    if record.held.shape[1]:
+        trivial[HELD] = record.held
+    rows = {name: np.broadcast_to(values[:, None], steps) for name, values in trivial.items()}
+    return {name: values - record.truth for name, values in (dict(record.predicted) | rows).items()}
+
+
+def _over(off: np.ndarray, record: EpisodeRecord, power: int) -> np.ndarray:
+    """(H, A) mean over the moments at which a step was recorded."""
+    return _mean(np.where(record.there[:, :, None], np.abs(off) ** power, np.nan), 0)
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Without NaN; NaN where there is nothing else."""
+    there = ~np.isnan(values)
+    total, count = np.where(there, values, 0.0).sum(axis), there.sum(axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def summarise(scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """All figures of the report, as JSON has them: None for what is not known."""
+    rows = list(scores.absolute)
+    columns = [scores.overall(row) for row in rows] + [scores.gain(row) for row in rows]
+    steps = np.array([int(record.there.sum()) for record in scores.records])
+    found = estimates(np.stack(columns, 1), steps, resamples=resamples, seed=seed)
+    errors, gains = dict(zip(rows, found, strict=False)), dict(zip(rows, found[len(rows) :], strict=True))
+    smooth = smoothness(scores.records, scores.scale.range)
+    late = lag(scores.records, scores.scale.range)
+    figures: dict[str, Any] = {
+        "episodes": len(scores.records),
+        "moments": sum(len(record.times_s) for record in scores.records),
+        "steps": int(steps.sum()),
+        "tasks": len({task for record in scores.records for task in record.tasks}),
+        "every": scores.records[0].every,
+        "rate_hz": scores.records[0].rate_hz,
+        "level": LEVEL,
+        "resamples": resamples,
+        "dimensions": scores.dimensions,
+        "range": scores.scale.range.tolist(),
+        "rows": {row: _row(scores, row) | {"error": vars(errors[row])} for row in rows},
+        "gains": {row: vars(gains[row]) for row in rows if row != POLICY},
+        "motion": motion(scores),
+        "lag": late,
+        "smoothness": vars(smooth),
+        "verdicts": verdicts(gains, motion(scores), late, smooth),
+    }
+    return _plain(figures)
+
+
+def _row(scores: Scores, row: str) -> dict[str, Any]:
+    """By dimension in the robot's units, and by step relative to the range."""
+    absolute, squared = scores.absolute[row], scores.squared[row]
+    mae = _mean(_mean(absolute, 1), 0)
+    rmse = np.sqrt(_mean(_mean(squared, 1), 0))
+    by_step = _mean(_mean(absolute / scores.scale.range, 2), 0)
+    relative = mae / scores.scale.range
+    return {"mae": mae.tolist(), "rmse": rmse.tolist(), "relative": relative.tolist(), "by_step": by_step.tolist()}
+
+
+def motion(scores: Scores) -> float:
+    """How far predicted actions go from an answer's first one, as a share of how far the recorded ones go."""
+    sums = np.zeros(2)
+    for record in scores.records:
+        for i, actions in enumerate((record.predicted[POLICY], record.truth)):
+            gone = np.abs(actions - actions[:, :1]) / scores.scale.range
+            sums[i] += np.nansum(np.where(record.there[:, :, None], gone, np.nan))
+    return float(sums[0] / sums[1]) if sums[1] > 0 else math.nan
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+RULES: Mapping[str, str] = {
+    "looks": "With black pictures, and with another episode's, its error is larger: both intervals of the difference are above 0.",
+    "listens": "With another task's words its error is larger: the interval of the difference is above 0.",
+    "feels": "With the state at its mean its error is larger: the interval of the difference is above 0.",
+    "moves": "Its error is smaller than that of each trivial row: all intervals of the difference are above 0.",
+    "in time": "Its actions correlate with the recorded ones best at no delay.",
+    "meets": "Where an answer takes over, its jerk is at most three times the recording's there.",
+}
+JERKY, STILL = 3.0, 0.25
+
+
+def verdicts(
+    gains: Mapping[str, Interval], moved: float, late: Mapping[str, Any], smooth: Smoothness
+) -> list[dict[str, Any]]:
+    """Of every rule: `passed`, True, False or None where it can't be told; the words; the rows of the differences that decide."""
+
+    def above(rows: Sequence[str], fails: Callable[[Sequence[str]], str], well: str) -> dict[str, Any]:
+        there = [row for row in rows if row in gains and gains[row].clips]
+        bad = [row for row in there if gains[row].low <= 0]
+        if not there or any(math.isnan(gains[row].low) for row in there):
+            why = "nothing to take away" if not there else "fewer than two different episodes"
+            return {"passed": None, "words": f"Not told: {why}.", "rows": there}
+        return {"passed": not bad, "words": fails(bad) if bad else well, "rows": there}
+
+    share, idle = f"It moves {moved:.0%} as far as the recordings.", "Idle: no better" if moved < STILL else "No better"
+    found = {
+        "looks": above(
+            ("blind", "swapped"),
+            lambda bad: (
+                f"Blind: pictures change nothing; it is as good with {' and with '.join(_TAKEN[row] for row in bad)}."
+            ),
+            "It looks: without its pictures it is worse.",
+        ),
+        "moves": above(
+            tuple(TRIVIAL),
+            lambda bad: f"{idle} than {', '.join(_TAKEN[row] for row in bad)}. {share}",
+            f"It moves with purpose: better than every trivial row. {share}",
+        ),
+        "listens": above(
+            ("deaf",),
+            lambda bad: f"Deaf: it is as good with {_TAKEN[bad[0]]}.",
+            "It listens: with other words it is worse.",
+        ),
+        "feels": above(
+            ("stateless",),
+            lambda bad: f"Stateless: it is as good with {_TAKEN[bad[0]]}.",
+            "It reads its state: without it it is worse.",
+        ),
+        "in time": _in_time(late),
+        "meets": _meets(smooth),
+    }
+    return [{"check": name, "rule": RULES[name], **verdict} for name, verdict in found.items()]
+
+
+_TAKEN = {
+    "blind": "black pictures",
+    "swapped": "another episode's pictures",
+    "deaf": "another task's words",
+    "stateless": "the state at its mean",
+    MEAN: "the mean action",
+    LAST: "repeating the last action",
+    HELD: "holding still",
+    ZERO: "zeros",
+}
+
+
+def _in_time(late: Mapping[str, Any]) -> dict[str, Any]:
+    steps = late["steps"]
+    if steps is None:
+        return {"passed": None, "words": "Not told: nothing moves, or episodes are too short.", "rows": []}
+    way = "late" if steps > 0 else "early"
+    said = f"Its actions come {abs(steps)} steps ({abs(late['ms']):.0f} ms) {way}." if steps else "No delay."
+    return {"passed": steps == 0, "words": said, "rows": []}
+
+
+def _meets(smooth: Smoothness) -> dict[str, Any]:
+    if smooth.joints is None:
+        return {
+            "passed": None,
+            "words": "Not told: no answer takes over from another, or the recording has no jerk.",
+            "rows": [],
+        }
+    said = f"Jerk at an answer's beginning is {smooth.joints:.1f} times the recording's."
+    return {"passed": smooth.joints <= JERKY, "words": said, "rows": []}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
