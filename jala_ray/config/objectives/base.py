@@ -158,6 +158,11 @@ class ObjectiveConfig:
         return None
 
     @property
+    def tokenized(self) -> bool:
+        """A run needs a motion tokenizer: for the codes of its samples, or for the length of a chunk."""
+        return self.codes
+
+    @property
     def generates(self) -> bool:
         """A model trained this way predicts motion codes, so that motion can be generated from it."""
         return self.codes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jala_ray.config.checking import at_least, check_layer
 from jala_ray.config.objectives._acting import ActionHeadConfig, AugmentConfig
-from jala_ray.config.objectives.base import OBJECTIVES, LayoutSpec, ObjectiveConfig, PerceiverConfig
+from jala_ray.config.objectives.base import OBJECTIVES, ObjectiveConfig, PerceiverConfig
 from jala_ray.types import ConfigError
 
 if TYPE_CHECKING:
@@ -58,19 +58,11 @@ class FlowConfig(ObjectiveConfig):
     implementation: ClassVar[str] = "jala_ray.objectives.flow:Flow"
     recipe: ClassVar[str] = "jala_ray.data.samples.flow_recipe:FlowRecipe"
 
+    codes: ClassVar[bool] = False
+
     @property
-    def codes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  a class variable of other kinds
-        """A chunk of [MASK] is as long as the motion tokenizer's."""
+    def tokenized(self) -> bool:
         return self.reads == "chunk"
-
-    @property
-    def generates(self) -> bool:
-        return False
-
-    @property
-    def layout(self) -> LayoutSpec:
-        """Nothing that a recipe of hand motion would do: pictures are asked for by their moments."""
-        return LayoutSpec(False, None, "none", "none", labels=False, reads="none")
 
     @property
     def signals(self) -> tuple[str, ...]:
@@ -97,6 +89,9 @@ class FlowConfig(ObjectiveConfig):
         return self.embodiments or tuple(sorted({name.rpartition(":")[0] for name in statistics})) or ("",)
 
     def check(self, run: RunConfig) -> None:
+        if self.tokenized and not run.motion_tokenizer:
+            remedy = "It says how long the chunk of [MASK] is: pass that of pretraining, train one with `jala tokenizer`, or set objective.reads all."
+            raise ConfigError("motion_tokenizer", run.motion_tokenizer, "a trained motion tokenizer", remedy)
         self.head.check()
         self.augment.check()
         self._check_names()
