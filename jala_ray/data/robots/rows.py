@@ -33,7 +33,7 @@ class EpisodeRows:
     time_s: np.ndarray
     """(T,) float64 seconds after its beginning, as recorded."""
     task: np.ndarray | None
-    """(T,) int64 place among the tasks; None: rows say nothing of it."""
+    """(T,) int64 number of each row's task, -1 where it has none; None: rows say nothing of it."""
     columns: Mapping[str, Column]
 
     def signal(self, of: RobotSet, name: str) -> Signal:
@@ -58,8 +58,8 @@ class RowReader:
             bad = int(np.flatnonzero(~np.isfinite(time) | (np.diff(time, prepend=-np.inf) <= 0))[0])
             raise ManifestError(f"{_told(of, place)}: {TIME}", float(time[bad]), f"ascending seconds, in its row {bad}")
         task = found.get(self._task(of))
-        found = {name: found[name] for name in self.columns(of)}
-        return EpisodeRows(time, None if task is None else task.values.reshape(-1).astype(np.int64), found)
+        numbered = None if task is None else np.where(task.usable, task.values.reshape(-1), -1).astype(np.int64)
+        return EpisodeRows(time, numbered, {name: found[name] for name in self.columns(of)})
 
     def columns(self, of: RobotSet) -> tuple[str, ...]:
         """Of signals, each once."""
@@ -77,9 +77,10 @@ class RowReader:
         if lacking := next((name for name in needed if name not in footer.names), None):
             raise ManifestError(f"{uri}: column {lacking}", "absent", "a column that info.json declares")
         wanted = tuple(dict.fromkeys((*needed, *told)))
-        begin = int(of.episodes.offset[place])
-        found = self._rows(uri, of.options, begin, begin + length, wanted) if begin + length <= footer.rows else None
-        if found is None or not _is_of(found, int(of.episodes.number[place])):
+        begin, many = int(of.episodes.offset[place]), of.info.concatenated
+        there = begin + length <= footer.rows if many else length == footer.rows
+        found = self._rows(uri, of.options, begin, begin + length, wanted) if there else None
+        if found is None or (many and not _is_of(found, int(of.episodes.number[place]))):
             begin = self._sought(of, place, footer.rows)
             found = self._rows(uri, of.options, begin, begin + length, wanted)
         return found
@@ -88,7 +89,7 @@ class RowReader:
         """First row of an episode that does not lie where `meta/` says, as sets that were merged or cut may have it."""
         uri, length, number = of.data_file(place), int(of.episodes.length[place]), int(of.episodes.number[place])
         mine = np.zeros(0, np.int64)
-        if NUMBER in self._footer(uri, of.options).names:
+        if rows and NUMBER in self._footer(uri, of.options).names:
             every = self._rows(uri, of.options, 0, rows, (NUMBER,))[NUMBER].values.reshape(-1)
             mine = np.flatnonzero(every == number)
         if len(mine) != length or mine[-1] - mine[0] != length - 1:
