@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,11 +174,19 @@ def _reading(uri: str, options: StorageOptions | None) -> Iterator[tuple[Any, st
         raise ManifestError(uri, str(error), "a whole Parquet file", "It is damaged.") from error
 
 
+AHEAD = 16
+"""Threads that read episodes where many are gone through: a store answers many requests as fast as one."""
+
+
 def readable(of: RobotSet, chosen: np.ndarray, reader: RowReader) -> Iterator[tuple[int, EpisodeRows]]:
     """Some episodes (m,) with their places, in the order of the files, without those whose rows can't be read: training says why."""
     order = np.lexsort((of.episodes.offset[chosen], of.episodes.file[chosen], of.episodes.chunk[chosen]))
-    for place in chosen[order].tolist():
-        try:
-            yield place, reader.episode(of, place)
-        except UserError:
-            continue
+    coming: deque[tuple[int, Future[EpisodeRows]]] = deque()
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="rows") as pool:
+        for place in [*chosen[order].tolist(), *[None] * AHEAD]:
+            if place is not None:
+                coming.append((place, pool.submit(reader.episode, of, place)))
+            if coming and (place is None or len(coming) > AHEAD):
+                first, read = coming.popleft()
+                with contextlib.suppress(UserError):
+                    yield first, read.result()

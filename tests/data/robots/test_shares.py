@@ -24,6 +24,7 @@ from jala_ray.data.samples.share import StepShare
 from jala_ray.data.samples.signals import Statistics
 from jala_ray.data.sampling.plan import rows_digest
 from jala_ray.training import setup
+from jala_ray.training.estimate import data_of
 from jala_ray.types import ConfigError, UserError
 from tests.data.robots.made import PATHS, SIGNALS, recorded, write_set
 from tests.data.robots.recipe import FramesRecipe, plans_of, settings
@@ -233,6 +234,13 @@ def test_a_run_is_prepared_with_the_scale_and_rate_of_its_robots(sets: dict[str,
     with pytest.raises(UserError, match="among them"):
         recipe.statistics("action")
     assert json.loads((tmp_path / "runs/tiny/plan.json").read_text())["rows"] == ready.plans.train.plan.steps.rows
+
+
+def test_a_dry_run_counts_their_frames(sets: dict[str, Path], plans: setup.Plans, config: RunConfig) -> None:
+    options = setup.storage_options(config)
+    found = data_of(config, options)
+    assert found.rows == plans.train.plan.steps.rows and "v21" in found.source
+    assert data_of(settings("nowhere"), options).rows is None
 
 
 # --- idle ends -------------------------------------------------------------------------------------------------------
