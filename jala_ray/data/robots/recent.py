@@ -44,7 +44,17 @@ class Recent:
         with self._lock:
             self._held[key] = future, size
             self.bytes += size
-            for other in [other for other, (one, _) in self._held.items() if one.done() and other != key]:
-                if self.bytes <= self.most_bytes:
-                    break
-                self.bytes -= self._held.pop(other)[1]
+            if self.bytes > self.most_bytes:
+                self._let_go(key)
+
+    def _let_go(self, newest: Hashable) -> None:
+        """Of what is read already, from the oldest on, until the rest fits."""
+        excess, old = self.bytes - self.most_bytes, list[Hashable]()
+        for key, (future, size) in self._held.items():
+            if excess <= 0:
+                break
+            if key != newest and future.done():
+                old.append(key)
+                excess -= size
+        for key in old:
+            self.bytes -= self._held.pop(key)[1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +35,7 @@ class EpisodeRows:
     time_s: np.ndarray
     """(T,) float64 seconds after its beginning, as recorded."""
     task: np.ndarray | None
-    """(T,) int64 place among the tasks; None: rows say nothing of it."""
+    """(T,) int64 number of each row's task, -1 where it has none; None: rows say nothing of it."""
     columns: Mapping[str, Column]
 
     def signal(self, of: RobotSet, name: str) -> Signal:
@@ -58,8 +60,8 @@ class RowReader:
             bad = int(np.flatnonzero(~np.isfinite(time) | (np.diff(time, prepend=-np.inf) <= 0))[0])
             raise ManifestError(f"{_told(of, place)}: {TIME}", float(time[bad]), f"ascending seconds, in its row {bad}")
         task = found.get(self._task(of))
-        found = {name: found[name] for name in self.columns(of)}
-        return EpisodeRows(time, None if task is None else task.values.reshape(-1).astype(np.int64), found)
+        numbered = None if task is None else np.where(task.usable, task.values.reshape(-1), -1).astype(np.int64)
+        return EpisodeRows(time, numbered, {name: found[name] for name in self.columns(of)})
 
     def columns(self, of: RobotSet) -> tuple[str, ...]:
         """Of signals, each once."""
@@ -77,9 +79,10 @@ class RowReader:
         if lacking := next((name for name in needed if name not in footer.names), None):
             raise ManifestError(f"{uri}: column {lacking}", "absent", "a column that info.json declares")
         wanted = tuple(dict.fromkeys((*needed, *told)))
-        begin = int(of.episodes.offset[place])
-        found = self._rows(uri, of.options, begin, begin + length, wanted) if begin + length <= footer.rows else None
-        if found is None or not _is_of(found, int(of.episodes.number[place])):
+        begin, many = int(of.episodes.offset[place]), of.info.concatenated
+        there = begin + length <= footer.rows if many else length == footer.rows
+        found = self._rows(uri, of.options, begin, begin + length, wanted) if there else None
+        if found is None or (many and not _is_of(found, int(of.episodes.number[place]))):
             begin = self._sought(of, place, footer.rows)
             found = self._rows(uri, of.options, begin, begin + length, wanted)
         return found
@@ -88,7 +91,7 @@ class RowReader:
         """First row of an episode that does not lie where `meta/` says, as sets that were merged or cut may have it."""
         uri, length, number = of.data_file(place), int(of.episodes.length[place]), int(of.episodes.number[place])
         mine = np.zeros(0, np.int64)
-        if NUMBER in self._footer(uri, of.options).names:
+        if rows and NUMBER in self._footer(uri, of.options).names:
             every = self._rows(uri, of.options, 0, rows, (NUMBER,))[NUMBER].values.reshape(-1)
             mine = np.flatnonzero(every == number)
         if len(mine) != length or mine[-1] - mine[0] != length - 1:
@@ -171,11 +174,19 @@ def _reading(uri: str, options: StorageOptions | None) -> Iterator[tuple[Any, st
         raise ManifestError(uri, str(error), "a whole Parquet file", "It is damaged.") from error
 
 
+AHEAD = 16
+"""Threads that read episodes where many are gone through: a store answers many requests as fast as one."""
+
+
 def readable(of: RobotSet, chosen: np.ndarray, reader: RowReader) -> Iterator[tuple[int, EpisodeRows]]:
     """Some episodes (m,) with their places, in the order of the files, without those whose rows can't be read: training says why."""
     order = np.lexsort((of.episodes.offset[chosen], of.episodes.file[chosen], of.episodes.chunk[chosen]))
-    for place in chosen[order].tolist():
-        try:
-            yield place, reader.episode(of, place)
-        except UserError:
-            continue
+    coming: deque[tuple[int, Future[EpisodeRows]]] = deque()
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="rows") as pool:
+        for place in [*chosen[order].tolist(), *[None] * AHEAD]:
+            if place is not None:
+                coming.append((place, pool.submit(reader.episode, of, place)))
+            if coming and (place is None or len(coming) > AHEAD):
+                first, read = coming.popleft()
+                with contextlib.suppress(UserError):
+                    yield first, read.result()

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jala_ray.data.robots.columns import numbers
+from jala_ray.data.robots.recent import Recent
 from jala_ray.data.robots.rows import RowReader
 from jala_ray.data.robots.sets import open_set
 from jala_ray.types import ConfigError, ManifestError
@@ -125,6 +126,44 @@ def test_rows_that_are_not_there_are_told(sets: dict[str, Path], tmp_path: Path)
     assert "episode_000001" in str(row.error)
     with pytest.raises(ConfigError, match=r"observation\.state"):
         RowReader(["nothing"]).columns(of)
+
+
+def test_a_file_of_one_episode_is_that_episode_s(sets: dict[str, Path], tmp_path: Path) -> None:
+    """Whatever its column of numbers says, as long as it has as many rows as meta/ names."""
+    folder = shutil.copytree(sets["v2.1"], tmp_path / "s")
+    path, other = (folder / f"data/chunk-000/episode_00000{i}.parquet" for i in (0, 1))
+    table = pq.read_table(other)
+    at = table.column_names.index("episode_index")
+    pq.write_table(table.set_column(at, "episode_index", pa.array([77] * len(table))), other)
+    of = open_set(str(folder), "arm")
+    np.testing.assert_array_equal(
+        RowReader(None).episode(of, 1).columns["action"].values, recorded(LENGTHS)[1].columns["action"]
+    )
+    pq.write_table(pa.concat_tables([pq.read_table(path), pq.read_table(path)]), path)
+    with pytest.raises(ManifestError, match=r"episode 0 of s.*24 of 24 rows"):
+        RowReader(None).episode(of, 0)
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(ManifestError, match=r"episode 0 of s.*0 of 0 rows"):
+        RowReader(None).episode(of, 0)
+
+
+def test_the_oldest_is_let_go_first() -> None:
+    kept, read = Recent(10), list[int]()
+
+    def get(number: int, size: int) -> int:
+        return kept.get(number, lambda: read.append(number) or number, lambda _: size)
+
+    for number in (1, 2, 1, 3):
+        assert get(number, 4) == number
+    assert read == [1, 2, 3] and kept.bytes == 8
+    get(1, 4)
+    assert read == [1, 2, 3], "it was asked for after the other"
+    get(4, 99)
+    assert kept.bytes == 99 and get(4, 99) == 4 and read[-1] == 4
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            kept.get("bad", lambda: 1 // 0, lambda _: 1)
+    assert kept.bytes == 99
 
 
 def test_a_word_without_a_task_is_told(sets: dict[str, Path], tmp_path: Path) -> None:

@@ -24,10 +24,11 @@ from jala_ray.data.samples.share import StepShare
 from jala_ray.data.samples.signals import Statistics
 from jala_ray.data.sampling.plan import rows_digest
 from jala_ray.training import setup
+from jala_ray.training.estimate import data_of
 from jala_ray.types import ConfigError, UserError
 from tests.data.robots.made import PATHS, SIGNALS, recorded, write_set
 from tests.data.robots.recipe import FramesRecipe, plans_of, settings
-from tests.support import same_batch, small
+from tests.support import packed, same_batch, small
 
 LENGTHS = (12, 9, 15, 11, 8)
 
@@ -235,6 +236,13 @@ def test_a_run_is_prepared_with_the_scale_and_rate_of_its_robots(sets: dict[str,
     assert json.loads((tmp_path / "runs/tiny/plan.json").read_text())["rows"] == ready.plans.train.plan.steps.rows
 
 
+def test_a_dry_run_counts_their_frames(sets: dict[str, Path], plans: setup.Plans, config: RunConfig) -> None:
+    options = setup.storage_options(config)
+    found = data_of(config, options)
+    assert found.rows == plans.train.plan.steps.rows and "v21" in found.source
+    assert data_of(settings("nowhere"), options).rows is None
+
+
 # --- idle ends -------------------------------------------------------------------------------------------------------
 
 
@@ -354,8 +362,6 @@ def test_statistics_leave_out_what_was_not_measured(sets: dict[str, Path], tmp_p
 
 
 def test_a_share_travels(plans: setup.Plans) -> None:
-    from tests.support import packed
-
     share = plans.train.build(0, 0, 2)
     again = StepShare.from_buffer(packed(share))
     for one, other in zip(share.micro, again.micro, strict=True):
