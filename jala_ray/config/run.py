@@ -264,11 +264,9 @@ class RunConfig:
     def check(self) -> None:
         """Refuse what cannot work, before anything starts; every part checks itself. Raises `ConfigError`."""
         self.data.check()
-        if self.data.robot_sets and not self.objective.signals:
-            remedy = (
-                "Robot sets have no hand motion, but signals: --objective flow reads them. Manifests have hand motion."
-            )
-            raise ConfigError("data.robot_sets", self.objective.kind, "an objective that reads signals", remedy)
+        if self.data.robot_sets and self.objective.codes:
+            remedy = "Robot sets have no hand motion: a manifest has, and other objectives read signals."
+            raise ConfigError("data.robot_sets", self.objective.kind, "an objective without motion codes", remedy)
         if not self.motion_tokenizer and self.objective.codes:
             remedy = "Train one with `jala tokenizer` and pass --motion-tokenizer PATH."
             raise ConfigError("motion_tokenizer", self.motion_tokenizer, "a trained motion tokenizer", remedy)

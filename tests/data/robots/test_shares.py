@@ -213,7 +213,7 @@ def test_settings_that_cannot_be(given: dict, field: str) -> None:
 def test_an_objective_of_hand_motion_is_refused() -> None:
     config = settings("s")
     config.check()
-    with pytest.raises(ConfigError, match="an objective that reads signals"):
+    with pytest.raises(ConfigError, match="without motion codes"):
         replace(config, objective=small().objective).check()
 
 
