@@ -58,6 +58,7 @@ NOT_RUN = {
     "jala posttrain": "needs a robot's data set, and downloads pretrained weights",
     "jala cache jala": "downloads pretrained weights",
     "jala evaluate comparison": "needs a GPU",
+    "jala openloop": "needs a robot's data set; tests/policy runs it",
     "jala serve": "serves until it is ended; tests/serving starts it",
     "jala rollouts score": "needs forms that people have filled in",
     "pip": "belongs into lerobot's own environment",

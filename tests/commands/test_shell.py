@@ -47,7 +47,7 @@ ASKED = [
     "evaluate",
     "sweep",
 ]
-ASKED += ["report", "presets", "runs", "storage", "study", "serve", "rollouts"]
+ASKED += ["report", "presets", "runs", "storage", "study", "serve", "rollouts", "openloop"]
 COMMANDS = list(shell.listed())
 
 

@@ -70,8 +70,8 @@ def episode(number: int) -> Episode:
     return Episode(number, goal, np.concatenate([place[None], after[:-1]]), after)
 
 
-def write_points(folder: Path, episodes: int = 12) -> Path:
-    """A v2.1 data set."""
+def write_points(folder: Path, episodes: int = 12, told: bool = False) -> Path:
+    """A v2.1 data set; `told`: the state has the goal too, (4,), so that nobody needs to look."""
     data = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
     film = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
     features = {name: {"dtype": "float32", "shape": [2]} for name in (STATE, ACTION)}
@@ -83,8 +83,9 @@ def write_points(folder: Path, episodes: int = 12) -> Path:
     info = {"codebase_version": "v2.1", "fps": FPS, "chunks_size": 1000, "data_path": data, "video_path": film}
     (folder / "meta").mkdir(parents=True)
     (folder / "meta/info.json").write_text(json.dumps(info | {"features": features}))
-    told = [{"task_index": i, "task": task} for i, task in enumerate(TASKS)]
-    (folder / "meta/tasks.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
+    features[STATE]["shape"] = [4 if told else 2]
+    named = [{"task_index": i, "task": task} for i, task in enumerate(TASKS)]
+    (folder / "meta/tasks.jsonl").write_text("".join(json.dumps(one) + "\n" for one in named))
     listed = [{"episode_index": i, "length": LENGTH, "tasks": [TASKS[i % len(TASKS)]]} for i in range(episodes)]
     (folder / "meta/episodes.jsonl").write_text("".join(json.dumps(one) + "\n" for one in listed))
     for number in range(episodes):
@@ -93,16 +94,17 @@ def write_points(folder: Path, episodes: int = 12) -> Path:
         video = folder / film.format(**place, video_key=CAMERA)
         for path in (rows, video):
             path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(_table(one), rows)
+        pq.write_table(_table(one, told), rows)
         write_mp4(video, (shown(one.goal) for _ in range(LENGTH)), fps=FPS, gop=2)
     return folder
 
 
-def _table(one: Episode) -> pa.Table:
+def _table(one: Episode, told: bool) -> pa.Table:
     frame = np.arange(LENGTH)
+    states = np.concatenate([one.states, np.tile(one.goal, (LENGTH, 1))], 1) if told else one.states
     columns: dict[str, Any] = {
         name: pa.array(list(values.astype(np.float32)), pa.list_(pa.float32()))
-        for name, values in ((STATE, one.states), (ACTION, one.actions))
+        for name, values in ((STATE, states), (ACTION, one.actions))
     }
     columns |= {
         "timestamp": (frame / FPS).astype(np.float32),

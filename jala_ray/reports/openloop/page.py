@@ -37,7 +37,9 @@ REMEDIES = {
 
 
 def openloop_page(figures: Figures, shown: Sequence[EpisodeRecord]) -> str:
-    """The document. `figures` is `scores.summarise` with `facts` and `failures`; `shown` are the episodes that are drawn."""
+    """The document. `figures` is `scores.summarise` with `facts` and `failures`; `shown` are the episodes that are drawn: those of the
+    smallest, the median and the largest error, where there are three.
+    """
     charts, findings = Charts(), findings_of(figures)
     content = [
         ("warnings", "Warnings", warning_list(findings) if findings else absent("Nothing stands out.")),
@@ -45,7 +47,11 @@ def openloop_page(figures: Figures, shown: Sequence[EpisodeRecord]) -> str:
         ("errors", "Errors", _errors(figures)),
         ("dimensions", "By dimension", _dimensions(figures)),
         ("horizon", "Over an answer", _horizon(figures, charts)),
-        ("episodes", "Episodes", join([_episode(record, figures, charts) for record in shown])),
+        (
+            "episodes",
+            "Episodes",
+            join([_episode(*one, figures, charts) for one in zip(shown, _words(len(shown)), strict=True)]),
+        ),
         ("failures", "Failures", _failures(figures)),
         ("facts", "Facts", tree(dict(figures["facts"]))),
     ]
@@ -172,7 +178,11 @@ def _horizon(figures: Figures, charts: Charts) -> Html:
     ) or absent("Nothing.")
 
 
-def _episode(record: EpisodeRecord, figures: Figures, charts: Charts) -> Html:
+def _words(count: int) -> list[str]:
+    return [", smallest error", ", median", ", largest error"] if count == 3 else [""] * count
+
+
+def _episode(record: EpisodeRecord, which: str, figures: Figures, charts: Charts) -> Html:
     made, truth = executed(record)
     names = figures["dimensions"]
     moving = [i for i, spread in enumerate(figures["range"]) if spread is not None][:MOST_CURVES]
@@ -185,7 +195,7 @@ def _episode(record: EpisodeRecord, figures: Figures, charts: Charts) -> Html:
         for i in moving
     ]
     text = f"{', '.join(dict.fromkeys(record.tasks))} The first {record.every} actions of every answer, beside the recorded ones."
-    title = el("h3", f"{record.set}, episode {record.number}")
+    title = el("h3", f"{record.set}, episode {record.number}{which}")
     return join(title, about(text), _pictures(record), charts.grid(drawn))
 
 
