@@ -38,10 +38,9 @@ def run(arguments: Arguments) -> int:
         return _openloop(folder, options)
     if not storage.exists(place, options):
         if storage.exists(storage.join(folder, "claim.json"), options):
-            expected = "a finished evaluation, with evaluation.json"
-            raise ConfigError(
-                "run", arguments.run, expected, "Run `jala evaluate` again: it does only what is missing."
-            )
+            expected = "a finished evaluation, with evaluation.json, or comparison, with openloop.json"
+            remedy = "Run `jala evaluate` or `jala openloop` again: it does only what is missing."
+            raise ConfigError("run", arguments.run, expected, remedy)
         remedy = "`jala runs` lists runs; a sweep's page is written by its own command."
         raise ConfigError("run", arguments.run, "a run folder, with config.json, or an evaluation's", remedy)
     from jala_ray.reports.run.publish import publish_pretrain_report, publish_tokenizer_report, warnings_of

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 
@@ -17,9 +18,11 @@ from jala_ray.data.robots.source import OpenRobots
 from jala_ray.data.samples import replay
 from jala_ray.data.samples.draw import generator
 from jala_ray.data.samples.replay import Replay
+from jala_ray.data.samples.signals import SignalStatistics, Statistics
 from jala_ray.data.samples.source import Look, Sample
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.policy import CheckpointPolicy, load_policy
+from jala_ray.policy.checkpoint import _robot
 from jala_ray.policy.pictures import as_filmed
 from jala_ray.presets import PRESETS
 from jala_ray.serving.contract import Observation, proven
@@ -27,7 +30,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.training import checkpoint
 from jala_ray.training.checkpoint import Position
 from jala_ray.training.export import write_export
-from jala_ray.types import CheckpointError, ConfigError, UserError
+from jala_ray.types import CheckpointError, ConfigError, Signal, UserError
 from tests.conftest import SHARED_DATA
 from tests.policy.world import CAMERA, HORIZON, LENGTH, STATE, TASKS, episode, frames_of, shown
 from tests.support import make_assets, make_learner, small
@@ -197,6 +200,28 @@ def test_robots_are_those_of_the_run(run: Path) -> None:
     assert load_policy(str(run), "point").robot == "point"
     with pytest.raises(ConfigError, match="embodiment: got 'arm', expected one of point"):
         load_policy(str(run), "arm")
+
+
+def test_one_of_several_robots_is_named() -> None:
+    of = SignalStatistics.of("action", [Signal(np.zeros((3, 2)), np.arange(3.0))])
+    two = Statistics({"left:action": of, "right:action": of}, "rows")
+    assert _robot("right", ("left", "right"), two) == "right"
+    assert _robot("", ("left", "right", "other"), Statistics({"left:action": of}, "rows")) == "left"
+    with pytest.raises(ConfigError, match="embodiment: got '', expected one of left, right"):
+        _robot("", ("left", "right"), two)
+    with pytest.raises(ConfigError, match="embodiment: got 'arm', expected none: the run has one robot"):
+        _robot("arm", ("",), Statistics({"action": of}, "rows"))
+
+
+def test_a_bucket_s_policy_acts_alike(run: Path, policy: CheckpointPolicy, s3_endpoint: str) -> None:
+    client: Any = boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1")
+    client.create_bucket(Bucket="robots")
+    options = StorageOptions(endpoint_url=s3_endpoint)
+    for folder in (run / "checkpoints").iterdir():
+        storage.upload_dir(folder, f"s3://robots/points/checkpoints/{folder.name}", options)
+    found = load_policy("s3://robots/points", options=options, seed=5)
+    assert np.array_equal(found.act(observation(), None), policy.act(observation(), None)) and proven(found)
+    assert found.metadata["checkpoint"].startswith("s3://robots/points/checkpoints/step-")
 
 
 def test_without_statistics_there_is_no_policy(run: Path, tmp_path: Path) -> None:

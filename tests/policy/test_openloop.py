@@ -23,8 +23,22 @@ from jala_ray.reports.openloop.page import findings_of
 from jala_ray.reports.openloop.publish import publish
 from jala_ray.serving.contract import Observation
 from jala_ray.storage import StorageOptions
+from jala_ray.training.local import run_local
 from jala_ray.types import CheckpointError, ConfigError, UserError
-from tests.policy.world import ACTION, CAMERA, FPS, HORIZON, LENGTH, STATE, TASKS, PointPolicy, episode, shown
+from tests.policy.world import (
+    ACTION,
+    CAMERA,
+    FPS,
+    HORIZON,
+    LENGTH,
+    STATE,
+    TASKS,
+    PointPolicy,
+    episode,
+    settings,
+    shown,
+    write_points,
+)
 
 HELD_OUT = 0.75
 POLICIES = {
@@ -337,3 +351,24 @@ def test_statistics_are_the_checkpoint_s(run: Path, points: Path, tmp_path: Path
     assert list(by_checkpoint.mean) == stored["mean"] == list(by_rows.mean)
     other = begin(OpenLoopJob(str(tmp_path / "c"), f"{HERE}:good", sets, held_out=0.75, options=StorageOptions()))
     assert list(other.statistics([ACTION])[ACTION].mean) != stored["mean"]
+
+
+# --- a trained one ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_policy_that_learned_not_to_look_is_flagged(tmp_path: Path) -> None:
+    """Its state tells the goal, so that training gives it no reason to."""
+    write_points(tmp_path / "points", 60, told=True)
+    sizes = {"width": 64, "layers": 4, "heads": 4, "hidden": 32, "future_tokens": 0, "dropout": 0.0}
+    values: dict[str, Any] = {f"objective__head__{name}": size for name, size in sizes.items()}
+    values |= {"objective__learns": "head", "data__held_out_episodes": 0.2, "train__average": 0.0}
+    values |= dict.fromkeys(("train__batch", "train__micro_batch"), 32) | {"train__log_every": 50}
+    values |= {f"train__{name}": 150 for name in ("steps", "checkpoint_every", "validate_every", "monitor_every")}
+    run_local(settings(tmp_path / "runs", tmp_path / "points", **values))
+    assert shell.main(["openloop", str(tmp_path / "out"), str(tmp_path / "runs/points"), "--local"]) == 0
+    found = json.loads((tmp_path / "out/openloop.json").read_text())
+    assert passed(found)["looks"] is False and passed(found)["feels"] is True
+    assert found["gains"][MEAN]["low"] > 0 and HELD not in found["rows"] and found["motion"] > 0.4
+    assert any(line.startswith("WARNING Blind") for line in found["warnings"])
+    assert not any("Idle" in line for line in found["warnings"])

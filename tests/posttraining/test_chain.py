@@ -16,8 +16,10 @@ from jala_ray.config import RunConfig
 from jala_ray.data.samples.flow_recipe import FlowRecipe
 from jala_ray.objectives.flow import Flow
 from jala_ray.parsing import override, to_dict
+from jala_ray.policy import load_policy
 from jala_ray.presets import PRESETS
 from jala_ray.reports.run.publish import publish_pretrain_report
+from jala_ray.serving.contract import Observation, proven
 from jala_ray.storage import StorageOptions
 from jala_ray.training import checkpoint
 from jala_ray.training.build import build_assets, build_learner
@@ -142,6 +144,15 @@ def test_pages_and_exports_have_it(world: Path, trained: RunConfig, capsys: pyte
 
     model: Any = AutoModelForImageTextToText.from_pretrained(world / "exported/backbone")
     assert len(model.model.language_model.layers) == 3
+
+
+def test_a_manifest_s_checkpoint_is_a_policy(world: Path, trained: RunConfig) -> None:
+    """Its robots share their statistics and have no names; a clip's own video is `video`."""
+    policy, rng = load_policy(str(world / "runs/robot")), np.random.default_rng(0)
+    assert proven(policy) and policy.metadata["cameras"] == ["video", "wrist"] and policy.metadata["fps"] is None
+    pictures = {name: rng.integers(0, 256, (48, 64, 3), np.uint8) for name in ("video", "wrist")}
+    actions = policy.act(Observation(pictures, {"state": np.zeros(7, np.float32)}, "Go to the left."), None)
+    assert actions.shape == (8, 7) and policy.metadata["weights"] == "average"
 
 
 # --- beginning with what was pretrained ------------------------------------------------------------------------------

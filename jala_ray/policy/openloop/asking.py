@@ -101,7 +101,9 @@ class OpenLoop:
                 found[SWAPPED] = Observation(others, seen.state, seen.instruction)
         if words is not None:
             found[DEAF] = Observation(seen.pictures, seen.state, words)
-        return found | {STATELESS: Observation(seen.pictures, self.mean_state, seen.instruction)}
+        if self.mean_state:
+            found[STATELESS] = Observation(seen.pictures, self.mean_state, seen.instruction)
+        return found
 
     def _answer(self, observation: Observation, state: dict[str, Any]) -> np.ndarray:
         """(H, A). Raises `UserError` for actions of another shape than its metadata say."""

@@ -28,12 +28,13 @@ def executed(record: EpisodeRecord, row: str = POLICY) -> tuple[np.ndarray, np.n
 def lag(records: Sequence[EpisodeRecord], spread: np.ndarray) -> dict[str, Any]:
     """The delay at which executed and recorded actions correlate best, all episodes and dimensions together; positive: they come late.
 
-    `spread` (A,): of each dimension, NaN for those that are left out. `steps` is None where nothing moves.
+    Episodes that are too short for the largest delay do not count. `spread` (A,): of each dimension, NaN for those that do not. `steps` is
+    None where nothing moves.
     """
     rate = records[0].rate_hz
-    pairs = [_centred(record, spread) for record in records]
-    shortest = min(len(made) for made, _ in pairs)
-    most = min(round(LAG_S * rate), shortest // 2)
+    pairs = [_centred(record, spread) for record in records if len(executed(record)[0])]
+    most = min(round(LAG_S * rate), max((len(made) for made, _ in pairs), default=0) // 2)
+    pairs = [pair for pair in pairs if len(pair[0]) >= 2 * most]
     known = {steps: _correlation(pairs, steps) for steps in range(-most, most + 1)}
     known = {steps: value for steps, value in known.items() if np.isfinite(value)}
     if 0 not in known:
