@@ -66,10 +66,14 @@ class Flow(Objective):
             parameter.requires_grad_(False)
 
     def attach(self, signals: Mapping[str, SignalStatistics]) -> None:
-        """Raises `UserError` for states and actions that are longer than the head's."""
+        """Raises `UserError` for more robots than the head has, and for states and actions that are longer than its."""
         config = self.config
-        self.head.learns_for(len(config.robots(signals)))
-        for robot in config.robots(signals) if signals else ():
+        robots = config.robots(signals)
+        if len(robots) > config.head.embodiments:
+            remedy = "Raise objective.head.embodiments."
+            raise UserError("embodiments", ", ".join(robots), f"at most {config.head.embodiments}", remedy)
+        self.head.learns_for(len(robots))
+        for robot in robots if signals else ():
             for names, most in ((config.state, config.head.state_dim), (config.action, config.head.action_dim)):
                 size = sum((signals.get(f"{robot}:{name}") or signals[name]).size for name in names)
                 if size > most:

@@ -217,6 +217,11 @@ def test_all_tokens_need_no_motion_tokenizer() -> None:
     check(override(flow_config(objective__reads="all"), {"motion_tokenizer": ""}))
 
 
+def test_more_robots_than_the_head_s_are_refused() -> None:
+    with pytest.raises(UserError, match=r"at most 2.*objective\.head\.embodiments"):
+        made(("a", "b", "c"))
+
+
 def test_longer_states_than_the_head_s_are_refused() -> None:
     with pytest.raises(UserError, match=r"at most 3.*objective\.head\.state_dim"):
         made(objective__head__state_dim=3)

@@ -111,6 +111,11 @@ def test_robots_have_numbers_and_statistics_of_their_own() -> None:
     stranger = replace(source.sample(0), embodiment="third")
     with pytest.raises(UserError, match="third"):
         laid_out(recipe, stranger)
+    with pytest.raises(UserError, match="one of left, right"):
+        recipe.observe({"observation.state": np.zeros(4, np.float32)}, 0, "Go.")
+    only, _ = recipe_of(("arm",))
+    assert int(only.observe({"observation.state": np.zeros(4, np.float32)}, 0, "Go.").signals["robot"]) == 0
+    assert only.restored(np.zeros((4, 3), np.float32)).shape == (4, 2), "no name means the only robot"
     one, _ = recipe_of()
     assert int(laid_out(one, stranger).signals["robot"]) == 0, "statistics without a robot's name are everyone's"
 
@@ -134,6 +139,25 @@ def test_a_policy_s_row_is_a_training_row() -> None:
         recipe.observe({"observation.state": states[3]}, 1, "Go.")
     with pytest.raises(UserError, match=r"observation\.state as well"):
         recipe.observe({"state": states[3]}, 2, "Go.")
+
+
+def test_what_was_not_measured_counts_for_nothing() -> None:
+    recipe, source = recipe_of()
+    states, actions = demonstration(0)
+    times, valid = np.arange(LENGTH) / HZ, np.arange(LENGTH) % 3 > 0
+    actions, states = actions.copy(), states.copy()
+    actions[~valid] = states[~valid] = np.nan
+    broken = {"observation.state": Signal(states, times, valid), "action": Signal(actions, times, valid)}
+    sample = replace(source.sample(4), signals=broken)
+    signals = laid_out(recipe, sample).signals
+    assert signals["action_is_pad"].tolist() == [False, False, True, False]
+    assert np.isfinite(signals["action"]).all() and np.isfinite(signals["state"]).all()
+    with pytest.raises(UserError, match="not measured"):
+        laid_out(recipe, replace(sample, at_s=3 / HZ))
+    drawn = {round(recipe.draw(generator(0, 0, row), replace(sample, at_s=None)).at_s * HZ) for row in range(300)}
+    assert drawn == set(np.flatnonzero(valid))
+    with pytest.raises(UserError, match=r"observation\.state.*as in training"):
+        recipe.observe({"observation.state": np.zeros(8, np.float32)}, 0, "Go.")
 
 
 @pytest.mark.parametrize(("hands", "chunks"), [("right", 1), ("both", 2)])

@@ -141,7 +141,7 @@ def builder(
     config: RunConfig, source: Demonstrations, rows: np.ndarray, seed: int, shuffle: bool = True
 ) -> StepBuilder:
     plan = Plan(by_number(rows), config.train.batch, config.seed, shuffle=shuffle)
-    return StepBuilder(ShareBuilder(config, source, seed), plan)
+    return StepBuilder(ShareBuilder(config, source, seed, trains=seed == config.seed), plan)
 
 
 def flow_batch(config: RunConfig, assets: Assets, rows: Sequence[int], robots: Sequence[str] = ("",)) -> Batch:

@@ -90,8 +90,10 @@ class FlowConfig(ObjectiveConfig):
 
     def check(self, run: RunConfig) -> None:
         if self.tokenized and not run.motion_tokenizer:
-            remedy = "It says how long the chunk of [MASK] is: pass that of pretraining, train one with `jala tokenizer`, or set objective.reads all."
-            raise ConfigError("motion_tokenizer", run.motion_tokenizer, "a trained motion tokenizer", remedy)
+            remedy = "Pass that of pretraining, train one with `jala tokenizer`, or set objective.reads all."
+            raise ConfigError(
+                "motion_tokenizer", run.motion_tokenizer, "the one whose chunks are as long as those of [MASK]", remedy
+            )
         self.head.check()
         self.augment.check()
         self._check_names()

@@ -73,8 +73,9 @@ class FlowRecipe(Recipe[FlowDraw]):
         return FlowDraw(at_s, template, instruction, time, noise, dropout, augment)
 
     def _moment(self, rng: np.random.Generator, sample: Sample) -> float:
-        """One of the times of the first action, within the clip. Raises `UserError` where there is none."""
-        times = self.signal(sample, self.flow.action[0]).time_s
+        """One of the times at which the first action was measured, within the clip. Raises `UserError` where there is none."""
+        action = self.signal(sample, self.flow.action[0])
+        times = np.asarray(action.time_s)[action.usable]
         span = sample.seconds * (sample.clip.time_scale if sample.clip is not None else 1.0)
         within = times[(times >= 0) & (times <= span)]
         if not len(within):
@@ -83,21 +84,31 @@ class FlowRecipe(Recipe[FlowDraw]):
 
     def lay_out(self, sample: Sample, chance: FlowDraw) -> Laid:
         laid = self._sequence(self.words(sample, chance.template, chance.instruction).user, chance.at_s)
-        robot = sample.embodiment or (sample.clip.source if sample.clip is not None else "")
-        state = {name: at_times(self.signal(sample, name), [chance.at_s])[0][0] for name in self.flow.state}
+        robot = self._named(sample.embodiment or (sample.clip.source if sample.clip is not None else ""))
+        state = {name: self._now(sample, name, chance.at_s) for name in self.flow.state}
         times = chance.at_s + np.arange(self.head.horizon) * self._period(sample)
         found = {name: at_times(self.signal(sample, name), times) for name in self.flow.action}
         actions = {name: values for name, (values, _) in found.items()}
+        pad = np.any([pad for _, pad in found.values()], axis=0)
+        action = _filled(self._normalised(actions, robot), self.head.action_dim)
+        action[pad] = np.nan_to_num(action[pad])  # what was not measured may be anything
         laid.signals = self._known(state, robot) | {
-            "action": _filled(self._normalised(actions, robot), self.head.action_dim),
+            "action": action,
             "units": _filled(_joined(list(actions.values())), self.head.action_dim),
-            "action_is_pad": np.any([pad for _, pad in found.values()], axis=0),
+            "action_is_pad": pad,
             "noise": chance.noise * self._dims(robot),
             "flow_time": np.array(chance.time, np.float32),
             "dropout": np.array(chance.dropout, np.int64),
             "augment": chance.augment,
         }
         return laid
+
+    def _now(self, sample: Sample, name: str, at_s: float) -> np.ndarray:
+        """A signal at the moment. Raises `UserError` where it was not measured then."""
+        (value,), (pad,) = at_times(self.signal(sample, name), [at_s])
+        if pad:
+            raise UserError(f"signal {name} of {sample.clip_id}", "not measured", f"a value at {at_s:g} s")
+        return value
 
     def _period(self, sample: Sample) -> float:
         """Seconds from an action to the next."""
@@ -127,6 +138,10 @@ class FlowRecipe(Recipe[FlowDraw]):
             raise UserError("pictures", pictures, f"{len(self.flow.views)}, of {', '.join(self.flow.views) or 'none'}")
         if lacking := [name for name in self.flow.state if name not in signals]:
             raise UserError("state", ", ".join(sorted(signals)) or "nothing", f"{', '.join(lacking)} as well")
+        embodiment = self._named(embodiment)
+        for name in self.flow.state:
+            if np.shape(signals[name]) != (shape := self.statistics(name, embodiment).shape):
+                raise UserError(f"state {name}", np.shape(signals[name]), f"{shape}, as in training")
         laid = self._sequence(render("control", 0, instruction=instruction, seconds=0.0, hands=()), 0.0)
         laid.signals = self._nothing(embodiment) | self._known(signals, embodiment)
         return laid
@@ -135,7 +150,7 @@ class FlowRecipe(Recipe[FlowDraw]):
         """Normalised actions (..., action_dim) -> (..., D) float64 in the robot's units, its action's signals one after another."""
         parts, at = list[np.ndarray](), 0
         for name in self.flow.action:
-            of = self.statistics(name, embodiment)
+            of = self.statistics(name, self._named(embodiment))
             flat = actions[..., at : at + of.size]
             parts.append(of.restored(flat.reshape(-1, *of.shape), self.flow.scale).reshape(flat.shape))
             at += of.size
@@ -143,7 +158,16 @@ class FlowRecipe(Recipe[FlowDraw]):
 
     def mean_action(self, embodiment: str = "") -> np.ndarray:
         """(D,) over the training rows, in the robot's units."""
-        return np.concatenate([self.statistics(name, embodiment).mean for name in self.flow.action])
+        robot = self._named(embodiment)
+        return np.concatenate([self.statistics(name, robot).mean for name in self.flow.action])
+
+    def _named(self, embodiment: str) -> str:
+        """The only robot where no name is given. Raises `UserError` for one that the run has not; where all rows are one, for none."""
+        if not embodiment and len(self.robots) == 1:
+            return self.robots[0]
+        if self.robots != ("",) and embodiment not in self.robots:
+            raise UserError("embodiment", embodiment, f"one of {', '.join(self.robots)}", "See objective.embodiments.")
+        return embodiment
 
     # --- pictures -----------------------------------------------------------------------------------------------------
 
@@ -177,9 +201,7 @@ class FlowRecipe(Recipe[FlowDraw]):
         return Laid(columns, views={view: (at_s,) for view in views}, blind=not views)
 
     def _known(self, state: Mapping[str, np.ndarray], robot: str) -> dict[str, np.ndarray]:
-        """Signals of a moment, whatever its actions. Raises `UserError` for a robot that the run has not."""
-        if self.robots != ("",) and robot not in self.robots:
-            raise UserError("embodiment", robot, f"one of {', '.join(self.robots)}", "See objective.embodiments.")
+        """Signals of a moment, whatever its actions."""
         number = self.robots.index(robot) if self.robots != ("",) else 0
         at_once = {name: state[name][None] for name in self.flow.state}
         return {

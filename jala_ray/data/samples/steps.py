@@ -54,11 +54,8 @@ class ShareBuilder:
     config: RunConfig
     open_source: Callable[[], tuple[Source, Assets]]
     seed: int
-
-    @property
-    def trains(self) -> bool:
-        """Held-out rows are drawn by another seed than the run's."""
-        return self.seed == self.config.seed
+    trains: bool = True
+    """False: its rows are held out, and seen as they are."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("source", "recipe", "_opened")}
