@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jala_ray.config import RunConfig
+from jala_ray.data.samples.flow_recipe import FlowRecipe
 from jala_ray.data.samples.recipe import recipe_of
 from jala_ray.data.samples.replay import Replay, replays
 from jala_ray.data.samples.signals import SignalStatistics, Statistics
@@ -28,17 +29,17 @@ REPLAY_SALT = 0x5EA1
 def measured(config: RunConfig, assets: Assets, ready: Plans) -> Assets:
     """With the statistics of what the objective reads and, of a policy, values of training rows to prove them by. Raises `UserError`."""
     assets = replace(assets, statistics=signal_statistics(config, ready))
-    return replace(assets, replays=_replays(config, assets, ready)) if config.objective.kind == "flow" else assets
+    recipe = recipe_of(config, assets)
+    return replace(assets, replays=_replays(recipe, ready)) if isinstance(recipe, FlowRecipe) else assets
 
 
-def _replays(config: RunConfig, assets: Assets, ready: Plans) -> dict[str, Replay]:
-    found: dict[str, Replay] = {}
-    recipe, builder = recipe_of(config, assets), ready.train.builder
+def _replays(recipe: FlowRecipe, ready: Plans) -> dict[str, Replay]:
+    found, source = dict[str, Replay](), ready.train.builder.source
     for count in REPLAY_ROWS:
         rows = ready.train.plan.sample(count, REPLAY_SALT)
-        read = zip(rows, builder.source.samples(rows), strict=True)
-        found = replays(recipe, [(row, sample) for row, sample in read if isinstance(sample, Sample)])  # pyright: ignore[reportArgumentType]
-        if found.keys() >= set(recipe.robots):  # pyright: ignore[reportAttributeAccessIssue]
+        read = zip(rows, source.samples(rows), strict=True)
+        found = replays(recipe, [(row, sample) for row, sample in read if isinstance(sample, Sample)])
+        if found.keys() >= set(recipe.robots):
             break
     return found
 

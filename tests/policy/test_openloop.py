@@ -14,8 +14,8 @@ import pytest
 from jala_ray.commands import shell
 from jala_ray.data.robots.sets import open_set
 from jala_ray.policy.openloop import asking, records
-from jala_ray.policy.openloop.episodes import Asked, EpisodeReader
-from jala_ray.policy.openloop.job import OpenLoopJob, Work, begin, other_of, release
+from jala_ray.policy.openloop.episodes import EpisodeReader, PolicyShape
+from jala_ray.policy.openloop.job import Comparison, OpenLoopJob, begin, other_of, release
 from jala_ray.policy.openloop.records import BLIND, DEAF, POLICY, STATELESS, SWAPPED, EpisodeRecord
 from jala_ray.policy.openloop.scores import HELD, LAST, MEAN, ZERO, score, summarise
 from jala_ray.policy.openloop.smoothness import lag, smoothness
@@ -51,7 +51,7 @@ good, blind, idle, deaf = POLICIES.values()
 HERE = "tests.policy.test_openloop"
 
 
-def compared(points: Path, out: Path, name: str, **values: Any) -> Work:
+def compared(points: Path, out: Path, name: str, **values: Any) -> Comparison:
     """All parts made."""
     release()
     policy = name if ":" in name else f"{HERE}:{name}"
@@ -63,12 +63,12 @@ def compared(points: Path, out: Path, name: str, **values: Any) -> Work:
 
 
 @pytest.fixture(scope="module")
-def works(points: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Work]:
+def works(points: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Comparison]:
     return {name: compared(points, tmp_path_factory.mktemp(name), name) for name in POLICIES}
 
 
 @pytest.fixture(scope="module")
-def figures(works: dict[str, Work]) -> dict[str, dict[str, Any]]:
+def figures(works: dict[str, Comparison]) -> dict[str, dict[str, Any]]:
     return {name: summarise(score(work.finish(), work.statistics([ACTION]))) for name, work in works.items()}
 
 
@@ -124,7 +124,7 @@ def test_a_deaf_policy_is_flagged_as_a_note(figures: dict[str, dict[str, Any]]) 
     assert passed(figures["deaf"])["looks"] and passed(figures["deaf"])["moves"]
 
 
-def test_one_episode_tells_nothing(works: dict[str, Work]) -> None:
+def test_one_episode_tells_nothing(works: dict[str, Comparison]) -> None:
     work = works["blind"]
     found = summarise(score(work.finish()[:1], work.statistics([ACTION])))
     assert {found for name, found in passed(found).items() if name in ("looks", "moves", "listens", "feels")} == {None}
@@ -136,7 +136,7 @@ def test_one_episode_tells_nothing(works: dict[str, Work]) -> None:
 
 def test_moments_are_the_recording_s(points: Path) -> None:
     of = open_set(str(points), "point")
-    asked = Asked.of(PointPolicy())
+    asked = PolicyShape.of(PointPolicy())
     moments = EpisodeReader(asked, 4).moments(of, 3)
     one, frames = episode(3), 1 + 4 * np.arange(6)
     assert np.allclose(moments.times_s, frames / FPS, atol=1e-6) and moments.tasks == (TASKS[1],) * 6
@@ -152,12 +152,12 @@ def test_moments_are_the_recording_s(points: Path) -> None:
 
 def test_at_another_rate_actions_are_looked_up_by_time(points: Path) -> None:
     of, one = open_set(str(points), "point"), episode(2)
-    moments = EpisodeReader(replace(Asked.of(PointPolicy()), rate_hz=FPS / 2), 2).moments(of, 2)
+    moments = EpisodeReader(replace(PolicyShape.of(PointPolicy()), rate_hz=FPS / 2), 2).moments(of, 2)
     assert np.allclose(np.diff(moments.times_s), 4 / FPS)
     assert np.allclose(moments.truth[0, :4], one.actions[1:9:2], atol=1e-6)
 
 
-def test_errors_are_those_of_the_arrays(works: dict[str, Work], figures: dict[str, dict[str, Any]]) -> None:
+def test_errors_are_those_of_the_arrays(works: dict[str, Comparison], figures: dict[str, dict[str, Any]]) -> None:
     """By hand, over episodes, of the mean action and of the policy."""
     found, work = works["deaf"].finish(), works["deaf"]
     of = work.statistics([ACTION])[ACTION]
@@ -207,7 +207,7 @@ def test_jumps_between_answers_are_told_from_jerk_within() -> None:
     assert nothing.joints is None and nothing.within is not None
 
 
-def test_dimensions_that_never_change_do_not_count(works: dict[str, Work]) -> None:
+def test_dimensions_that_never_change_do_not_count(works: dict[str, Comparison]) -> None:
     work = works["good"]
     of = work.statistics([ACTION])[ACTION]
     still = replace(of, q01=(of.q01[0], 1.0), q99=(of.q99[0], 1.0))
@@ -235,7 +235,7 @@ class Watched(PointPolicy):
 
 def test_one_thing_is_taken_away_at_a_time(points: Path) -> None:
     of, policy = open_set(str(points), "point"), Watched()
-    loop = asking.OpenLoop(policy, EpisodeReader(Asked.of(policy), 8), {STATE: np.full(2, 0.25, np.float32)})
+    loop = asking.OpenLoop(policy, EpisodeReader(PolicyShape.of(policy), 8), {STATE: np.full(2, 0.25, np.float32)})
     places = [asking.Place(of, 1), asking.Place(of, 4)]
     record = loop.record(places[0], other_of(places, 0))
     assert set(record.predicted) == {POLICY, BLIND, SWAPPED, DEAF, STATELESS} and record.failure is None
@@ -266,10 +266,10 @@ def test_metadata_that_say_too_little_are_refused() -> None:
     for name, value in (("action", ["action"]), ("horizon", 0)):
         policy.metadata = PointPolicy().metadata | {name: value}
         with pytest.raises(ConfigError, match=f"metadata of the policy: {name}"):
-            Asked.of(policy)
+            PolicyShape.of(policy)
 
 
-def test_records_are_read_as_they_were_written(works: dict[str, Work]) -> None:
+def test_records_are_read_as_they_were_written(works: dict[str, Comparison]) -> None:
     found = [*works["good"].finish()[:2], EpisodeRecord("a", 3, "why")]
     for one, again in zip(found, records.from_bytes(records.to_bytes(found)), strict=True):
         for name, value in vars(one).items():

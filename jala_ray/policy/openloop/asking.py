@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from jala_ray.data.robots.sets import RobotSet
-from jala_ray.policy.openloop.episodes import Asked, EpisodeReader, Moments
-from jala_ray.policy.openloop.records import BLIND, DEAF, POLICY, STATELESS, SWAPPED, EpisodeRecord, Seen
+from jala_ray.policy.openloop.episodes import EpisodeMoments, EpisodeReader, PolicyShape
+from jala_ray.policy.openloop.records import BLIND, DEAF, POLICY, STATELESS, SWAPPED, EpisodeRecord, ShownPicture
 from jala_ray.serving.contract import Observation, Policy, acted
 from jala_ray.types import UserError
 
@@ -47,7 +47,7 @@ class OpenLoop:
     """(D,) over training rows, by signal."""
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> PolicyShape:
         return self.reader.asked
 
     def record(self, at: Place, other: Place | None) -> EpisodeRecord:
@@ -62,7 +62,7 @@ class OpenLoop:
         elsewhere = self._elsewhere(moments, other)
         askers: dict[str, dict[str, Any]] = {}
         answers: dict[str, list[np.ndarray]] = {}
-        seen: list[Seen] = []
+        seen: list[ShownPicture] = []
         kept = set(np.linspace(0, len(moments.times_s) - 1, SHOWN).round().astype(int).tolist())
         for first in range(0, len(moments.times_s), AT_ONCE):
             group = range(first, min(first + AT_ONCE, len(moments.times_s)))
@@ -83,7 +83,7 @@ class OpenLoop:
             predicted={name: np.stack(many) for name, many in answers.items()},
         )
 
-    def _elsewhere(self, moments: Moments, other: Place | None) -> np.ndarray:
+    def _elsewhere(self, moments: EpisodeMoments, other: Place | None) -> np.ndarray:
         """(n,) seconds in another episode that is as far along as each moment is in its own."""
         if other is None or not self.asked.cameras:
             return np.zeros(len(moments.times_s))
@@ -112,22 +112,22 @@ class OpenLoop:
             raise UserError("actions", f"shape {actions.shape}", f"{expected}, as the policy's metadata say")
         return actions
 
-    def _shown(self, observation: Observation, time_s: float) -> list[Seen]:
+    def _shown(self, observation: Observation, time_s: float) -> list[ShownPicture]:
         """What the model sees, where the policy tells."""
         tells = getattr(self.policy, "seen", None)
         pictures = dict(observation.pictures)
         if tells is not None:
             pictures = {name: picture.transpose(1, 2, 0) for name, picture in tells(observation).items()}
-        return [Seen(name, time_s, _jpeg(picture)) for name, picture in pictures.items()]
+        return [ShownPicture(name, time_s, _jpeg(picture)) for name, picture in pictures.items()]
 
-    def _held(self, moments: Moments) -> np.ndarray:
+    def _held(self, moments: EpisodeMoments) -> np.ndarray:
         state = (
             np.concatenate(list(moments.state.values()), 1) if moments.state else np.zeros((len(moments.times_s), 0))
         )
         return state if state.shape[1] == self.asked.size else state[:, :0]
 
 
-def _at(moments: Moments, i: int) -> dict[str, np.ndarray]:
+def _at(moments: EpisodeMoments, i: int) -> dict[str, np.ndarray]:
     return {name: values[i].astype(np.float32) for name, values in moments.state.items()}
 
 

@@ -19,7 +19,7 @@ from jala_ray.types import ConfigError, ManifestError, UserError
 
 
 @dataclass(frozen=True)
-class Asked:
+class PolicyShape:
     """What a policy reads and gives, as its metadata say."""
 
     cameras: tuple[str, ...]
@@ -31,7 +31,7 @@ class Asked:
     """Actions a second; None: the data's rate."""
 
     @classmethod
-    def of(cls, policy: Policy) -> Asked:
+    def of(cls, policy: Policy) -> PolicyShape:
         """Raises `ConfigError` for metadata that lack what a recording is compared by."""
         told: Mapping[str, Any] = policy.metadata
         for name in ("state", "action"):
@@ -49,7 +49,7 @@ class Asked:
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class EpisodeMoments:
     """n moments of one episode, `every` actions apart."""
 
     times_s: np.ndarray
@@ -69,11 +69,11 @@ class Moments:
 class EpisodeReader:
     """Of any of a job's sets."""
 
-    def __init__(self, asked: Asked, every: int, options: StorageOptions | None = None) -> None:
+    def __init__(self, asked: PolicyShape, every: int, options: StorageOptions | None = None) -> None:
         self.asked, self.every = asked, every
         self.reader, self.films = RowReader((*asked.state, *asked.action)), Films(options)
 
-    def moments(self, of: RobotSet, place: int) -> Moments:
+    def moments(self, of: RobotSet, place: int) -> EpisodeMoments:
         """Of the episode at a place of its set; its first frame is left out, which no action precedes. Raises `UserError`."""
         rows, asked = self.reader.episode(of, place), self.asked
         rate = asked.rate_hz or of.info.fps
@@ -86,7 +86,7 @@ class EpisodeReader:
         state = {name: self._joined(of, rows, {name: width}, times)[0] for name, width in asked.state.items()}
         shape = (len(times), asked.horizon)
         tasks = tuple(_task(of, place, rows, time) for time in times)
-        return Moments(times, rate, tasks, state, truth.reshape(*shape, -1), ~pad.reshape(shape), last)
+        return EpisodeMoments(times, rate, tasks, state, truth.reshape(*shape, -1), ~pad.reshape(shape), last)
 
     def _joined(
         self, of: RobotSet, rows: EpisodeRows, names: Mapping[str, int], times: np.ndarray

@@ -30,7 +30,7 @@ from jala_ray.data.samples.signals import SignalStatistics, Statistics
 from jala_ray.parsing import from_dict
 from jala_ray.policy.openloop import records
 from jala_ray.policy.openloop.asking import OpenLoop, Place
-from jala_ray.policy.openloop.episodes import Asked, EpisodeReader
+from jala_ray.policy.openloop.episodes import EpisodeReader, PolicyShape
 from jala_ray.policy.openloop.records import EpisodeRecord
 from jala_ray.serving.loading import FUNCTION, load
 from jala_ray.storage import StorageOptions
@@ -101,7 +101,7 @@ def _open(job: OpenLoopJob) -> tuple[OpenLoop, list[Place]]:
         settings = {"embodiment": job.embodiment, "options": job.options, "device": device}
         settings |= {"weights": job.weights, "seed": job.seed}
     policy = load(job.policy, **settings)
-    asked = Asked.of(policy)
+    asked = PolicyShape.of(policy)
     every = job.every or max(1, asked.horizon // 2)
     if every > asked.horizon:
         raise ConfigError("every", every, f"at most the {asked.horizon} actions of an answer")
@@ -137,7 +137,7 @@ def statistics_of(job: OpenLoopJob, sets: RobotSets, names: Sequence[str]) -> Ma
 
 
 @dataclass(frozen=True)
-class Work:
+class Comparison:
     """A comparison that has claimed its folder."""
 
     job: OpenLoopJob
@@ -162,7 +162,7 @@ class Work:
 
 def begin(
     job: OpenLoopJob, split: Split = "val", most: int | None = None, numbers: Sequence[int] = (), embodiment: str = ""
-) -> Work:
+) -> Comparison:
     """Choose the episodes and claim the folder `job.out`. `numbers`: LeRobot's, of every set; none: those of the split, at most `most`.
 
     Raises `ConfigError` where it holds another comparison, and for sets of several robots among which `embodiment` does not choose.
@@ -180,7 +180,7 @@ def begin(
     storage.probe(job.out, job.options)
     claim = {name: value for name, value in _plain(job).items() if name not in ("out", "gpu", "options")}
     Claim(job.out, "claim.json", claim, "comparison", "Choose another folder or delete it.", job.options).take()
-    return Work(job, _parts(len(chosen)))
+    return Comparison(job, _parts(len(chosen)))
 
 
 def _plain(job: OpenLoopJob) -> dict[str, Any]:
@@ -210,13 +210,13 @@ def _chosen(of: RobotSet, split: Split, numbers: Sequence[int], share: float) ->
     return there.tolist()
 
 
-def reopen(out: str, options: StorageOptions) -> Work:
+def reopen(out: str, options: StorageOptions) -> Comparison:
     """The comparison that has claimed a folder."""
     claim = json.loads(storage.read_bytes(storage.join(out, "claim.json"), options))
     for name in ("sets", "episodes"):
         claim[name] = tuple(map(tuple, claim[name]))
     job = OpenLoopJob(out=out, options=options, **claim)
-    return Work(job, _parts(len(job.episodes)))
+    return Comparison(job, _parts(len(job.episodes)))
 
 
 def _parts(count: int) -> list[OpenLoopPart]:

@@ -26,7 +26,7 @@ ASKED: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ShownPicture:
     """A picture, as the model is shown it where the policy tells, else as recorded."""
 
     camera: str
@@ -51,7 +51,7 @@ class EpisodeRecord:
     action: tuple[tuple[str, int], ...] = ()
     """(signal, width), one after another."""
     tasks: tuple[str, ...] = ()
-    seen: tuple[Seen, ...] = ()
+    seen: tuple[ShownPicture, ...] = ()
     """At some moments."""
     times_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
     truth: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
@@ -92,7 +92,7 @@ def from_bytes(payload: bytes) -> list[EpisodeRecord]:
     for i, facts in enumerate(json.loads(header["episodes"])):
         facts |= {"action": tuple(map(tuple, facts["action"])), "tasks": tuple(facts["tasks"])}
         shown = enumerate(facts["seen"])
-        facts["seen"] = tuple(Seen(camera, time, tensors[f"{i}/seen/{j}"]) for j, (camera, time) in shown)
+        facts["seen"] = tuple(ShownPicture(camera, time, tensors[f"{i}/seen/{j}"]) for j, (camera, time) in shown)
         arrays: dict[str, Any] = {name: tensors[f"{i}/{name}"] for name in _ARRAYS}
         begin = f"{i}/predicted/"
         predicted = {name.removeprefix(begin): array for name, array in tensors.items() if name.startswith(begin)}

@@ -51,7 +51,7 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class ActionScores:
     """Of E episodes that were read, by row: (E, H, A) mean absolute and mean squared errors, NaN where a row has none, or no step is."""
 
     records: Sequence[EpisodeRecord]
@@ -75,7 +75,7 @@ class Scores:
         return self.overall(row) - self.overall(POLICY)
 
 
-def score(records: Sequence[EpisodeRecord], known: Mapping[str, SignalStatistics]) -> Scores:
+def score(records: Sequence[EpisodeRecord], known: Mapping[str, SignalStatistics]) -> ActionScores:
     """Raises `UserError` where no episode was read."""
     read = [record for record in records if record.failure is None and record.there.any()]
     if not read:
@@ -83,21 +83,18 @@ def score(records: Sequence[EpisodeRecord], known: Mapping[str, SignalStatistics
         raise UserError("episodes compared", 0, "at least one", f"The first: {first}")
     scale = Scale.of([name for name, _ in read[0].action], known)
     off = [_off(record, scale) for record in read]
+    rows = [row for row in ROWS if any(row in one for one in off)]
+    return ActionScores(read, scale, *({row: _by_episode(row, off, read, power) for row in rows} for power in (1, 2)))
+
+
+def _by_episode(
+    row: str, off: Sequence[Mapping[str, np.ndarray]], read: Sequence[EpisodeRecord], power: int
+) -> np.ndarray:
+    """(E, H, A) mean over the moments at which a step was recorded; NaN for an episode without the row."""
     nothing = np.full(read[0].truth.shape[1:], np.nan)
-    named = [row for row in ROWS if any(row in one for one in off)]
-    both = [
-        {
-            row: np.stack(
-                [
-                    _over(one[row], record, power) if row in one else nothing
-                    for one, record in zip(off, read, strict=True)
-                ]
-            )
-            for row in named
-        }
-        for power in (1, 2)
-    ]
-    return Scores(read, scale, *both)
+    return np.stack(
+        [_over(one[row], record, power) if row in one else nothing for one, record in zip(off, read, strict=True)]
+    )
 
 
 def _off(record: EpisodeRecord, scale: Scale) -> dict[str, np.ndarray]:
@@ -111,7 +108,7 @@ def _off(record: EpisodeRecord, scale: Scale) -> dict[str, np.ndarray]:
 
 
 def _over(off: np.ndarray, record: EpisodeRecord, power: int) -> np.ndarray:
-    """(H, A) mean over the moments at which a step was recorded."""
+    """(H, A) of predicted less true."""
     return _mean(np.where(record.there[:, :, None], np.abs(off) ** power, np.nan), 0)
 
 
@@ -122,7 +119,7 @@ def _mean(values: np.ndarray, axis: int) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def summarise(scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def summarise(scores: ActionScores, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
     """All figures of the report, as JSON has them: None for what is not known."""
     rows = list(scores.absolute)
     columns = [scores.overall(row) for row in rows] + [scores.gain(row) for row in rows]
@@ -152,7 +149,7 @@ def summarise(scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> dict
     return _plain(figures)
 
 
-def _row(scores: Scores, row: str) -> dict[str, Any]:
+def _row(scores: ActionScores, row: str) -> dict[str, Any]:
     """By dimension in the robot's units, and by step relative to the range."""
     absolute, squared = scores.absolute[row], scores.squared[row]
     mae = _mean(_mean(absolute, 1), 0)
@@ -162,7 +159,7 @@ def _row(scores: Scores, row: str) -> dict[str, Any]:
     return {"mae": mae.tolist(), "rmse": rmse.tolist(), "relative": relative.tolist(), "by_step": by_step.tolist()}
 
 
-def motion(scores: Scores) -> float:
+def motion(scores: ActionScores) -> float:
     """How far predicted actions go from an answer's first one, as a share of how far the recorded ones go."""
     sums = np.zeros(2)
     for record in scores.records:

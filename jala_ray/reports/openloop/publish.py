@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jala_ray import storage
-from jala_ray.policy.openloop.job import Work, reopen
+from jala_ray.policy.openloop.job import Comparison, reopen
 from jala_ray.policy.openloop.records import POLICY, EpisodeRecord
-from jala_ray.policy.openloop.scores import ROWS, Scores, score, summarise
+from jala_ray.policy.openloop.scores import ROWS, ActionScores, score, summarise
 from jala_ray.reports.openloop.page import findings_of, openloop_page
 from jala_ray.storage import StorageOptions
 from jala_ray.types import UserError
@@ -21,7 +21,7 @@ SHOWN = 3
 RESAMPLES = 10_000
 
 
-def publish(work: Work, resamples: int = RESAMPLES) -> str:
+def publish(work: Comparison, resamples: int = RESAMPLES) -> str:
     """Score, draw and write; returns the report's address. Raises `UserError` where no episode could be read."""
     if missing := work.missing():
         raise UserError(
@@ -60,7 +60,7 @@ def warnings_of(out: str, options: StorageOptions | None = None) -> list[str]:
     return json.loads(storage.read_bytes(storage.join(out, FIGURES), options))["warnings"]
 
 
-def picked(scores: Scores) -> list[EpisodeRecord]:
+def picked(scores: ActionScores) -> list[EpisodeRecord]:
     """Those with the smallest, the median and the largest error, each once."""
     order = scores.overall(POLICY).argsort(kind="stable")
     places = dict.fromkeys(int(order[at]) for at in (0, (len(order) - 1) // 2, len(order) - 1))
