@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jala_ray.policy.openloop.records import ASKED
-from jala_ray.policy.openloop.scores import TRIVIAL
+from jala_ray.policy.openloop.verdicts import TRIVIAL
 from tests.documents import ROOT, blocks
 from tests.policy.world import HORIZON, shown
 

@@ -13,12 +13,14 @@ import pytest
 
 from jala_ray.commands import shell
 from jala_ray.data.robots.sets import open_set
+from jala_ray.evaluation.bootstrap import Interval
 from jala_ray.policy.openloop import asking, records
 from jala_ray.policy.openloop.episodes import EpisodeReader, PolicyShape
 from jala_ray.policy.openloop.job import Comparison, OpenLoopJob, begin, other_of, release
 from jala_ray.policy.openloop.records import BLIND, DEAF, POLICY, STATELESS, SWAPPED, EpisodeRecord
-from jala_ray.policy.openloop.scores import HELD, LAST, MEAN, ZERO, score, summarise
-from jala_ray.policy.openloop.smoothness import lag, smoothness
+from jala_ray.policy.openloop.scores import score, summarise
+from jala_ray.policy.openloop.smoothness import Smoothness, lag, smoothness
+from jala_ray.policy.openloop.verdicts import HELD, LAST, MEAN, TRIVIAL, ZERO, verdicts
 from jala_ray.reports.openloop.page import findings_of
 from jala_ray.reports.openloop.publish import publish
 from jala_ray.serving.contract import Observation
@@ -122,6 +124,20 @@ def test_a_deaf_policy_is_flagged_as_a_note(figures: dict[str, dict[str, Any]]) 
     found = next(f for f in findings_of(figures["deaf"]) if f.text.startswith("Deaf"))
     assert found.level == "warn" and figures["deaf"]["gains"][DEAF]["mean"] == 0
     assert passed(figures["deaf"])["looks"] and passed(figures["deaf"])["moves"]
+
+
+def test_the_action_before_is_a_note_where_it_alone_is_as_good() -> None:
+    better = dict.fromkeys(TRIVIAL, Interval(0.2, 0.1, 0.3, 12))
+    near = better | {LAST: Interval(0.0, -0.1, 0.1, 12)}
+    told: dict[str, Any] = {"steps": 0, "ms": 0.0}
+    for gains, moved, expected in (
+        (better, 0.9, (True, False)),
+        (near, 0.9, (False, False)),
+        (near, 0.1, (False, True)),
+        (near | {MEAN: near[LAST]}, 0.9, (False, True)),
+    ):
+        found = verdicts(gains, moved, told, Smoothness(None, None))["moves"]
+        assert (found.passed, found.serious) == expected and found.words.startswith("Idle") == (moved < 0.25)
 
 
 def test_one_episode_tells_nothing(works: dict[str, Comparison]) -> None:

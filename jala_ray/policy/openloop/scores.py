@@ -1,4 +1,4 @@
-"""Errors of a policy's actions beside trivial ones, with what they say: does it look, listen, move, in time and without jumps?
+"""Errors of a policy's actions beside trivial ones.
 
 An error is a mean over an episode's moments and steps that were recorded; episodes count alike. The overall error is relative: of each
 dimension by its range (quantiles 1 % to 99 % of the training rows), then the mean over dimensions that have one. Differences are paired
@@ -8,7 +8,7 @@ by episode, with percentile-bootstrap intervals over episodes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,18 +16,12 @@ from typing import Any
 import numpy as np
 
 from jala_ray.data.samples.signals import SignalStatistics
-from jala_ray.evaluation.bootstrap import LEVEL, RESAMPLES, Interval, estimates
+from jala_ray.evaluation.bootstrap import LEVEL, RESAMPLES, estimates
 from jala_ray.policy.openloop.records import ASKED, POLICY, EpisodeRecord
-from jala_ray.policy.openloop.smoothness import Smoothness, lag, smoothness
+from jala_ray.policy.openloop.smoothness import lag, smoothness
+from jala_ray.policy.openloop.verdicts import HELD, LAST, MEAN, RULES, TRIVIAL, ZERO, verdicts
 from jala_ray.types import UserError
 
-MEAN, LAST, HELD, ZERO = "mean_action", "repeat_last", "hold_state", "no_action"
-TRIVIAL: Mapping[str, str] = {
-    MEAN: "always the mean action of the training rows",
-    LAST: "the action before the moment, repeated",
-    HELD: "the state of the moment, as actions",
-    ZERO: "zeros: of actions that are differences, no motion",
-}
 ROWS: Mapping[str, str] = {**ASKED, **TRIVIAL}
 
 
@@ -144,7 +138,10 @@ def summarise(scores: ActionScores, resamples: int = RESAMPLES, seed: int = 0) -
         "motion": motion(scores),
         "lag": late,
         "smoothness": vars(smooth),
-        "verdicts": verdicts(gains, motion(scores), late, smooth),
+        "verdicts": [
+            {"check": name, "rule": RULES[name], **vars(verdict)}
+            for name, verdict in verdicts(gains, motion(scores), late, smooth).items()
+        ],
     }
     return _plain(figures)
 
@@ -167,94 +164,6 @@ def motion(scores: ActionScores) -> float:
             gone = np.abs(actions - actions[:, :1]) / scores.scale.range
             sums[i] += np.nansum(np.where(record.there[:, :, None], gone, np.nan))
     return float(sums[0] / sums[1]) if sums[1] > 0 else math.nan
-
-
-# --- verdicts --------------------------------------------------------------------------------------------------------
-
-RULES: Mapping[str, str] = {
-    "looks": "With black pictures, and with another episode's, its error is larger: both intervals of the difference are above 0.",
-    "listens": "With another task's words its error is larger: the interval of the difference is above 0.",
-    "feels": "With the state at its mean its error is larger: the interval of the difference is above 0.",
-    "moves": "Its error is smaller than that of each trivial row: all intervals of the difference are above 0.",
-    "in time": "Its actions correlate with the recorded ones best at no delay.",
-    "meets": "Where an answer takes over, its jerk is at most three times the recording's there.",
-}
-JERKY, STILL = 3.0, 0.25
-
-
-def verdicts(
-    gains: Mapping[str, Interval], moved: float, late: Mapping[str, Any], smooth: Smoothness
-) -> list[dict[str, Any]]:
-    """Of every rule: `passed`, True, False or None where it can't be told; the words; the rows of the differences that decide."""
-
-    def above(rows: Sequence[str], fails: Callable[[Sequence[str]], str], well: str) -> dict[str, Any]:
-        there = [row for row in rows if row in gains and gains[row].clips]
-        bad = [row for row in there if gains[row].low <= 0]
-        if not there or any(math.isnan(gains[row].low) for row in there):
-            why = "nothing to take away" if not there else "fewer than two different episodes"
-            return {"passed": None, "words": f"Not told: {why}.", "rows": there}
-        return {"passed": not bad, "words": fails(bad) if bad else well, "rows": there}
-
-    share, idle = f"It moves {moved:.0%} as far as the recordings.", "Idle: no better" if moved < STILL else "No better"
-    found = {
-        "looks": above(
-            ("blind", "swapped"),
-            lambda bad: (
-                f"Blind: pictures change nothing; it is as good with {' and with '.join(_TAKEN[row] for row in bad)}."
-            ),
-            "It looks: without its pictures it is worse.",
-        ),
-        "moves": above(
-            tuple(TRIVIAL),
-            lambda bad: f"{idle} than {', '.join(_TAKEN[row] for row in bad)}. {share}",
-            f"It moves with purpose: better than every trivial row. {share}",
-        ),
-        "listens": above(
-            ("deaf",),
-            lambda bad: f"Deaf: it is as good with {_TAKEN[bad[0]]}.",
-            "It listens: with other words it is worse.",
-        ),
-        "feels": above(
-            ("stateless",),
-            lambda bad: f"Stateless: it is as good with {_TAKEN[bad[0]]}.",
-            "It reads its state: without it it is worse.",
-        ),
-        "in time": _in_time(late),
-        "meets": _meets(smooth),
-    }
-    return [{"check": name, "rule": RULES[name], **verdict} for name, verdict in found.items()]
-
-
-_TAKEN = {
-    "blind": "black pictures",
-    "swapped": "another episode's pictures",
-    "deaf": "another task's words",
-    "stateless": "the state at its mean",
-    MEAN: "the mean action",
-    LAST: "repeating the last action",
-    HELD: "holding still",
-    ZERO: "zeros",
-}
-
-
-def _in_time(late: Mapping[str, Any]) -> dict[str, Any]:
-    steps = late["steps"]
-    if steps is None:
-        return {"passed": None, "words": "Not told: nothing moves, or episodes are too short.", "rows": []}
-    way = "late" if steps > 0 else "early"
-    said = f"Its actions come {abs(steps)} steps ({abs(late['ms']):.0f} ms) {way}." if steps else "No delay."
-    return {"passed": steps == 0, "words": said, "rows": []}
-
-
-def _meets(smooth: Smoothness) -> dict[str, Any]:
-    if smooth.joints is None:
-        return {
-            "passed": None,
-            "words": "Not told: no answer takes over from another, or the recording has no jerk.",
-            "rows": [],
-        }
-    said = f"Jerk at an answer's beginning is {smooth.joints:.1f} times the recording's."
-    return {"passed": smooth.joints <= JERKY, "words": said, "rows": []}
 
 
 def _plain(value: Any) -> Any:

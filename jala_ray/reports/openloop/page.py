@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from jala_ray.policy.openloop.records import POLICY, EpisodeRecord
-from jala_ray.policy.openloop.scores import HELD, LAST, MEAN, ROWS
+from jala_ray.policy.openloop.scores import ROWS
 from jala_ray.policy.openloop.smoothness import executed
+from jala_ray.policy.openloop.verdicts import HELD, LAST, MEAN
 from jala_ray.reports.kit.figures import Chart, Charts, Line
 from jala_ray.reports.kit.findings import Finding, counted, warning_list, worst_first
 from jala_ray.reports.kit.html import Html, el, join, page
 from jala_ray.reports.kit.widgets import about, absent, badge, number, table, tile, tree
 
 Figures = Mapping[str, Any]
-SERIOUS = ("looks", "moves")
 SIMPLE = (MEAN, LAST, HELD)
 """Trivial rows that are drawn, and that a dimension should be better than."""
 MOST_CURVES = 16
@@ -74,7 +74,7 @@ def findings_of(figures: Figures) -> list[Finding]:
     found = []
     for verdict in figures["verdicts"]:
         if verdict["passed"] is False:
-            level = "bad" if verdict["check"] in SERIOUS else "warn"
+            level = "bad" if verdict["serious"] else "warn"
             shown = "; ".join(f"{row}: {_gain(figures, row)}" for row in verdict["rows"])
             found.append(Finding(level, verdict["words"], REMEDIES[verdict["check"]], shown))
     if figures["episodes"] < FEW:
