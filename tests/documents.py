@@ -64,6 +64,7 @@ NOT_RUN = {
     "jala sweep jala": "needs a GPU, and downloads pretrained weights",
     "jala storage check s3://bucket/runs": "needs another host's bucket",
     "jala convert vitra": "needs VITRA's data",
+    "jala inspect sets/pick": "needs a LeRobot data set",
     "jala teacher tiny_grounded runs/teacher": "needs more labels than the small stand-in has",
     "jala join my_manifest vitra.parquet": "needs VITRA's data",
     "python -m tests.video.hard_table --write": "writes a document anew",

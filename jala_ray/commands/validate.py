@@ -26,7 +26,12 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     from jala_ray.data.manifest.examine import examine
     from jala_ray.data.manifest.table import Manifest
+    from jala_ray.data.robots.info import is_robot_set
+    from jala_ray.types import ManifestError
 
+    if is_robot_set(arguments.manifest):
+        remedy = "`jala inspect` looks at LeRobot data sets, and `jala pretrain --data.robot-sets` reads them in place."
+        raise ManifestError("manifest", arguments.manifest, "a manifest, not a LeRobot data set", remedy)
     found = examine(Manifest(arguments.manifest), arguments.videos)
     for problem in found.problems[:SHOWN_PROBLEMS]:
         print(problem)

@@ -19,6 +19,17 @@ class DataConfig:
     cache: str = ""
     """Folder made by `jala cache`, local or s3://: codes, and features where it holds them, come from there. `manifest` may be left
     out then; where it is given, the cache must be of that manifest."""
+    robot_sets: tuple[tuple[str, str], ...] = ()
+    """LeRobot data sets in place of a manifest, each with the name of its embodiment: `--data.robot-sets s3://bucket/pick arm
+    my_sets/fold arm`. A row is a frame of an episode; sets of one embodiment share their statistics."""
+    held_out_episodes: float = 0.05
+    """Share of every robot set's episodes that is validated on, never trained on; of two or more episodes at least one."""
+    trim_idle: float = 0.0
+    """Frames at both ends of an episode in which no dimension of state and action has moved by more than this share of its range in the
+    set are not trained on; 0: all are."""
+    kept_rows_mb: int = 512
+    """Decoded columns of robot sets that a process keeps, MiB. Parquet files of few large row groups, as converted data sets have them, are
+    decoded again and again where it is less than they take."""
     labels: Literal["all", "labelled_only"] = "all"
     """`labelled_only` leaves out every row without a labelled chunk."""
     source_weights: tuple[tuple[str, float], ...] = ()
@@ -49,15 +60,38 @@ class DataConfig:
 
     def check(self) -> None:
         """Raises `ConfigError`."""
-        if not self.manifest and not self.cache:
-            raise ConfigError("data.manifest", self.manifest, "a manifest", "Pass --data.manifest PATH.")
+        self._check_address()
         counts = ("pad_multiple", "min_rows_for_share", "steps_per_block", "window")
-        shares = ("max_error_share", "workers", "wild_fraction")
+        shares = ("max_error_share", "workers", "wild_fraction", "kept_rows_mb")
         at_least("data.", self, dict.fromkeys(counts, 1) | dict.fromkeys(shares, 0) | {"max_tokens": 64})
         if self.epoch_rows is not None and self.epoch_rows < 1:
             raise ConfigError("data.epoch_rows", self.epoch_rows, "an integer >= 1, or None for the manifest's rows")
         if self.wild_fraction > 1:
             raise ConfigError("data.wild_fraction", self.wild_fraction, "a share from 0 to 1")
+        for name in ("held_out_episodes", "trim_idle"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"data.{name}", getattr(self, name), "a share from 0 to below 1")
+
+    def _check_address(self) -> None:
+        """Robot sets, or a manifest and what was cached of it."""
+        if not self.robot_sets:
+            if not self.manifest and not self.cache:
+                remedy = "Pass --data.manifest PATH, or --data.robot-sets PATH EMBODIMENT."
+                raise ConfigError("data.manifest", self.manifest, "a manifest", remedy)
+            return
+        if self.manifest or self.cache:
+            named = "data.manifest" if self.manifest else "data.cache"
+            remedy = "A run reads robot sets or a manifest: leave out one of the two."
+            raise ConfigError(named, self.manifest or self.cache, "nothing beside data.robot_sets", remedy)
+        if self.labels != "all":
+            remedy = "Robot sets have no labels of hands."
+            raise ConfigError("data.labels", self.labels, "all, with data.robot_sets", remedy)
+        for address, embodiment in self.robot_sets:
+            if not address or not embodiment or ":" in embodiment:
+                remedy = "Pass --data.robot-sets PATH EMBODIMENT [PATH EMBODIMENT ...]."
+                raise ConfigError(
+                    "data.robot_sets", (address, embodiment), "a folder and a name without a colon", remedy
+                )
 
 
 @dataclass(frozen=True)
@@ -225,6 +259,9 @@ class RunConfig:
     def check(self) -> None:
         """Refuse what cannot work, before anything starts; every part checks itself. Raises `ConfigError`."""
         self.data.check()
+        if self.data.robot_sets and self.objective.codes:
+            remedy = "Robot sets have no hand motion: a manifest has, and other objectives read signals."
+            raise ConfigError("data.robot_sets", self.objective.kind, "an objective without motion codes", remedy)
         if not self.motion_tokenizer and self.objective.codes:
             remedy = "Train one with `jala tokenizer` and pass --motion-tokenizer PATH."
             raise ConfigError("motion_tokenizer", self.motion_tokenizer, "a trained motion tokenizer", remedy)

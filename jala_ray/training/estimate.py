@@ -188,11 +188,13 @@ def _flops(learner: Learner, tokens: float, seconds: float) -> float:
 
 
 def data_of(config: RunConfig, options: StorageOptions) -> Data:
-    """From the manifest, where it can be reached; else clips of the longest kind."""
+    """From the manifest or the robot sets, where they can be reached; else clips of the longest kind."""
     from jala_ray.data.manifest.places import RowFilter
     from jala_ray.data.manifest.table import Manifest
     from jala_ray.data.sampling.catalogue import catalogue
 
+    if config.data.robot_sets:
+        return _data_of_robots(config, options)
     address = config.data.manifest
     try:
         manifest = Manifest(address, options)
@@ -205,6 +207,21 @@ def data_of(config: RunConfig, options: StorageOptions) -> Data:
     table = manifest.columns(["start_s", "end_s", "time_scale"])
     spans = [column.to_numpy() for column in table.columns]
     return Data(rows, float(((spans[1] - spans[0]) / spans[2]).mean()), f"the manifest {address}")
+
+
+def _data_of_robots(config: RunConfig, options: StorageOptions) -> Data:
+    """Frames as rows; a sample has no chunk of hand motion."""
+    from jala_ray.data.manifest.places import RowFilter
+    from jala_ray.data.robots.plan import robot_catalogue
+    from jala_ray.data.robots.sets import open_sets
+
+    named = ", ".join(address for address, _ in config.data.robot_sets)
+    try:
+        sets = open_sets(config.data.robot_sets, options)
+        found = robot_catalogue(sets, config.data, "train", RowFilter(signals=config.objective.signals))
+    except UserError:
+        return Data(config.data.epoch_rows, 0.0, f"an assumption: {named} cannot be read")
+    return Data(config.data.epoch_rows or len(found), 0.0, f"the robot sets {named}")
 
 
 def report(

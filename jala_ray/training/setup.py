@@ -15,8 +15,6 @@ from jala_ray.config import AnyRun, DataConfig, ModelConfig, RunConfig, Tokenize
 from jala_ray.config.evaluators import evaluators_of
 from jala_ray.data.manifest.places import Catalogue, RowFilter
 from jala_ray.data.samples.foresight import foresee
-from jala_ray.data.samples.signals import SignalStatistics, Statistics
-from jala_ray.data.samples.source import Sample
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
 from jala_ray.data.sampling.plan import Plan
 from jala_ray.domains import DOMAIN_KINDS
@@ -25,7 +23,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.storage.claims import Claim
 from jala_ray.training import history, lease
 from jala_ray.training.lease import Lease
-from jala_ray.types import SPLITS, ConfigError, Signal, Split
+from jala_ray.types import SPLITS, ConfigError, Split
 
 if TYPE_CHECKING:
     from jala_ray.data.samples.assets import Assets
@@ -47,6 +45,7 @@ RESUMABLE = (
     "log.",
     "storage.",
     "data.workers",
+    "data.kept_rows_mb",
     "data.steps_per_block",
     "train.keep",
     "train.evaluate",
@@ -88,10 +87,11 @@ def absolute(config: Either) -> Either:
     if isinstance(config, TokenizerRunConfig):
         return replace(config, manifests=tuple(map(storage.absolute, config.manifests)))
     manifest, cache = storage.absolute(config.data.manifest), storage.absolute(config.data.cache)
+    robots = tuple((storage.absolute(address), embodiment) for address, embodiment in config.data.robot_sets)
     init = None if config.init is None else storage.absolute(config.init)
     return replace(
         config,
-        data=replace(config.data, manifest=manifest, cache=cache),
+        data=replace(config.data, manifest=manifest, cache=cache, robot_sets=robots),
         model=_pretrained_absolute(config.model),
         init=init,
         motion_tokenizer=storage.absolute(config.motion_tokenizer),
@@ -147,6 +147,8 @@ def prepare_assets(config: RunConfig, folder: str, options: StorageOptions) -> s
             made = build_assets(config, str(scratch))
             made.save(scratch / "assets")
             if config.objective.signals:
+                from jala_ray.training.scales import signal_statistics
+
                 found = signal_statistics(config, plans(config, str(scratch / "assets")))
                 replace(made, statistics=found).save(scratch / "assets")
             if config.objective.taught is not None:
@@ -155,29 +157,6 @@ def prepare_assets(config: RunConfig, folder: str, options: StorageOptions) -> s
                 taught(config, made, str(scratch / "assets")).save(scratch / "assets")
             storage.upload_dir(scratch / "assets", assets, options, replace_unfinished=True)
     return assets
-
-
-STATISTICS_ROWS = 4096
-"""Training rows that signals' statistics are of, at most; all, where there are no more."""
-STATISTICS_SALT = 0x51A7
-STATISTICS_AT_ONCE = 64
-
-
-def signal_statistics(config: RunConfig, ready: Plans) -> Statistics:
-    """Of the signals that the objective reads, over a keyed random part of the training rows. Reads no video.
-
-    A row that cannot be read is left out; training says why. Raises `UserError` where no row has a signal, or rows disagree about one.
-    """
-    builder, plan = ready.train.builder, ready.train.plan
-    found: dict[str, list[Signal]] = {name: [] for name in config.objective.signals}
-    rows = plan.sample(STATISTICS_ROWS, STATISTICS_SALT)
-    for first in range(0, len(rows), STATISTICS_AT_ONCE):
-        for sample in builder.source.samples(rows[first : first + STATISTICS_AT_ONCE]):
-            for name in found:
-                if isinstance(sample, Sample) and name in sample.signals:
-                    found[name].append(sample.signals[name])
-    of = {name: SignalStatistics.of(name, signals) for name, signals in found.items()}
-    return Statistics(of, plan.catalogue.digest())
 
 
 @dataclass(frozen=True)
@@ -290,8 +269,8 @@ class Plans:
 def claim_plan(config: RunConfig, plans: Plans) -> bool:
     """Write `plan.json` (number and digest of the rows of an epoch), or compare with the one that is there; whether the run begins now.
 
-    Raises `ConfigError` where the manifest, or the order of a mixture's rows, has changed since the run began: the rest of an epoch would
-    hold other rows, so that some would be trained twice and others never.
+    Raises `ConfigError` where the manifest, a robot set, or the order of a mixture's rows has changed since the run began: the rest of an
+    epoch would hold other rows, so that some would be trained twice and others never.
     """
     plan = plans.train.plan
     now: dict[str, Any] = {
@@ -303,7 +282,8 @@ def claim_plan(config: RunConfig, plans: Plans) -> bool:
         now["copies"] = "apart"  # they were not, once
 
     other_order = "That version ordered a mixture's rows otherwise: go on with it, or start under another --name."
-    return _rows_of(config, now, "data.manifest", "The manifest", hints={"copies": other_order}).take()
+    field, changed = ("data.robot_sets", "A robot set") if config.data.robot_sets else ("data.manifest", "The manifest")
+    return _rows_of(config, now, field, changed, hints={"copies": other_order}).take()
 
 
 def claim_chunks(config: TokenizerRunConfig, rows: dict[Split, ManifestRows]) -> None:
@@ -327,7 +307,9 @@ def _rows_of(config: AnyRun, now: Mapping[str, Any], field: str, changed: str, *
 
 
 def plans(config: RunConfig, assets: str) -> Plans:
-    """Plans over `config.data.cache` where there is one, else over the manifest; `assets` is their address."""
+    """Plans over `config.data.robot_sets` or `config.data.cache`, else over the manifest; `assets` is their address."""
+    if config.data.robot_sets:
+        return robot_plans(config, assets)
     return cache_plans(config, assets) if config.data.cache else manifest_plans(config, assets)
 
 
@@ -395,3 +377,19 @@ def cache_plans(config: RunConfig, assets: str) -> Plans:
         return index.catalogue(cache, data, split, wanted)
 
     return _plans(config, rows, OpenCache(cache, base, assets, options, layout.frames, layout.pixels))
+
+
+def robot_plans(config: RunConfig, assets: str) -> Plans:
+    """Plans over the frames of `config.data.robot_sets`. Raises `ConfigError` for a set without a signal that the objective reads."""
+    from jala_ray.data.robots.plan import robot_catalogue
+    from jala_ray.data.robots.sets import open_sets
+    from jala_ray.data.robots.source import OpenRobots
+
+    options, given = storage_options(config), config.data.robot_sets
+    sets = open_sets(given, options)
+
+    def rows(split: Split, data: DataConfig, wanted: RowFilter) -> Catalogue:
+        return robot_catalogue(sets, data, split, wanted)
+
+    kept = config.data.kept_rows_mb * 2**20
+    return _plans(config, rows, OpenRobots(given, sets.digest, assets, options, config.objective.signals, kept))

@@ -90,7 +90,9 @@ def unpack_record(payload: bytes, row: int, base: str, arrays: str) -> CachedSam
     return CachedSample(
         *(clip.clip_id, clip.task_type, (left, right), stored["labelled"], stored["codes"].astype(np.int64)),
         *(clip.instructions, clip.description, facts["seconds"], row, clip, clip.signals),
-        *(arrays, facts["at"], stored["crc"]),
+        arrays=arrays,
+        at=facts["at"],
+        crc=stored["crc"],
     )
 
 

@@ -74,13 +74,14 @@ class Recipe(ABC, Generic[C]):
             raise UserError(f"signals of {sample.clip_id}", held, f"{name!r} among them", remedy)
         return sample.signals[name]
 
-    def statistics(self, name: str) -> SignalStatistics:
-        """Of a signal over the training rows. Raises `UserError` where the run has none of the name."""
+    def statistics(self, name: str, embodiment: str = "") -> SignalStatistics:
+        """Of a signal over the training rows, those of the embodiment where it has its own. Raises `UserError` where the run has none."""
         known = self.assets.statistics.signals if self.assets.statistics is not None else {}
-        if name not in known:
+        own = f"{embodiment}:{name}"
+        if own not in known and name not in known:
             remedy = f"The objective {self.config.objective.kind} must name it in `signals`."
             raise UserError("signal statistics", ", ".join(known) or "none", f"{name!r} among them", remedy)
-        return known[name]
+        return known[own if own in known else name]
 
 
 def recipe_of(config: RunConfig, assets: Assets) -> Recipe[Any]:

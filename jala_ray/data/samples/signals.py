@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -121,15 +121,19 @@ class Statistics:
     signals: Mapping[str, SignalStatistics]
     rows: str
     """Digest of the training rows that may be drawn (`Catalogue.digest`)."""
+    fps: Mapping[str, float] = field(default_factory=dict)
+    """Rows per second of every embodiment of the run's robot sets, the rate at which its policy acts; empty for manifests."""
 
     @property
     def fingerprint(self) -> str:
         """Of all numbers: two runs with one fingerprint speak of the same scale."""
         content = json.dumps({name: dataclasses.asdict(of) for name, of in sorted(self.signals.items())})
+        content += json.dumps(dict(sorted(self.fps.items()))) if self.fps else ""  # older files have none
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
     def to_json(self) -> str:
         facts: dict[str, Any] = {"fingerprint": self.fingerprint, "rows": self.rows}
+        facts |= {"fps": dict(self.fps)} if self.fps else {}
         return json.dumps(
             facts | {"signals": {name: dataclasses.asdict(of) for name, of in self.signals.items()}}, indent=1
         )
@@ -144,7 +148,7 @@ class Statistics:
                 key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()
             }
             signals[name] = SignalStatistics(**numbers)
-        made = cls(signals, stored["rows"])
+        made = cls(signals, stored["rows"], stored.get("fps", {}))
         if made.fingerprint != stored["fingerprint"]:
             remedy = "The file was edited or is damaged: start a new run."
             raise UserError("fingerprint of signals.json", made.fingerprint, stored["fingerprint"], remedy)

@@ -48,6 +48,10 @@ class Sample:
     """The clip itself, where its pictures may come from a video."""
     signals: Mapping[str, Signal] = field(default_factory=dict)
     """What else was measured."""
+    at_s: float | None = None
+    """The moment that the row stands for, seconds after the episode's beginning; None: chance decides within the clip."""
+    embodiment: str = ""
+    """Name of the robot; "" of a manifest's row: its source is."""
 
     @property
     def hands(self) -> list[Hand]:

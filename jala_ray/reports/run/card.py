@@ -123,7 +123,11 @@ def _encoder(config: EncoderConfig) -> str:
 
 
 def _data(facts: Facts) -> str:
-    place = facts.config.data.manifest or facts.config.data.cache or "not named"
+    data = facts.config.data
+    if data.robot_sets:
+        named = ", ".join(f"`{address.rstrip('/').rpartition('/')[2]}` ({robot})" for address, robot in data.robot_sets)
+        return f"LeRobot data sets, with their embodiments: {named}."
+    place = data.manifest or data.cache or "not named"
     lines = [f"Manifest: `{place.rstrip('/').rpartition('/')[2]}`."]
     if not facts.clips:
         return lines[0] + " It could not be read when this card was written."
