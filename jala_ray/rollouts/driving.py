@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jala_ray.rollouts.acting import AskedPolicy, Execution, Observe, blinded
-from jala_ray.rollouts.process import SimulatorFailed, SimulatorProcess, SimulatorStart
+from jala_ray.rollouts.process import Simulating, SimulatorFailed, SimulatorProcess, SimulatorStart
 from jala_ray.serving.contract import Observation
 from jala_ray.types import ConfigError
 
@@ -70,22 +70,19 @@ class RolloutOutcome:
         return facts | told | {"seconds": round(self.seconds, 4), "ask_s": round(self.ask_s, 4)}
 
 
-class Driver:
+class Driver(Simulating):
     """Raises what the policy raises; a simulator that fails twice is an outcome with an `error`."""
 
     def __init__(
         self, start: SimulatorStart, hello: Mapping[str, Any], policy: AskedPolicy | None, how: Execution
     ) -> None:
-        self.start, self.hello, self.policy, self.how = start, hello, policy, how
-        self.process: SimulatorProcess | None = None
-        self.stopped = False
+        super().__init__(start)
+        self.hello, self.policy, self.how = hello, policy, how
 
     def run(self, trial: RolloutAsked) -> RolloutOutcome:
         for attempt in range(ATTEMPTS):
             try:
-                if self.process is None:
-                    self.process = SimulatorProcess(self.start)
-                return self._run(self.process, trial)
+                return self._run(self.process(), trial)
             except SimulatorFailed as error:
                 self.close()
                 if self.stopped:
@@ -145,17 +142,6 @@ class Driver:
         if actions.shape[1] != wanted:
             raise ConfigError("policy's actions", f"{actions.shape[1]} columns", f"{wanted}, as the simulator acts")
         return actions
-
-    def stop(self) -> None:
-        """From another thread: the simulator is killed, and `run` raises."""
-        self.stopped = True
-        if (process := self.process) is not None:
-            process.process.kill()
-
-    def close(self) -> None:
-        if self.process is not None:
-            self.process.close()
-            self.process = None
 
 
 def _noted(outcome: RolloutOutcome, answer: Mapping[str, Any]) -> bool:

@@ -137,3 +137,28 @@ class SimulatorProcess:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class Simulating:
+    """Who drives a simulator's process, and starts another where one has failed."""
+
+    def __init__(self, start: SimulatorStart) -> None:
+        self.start, self.stopped = start, False
+        self._process: SimulatorProcess | None = None
+
+    def process(self) -> SimulatorProcess:
+        """One that runs."""
+        if self._process is None:
+            self._process = SimulatorProcess(self.start)
+        return self._process
+
+    def stop(self) -> None:
+        """From another thread: the simulator is killed, so that who waits for it gets a `SimulatorFailed`."""
+        self.stopped = True
+        if (process := self._process) is not None:
+            process.process.kill()
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.close()
+            self._process = None

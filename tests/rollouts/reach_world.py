@@ -23,10 +23,10 @@ class Simulator(Simulated):
     low, high = -np.ones(2, np.float32), np.ones(2, np.float32)
     tasks = {
         name: "bring the red dot onto the green one"
-        for name in ("reach", "two_stages", "dies", "hangs", "garbles", "stumbles")
+        for name in ("reach", "two_stages", "dies", "hangs", "garbles", "stumbles", "clumsy")
     }
     variants = ("seen", "unseen")
-    experts = ("reach", "two_stages")
+    experts = ("reach", "two_stages", "clumsy")
 
     def __init__(self, settings: dict) -> None:
         self.size = settings["size"]
@@ -74,4 +74,6 @@ class Simulator(Simulated):
             sys.exit(3)
 
     def expert(self) -> np.ndarray:
+        if self.task == "clumsy":
+            return self.idle()
         return (self.target - self.at) / SPEED
