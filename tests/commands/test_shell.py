@@ -210,7 +210,9 @@ def test_every_setting_has_a_text_and_a_default() -> None:
 def test_options_are_those_that_tyro_has() -> None:
     for name, command in shell.listed().items():
         module = command.load()
-        if name in ("convert", "rollouts", "study") or "preset" in {field.name for field in dataclasses.fields(module.Arguments)}:
+        if name in ("convert", "rollouts", "study") or "preset" in {
+            field.name for field in dataclasses.fields(module.Arguments)
+        }:
             continue
         had = {word for a in tyro.extras.get_parser(module.Arguments)._actions for word in a.option_strings}
         had = {word.removeprefix("--") for word in had if word.startswith("--") and not word.startswith("--no-")}

@@ -40,6 +40,9 @@ class Simulator(Simulated):
             self._made(task)
         self.env.seed(seed)
         self.env.reset()
+        for robot in self.env.robots:  # what a soft reset leaves of the last rollout
+            robot.gripper.current_action = np.zeros(robot.gripper.dof)
+        self.env.sim.data._data.qacc_warmstart[:] = 0
         self.env.set_init_state(self.starts[seed % STARTS])
         for _ in range(SETTLING):
             self.seen = self.env.step(STILL)[0]

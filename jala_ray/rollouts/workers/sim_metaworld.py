@@ -31,8 +31,8 @@ STAGES = {
 """Of tasks whose own measures tell them apart; on others there is success alone."""
 OPENINGS = ("Reach the handle", "Open it by half")
 LIFT_M = 0.03
-TABLE, OTHER_TEXTURE = "table_wood", "T_wallmetal"
-"""The unseen variant's table has the walls' texture, in another colour."""
+TABLE, OTHER_TEXTURE = "table_wood", "T_floor"
+"""The unseen variant's table has the floor's texture, in another colour."""
 OTHER_COLOUR = (0.55, 0.75, 1.0, 1.0)
 
 
@@ -61,6 +61,7 @@ class Simulator(Simulated):
         if (task, variant) != (self.task, self.variant):
             self._dressed(variant)
         self.task, self.variant = task, variant
+        mujoco.mj_resetData(self.env.model, self.env.data)  # or the solver begins from where the last rollout ended
         self.env.seed(seed)
         self.seen, _ = self.env.reset()
         self.policy = ENV_POLICY_MAP[task]()
