@@ -123,7 +123,7 @@ class RunAction:
             else PolicySource(self.policy, self._keys(), self._token(), self.embodiment, self.storage)
         )
         arms = self.arms or ("policy", "blind")
-        name = self.name or self.policy or "no policy"
+        name = self.name or self.policy or "baselines"
         start = _start(simulation)
         many = {"rollouts": self.rollouts, "variants": self.variants, "arms": arms, "seed": self.seed, "how": how}
         return RolloutJob(self.out, simulation.simulator, start, name, source, simulation.tasks, **many)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -12,6 +13,8 @@ from jala_ray.storage import StorageOptions
 
 Task = TypeVar("Task", contravariant=True)
 Done = TypeVar("Done", covariant=True)
+RESTARTS = 3
+"""Of an actor whose node is lost."""
 ENDING_S = 10.0
 """For which a thread that still waits for a policy is waited for."""
 
@@ -76,6 +79,7 @@ def through_ray(
 ) -> Iterator[Done]:
     """As `in_threads`, with an actor of one CPU for each worker, anywhere in the cluster. Each makes its own: policies too."""
     import ray
+    from ray.exceptions import RayError, RayTaskError
 
     from jala_ray.training.launch import ensure_ray
 
@@ -91,7 +95,7 @@ def through_ray(
         def close(self) -> None:
             self.worker.close()
 
-    kind = ray.remote(num_cpus=1)(Actor)
+    kind = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Actor)
     crew: list[Any] = [kind.remote() for _ in range(min(workers, len(tasks)))]
     waiting, busy = list(reversed(tasks)), dict[Any, Any]()
     try:
@@ -102,8 +106,13 @@ def through_ray(
             ready, _ = ray.wait(list(busy))
             for ref in ready:
                 busy.pop(ref)
-                yield ray.get(ref)
+                try:
+                    found = ray.get(ref)
+                except RayTaskError as error:
+                    raise error.cause from None
+                yield found
     finally:
-        ray.get([actor.close.remote() for actor in crew], timeout=60)
+        with suppress(RayError):  # those that are lost have nothing to close
+            ray.get([actor.close.remote() for actor in crew], timeout=ENDING_S)
         for actor in crew:
             ray.kill(actor)

@@ -182,10 +182,10 @@ def perform(session: Session, workers: int, ray: bool = False, options: StorageO
         print(f"{len(missing)} of {len(session.trials)} rollouts to do", flush=True)
         source, policy = job.source, None
         if source is not None and not ray:
-            policy = source.open()
+            policy = at_the_rate(source.open(), session.hello["fps"])
 
         def make() -> Driver:
-            own = source.open() if ray and source is not None else policy
+            own = at_the_rate(source.open(), session.hello["fps"]) if ray and source is not None else policy
             return Driver(job.start, session.hello, own, job.how)
 
         many = (
@@ -200,6 +200,15 @@ def perform(session: Session, workers: int, ray: bool = False, options: StorageO
                 write(outcome.line)
                 meter.advance(successes=float(bool(outcome.completed) and outcome.completed[-1]))
                 tell()
+
+
+def at_the_rate(policy: AskedPolicy, fps: float) -> AskedPolicy:
+    """The policy, if its actions are for the simulator's steps. Raises `ConfigError`; one that names no rate is believed."""
+    own = policy.metadata.get("fps")
+    if isinstance(own, (int, float)) and abs(own - fps) > 1e-3 * fps:
+        remedy = "It would move at another speed than in its demonstrations: post-train it on a set of this rate."
+        raise ConfigError("policy's fps", own, f"{fps:g}, the simulator's steps a second", remedy)
+    return policy
 
 
 def _kept(folder: Path, outcome: RolloutOutcome) -> None:

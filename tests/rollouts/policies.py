@@ -17,7 +17,12 @@ HORIZON = 12
 class Seeing:
     """(12, 2) straight to the green dot; where there is none, to the right."""
 
-    metadata: Mapping[str, Any] = {"cameras": [CAMERA], "state": {"observation.state": 2}, "horizon": HORIZON}
+    metadata: Mapping[str, Any] = {
+        "cameras": [CAMERA],
+        "state": {"observation.state": 2},
+        "horizon": HORIZON,
+        "fps": 20,
+    }
 
     def act(self, observation: Observation, state: dict[str, Any] | None) -> np.ndarray:
         image = observation.pictures[CAMERA]
@@ -35,6 +40,14 @@ class Seeing:
 class Broken(Seeing):
     def act(self, observation: Observation, state: dict[str, Any] | None) -> np.ndarray:
         return np.zeros((4, 7), np.float32)
+
+
+class Slower(Seeing):
+    metadata: Mapping[str, Any] = {**Seeing.metadata, "fps": 10}
+
+
+def slower() -> Slower:
+    return Slower()
 
 
 def seeing() -> Seeing:

@@ -161,6 +161,8 @@ def test_actions_of_another_robot_and_other_settings_are_refused(
 
     assert shell.main(words(tmp_path, policy="tests.rollouts.policies:broken")) == 2
     assert "got '7 columns', expected 2" in capsys.readouterr().err
+    assert shell.main(words(tmp_path / "slower", policy="tests.rollouts.policies:slower")) == 2
+    assert "policy's fps: got 10, expected 20" in capsys.readouterr().err
     assert shell.main(words(tmp_path, "--seed", "5", policy="tests.rollouts.policies:broken")) == 2
     assert "seed: got 5, expected 0, as the rollouts began" in capsys.readouterr().err
 

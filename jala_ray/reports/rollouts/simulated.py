@@ -48,7 +48,7 @@ def simulated_page(summary: Figures, folder: str) -> str:
         ("warnings", "Warnings", warning_list(found) if found else absent("Nothing stands out.")),
         ("success", "Success", _success(summary)),
     ]
-    if scores is not None and any(len(names) > 1 for names in summary["subtasks"].values()):
+    if scores is not None and staged(scores):
         content += [("completion", "Subtasks", _completion(scores))]
     if summary["films"]:
         content += [("videos", "Videos", _videos(summary, folder))]
@@ -122,7 +122,7 @@ def markdown(summary: Figures) -> str:
     scores = summary["scores"]
     if scores is not None:
         parts += [("Completion ratio", completion_rows(scores))]
-        parts += [(task["title"], subtask_rows(scores, task)) for task in scores["tasks"]]
+        parts += [(task["title"], subtask_rows(scores, task)) for task in staged(scores)]
         parts += [("Failures", failure_rows(scores))]
     lines = [f"# {summary['policy']} in {summary['simulator']}", ""]
     lines += [f"- {finding.line}" for finding in simulated_findings(summary)] + [""]
@@ -131,20 +131,28 @@ def markdown(summary: Figures) -> str:
     return "\n".join(lines)
 
 
+def staged(scores: Figures) -> list[Figures]:
+    """Tasks that have more than their success."""
+    return [task for task in scores["tasks"] if len(task["subtasks"]) > 1]
+
+
 def _success(summary: Figures) -> Html:
     text = (
-        "Rollouts that the simulator calls a success, with Wilson's 95 % intervals. All arms begin from the same seeds. "
-        "The blind policy is the same policy with black pictures: what it reaches needs no sight. The last column has Newcombe's interval."
+        "Rollouts that the simulator calls a success, with Wilson's 95 % intervals. All arms begin from the same seeds."
     )
+    if summary["over_blind"]:
+        text += (
+            " The blind policy is the same policy with black pictures: what it reaches needs no sight. "
+            "The last column has Newcombe's interval."
+        )
     return join(about(text), table(*success_rows(summary)))
 
 
 def _completion(scores: Figures) -> Html:
     parts = [about("Share of a rollout's subtasks that were completed; success completes all of them.")]
     parts.append(table(*completion_rows(scores)))
-    for task in scores["tasks"]:
-        if len(task["subtasks"]) > 1:
-            parts += [el("h3", task["title"]), table(*subtask_rows(scores, task))]
+    for task in staged(scores):
+        parts += [el("h3", task["title"]), table(*subtask_rows(scores, task))]
     head, rows = failure_rows(scores)
     if rows:
         parts += [el("h3", "The first subtask that was missed"), table(head, rows, numbers=range(3, len(head)))]
