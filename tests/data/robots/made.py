@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -83,6 +84,12 @@ FEATURES: dict[str, dict[str, Any]] = {
     "index": {"dtype": "int64", "shape": [1]},
     "task_index": {"dtype": "int64", "shape": [1]},
 }
+DEPTH = "observation.images.depth"
+EVENT = {"role": "user", "content": "Go.", "style": None, "camera": None, "tool_calls": None}
+_EVENT = [
+    *((name, pa.string()) for name in ("role", "content", "style", "camera")),
+    ("tool_calls", pa.list_(pa.string())),
+]
 PATHS = {
     "v2.1": (
         "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
@@ -100,7 +107,14 @@ def write_set(
 ) -> Path:
     """A data set of two cameras; `info` are further keys of info.json."""
     data, video = PATHS[version]
-    facts = {"codebase_version": version, "fps": FPS, "chunks_size": 3, "data_path": data, "video_path": video}
+    facts: dict[str, Any] = {
+        "codebase_version": version,
+        "fps": FPS,
+        "chunks_size": 3,
+        "data_path": data,
+        "video_path": video,
+    }
+    facts |= {"total_episodes": len(lengths), "total_frames": sum(lengths), "total_tasks": len(TASKS)}
     episodes = recorded(lengths, seed)
     (folder / "meta").mkdir(parents=True)
     said = facts | {"features": FEATURES, "tools": {"unknown": True}} | info
@@ -114,7 +128,7 @@ def _table(columns: Mapping[str, np.ndarray]) -> pa.Table:
     for name in SIGNALS:
         kind = pa.from_numpy_dtype(columns[name].dtype)
         arrays[name] = pa.array(list(columns[name]), pa.list_(kind))
-    arrays["language_events"] = pa.array([{"say": "go"}] * len(arrays["index"]))
+    arrays["language_events"] = pa.array([[EVENT]] * len(arrays["index"]), pa.list_(pa.struct(_EVENT)))
     return pa.table(arrays)
 
 
@@ -148,8 +162,7 @@ SPLITS = {"data": (0, 3), FRONT: (0, 2), WRIST: (0,)}
 
 
 def _write_3(folder: Path, episodes: Sequence[Recorded], gop: int) -> None:
-    tasks = pa.table({"task_index": range(len(TASKS)), "__index_level_0__": pa.array(TASKS, pa.large_string())})
-    pq.write_table(tasks, folder / "meta/tasks.parquet")
+    pd.DataFrame({"task_index": range(len(TASKS))}, index=list(TASKS)).to_parquet(folder / "meta/tasks.parquet")
     data, video = PATHS["v3.0"]
     columns: dict[str, list[Any]] = {
         "episode_index": [one.number for one in episodes],

@@ -12,10 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jala_ray.config import RunConfig
 from jala_ray.data.robots.episodes import read_table
 from jala_ray.data.robots.info import is_robot_set, parse_info
 from jala_ray.data.robots.modality import parse_modality
 from jala_ray.data.robots.sets import open_set, open_sets, set_names
+from jala_ray.parsing import from_dict, parse, to_dict
+from jala_ray.presets import TINY
 from jala_ray.types import ConfigError, ManifestError, VideoError
 from tests.data.robots.made import FEATURES, FPS, FRONT, PATHS, TASKS, WRIST, write_set
 
@@ -190,3 +193,9 @@ def test_the_digest_is_of_what_meta_says(sets: dict[str, Path], tmp_path: Path) 
     path = same / "meta/episodes.jsonl"
     path.write_text(path.read_text().replace('"length": 9', '"length": 8'))
     assert open_set(str(same), "arm").digest != first != open_set(str(sets["v2.1"]), "other").digest
+
+
+def test_sets_are_named_on_the_command_line() -> None:
+    found = parse(TINY, ["--data.robot-sets", "s3://b/pick", "arm", "sets/fold", "gripper", "--data.trim-idle", "0.01"])
+    assert found.data.robot_sets == (("s3://b/pick", "arm"), ("sets/fold", "gripper")) and found.data.trim_idle == 0.01
+    assert from_dict(RunConfig, to_dict(found)).data == found.data

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from jala_ray.data.robots.films import Films, shots_of
+from jala_ray.data.robots.source import RobotSource
 from jala_ray.data.samples.signals import at_times
 from jala_ray.data.samples.source import Sample
 from tests.data.robots import oracle
-from tests.data.robots.made import opened, rows_of
+from tests.data.robots.made import DEPTH, FEATURES, FRONT, WRIST, opened, rows_of, write_set
 
-CAMERA = "observation.images.cam_high"
 LEROBOT = "lerobot==0.6.1"
 BESIDE = (
     *("torch", "torchvision", "numpy", "av<16", "datasets", "pandas", "pyarrow", "huggingface-hub", "einops", "pillow"),
@@ -55,20 +55,13 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin/python"
 
 
-@pytest.mark.slow
-def test_samples_are_lerobot_s(shared_data: Path, python: Path, tmp_path: Path) -> None:
-    folder = shared_data / "g1_inspire_v30"
-    if not folder.is_dir():
-        pytest.skip("g1_inspire_v30 is absent")
-    source = opened(folder)
-    rows = rows_of(source.sets)
-    ends = [end + off for end in (0, 221, 498, 765, 1025) for off in (-2, -1, 0, 1)]
-    chosen = sorted({i for i in [*ends, *range(0, len(rows), 53)] if 0 <= i < len(rows)})
-    words = [python, oracle.__file__, folder, CAMERA, tmp_path / "o.npz", *chosen]
+def compared(source: RobotSource, camera: str, chosen: list[int], python: Path, tmp_path: Path) -> int:
+    """Assert that samples are lerobot's; the largest difference of their pictures, of 255."""
+    rows, of, films, most = rows_of(source.sets), source.sets.sets[0], Films(), 0
+    words = [python, oracle.__file__, of.base, camera, tmp_path / "o.npz", *chosen]
     subprocess.run([str(word) for word in words], check=True, env={**os.environ, "PYTHONPATH": ""})
     theirs = np.load(tmp_path / "o.npz")
-    assert int(theirs["length"]) == len(rows) == 1025
-    of, films, most = source.sets.sets[0], Films(), 0
+    assert int(theirs["length"]) == len(rows)
     for i, sample in enumerate(source.samples([rows[index] for index in chosen])):
         assert isinstance(sample, Sample) and sample.at_s is not None
         at = source.sets.anchor(sample.row)
@@ -79,10 +72,29 @@ def test_samples_are_lerobot_s(shared_data: Path, python: Path, tmp_path: Path) 
         np.testing.assert_array_equal(action, theirs["action"][i])
         np.testing.assert_array_equal(pad, theirs["action_is_pad"][i])
         state, _ = at_times(sample.signals["observation.state"], [sample.at_s])
-        np.testing.assert_array_equal(state[0], theirs["state"][i])
-        shots = shots_of(of, at.episode, CAMERA, [sample.at_s])
+        np.testing.assert_array_equal(state[0].astype(np.float32), theirs["state"][i])  # lerobot's are all float32
+        shots = shots_of(of, at.episode, camera, [sample.at_s])
         (picture,) = films.pictures(films.visit(shots[0].film, shots), None).values()
         assert isinstance(picture, np.ndarray)
         most = max(most, int(np.abs(picture.astype(int) - theirs["picture"][i].astype(int)).max()))
-    print(f"{len(chosen)} rows, pictures within {most} levels of 255")
-    assert most <= 1
+    print(f"{of.name}, {camera}: {len(chosen)} rows, pictures within {most} levels of 255")
+    return most
+
+
+@pytest.mark.slow
+def test_samples_of_a_real_set_are_lerobot_s(shared_data: Path, python: Path, tmp_path: Path) -> None:
+    folder = shared_data / "g1_inspire_v30"
+    if not folder.is_dir():
+        pytest.skip("g1_inspire_v30 is absent")
+    ends = [end + off for end in (0, 221, 498, 765, 1025) for off in (-2, -1, 0, 1)]
+    chosen = sorted({i for i in [*ends, *range(0, 1025, 13)] if 0 <= i < 1025})
+    assert compared(opened(folder), "observation.images.cam_high", chosen, python, tmp_path) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("camera", [FRONT, WRIST])
+def test_samples_of_several_files_are_lerobot_s(python: Path, tmp_path: Path, camera: str) -> None:
+    """Every frame of five episodes in two data files, one camera in two films and the other in one."""
+    read = {name: one for name, one in FEATURES.items() if name != DEPTH}
+    source = opened(write_set(tmp_path / "made", "v3.0", features=read))
+    assert compared(source, camera, list(range(55)), python, tmp_path) <= 1

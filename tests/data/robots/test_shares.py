@@ -28,7 +28,7 @@ from jala_ray.training.estimate import data_of
 from jala_ray.types import ConfigError, UserError
 from tests.data.robots.made import PATHS, SIGNALS, recorded, write_set
 from tests.data.robots.recipe import FramesRecipe, plans_of, settings
-from tests.support import same_batch, small
+from tests.support import packed, same_batch, small
 
 LENGTHS = (12, 9, 15, 11, 8)
 
@@ -362,8 +362,6 @@ def test_statistics_leave_out_what_was_not_measured(sets: dict[str, Path], tmp_p
 
 
 def test_a_share_travels(plans: setup.Plans) -> None:
-    from tests.support import packed
-
     share = plans.train.build(0, 0, 2)
     again = StepShare.from_buffer(packed(share))
     for one, other in zip(share.micro, again.micro, strict=True):
