@@ -62,8 +62,11 @@ class ServedPolicy:
 
     @contextmanager
     def _connected(self) -> Iterator[Any]:
-        from jala_ray.serving.client import PolicyClient
-
+        try:
+            from jala_ray.serving.client import PolicyClient
+        except ModuleNotFoundError as error:
+            remedy = "Install the extra: pip install 'jala-ray[serve]'."
+            raise ConfigError("policy", self.address, f"the package {error.name}", remedy) from None
         try:
             client = PolicyClient(self.address, self.token)
         except OSError as error:
@@ -93,6 +96,23 @@ class HeldPolicy:
                 return acted(self.policy.act(fitting(observation, self.policy.metadata), state))
 
         yield act
+
+
+def suited(policy: AskedPolicy, hello: Mapping[str, Any]) -> AskedPolicy:
+    """The policy, if what it says of itself fits the simulator. Raises `ConfigError`; what it does not say is believed."""
+    told = policy.metadata
+    fps = told.get("fps")
+    if isinstance(fps, (int, float)) and abs(fps - hello["fps"]) > 1e-3 * fps:
+        remedy = "It would move at another speed than in its demonstrations: post-train it on a set of this rate."
+        raise ConfigError("policy's fps", fps, f"{hello['fps']:g}, the simulator's steps a second", remedy)
+    if missing := [name for name in told.get("cameras", ()) if name not in hello["cameras"]]:
+        there = f"what the simulator shows: {', '.join(hello['cameras'])}"
+        raise ConfigError("policy's cameras", missing, there, "Pass --cameras with all that it has learned from.")
+    state = told.get("state", {})
+    for name, width in state.items() if isinstance(state, Mapping) else ():
+        if hello["state"].get(name) != width:
+            raise ConfigError("policy's state", {name: width}, f"one of {hello['state']}, as the simulator tells")
+    return policy
 
 
 def blinded(observation: Observation) -> Observation:

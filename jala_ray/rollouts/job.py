@@ -24,7 +24,7 @@ import numpy as np
 
 from jala_ray import progress
 from jala_ray.registry import suggest
-from jala_ray.rollouts.acting import AskedPolicy, Execution, HeldPolicy, ServedPolicy
+from jala_ray.rollouts.acting import AskedPolicy, Execution, HeldPolicy, ServedPolicy, suited
 from jala_ray.rollouts.crew import in_threads, through_ray
 from jala_ray.rollouts.driving import ASKING, Arm, Driver, RolloutAsked, RolloutOutcome
 from jala_ray.rollouts.process import SimulatorProcess, SimulatorStart
@@ -36,6 +36,8 @@ from jala_ray.storage.claims import Claim
 from jala_ray.types import ConfigError
 
 CLAIM, LINES, ACTIONS = "claim.json", "rollouts.jsonl", "actions"
+MAY_GROW = ("tasks", "variants", "arms", "rollouts")
+"""Settings that say which rollouts, and nothing of what comes of one."""
 NETWORK = "ws://", "wss://"
 
 
@@ -130,7 +132,7 @@ class Session:
         return [trial for trial in self.trials if "success" not in lines.get(trial.key, {})]
 
     def facts(self) -> dict[str, Any]:
-        """What the claim holds: all that decides an outcome."""
+        """What the claim holds: all that decides an outcome, and what is asked for."""
         job = self.job
         return {
             "simulator": job.simulator,
@@ -174,7 +176,7 @@ def perform(session: Session, workers: int, ray: bool = False, options: StorageO
     """Run what is missing. Raises `ConfigError` for a folder of other settings, or one in which another job is at work."""
     job, folder = session.job, session.folder
     (folder / ACTIONS).mkdir(parents=True, exist_ok=True)
-    Claim(str(folder), CLAIM, session.facts(), "rollouts", "Take another --out.").take()
+    Claim(str(folder), CLAIM, session.facts(), "rollouts", "Take another --out.", free=MAY_GROW).take()
     with _held(folder) as write:
         missing = session.missing()
         if not missing:
@@ -182,10 +184,10 @@ def perform(session: Session, workers: int, ray: bool = False, options: StorageO
         print(f"{len(missing)} of {len(session.trials)} rollouts to do", flush=True)
         source, policy = job.source, None
         if source is not None and not ray:
-            policy = at_the_rate(source.open(), session.hello["fps"])
+            policy = suited(source.open(), session.hello)
 
         def make() -> Driver:
-            own = at_the_rate(source.open(), session.hello["fps"]) if ray and source is not None else policy
+            own = suited(source.open(), session.hello) if ray and source is not None else policy
             return Driver(job.start, session.hello, own, job.how)
 
         many = (
@@ -200,15 +202,6 @@ def perform(session: Session, workers: int, ray: bool = False, options: StorageO
                 write(outcome.line)
                 meter.advance(successes=float(bool(outcome.completed) and outcome.completed[-1]))
                 tell()
-
-
-def at_the_rate(policy: AskedPolicy, fps: float) -> AskedPolicy:
-    """The policy, if its actions are for the simulator's steps. Raises `ConfigError`; one that names no rate is believed."""
-    own = policy.metadata.get("fps")
-    if isinstance(own, (int, float)) and abs(own - fps) > 1e-3 * fps:
-        remedy = "It would move at another speed than in its demonstrations: post-train it on a set of this rate."
-        raise ConfigError("policy's fps", own, f"{fps:g}, the simulator's steps a second", remedy)
-    return policy
 
 
 def _kept(folder: Path, outcome: RolloutOutcome) -> None:

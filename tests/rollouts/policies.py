@@ -46,8 +46,24 @@ class Slower(Seeing):
     metadata: Mapping[str, Any] = {**Seeing.metadata, "fps": 10}
 
 
+class SeesMore(Seeing):
+    metadata: Mapping[str, Any] = {**Seeing.metadata, "cameras": [CAMERA, "observation.images.wrist"]}
+
+
+class FeelsMore(Seeing):
+    metadata: Mapping[str, Any] = {**Seeing.metadata, "state": {"observation.state": 7}}
+
+
 def slower() -> Slower:
     return Slower()
+
+
+def sees_more() -> SeesMore:
+    return SeesMore()
+
+
+def feels_more() -> FeelsMore:
+    return FeelsMore()
 
 
 def seeing() -> Seeing:

@@ -19,7 +19,7 @@ from jala_ray.serving.listening import Listen
 from jala_ray.serving.openpi import OpenpiServer
 from jala_ray.serving.running import background
 from jala_ray.video.decode import VideoReader
-from tests.rollouts.asked import begun, lines, run, scores
+from tests.rollouts.asked import begun, lines, run, scores, words
 from tests.rollouts.policies import HORIZON, Seeing
 
 ALL = ("--arms", "policy", "blind", "expert", "idle")
@@ -148,23 +148,47 @@ def test_a_served_policy_and_overlapped_chunks_give_the_same(tmp_path: Path) -> 
 def test_mistakes_are_named(
     more: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.rollouts.asked import words
-
     assert shell.main(words(tmp_path, *more)) == 2
     assert said in capsys.readouterr().err
 
 
-def test_actions_of_another_robot_and_other_settings_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("broken", "got '7 columns', expected 2"),
+        ("slower", "policy's fps: got 10, expected 20"),
+        ("sees_more", "['observation.images.wrist'], expected what the simulator shows: observation.images.front"),
+        ("feels_more", "policy's state: got {'observation.state': 7}"),
+    ],
+)
+def test_a_policy_of_another_robot_is_refused(
+    policy: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.rollouts.asked import words
+    assert shell.main(words(tmp_path, policy=f"tests.rollouts.policies:{policy}")) == 2
+    assert said in capsys.readouterr().err
 
-    assert shell.main(words(tmp_path, policy="tests.rollouts.policies:broken")) == 2
-    assert "got '7 columns', expected 2" in capsys.readouterr().err
-    assert shell.main(words(tmp_path / "slower", policy="tests.rollouts.policies:slower")) == 2
-    assert "policy's fps: got 10, expected 20" in capsys.readouterr().err
-    assert shell.main(words(tmp_path, "--seed", "5", policy="tests.rollouts.policies:broken")) == 2
+
+def test_a_folder_is_for_one_set_of_settings_and_may_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, "--rollouts", "2", "--videos", "0")
+    assert shell.main(words(tmp_path, "--seed", "5")) == 2
     assert "seed: got 5, expected 0, as the rollouts began" in capsys.readouterr().err
+    before = lines(tmp_path)
+    found = run(tmp_path, "--rollouts", "3", "--arms", "policy", "blind", "idle", "--videos", "0")
+    assert lines(tmp_path)[:4] == before and len(lines(tmp_path)) == 4 + 2 + 3
+    assert found["success"]["policy"]["reach"]["seen"]["of"] == 3
+
+
+def test_one_job_at_a_time_is_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    process = begun(tmp_path, "--rollouts", "900", tasks=("reach",))
+    try:
+        while not (tmp_path / "rollouts.jsonl").is_file() or not lines_whole(tmp_path):
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert shell.main(words(tmp_path, "--rollouts", "900")) == 2
+        assert "no other job is at work" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_newcombe_s_interval_by_his_example() -> None:
