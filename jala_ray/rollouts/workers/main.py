@@ -15,8 +15,6 @@ import numpy as np
 import wire
 from contract import Simulated
 
-PROTOCOL = 1
-
 
 class Ended(Exception):
     """Standard input has ended: the run is gone."""
@@ -37,7 +35,7 @@ class Rollout:
     def hello(self) -> dict:
         sim = self.simulator
         tasks = {name: {"instruction": text, "subtasks": sim.subtasks(name)} for name, text in sim.tasks.items()}
-        told = {"protocol": PROTOCOL, "fps": sim.fps, "max_steps": sim.max_steps, "cameras": sim.cameras}
+        told = {"fps": sim.fps, "max_steps": sim.max_steps, "cameras": sim.cameras}
         told |= {"state": sim.state, "action": sim.action, "low": sim.low, "high": sim.high, "tasks": tasks}
         versions = {"python": platform.python_version(), "numpy": np.__version__, **sim.versions()}
         return told | {"variants": sim.variants, "experts": sim.experts, "versions": versions}
