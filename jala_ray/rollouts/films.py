@@ -73,8 +73,10 @@ def filmed(session: Session, arms: Sequence[str], each: int) -> list[Film]:
 
 def _film(process: SimulatorProcess, session: Session, line: Mapping[str, Any], path: Path) -> str:
     """Write the video; why it can't be, or ""."""
-    key = path.stem
-    actions, every = np.load(action_file(session.folder, key)), max(1, round(session.hello["fps"] / FPS))
+    file, every = action_file(session.folder, path.stem), max(1, round(session.hello["fps"] / FPS))
+    if not file.is_file():
+        return f"no file {file.name} in {file.parent}"
+    actions = np.load(file)
     process.reset(line["task"], line["seed"], line["variant"])
     last: dict[str, Any] = {}
 

@@ -82,6 +82,18 @@ def test_failures_are_filmed_too(tmp_path: Path) -> None:
         assert reader.info.duration_s == pytest.approx(61 / 20, abs=0.01), "60 steps, and the last picture"
 
 
+def test_a_film_that_ends_otherwise_is_none(tmp_path: Path) -> None:
+    asked = ("--rollouts", "2", "--film", "policy")
+    run(tmp_path, *asked, "--videos", "0")
+    first, second = sorted((tmp_path / "actions").glob("policy_*.npy"))
+    np.save(first, np.zeros_like(np.load(first)))
+    second.unlink()
+    found = run(tmp_path, *asked, "--videos", "2")
+    assert [film["file"] for film in found["films"]] == ["", ""]
+    assert ["ended otherwise" in film["problem"] for film in found["films"]] == [True, False]
+    assert "There is no video" in (tmp_path / "report.html").read_text() and not list((tmp_path / "videos").iterdir())
+
+
 def test_stages_are_scored_by_the_real_robot_s_scorer(done: Path) -> None:
     form = read_form(str(done / "forms/blind.json"))
     missed = [one for one in form.rollouts if one.task == "two_stages" and one.variant == "seen" and one.failure]
