@@ -14,6 +14,7 @@ from jala_ray.config import (
     ClusterConfig,
     DataConfig,
     EncoderConfig,
+    FlowConfig,
     JalaConfig,
     LanguageSizes,
     ModelConfig,
@@ -107,19 +108,62 @@ PRESETS |= {
 }
 """The same with another backbone; every variant takes these settings alike."""
 
+LIBERO_VIEWS = ("observation.images.image", "observation.images.wrist_image")
+ROBOCASA_CAMERAS = ("agentview_left", "agentview_right", "eye_in_hand")
+ROBOCASA_VIEWS = tuple(f"observation.images.robot0_{camera}" for camera in ROBOCASA_CAMERAS)
+"""By the names that the data sets have as LeRobot's; states and actions are `observation.state` and `action` in both."""
+
+ROBOTS = {
+    "libero_spatial": (LIBERO_VIEWS, 30_000, "LIBERO-Spatial, 30 k steps"),
+    "libero_object": (LIBERO_VIEWS, 30_000, "LIBERO-Object, 30 k steps"),
+    "libero_goal": (LIBERO_VIEWS, 30_000, "LIBERO-Goal, 30 k steps"),
+    "libero_long": (LIBERO_VIEWS, 30_000, "LIBERO-Long, 30 k steps"),
+    "robocasa_human": (ROBOCASA_VIEWS, 60_000, "RoboCasa's demonstrations by people, 60 k steps"),
+    "robocasa_synthetic": (ROBOCASA_VIEWS, 60_000, "RoboCasa's generated demonstrations, 60 k steps"),
+}
+"""Data set -> cameras, steps, what it is."""
+
+
+def posttrained(base: RunConfig, views: tuple[str, ...]) -> RunConfig:
+    """A base's model with the objective flow, which reads the aligned layer and adds LSP's latents as pretraining left them."""
+    layer, perceiver = base.objective.aligned_layer, base.objective.perceivers
+    assert layer is not None and perceiver is not None
+    return replace(base, objective=FlowConfig(views=views, layer=layer, latents="fixed", perceiver=perceiver))
+
+
+def _robot(name: str) -> RunConfig:
+    views, steps, _ = ROBOTS[name]
+    settings = {"train.steps": steps, "train.checkpoint_every": 5_000, "train.evaluate": (("action_error", 1_000),)}
+    return override(replace(posttrained(BASE, views), name=name), {"optim.lr": 1e-4} | settings)
+
+
+def _tiny_robot(name: str) -> RunConfig:
+    sizes = {"width": 64, "layers": 4, "heads": 4, "hidden": 32, "horizon": 8, "embodiments": 2, "future_tokens": 4}
+    sizes = {f"objective.head.{key}": size for key, size in (sizes | {"condition_layers": 1}).items()}
+    tiny = replace(posttrained(TINY, ROBOTS[name][0]), name=f"tiny_{name}")
+    return override(tiny, sizes | {"train.evaluate": (("action_error", 100),)})
+
+
+PRESETS |= {name: _robot(name) for name in ROBOTS} | {f"tiny_{name}": _tiny_robot(name) for name in ROBOTS}
+
 ABOUT = {
     "jala": "Masked chunk prediction and alignment with DINOv3 features, at the paper's size: 8 GPUs.",
     "tiny": "The same code at a size for two CPU cores, on random weights.",
     "demo": "What `jala demo` trains.",
     "qwen": "JALA on Qwen2.5-VL 3B, at the paper's size: 8 GPUs.",
     "tiny_qwen": "The same code on Qwen2.5-VL's architecture, at a size for two CPU cores, on random weights.",
+    **{
+        name: f"Post-training on {told}: flow matching of actions, from a pretrained checkpoint."
+        for name, (*_, told) in ROBOTS.items()
+    },
 }
 """Of the presets that are no variant."""
 
 
 def about(name: str) -> str:
     """What a preset is, in a sentence."""
-    return ABOUT.get(name) or (VARIANTS[name.removeprefix("tiny_")].__doc__ or "")
+    twin = name.removeprefix("tiny_")
+    return ABOUT.get(name) or ABOUT.get(twin) or (VARIANTS[twin].__doc__ or "")
 
 
 def about_tokenizer(name: str) -> str:

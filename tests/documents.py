@@ -32,6 +32,7 @@ VARIABLE = re.compile(r"[A-Z_]+=.*")
 """Set for one command."""
 SUBMITTED = ["ray", "job", "submit"]
 SCRIPTS = {
+    "jobs/posttrain.py": "posttrain",
     "jobs/pretrain.py": "pretrain",
     "jobs/train_tokenizer.py": "tokenizer",
     "jobs/cache.py": "cache",
@@ -54,6 +55,7 @@ NOT_RUN = {
     "jala pretrain lapa_codes": "downloads pretrained weights",
     "jala pretrain no_align": "downloads pretrained weights",
     "jala pretrain tiny --name probe_run": "needs another host's bucket",
+    "jala posttrain": "needs a robot's data set, and downloads pretrained weights",
     "jala cache jala": "downloads pretrained weights",
     "jala evaluate comparison": "needs a GPU",
     "jala serve": "serves until it is ended; tests/serving starts it",

@@ -10,7 +10,7 @@ import pytest
 from jala_ray.config import BackboneConfig, RunConfig, TextConfig, TokenizerRunConfig
 from jala_ray.config.checking import check
 from jala_ray.parsing import diff, from_dict, override, parse, to_dict
-from jala_ray.presets import BASE, PRESETS, TINY, TOKENIZER_PRESETS, configuration
+from jala_ray.presets import BASE, PRESETS, ROBOTS, TINY, TOKENIZER_PRESETS, configuration
 from jala_ray.types import ConfigError
 
 READY = override(TINY, {"data.manifest": "m.parquet", "motion_tokenizer": "t"})
@@ -105,7 +105,7 @@ def test_which_presets_generate() -> None:
     assert silent == {
         f"{size}{name}"
         for size in ("", "tiny_")
-        for name in ("align_only", "lapa_actions", "lapa_actions_pixels", "lapa_codes")
+        for name in ("align_only", "lapa_actions", "lapa_actions_pixels", "lapa_codes", *ROBOTS)
     }
     assert {name for name, config in PRESETS.items() if not config.objective.trains_vla} == {
         f"{size}{name}" for size in ("", "tiny_") for name in ("lapa_actions", "lapa_actions_pixels")

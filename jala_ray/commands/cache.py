@@ -46,7 +46,7 @@ def parse(words: Sequence[str], prog: str) -> Arguments:
 def run(arguments: Arguments) -> int:
     config = arguments.config
     needed = {"data.manifest": config.data.manifest}
-    needed |= {"motion_tokenizer": config.motion_tokenizer} if config.objective.codes else {}
+    needed |= {"motion_tokenizer": config.motion_tokenizer} if config.objective.tokenized else {}
     for name, address in needed.items():
         if not address:
             raise ConfigError(name, address, "an address", f"Pass --{name.replace('_', '-')} PATH.")

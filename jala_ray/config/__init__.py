@@ -12,8 +12,11 @@ from jala_ray.config.model import (
 )
 from jala_ray.config.objectives import (
     OBJECTIVES,
+    ActionHeadConfig,
     AlignConfig,
+    AugmentConfig,
     EmaConfig,
+    FlowConfig,
     GroundedConfig,
     JalaConfig,
     LapaActionsConfig,
@@ -41,13 +44,16 @@ from jala_ray.config.tokenizer import (
 __all__ = [
     "OBJECTIVES",
     "TOKENIZER_FRAMES",
+    "ActionHeadConfig",
     "AlignConfig",
     "AnyRun",
+    "AugmentConfig",
     "BackboneConfig",
     "ClusterConfig",
     "DataConfig",
     "EmaConfig",
     "EncoderConfig",
+    "FlowConfig",
     "GenerationConfig",
     "GroundedConfig",
     "JalaConfig",

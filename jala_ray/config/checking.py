@@ -26,8 +26,8 @@ def at_least(where: str, config: Any, smallest: Mapping[str, float]) -> None:
             raise ConfigError(f"{where}{key}", value, f"a number >= {least:g}")
 
 
-def check_layer(layer: int, n_layers: int) -> None:
+def check_layer(layer: int, n_layers: int, where: str = "objective.align.layer") -> None:
     """Refuse a tap outside the backbone at hand."""
     if not 1 <= layer <= n_layers:
         remedy = "Blocks are counted from 1; the paper taps 19 of 28."
-        raise ConfigError("objective.align.layer", layer, f"1..{n_layers} for this backbone", remedy)
+        raise ConfigError(where, layer, f"1..{n_layers} for this backbone", remedy)

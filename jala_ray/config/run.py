@@ -134,6 +134,9 @@ class TrainConfig:
     """Compile the blocks of the language model and of the frozen towers; auto: on a GPU."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of forward and backward passes; weights and optimizer are fp32."""
+    average: float = 0.0
+    """Decay a step of a moving average of all weights that learn, as 0.999; evaluations measure it, and checkpoints hold it beside the
+    weights. 0: there is none."""
     log_every: int = 10
     """Steps between two logged rows."""
     checkpoint_every: int = 1000
@@ -170,6 +173,8 @@ class TrainConfig:
             "generation_passes",
         )
         at_least("train.", self, dict.fromkeys(counts, 1) | {"val_samples": 0})
+        if not 0 <= self.average < 1:
+            raise ConfigError("train.average", self.average, "0 <= decay < 1", "At 1 it would stay as the run begins.")
         if self.steps is not None and self.steps < 1:
             raise ConfigError("train.steps", self.steps, "an integer >= 1, or None for train.epochs")
 

@@ -51,6 +51,12 @@ class TensorFiles:
         both._places = self._places | other._places
         return both
 
+    def only(self, kept: Callable[[str], bool]) -> TensorFiles:
+        """Those whose names are wanted."""
+        some = TensorFiles(())
+        some._places = {name: place for name, place in self._places.items() if kept(name)}
+        return some
+
     def shapes(self) -> dict[str, Shape]:
         """The shape of every tensor, from the files' headers."""
         return {name: tuple(opened.get_slice(stored).get_shape()) for name, (opened, stored) in self._places.items()}

@@ -56,6 +56,8 @@ class Objective(nn.Module):
     columns: tuple[str, ...] = ()
     needs_features: bool = False
     needs_still: bool = False
+    words: bool = True
+    """Losses read the language head, at answers in words."""
     passes: int = 1
     directions: bool = False
     """Alignment compares directions of h and its targets, not lengths."""

@@ -27,7 +27,7 @@ from jala_ray.training.setup import storage_options
 def build_assets(config: RunConfig, scratch: str | Path) -> Assets:
     """Text tokenizer, motion tokenizer and sequence numbers of a run; `scratch` holds what is downloaded."""
     motion = None
-    if config.objective.codes:
+    if config.objective.tokenized:
         folder = tokenizer_folder(config.motion_tokenizer, scratch, storage_options(config))
         motion = MotionTokenizer.load(folder).eval().requires_grad_(False)
     text, kind = config.model.text, config.model.backbone.kind

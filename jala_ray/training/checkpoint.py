@@ -4,6 +4,7 @@
 step-00000040/
   config.json  architecture.json  state.json      configuration; hub-free module sizes; step, epoch and data position
   model.safetensors  optimizer.pt                 all weights, frozen ones too; AdamW's moments
+  average.safetensors                             with train.average: the moving average of what learns
   text_tokenizer/  motion_tokenizer/  sequence.json
   COMMIT.json                                     written last: names, sizes and SHA-256 of all files
 ```
@@ -16,7 +17,8 @@ Order of the cases at a run's start: (1) a committed checkpoint in the run's fol
 What `init` takes over (`take_over`): all weights where the objectives' modules have the same names. Otherwise `vla.` and `encoder.`, if the
 other objective trained them, and of the objective's own modules those that its configuration `inherits`; the others start anew, all of
 them, since perceivers that begin apart would not be a pair. Adapters (LoRA) of a checkpoint with the same `model.backbone.lora` go on;
-those of another are merged into their layers, and this run's begin anew.
+those of another are merged into their layers, and this run's begin anew. A run that reads fewer language blocks than the checkpoint has
+takes those that it reads.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ from jala_ray.models.lora import MergedFiles, adapters
 from jala_ray.models.tensor_files import Shape, TensorFiles, fill
 from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
-from jala_ray.training import history, transfer
+from jala_ray.training import average, history, transfer
+from jala_ray.training.average import Average
 from jala_ray.training.build import architecture, build_learner
 from jala_ray.training.learner import Learner
 from jala_ray.types import CheckpointError
@@ -93,13 +96,16 @@ def write(
     assets.save(folder)
 
 
-def load(uri: str, options: StorageOptions | None = None) -> Loaded:
+def load(uri: str, options: StorageOptions | None = None, *, averaged: bool = False) -> Loaded:
     """Load a checkpoint, the newest one of a run folder, or an export: nothing but its folder is needed.
+
+    `averaged` takes the moving average of what was learned (`train.average`) in the place of the last step's weights.
 
     `uri` is local or s3://. Weights are on the CPU in float32, the learner is in eval mode; tensors are read one by one, so that the
     weights are in memory once.
 
-    Raises `CheckpointError` when the folder is not a checkpoint, is unfinished or damaged, and `StorageError` when it can't be read.
+    Raises `CheckpointError` when the folder is not a checkpoint, is unfinished or damaged, or has no average that is asked for, and
+    `StorageError` when it can't be read.
     """
     if not storage.is_committed(uri, options):
         uri = history.newest(uri, options) or uri
@@ -112,6 +118,8 @@ def load(uri: str, options: StorageOptions | None = None) -> Loaded:
         assets = Assets.load(folder)
         learner = build_learner(config, assets, json.loads((folder / "architecture.json").read_text()))
         load_weights(learner, folder)
+        if averaged:
+            Average(learner, 0.0, average.read(folder)).into()
         return Loaded(config, learner.eval(), assets, read_position(folder))
 
 
@@ -180,7 +188,7 @@ def take_over(learner: Learner, folder: Path, config: RunConfig, assets: Assets)
     Raises `CheckpointError` where the tokenizers differ from those the VLA learned with, a part that is wanted is absent or has other
     shapes, or inherited modules learned on the features of another encoder.
     """
-    files, weights = stored_weights(folder), learner.state_dict()
+    files, weights = read_blocks(stored_weights(folder), learner), learner.state_dict()
     theirs, fresh = load_json(RunConfig, folder / "config.json"), set[str]()
     if theirs.model.backbone.lora != config.model.backbone.lora:
         files, fresh = MergedFiles(files, theirs.model.backbone.lora), adapters(weights)
@@ -209,6 +217,20 @@ def take_over(learner: Learner, folder: Path, config: RunConfig, assets: Assets)
     fill(weights, files, taken)
     new, left = (tuple(p for p in _parts(there) if p not in wanted) for there in (own, stored))
     return TakenOver(wanted, (*new, *(("adapters",) if fresh and "vla" in wanted else ())), left)
+
+
+def read_blocks(stored: TensorFiles, learner: Learner) -> TensorFiles:
+    """Without the language blocks above those that the learner kept (`Backbone.shorten`); all, where it dropped none."""
+    backbone = learner.vla.backbone
+    if not backbone.shortened:
+        return stored
+    (own,) = (name for name, module in backbone.named_modules() if module is backbone.blocks)
+    blocks = f"{BACKBONE_PREFIX}{own}."
+
+    def kept(name: str) -> bool:
+        return not name.startswith(blocks) or int(name.removeprefix(blocks).split(".")[0]) < backbone.n_layers
+
+    return stored.only(kept)
 
 
 def _names(weights: Collection[str], part: str) -> set[str]:

@@ -29,6 +29,8 @@ TEXT_TOKENS = 64
 """Of a sequence, assumed: system and user turn, instruction."""
 DELIMITERS = 2
 """Tokens around a hand-chunk."""
+PICTURE_ENDS = 2
+"""Tokens around a picture."""
 HEADROOM = 0.15
 """Share of the computed memory that is added."""
 GB = 1e9
@@ -105,13 +107,15 @@ def on_meta(config: RunConfig) -> Learner:
 
 def compute(config: RunConfig, data: Data) -> RunEstimate:
     """All figures by the formulas above, with the paper's motion tokenizer. Raises `ConfigError` for sizes that are not known."""
-    from jala_ray.training.footprint import MemoryNeeds, Pass, moments
+    from jala_ray.training.footprint import MemoryNeeds, Pass, fixed_length, moments
 
     learner, train = on_meta(config), config.train
     every = sum(p.numel() for p in learner.parameters())
     learned = sum(p.numel() for p in learner.parameters() if p.requires_grad)
     image, chunk = learner.vla.backbone.image_tokens, 2 * (learner.vla.vocab.chunk_tokens + DELIMITERS)
-    mean = min(config.data.max_tokens, image + TEXT_TOKENS + data.seconds / CHUNK_SECONDS * chunk)
+    fixed = fixed_length(config.objective, learner)
+    mean = image + TEXT_TOKENS + data.seconds / CHUNK_SECONDS * chunk if fixed is None else fixed
+    mean = min(config.data.max_tokens, mean)
     steps = train.steps
     if steps is None and data.rows is not None:
         steps = train.epochs * math.ceil(data.rows / train.batch)
@@ -122,7 +126,7 @@ def compute(config: RunConfig, data: Data) -> RunEstimate:
         footprint=MemoryNeeds.of(learner, config).at(largest),
         largest=largest,
         tokens_sequence=mean,
-        flops_step=train.batch * _flops(learner, mean, data.seconds),
+        flops_step=train.batch * _flops(learner, config, mean, data.seconds),
         checkpoint=4 * every + moments(learned, config),
         steps=steps,
     )
@@ -159,27 +163,29 @@ def _halved(config: RunConfig) -> Iterator[int]:
         tokens //= 2
 
 
-def _flops(learner: Learner, tokens: float, seconds: float) -> float:
+def _flops(learner: Learner, config: RunConfig, tokens: float, seconds: float) -> float:
     """Of one sequence, forward and backward; all of its blocks run."""
     from jala_ray.training.flops import Prices, Workload
 
-    prices, length, chunks = Prices.of(learner), round(tokens), round(seconds / CHUNK_SECONDS)
-    k = learner.vla.vocab.chunk_tokens
+    prices, length, k = Prices.of(learner), round(tokens), learner.vla.vocab.chunk_tokens
+    fixed = config.objective.sequence(learner.vla.backbone.image_tokens, k)
+    chunks, pictures = (round(seconds / CHUNK_SECONDS), 1) if fixed is None else (0, fixed[1])
     # A token sees half of its sequence on average; a loss reads one chunk.
-    seen = length * (length + 1) // 2
+    seen, read = length * (length + 1) // 2, k if fixed is None else 0
     work = Workload(
+        samples=1,
         tokens=length,
         deep=length,
-        read=k,
+        read=read,
         seen=seen,
         deep_seen=seen,
-        read_seen=k * length // 2,
-        pictures=1,
+        read_seen=read * length // 2,
+        pictures=pictures,
         frames=chunks + 1,
         frame_pairs=chunks + 1,
         firsts=1,
         pairs=chunks,
-        scored=k // 2,
+        scored=read // 2,
         text=0,
         aligned=k * chunks,
     )

@@ -21,7 +21,6 @@ know; what can't run on the meta device; blocks that don't put every token throu
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,55 +31,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jala_ray.batch import Batch
+from jala_ray.models.action_head import OneRobot
 from jala_ray.models.backbones.base import Backbone
 from jala_ray.objectives.base import Objective
+from jala_ray.objectives.flow import Flow
 from jala_ray.objectives.grounded import Grounded
 from jala_ray.objectives.jala import Jala
 from jala_ray.objectives.lapa import LapaActions, LapaCodes
 from jala_ray.objectives.next_token import NextToken
 from jala_ray.objectives.posterior import Posterior
 from jala_ray.training.learner import Learner
-
-PEAK_TFLOPS = {
-    "GH200": 989.0,
-    "GB200": 2500.0,
-    "B200": 2250.0,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.0,
-    "H800": 989.0,
-    "H20": 148.0,
-    "A100": 312.0,
-    "A800": 312.0,
-    "A40": 150.0,
-    "A30": 165.0,
-    "A10": 125.0,
-    "L40S": 362.0,
-    "L40": 181.0,
-    "L4": 121.0,
-    "RTX 6000 Ada": 364.0,
-    "RTX A6000": 155.0,
-    "RTX 4090": 165.0,
-    "RTX 3090": 71.0,
-}
-"""Dense bf16 TFLOP/s by a part of the device's name, the first that is there."""
-OTHERS = re.compile(r"\b(MIG|Laptop|Max-Q|RTX [34]090 (Ti|D))\b")
-"""Devices that bear one of these names and are another."""
-
-
-def peak_tflops(device: torch.device, setting: float | None = None) -> float | None:
-    """Dense bf16 TFLOP/s of a device: the setting `log.peak_tflops`, or what is known by its name; None for a CPU and the unknown."""
-    if setting is not None or device.type != "cuda":
-        return setting
-    return peak_by_name(torch.cuda.get_device_name(device))
-
-
-def peak_by_name(name: str) -> float | None:
-    if OTHERS.search(name):
-        return None
-    return next((peak for part, peak in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name)), None)
-
 
 # --- amounts ---------------------------------------------------------------------------------------------------------
 
@@ -110,6 +70,7 @@ class Flops:
 class Workload:
     """What there is to do in a micro-batch. Padding and samples of weight 0 are none of it."""
 
+    samples: int
     tokens: int
     deep: int
     """Tokens of samples whose last hidden states a loss reads."""
@@ -146,6 +107,7 @@ class Workload:
         aligned = batch.pair_at[flat[batch.pair_at]]
         pairs, firsts = batch.pair.flatten()[aligned].unique(), _firsts(batch, real_sample)
         return cls(
+            samples=int(real_sample.sum()),
             tokens=int(real.sum()),
             deep=int(deep.sum()),
             read=len(read),
@@ -375,6 +337,19 @@ def _posterior(objective: Posterior, learner: Learner) -> Callable[[Workload], F
 def _next_token(objective: NextToken, learner: Learner) -> Callable[[Workload], Flops]:
     state = measured(objective.lsp, _features(learner)) if objective.lsp is not None else Flops()
     return lambda work: work.firsts * state
+
+
+@own.register
+def _flow(objective: Flow, learner: Learner) -> Callable[[Workload], Flops]:
+    """The head reads every sample's own tokens: here a chunk's, or those of the longest sample that is known before data."""
+    from jala_ray.training.footprint import condition_tokens
+
+    one = OneRobot(objective.head)
+    with torch.device("meta"):
+        sizes = one.inputs(1, condition_tokens(objective, learner), learner.vla.backbone.hidden_size)
+    acted = measured(one, *sizes)
+    state = measured(objective.lsp, _features(learner)) if objective.lsp is not None else Flops()
+    return lambda work: work.samples * acted + work.firsts * state
 
 
 @own.register

@@ -5,13 +5,13 @@ Bytes:
     weights      4 a parameter (float32 masters; LAP or LSP, the other's moving average, is among them); 2 where a frozen matrix is held in
                  bf16 (`models/frozen.py`: towers and, with LoRA, the language model's), with train.precision bf16
     gradients    4 a learned parameter
-    optimizer    8 a learned parameter (AdamW's moments), with optim.states 8bit 2 and a scale for 256 of them
-    bf16 copies  2 a learned parameter, with train.precision bf16
+    optimizer    8 a learned parameter (AdamW's moments), with optim.states 8bit 2 and a scale for 256 of them; 4 more for train.average
+    bf16 copies  2 a learned parameter, with train.precision bf16; none of an action head, which runs in float32
     activations  what a language block keeps for its backward pass, counted on one block without data: so many for each token of a
                  micro-batch of `train.micro_tokens`, all of its samples deep, times the blocks. With gradient checkpointing a block keeps
                  its input alone (4 D a token), and one block at work all of it. Of a compiled block COMPILED is taken
                  An objective with a second pass over the batch keeps both
-    perceivers   what they keep of a boundary pair (LAP) and of a sample (LSP), counted likewise
+    perceivers   what they keep of a boundary pair (LAP) and of a sample (LSP), counted likewise; and what an action head keeps of a sample
     text         WORD_BYTES for each word of the vocabulary at every place where the next word of an answer is predicted
 
 The last block is counted whole, though it runs at few places. Masks are intervals, and small. Not counted are kernels' work space,
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,11 +32,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from jala_ray.config import RunConfig
+from jala_ray.config import ObjectiveConfig, RunConfig
+from jala_ray.models.action_head import OneRobot
 from jala_ray.models.frozen import holdable
 from jala_ray.models.masks import QueryPiece, Spans
 from jala_ray.models.perceiver import Perceiver
-from jala_ray.training.estimate import DELIMITERS, GB, HEADROOM, TEXT_TOKENS
+from jala_ray.objectives.flow import Flow
+from jala_ray.training.estimate import DELIMITERS, GB, HEADROOM, PICTURE_ENDS, TEXT_TOKENS
 from jala_ray.types import CHUNK_SECONDS, MAX_CLIP_SECONDS
 
 if TYPE_CHECKING:
@@ -85,12 +87,15 @@ class Pass:
     def of(cls, learner: Learner, config: RunConfig) -> Pass:
         """Of clips of the longest kind, with two hands."""
         train, data, chunk = config.train, config.data, learner.vla.vocab.chunk_tokens + DELIMITERS
-        chunks = math.ceil(MAX_CLIP_SECONDS / CHUNK_SECONDS)
-        longest = min(data.max_tokens, learner.vla.backbone.image_tokens + TEXT_TOKENS + 2 * chunks * chunk)
+        chunks, fixed = math.ceil(MAX_CLIP_SECONDS / CHUNK_SECONDS), fixed_length(config.objective, learner)
+        longest = learner.vla.backbone.image_tokens + TEXT_TOKENS + 2 * chunks * chunk if fixed is None else fixed
+        longest = min(data.max_tokens, longest)
         samples = min(train.micro_batch, math.ceil(train.batch / config.cluster.workers))
         tokens = max(longest, min(train.micro_tokens, samples * longest))
         # As many pairs as there can be are those of one hand's chunks.
-        return cls(-(-tokens // data.pad_multiple) * data.pad_multiple, samples, min(samples * chunks, tokens // chunk))
+        pairs = min(samples * chunks, tokens // chunk) if fixed is None else 0
+        samples = samples if fixed is None else min(samples, max(1, tokens // longest))
+        return cls(-(-tokens // data.pad_multiple) * data.pad_multiple, samples, pairs)
 
 
 @dataclass(frozen=True)
@@ -121,10 +126,10 @@ class MemoryNeeds:
             weights=sum(p.numel() * (2 if id(p) in held else 4) for p in every),
             gradients=4 * learned,
             optimizer=moments(learned, config),
-            copies=2 * learned if halves else 0,
+            copies=2 * (learned - kept.in_float32()) if halves else 0,
             a_token=kept.by_token(COMPILED if compiles(config) else 1.0),
             a_pair=kept.by_perceivers(lambda name: name != "lsp"),
-            a_sample=kept.by_perceivers(lambda name: name == "lsp"),
+            a_sample=kept.by_perceivers(lambda name: name == "lsp") + kept.by_action_head(),
             a_word=kept.by_word(),
         )
 
@@ -139,6 +144,19 @@ class MemoryNeeds:
             perceivers=self.a_pair * largest.pairs + self.a_sample * largest.samples,
             text=self.a_word * largest.samples * ANSWER_TOKENS,
         )
+
+
+def fixed_length(objective: ObjectiveConfig, learner: Learner) -> int | None:
+    """Tokens of every sample of an objective; None where they depend on the clip."""
+    sizes = learner.vla.backbone.image_tokens + PICTURE_ENDS, learner.vla.vocab.chunk_tokens + DELIMITERS
+    found = objective.sequence(*sizes)
+    return None if found is None else found[0] + TEXT_TOKENS
+
+
+def condition_tokens(objective: Flow, learner: Learner) -> int:
+    """Of the VLM, that an action head reads of a sample."""
+    every = fixed_length(objective.config, learner) or 0
+    return objective.config.chunks * learner.vla.vocab.chunk_tokens or every
 
 
 def computed_gb(learner: Learner, config: RunConfig) -> float | None:
@@ -156,8 +174,9 @@ def compiles(config: RunConfig) -> bool:
 
 
 def moments(learned: int, config: RunConfig) -> int:
-    """Bytes of AdamW's, for so many learned parameters."""
-    return round((2 + 8 / 256 if config.optim.states == "8bit" else 8) * learned)
+    """Bytes of AdamW's for so many learned parameters, and of their moving average where there is one."""
+    average = 4 if config.train.average else 0
+    return round(((2 + 8 / 256 if config.optim.states == "8bit" else 8) + average) * learned)
 
 
 @dataclass(frozen=True)
@@ -200,8 +219,28 @@ class Kept:
                 total += many - few
         return total
 
+    def in_float32(self) -> int:
+        """Learned parameters of an action head, which runs in float32 whatever is around it."""
+        objective = self.learner.objective
+        learned = objective.head.parameters() if isinstance(objective, Flow) else ()
+        return sum(p.numel() for p in learned if p.requires_grad)
+
+    def by_action_head(self) -> int:
+        """Of a sample; nothing where there is none."""
+        objective, width, own = (
+            self.learner.objective,
+            self.learner.vla.backbone.hidden_size,
+            replace(self, halves=False),
+        )
+        if not isinstance(objective, Flow):
+            return 0
+        one, tokens = OneRobot(objective.head), condition_tokens(objective, self.learner)
+        few, many = (own._kept(one, lambda n: (one.inputs(n, tokens, width), {}), n) for n in (1, 2))
+        return many - few
+
     def by_word(self) -> int:
-        return WORD_BYTES * self.learner.vla.backbone.text_vocab_size if self._learns() else 0
+        reads = self._learns() and self.learner.objective.words
+        return WORD_BYTES * self.learner.vla.backbone.text_vocab_size if reads else 0
 
     def _learns(self) -> bool:
         """Whether anything of the VLA does; else its passes have no backward pass."""

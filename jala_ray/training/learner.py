@@ -48,11 +48,11 @@ class Learner(nn.Module):
                 block.compile(dynamic=True)
 
     def held_parts(self) -> list[nn.Module]:
-        """Modules whose frozen matrices may be held: towers and, beside adapters, the language model's."""
+        """Modules whose frozen matrices may be held: towers and, beside adapters or where it does not learn, the language model's."""
         backbone = self.vla.backbone
-        names = [] if backbone.vision_learns() else ["vision"]
-        names += ["language", "output"] if backbone.config.lora.rank else []
-        return [self.encoder.model, *(part for name, part in backbone.parts().items() if name in names)]
+        names = ["language", "output"] if backbone.vision_learns() else ["vision", "language", "output"]
+        resting = (part for name, part in backbone.parts().items() if name in names and matrices_rest(part))
+        return [self.encoder.model, *resting]
 
     def check_columns(self, batch: Batch) -> None:
         """Refuse a batch that lacks what the objective needs. Raises `UserError` with the missing columns."""
@@ -132,6 +132,11 @@ class Learner(nn.Module):
         """The objective's health figures on one batch."""
         features, out, _ = self.run(batch, still=True)
         return self.objective.monitors(batch, features, out)
+
+
+def matrices_rest(module: nn.Module) -> bool:
+    """None of its matrices learns; adapters beside them may."""
+    return not any(layer.weight.requires_grad for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def means(sums: Mapping[str, float], prefix: str = "") -> dict[str, float | None]:

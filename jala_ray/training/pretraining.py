@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,17 +19,19 @@ from jala_ray.config.evaluators import Evaluator, evaluators_of
 from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.share import StepShare
 from jala_ray.data.sampling.plan import rows_digest
-from jala_ray.training import checkpoint
+from jala_ray.training import average, checkpoint
 from jala_ray.training.ahead import Arriving, ahead
+from jala_ray.training.average import Average
 from jala_ray.training.checkpoint import Position
 from jala_ray.training.costs import RankCosts, figures
 from jala_ray.training.device import HostCopy, autocast, compiles, gather, no_sync, peak_memory_gb, reduce_sum
 from jala_ray.training.evaluating import Moment
-from jala_ray.training.flops import Prices, Workload, peak_tflops
+from jala_ray.training.flops import Prices, Workload
 from jala_ray.training.footprint import computed_gb
 from jala_ray.training.learner import Learner, StepOutput, means
 from jala_ray.training.memory import Room
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
+from jala_ray.training.peaks import peak_tflops
 from jala_ray.training.task import Row, TrainingTask, Window
 from jala_ray.training.watch import waiting_for
 
@@ -79,6 +82,7 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         self.norm = torch.zeros(())
         self.room = Room(self.config.data.pad_multiple, self.rank)
         self.computed_gb: float | None = None
+        self.average: Average | None = None
 
     @property
     def init(self) -> str | None:
@@ -117,6 +121,8 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
 
     def settle(self) -> None:
         train = self.config.train
+        if train.average and self.average is None:
+            self.average = Average(self.learner, train.average)
         self.learner.settle(precision=train.precision, compiled=compiles(train.compile, self.device))
         # A process on a CPU has more in its memory than training.
         self.computed_gb = computed_gb(self.learner, self.config) if self.device.type == "cuda" else None
@@ -160,7 +166,7 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
 
         self.room.attempts(model, micro, passes, lambda: self.drop(before), reduces=self.world > 1)
         with waiting_for("the device, and the optimizer"):
-            self.update(bool(count.item()))
+            self.update(bool(count.item()), step + 1)
         self.samples += real.long()
         self.batch = micro[0]
         self.clock.lap("optimizer")
@@ -175,12 +181,14 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         self.clock.lap("backward")
         self.meters.add(out.sums)
 
-    def update(self, any_row: bool) -> None:
-        """Move the weights by the step's gradients, which are gone then."""
+    def update(self, any_row: bool, done: int) -> None:
+        """Move the weights by the step's gradients, which are gone then; `done` steps are made by then."""
         self.norm = clip_gradients(self.learner, self.config.optim.clip)
         if any_row:
             self.optimizer.step()
             self.learner.objective.after_step()
+            if self.average is not None:
+                self.average.update(done)
         else:  # momentum and weight decay would move weights that no row asked to move
             self.meters.empty_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
@@ -228,6 +236,9 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
     def evaluators(self) -> Sequence[tuple[Evaluator, int]]:
         return evaluators_of(self.config)
 
+    def measuring(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+
     def moment(self, done: int) -> Moment:
         return Moment(
             step=done,
@@ -244,10 +255,14 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
     def save(self, folder: Path, done: int) -> None:
         made: Any = (self.config, self.learner, self.assets, self.optimizer, self.position(done))
         checkpoint.write(folder, *made)
+        if self.average is not None:
+            self.average.save(folder)
 
     def load(self, folder: Path) -> int:
         checkpoint.load_weights(self.learner, folder)
         checkpoint.load_optimizer(self.optimizer, folder)
+        if self.config.train.average:
+            self.average = Average(self.learner, self.config.train.average, average.read(folder))
         position = checkpoint.read_position(folder)
         self.samples += position.samples
         return position.step

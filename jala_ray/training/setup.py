@@ -325,7 +325,7 @@ def _plans(config: RunConfig, rows: Rows, opener: Callable[[], tuple[Source, Ass
             alone = DataConfig(window=1)
             chosen = Plan(found, batch, VAL_SEED, alone).order(0)[: config.train.val_samples]
             plan = Plan(found.take(np.sort(chosen)), batch, VAL_SEED, alone, shuffle=False)
-            held_out[domain] = StepBuilder(ShareBuilder(config, opener, seed + VAL_SEED), plan)
+            held_out[domain] = StepBuilder(ShareBuilder(config, opener, seed + VAL_SEED, trains=False), plan)
     epochs = config.train.epochs * train.plan.steps_per_epoch
     return Plans(train, held_out, config.train.steps if config.train.steps is not None else epochs)
 

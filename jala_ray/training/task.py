@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -152,6 +153,10 @@ class TrainingTask(ABC, Generic[Config, Model]):
     @abstractmethod
     def evaluators(self) -> Sequence[tuple[Evaluator, int]]:
         """What is measured on the way, and every how many steps."""
+
+    def measuring(self) -> contextlib.AbstractContextManager[None]:
+        """What evaluations run in: other weights than those that are trained, perhaps."""
+        return contextlib.nullcontext()
 
     @abstractmethod
     def moment(self, done: int) -> Moment:

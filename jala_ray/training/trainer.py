@@ -88,7 +88,8 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
             with waiting_for(f"the other ranks' metrics of step {done}"):
                 row, errors = task.row(window, done)
             if finite(row):  # else evaluations would fail first, and hide why
-                row |= evaluations.measure(due, task.moment(done))
+                with task.measuring():
+                    row |= evaluations.measure(due, task.moment(done))
             if log is not None:
                 log.write(row, errors)
             faults.check(row)

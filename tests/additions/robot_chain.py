@@ -37,7 +37,7 @@ def settings(folder: Path, name: str, **values: object) -> RunConfig:
         "train__log_every": 1,
         "train__checkpoint_every": 15,
         "train__validate_every": 15,
-        "train__evaluate": (("action_error", 15),),
+        "train__evaluate": (("regression_error", 15),),
         "log__tensorboard": False,
         "cluster__max_failures": 0,
     }

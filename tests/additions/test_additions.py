@@ -129,9 +129,9 @@ def test_actions_are_learned_and_measured(robots: Path) -> None:
     last = steps[-1]
     assert last["loss_action"] < steps[0]["loss_action"] / 2  # type: ignore[operator]
     assert last["val/robot/loss_action"] > 0  # type: ignore[operator]
-    model, idle = (last[f"eval/action_error/robot/{name}"] for name in ("model", "mean_action"))
+    model, idle = (last[f"eval/regression_error/robot/{name}"] for name in ("model", "mean_action"))
     assert 0 < model < idle, "better than always the mean action"  # type: ignore[operator]
-    assert all(f"eval/action_error/robot/model/dimension_{i}" in last for i in range(7))
+    assert all(f"eval/regression_error/robot/model/dimension_{i}" in last for i in range(7))
 
 
 def test_cache_and_resume_give_the_same_run(robots: Path) -> None:
@@ -142,7 +142,7 @@ def test_cache_and_resume_give_the_same_run(robots: Path) -> None:
 
 def test_its_pages_and_its_checkpoint(robots: Path) -> None:
     page = (robots / "runs/local/report.html").read_text()
-    assert "action_error" in page and "action_regression" in page and "mean_action/dimension_6" in page
+    assert "regression_error" in page and "action_regression" in page and "mean_action/dimension_6" in page
     inspected = (robots / "world/robots.inspect.html").read_text()
     assert "Signals" in inspected and "float32 [7]" in inspected and "wrist" in inspected
     stored = json.loads((robots / "runs/local/assets/signals.json").read_text())
@@ -183,7 +183,7 @@ def test_help_names_them(tree: Path) -> None:
         "cloning_text",
         "jerk",
         "action_regression",
-        "action_error",
+        "regression_error",
     ):
         assert word in said, word
 

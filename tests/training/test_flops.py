@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from jala_ray.batch import Batch
 from jala_ray.config import RunConfig
 from jala_ray.presets import PRESETS
-from jala_ray.training.flops import Flops, Prices, Workload, measured, peak_by_name, peak_tflops, product
+from jala_ray.training.flops import Flops, Prices, Workload, measured, product
 from jala_ray.training.learner import Learner
+from jala_ray.training.peaks import peak_by_name, peak_tflops
 from tests.support import MIXED, lay_out, make_assets, make_batch, make_learner, small
 
 OBJECTIVES = (

@@ -1,6 +1,7 @@
 """What a model learns by, a file per objective. A file that is added is an objective that is added; `base.ObjectiveConfig` says what it
 declares. Its implementation lies in `jala_ray/objectives/`, and is loaded when a model is built."""
 
+from jala_ray.config.objectives._acting import ActionHeadConfig, AugmentConfig
 from jala_ray.config.objectives._aligning import AlignConfig
 from jala_ray.config.objectives._latent_actions import LatentActionConfig
 from jala_ray.config.objectives._teacher import TeacherConfig
@@ -12,6 +13,7 @@ from jala_ray.config.objectives.base import (
     PerceiverConfig,
     Variant,
 )
+from jala_ray.config.objectives.flow import FlowConfig
 from jala_ray.config.objectives.grounded import GroundedConfig
 from jala_ray.config.objectives.jala import EmaConfig, JalaConfig
 from jala_ray.config.objectives.lapa_actions import LapaActionsConfig
@@ -24,8 +26,11 @@ ObjectiveTraits = ObjectiveConfig
 
 __all__ = [
     "OBJECTIVES",
+    "ActionHeadConfig",
     "AlignConfig",
+    "AugmentConfig",
     "EmaConfig",
+    "FlowConfig",
     "GroundedConfig",
     "JalaConfig",
     "LapaActionsConfig",

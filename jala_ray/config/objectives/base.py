@@ -158,6 +158,11 @@ class ObjectiveConfig:
         return None
 
     @property
+    def tokenized(self) -> bool:
+        """A run needs a motion tokenizer: for the codes of its samples, or for the length of a chunk."""
+        return self.codes
+
+    @property
     def generates(self) -> bool:
         """A model trained this way predicts motion codes, so that motion can be generated from it."""
         return self.codes
@@ -181,6 +186,11 @@ class ObjectiveConfig:
     def measures(self) -> tuple[str, ...]:
         """Metrics of sweeps that it has beside those of generated motion: `masked_loss`, `probe_h`."""
         return ()
+
+    def sequence(self, picture: int, chunk: int) -> tuple[int, int] | None:
+        """Tokens of every sample beside its words, and its pictures, where a picture takes so many tokens and a hand-chunk so many; None:
+        it depends on the clip, as hand motion does."""
+        return None
 
     def idle(self, key: str) -> tuple[str, str] | None:
         """What a base must have for the dotted setting `key` to change anything, and why this one has not; None: it does."""

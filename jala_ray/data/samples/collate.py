@@ -103,9 +103,8 @@ def _pictures(samples: Sequence[Laid], grid: dict[str, np.ndarray], at: np.ndarr
     begun = np.flatnonzero(first)
     place = np.cumsum(first) - 1
     of = sample[begun]
-    before = np.array(
-        [np.flatnonzero(of == number)[0] for number in of]
-    )  # a sample's pictures lie in one piece of a row
+    # A sample's pictures lie in one piece of a row.
+    before = np.array([np.flatnonzero(of == number)[0] for number in of], np.int64)
     within = np.arange(len(begun)) - before
     return (np.cumsum([0, *counts])[of] + within)[place]
 

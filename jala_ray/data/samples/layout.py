@@ -61,6 +61,8 @@ class Laid:
     views: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Pictures for the backbone, in the order of their tokens: of each view ("" is the main one), seconds after the clip's beginning.
     Empty: v_0 of the main view."""
+    blind: bool = False
+    """There are no pictures for the backbone at all."""
     signals: dict[str, np.ndarray] = field(default_factory=dict)
     """One array for each name; those of a batch have one shape."""
     pictures: dict[str, np.ndarray] = field(default_factory=dict)

@@ -47,6 +47,10 @@ class Recipe(ABC, Generic[C]):
     def padding(self) -> Laid:
         """A sample that only fills a batch, without its pictures."""
 
+    def seen(self, laid: Laid, trains: bool) -> None:
+        """Called once its pictures are there, to change them; `trains`: it is no held-out sample. By default they stay as they are."""
+        del laid, trains
+
     def collate(self, laid: Sequence[Laid]) -> Batch:
         """One micro-batch of samples with their pictures."""
         data = self.config.data

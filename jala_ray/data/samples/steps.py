@@ -54,6 +54,8 @@ class ShareBuilder:
     config: RunConfig
     open_source: Callable[[], tuple[Source, Assets]]
     seed: int
+    trains: bool = True
+    """False: its rows are held out, and seen as they are."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("source", "recipe", "_opened")}
@@ -99,7 +101,7 @@ class ShareBuilder:
 
     def _arrange(self, unit: Unit) -> _Arranged:
         samples, errors = self._laid(unit)
-        looks = [Look(sample, laid.boundaries, laid.pairs, laid.views) for sample, laid in samples]
+        looks = [Look(sample, laid.boundaries, laid.pairs, laid.views, not laid.blind) for sample, laid in samples]
         return _Arranged(unit, samples, self.source.pictures(looks), errors)
 
     def _laid(self, unit: Unit) -> tuple[list[tuple[Sample, Laid]], list[dict[str, Any]]]:
@@ -139,6 +141,7 @@ class ShareBuilder:
                 errors.append(_quarantined(arranged.unit, rows[laid.plan_row], sample.clip_id, pictures))
             else:
                 laid.pictures = pictures
+                self.recipe.seen(laid, self.trains)
                 found.append(laid)
         return found, errors
 
@@ -156,7 +159,8 @@ class ShareBuilder:
         if made.views:
             black["image"] = np.stack([black["image"]] * sum(map(len, made.views.values())))
         seen = ("image",) if not made.boundaries else tuple(black)
-        made.pictures = {name: black[name] for name in seen}
+        made.pictures = {name: black[name] for name in (() if made.blind else seen)}
+        self.recipe.seen(made, trains=False)
         return made
 
 

@@ -165,6 +165,12 @@ class TransformersBackbone(Backbone):
     def hf_config_dict(self) -> dict[str, Any]:
         return self.hf_config.to_dict()
 
+    def shorten(self, layers: int) -> None:
+        super().shorten(layers)
+        text = self.hf_config.text_config
+        text.num_hidden_layers = layers
+        text.layer_types = text.layer_types[:layers]
+
     # --- as files of others -----------------------------------------------------------------------------------
 
     @classmethod

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -163,6 +164,29 @@ class Backbone(nn.Module, ABC):
         if not self.vision_learns():
             self.parts()["vision"].eval()
         return self
+
+    # --- as many blocks as are read ---------------------------------------------------------------------------
+
+    shortened: bool = False
+    """Blocks were dropped from what was built."""
+
+    def shorten(self, layers: int) -> None:
+        """Keep the first `layers` blocks alone: nothing above them is read. Sizes and architecture follow, so that a checkpoint builds
+        what is left. Raises `ConfigError` for more blocks than there are.
+        """
+        if not 1 <= layers <= self.n_layers:
+            remedy = "Blocks are counted from 1; the papers read 14, 19, 24 or 28 of 28."
+            raise ConfigError("objective.layer", layers, f"1..{self.n_layers} for this backbone", remedy)
+        if layers < self.n_layers:
+            del self.blocks[layers:]
+            self.sizes, self.shortened = replace(self.sizes, layers=layers), True
+
+    def beyond_blocks(self) -> list[nn.Parameter]:
+        """Parameters that only what comes after the blocks has: the last norm, and a text head that is not the embedding."""
+        parts = self.parts()
+        before = {id(p) for p in (*self.blocks.parameters(), *self.words.parameters())}
+        after = [parts["language"], *(parts[name] for name in ("output",) if name in parts)]
+        return [p for part in after for p in part.parameters() if id(p) not in before]
 
     # --- embeddings -----------------------------------------------------------------------------------------
 
