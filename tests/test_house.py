@@ -14,6 +14,7 @@ LINES, PARAMETERS = 400, 7
 
 SHARED_NAMES = {
     "Arguments": "every command's dataclass is found by this name (jala_ray/commands)",
+    "Simulator": "every simulator's class is found by this name, in an environment of its own (jala_ray/rollouts/workers)",
 }
 LONG_LISTS = {
     "jala_ray/reports/kit/drawn.py:draw_motion": "`jala_ray.draw_motion`: one call, by keywords, without a class to learn",

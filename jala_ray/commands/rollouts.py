@@ -1,70 +1,63 @@
-"""Write the form for rollouts on a real robot, or score forms that were filled in."""
+"""Judge a policy by rollouts: in a simulator, or on a real robot by a form that people fill in."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-from tyro.conf import FlagConversionOff, Positional, arg
+from tyro.conf import arg
 
-from jala_ray.storage import StorageOptions
+from jala_ray.commands.rollout_forms import FormAction, ScoreAction, TasksAction
+from jala_ray.commands.rollout_runs import RecordAction, RunAction, SetupAction
+from jala_ray.parsing import arguments, suggest
 from jala_ray.types import ConfigError
 
 
+class RolloutAction(Protocol):
+    """A dataclass of the action's arguments; light to import."""
+
+    def run(self) -> int: ...
+
+
+R = TypeVar("R", bound=RolloutAction)
+ACTIONS: dict[str, type[RolloutAction]] = {
+    "setup": SetupAction,
+    "run": RunAction,
+    "record": RecordAction,
+    "form": FormAction,
+    "score": ScoreAction,
+    "tasks": TasksAction,
+}
+
+
 @dataclass(frozen=True)
-class Arguments:
-    """Score a policy on a real robot as the papers do: tasks of several subtasks, rollouts as demonstrated and unseen, completion ratio.
+class Arguments(Generic[R]):
+    """Judge a policy by rollouts."""
 
-    form OUT.html writes a page that is filled in by a browser, offline, and saved as JSON; score FORM.json ... reads such forms, one a
-    policy, and writes scores.json, table.md and report.html; tasks OUT.json writes the papers' tasks, to be changed into yours.
-    """
+    action: Annotated[R, arg(name="")]
 
-    action: Positional[Literal["form", "score", "tasks"]]
-    """What is done."""
-    files: Positional[Annotated[tuple[str, ...], arg(metavar="FILE ...")]]
-    """The file that is written; to score: forms, local or s3://."""
-    tasks: str | None = None
-    """JSON file of the form's tasks; None: the papers' three."""
-    policy: str = ""
-    """Name of the policy, filled in already in the form."""
-    out: str | None = None
-    """Folder of the scores, local or s3://; None: that of the first form, with _scores for .json."""
-    storage: FlagConversionOff[StorageOptions] = field(default_factory=StorageOptions)
+    @property
+    def storage(self) -> Any:
+        return getattr(self.action, "storage", None)
 
 
-def run(arguments: Arguments) -> int:
-    if not arguments.files or (arguments.action != "score" and len(arguments.files) > 1):
-        expected = "one or more forms" if arguments.action == "score" else "one file, which is written"
-        raise ConfigError("file", arguments.files, expected)
-    if arguments.action == "score":
-        return _score(arguments)
-    from jala_ray import storage
-    from jala_ray.evaluation.rollouts.forms import paper_tasks, read_tasks
-
-    if arguments.action == "tasks":
-        text = paper_tasks()
-    else:
-        from jala_ray.reports.rollouts.form import form_page
-
-        text = form_page(read_tasks(arguments.tasks, arguments.storage), arguments.policy)
-    file = next(iter(arguments.files))
-    place = storage.absolute(file)
-    storage.write_bytes(place, text.encode(), options=arguments.storage)
-    print(place)
-    return 0
+def parse(words: Sequence[str], prog: str) -> Arguments[Any]:
+    if not words or words[0] in ("-h", "--help"):
+        print(usage(prog))
+        raise SystemExit(0)
+    name, *rest = words
+    if name not in ACTIONS:
+        raise ConfigError("action", name, f"first one of {', '.join(ACTIONS)}", suggest(name, ACTIONS))
+    return Arguments(arguments(ACTIONS[name], rest, f"{prog} {name}"))
 
 
-def _score(arguments: Arguments) -> int:
-    from jala_ray import storage
-    from jala_ray.evaluation.rollouts.forms import read_form
-    from jala_ray.evaluation.rollouts.scores import score
-    from jala_ray.reports.rollouts.page import percent, publish, rollout_findings
+def usage(prog: str) -> str:
+    width = max(map(len, ACTIONS))
+    lines = [f"  {name:{width}}  {(kind.__doc__ or '').partition(chr(10))[0]}" for name, kind in ACTIONS.items()]
+    about = [(Arguments.__doc__ or ""), "", "actions:", *lines, "", f"{prog} ACTION --help lists the options of one."]
+    return "\n".join([f"usage: {prog} ACTION ...", "", *about])
 
-    scores = score([read_form(place, arguments.storage) for place in arguments.files])
-    out = arguments.out or arguments.files[0].removesuffix(".json") + "_scores"
-    print(publish(scores, storage.absolute(out), arguments.storage))
-    for name, own in scores["policies"].items():
-        print(f"{name}: completion {percent(own['overall'])}, {own['rollouts']} rollouts")
-    for finding in rollout_findings(scores):
-        print(finding.line)
-    return 0
+
+def run(arguments: Arguments[Any]) -> int:
+    return arguments.action.run()

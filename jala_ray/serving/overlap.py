@@ -40,11 +40,14 @@ class Overlap(Generic[Seen]):
     robot waiting after the first chunk. One that is later is covered by what is left of the old chunk; then the robot waits.
     """
 
-    def __init__(self, act: Callable[[Seen], np.ndarray], execute: int, ahead: int) -> None:
-        """Raises `ConfigError` unless 1 <= ahead <= execute."""
+    def __init__(self, act: Callable[[Seen], np.ndarray], execute: int, ahead: int, patient: bool = False) -> None:
+        """`patient`: a late chunk is waited for, whatever is left of the old one, so that actions depend on no clock: for simulators.
+
+        Raises `ConfigError` unless 1 <= ahead <= execute.
+        """
         if not 1 <= ahead <= execute:
             raise ConfigError("ahead", ahead, f"1 to {execute}, the steps that are executed of a chunk")
-        self.act, self.execute, self.ahead = act, execute, ahead
+        self.act, self.execute, self.ahead, self.patient = act, execute, ahead, patient
         self.waited = self.late = 0
         """Steps at which the robot waited for the policy, the first one left out; and those that an old chunk covered."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="overlap")
@@ -67,7 +70,7 @@ class Overlap(Generic[Seen]):
     def _action(self, step: int) -> np.ndarray:
         action = None if self._chunk is None else self._chunk.at(step)
         if self._next is not None and (action is None or step >= self._next[0] + self.ahead):
-            if action is None or self._next[1].done():
+            if action is None or self.patient or self._next[1].done():
                 return self._taken_over(step)
             self.late += 1
         assert action is not None, "a chunk is longer than the steps between two questions"

@@ -22,6 +22,7 @@ import tyro
 from jala_ray import __version__
 from jala_ray.commands import shell
 from jala_ray.commands.presetting import default_of
+from jala_ray.commands.rollouts import ACTIONS
 from jala_ray.commands.study import STUDIES
 from jala_ray.data.adapters import ADAPTERS
 from jala_ray.parsing import options
@@ -104,7 +105,7 @@ def test_help_imports_nothing_heavy() -> None:
     """Modules that one call imports are there after the next ones too: the first call that is not empty is the culprit."""
     calls = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
     calls += [["convert", name, "--help"] for name in ADAPTERS] + [["study", name, "--help"] for name in STUDIES]
-    calls += [["pretrain", "tiny", "--help"], ["presets"]]
+    calls += [["rollouts", name, "--help"] for name in ACTIONS] + [["pretrain", "tiny", "--help"], ["presets"]]
     assert not {call: found for call, found in heavy_after(calls).items() if found}
 
 
@@ -142,6 +143,10 @@ STATIC = [
     (["serve", "nowhere:policy"], "No module named 'nowhere'"),
     (["rollouts", "score"], "one or more forms"),
     (["rollouts", "score", "none.json"], "none.json"),
+    (["rollouts", "scroe"], "Did you mean score"),
+    (["rollouts", "setup", "libreo"], "Did you mean libero"),
+    (["rollouts", "run", "P", "--rollout", "3"], "Did you mean --rollouts"),
+    (["rollouts", "run", "P", "--simulator", "none.py"], "a file that is there"),
     (["pretrian"], "Did you mean pretrain"),
 ]
 
@@ -184,6 +189,8 @@ def entries() -> Iterator[tuple[str, Any]]:
             given = [(module.Arguments[adapter], {}) for adapter in ADAPTERS.values()]
         if name == "study":
             given = [(study, {}) for study in STUDIES.values()]
+        if name == "rollouts":
+            given = [(action, {}) for action in ACTIONS.values()]
         for kind, default in given:
             for action in tyro.extras.get_parser(kind, **default)._actions:
                 yield name, action
@@ -207,7 +214,9 @@ def test_every_setting_has_a_text_and_a_default() -> None:
 def test_options_are_those_that_tyro_has() -> None:
     for name, command in shell.listed().items():
         module = command.load()
-        if name in ("convert", "study") or "preset" in {field.name for field in dataclasses.fields(module.Arguments)}:
+        if name in ("convert", "rollouts", "study") or "preset" in {
+            field.name for field in dataclasses.fields(module.Arguments)
+        }:
             continue
         had = {word for a in tyro.extras.get_parser(module.Arguments)._actions for word in a.option_strings}
         had = {word.removeprefix("--") for word in had if word.startswith("--") and not word.startswith("--no-")}

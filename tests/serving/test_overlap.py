@@ -93,3 +93,13 @@ def test_an_error_of_the_policy_reaches_the_robot_and_short_chunks_are_refused()
     for ahead in (0, 7):
         with pytest.raises(ConfigError, match="ahead"):
             Overlap(Told(horizon=8).act, execute=6, ahead=ahead)
+
+
+def test_a_patient_loop_waits_for_a_late_chunk() -> None:
+    """As simulators do: the same actions whatever the policy's speed, though the old chunk has some left."""
+    slow, quick = Told(horizon=20, slow_at=8), Told(horizon=20)
+    found = [run(Overlap(policy.act, execute=4, ahead=1, patient=True), 16)[0] for policy in (slow, quick)]
+    np.testing.assert_array_equal(*found)
+    loop = Overlap(Told(horizon=20, slow_at=8).act, execute=4, ahead=1)
+    covered, _ = run(loop, 16)
+    assert loop.late and not np.array_equal(covered, found[1]), "a robot's own loop goes on with the old chunk"

@@ -6,6 +6,7 @@ unseen variant; the classes of failure are those of its section D.5.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,6 +164,11 @@ def read_form(place: str, options: StorageOptions | None = None) -> RolloutForm:
         return from_dict(RolloutForm, _json(place, options))
     except UserError as error:
         raise UserError(f"{place}: {error.field}", error.value, error.expected, error.remedy) from None
+
+
+def plain_form(form: RolloutForm) -> dict[str, Any]:
+    """The inverse of `read_form`: as a browser saves it."""
+    return json.loads(json.dumps(dataclasses.asdict(form)))
 
 
 def _json(place: str, options: StorageOptions | None) -> Mapping[str, Any]:

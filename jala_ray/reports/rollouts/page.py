@@ -79,8 +79,8 @@ def subtask_rows(scores: Figures, task: Figures) -> tuple[list[str], list[list[s
     for variant in task["variants"]:
         cells = list(_cells(scores, task, variant))
         for i, subtask in enumerate(task["subtasks"]):
-            rows.append([variant, subtask, *(_counted(cell["subtasks"][i]) for cell in cells)])
-        rows.append([variant, "all of them", *(_counted(cell["success"]) for cell in cells)])
+            rows.append([variant, subtask, *(counted_share(cell["subtasks"][i]) for cell in cells)])
+        rows.append([variant, "all of them", *(counted_share(cell["success"]) for cell in cells)])
     return ["Variant", "Subtask", *scores["policies"]], rows
 
 
@@ -118,11 +118,11 @@ def markdown(scores: Figures) -> str:
     parts += [("Failures", failure_rows(scores))]
     lines = ["# Rollouts", "", *_differences(scores)]
     for title, (head, rows) in parts:
-        lines += [f"## {title}", "", *_markdown_table(head, rows), ""]
+        lines += [f"## {title}", "", *markdown_table(head, rows), ""]
     return "\n".join(lines)
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
 
@@ -157,7 +157,7 @@ def _failures(scores: Figures) -> Html:
     return join(about(text), table(head, rows, numbers=range(3, len(head)))) if rows else absent("None.")
 
 
-def _counted(found: Figures) -> str:
+def counted_share(found: Figures) -> str:
     return f"{found['count']} of {found['of']}, {percent(found)}" if found["of"] else "n/a"
 
 
