@@ -101,10 +101,11 @@ class HeldPolicy:
 def suited(policy: AskedPolicy, hello: Mapping[str, Any]) -> AskedPolicy:
     """The policy, if what it says of itself fits the simulator. Raises `ConfigError`; what it does not say is believed."""
     told = policy.metadata
-    fps = told.get("fps")
-    if isinstance(fps, (int, float)) and abs(fps - hello["fps"]) > 1e-3 * fps:
+    name = "rate_hz" if told.get("rate_hz") else "fps"  # of its actions, where that is not the data's own
+    rate = told.get(name)
+    if isinstance(rate, (int, float)) and abs(rate - hello["fps"]) > 1e-3 * rate:
         remedy = "It would move at another speed than in its demonstrations: post-train it on a set of this rate."
-        raise ConfigError("policy's fps", fps, f"{hello['fps']:g}, the simulator's steps a second", remedy)
+        raise ConfigError(f"policy's {name}", rate, f"{hello['fps']:g}, the simulator's steps a second", remedy)
     if missing := [name for name in told.get("cameras", ()) if name not in hello["cameras"]]:
         there = f"what the simulator shows: {', '.join(hello['cameras'])}"
         raise ConfigError("policy's cameras", missing, there, "Pass --cameras with all that it has learned from.")

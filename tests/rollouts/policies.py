@@ -46,6 +46,12 @@ class Slower(Seeing):
     metadata: Mapping[str, Any] = {**Seeing.metadata, "fps": 10}
 
 
+class Thinned(Seeing):
+    """Of data at the simulator's rate, of which it takes every second action."""
+
+    metadata: Mapping[str, Any] = {**Seeing.metadata, "rate_hz": 10}
+
+
 class SeesMore(Seeing):
     metadata: Mapping[str, Any] = {**Seeing.metadata, "cameras": [CAMERA, "observation.images.wrist"]}
 
@@ -56,6 +62,10 @@ class FeelsMore(Seeing):
 
 def slower() -> Slower:
     return Slower()
+
+
+def thinned() -> Thinned:
+    return Thinned()
 
 
 def sees_more() -> SeesMore:

@@ -169,6 +169,7 @@ def test_mistakes_are_named(
     [
         ("broken", "got '7 columns', expected 2"),
         ("slower", "policy's fps: got 10, expected 20"),
+        ("thinned", "policy's rate_hz: got 10, expected 20"),
         ("sees_more", "['observation.images.wrist'], expected what the simulator shows: observation.images.front"),
         ("feels_more", "policy's state: got {'observation.state': 7}"),
     ],
