@@ -123,7 +123,7 @@ def test_the_page_is_made_again_without_a_model(
     assert "Run `jala evaluate` again." in capsys.readouterr().err
     (out / "evaluation.json").unlink()
     assert report(["report", str(out)]) == 2
-    assert "Run `jala evaluate` again" in capsys.readouterr().err
+    assert "Run `jala evaluate` or `jala openloop` again" in capsys.readouterr().err
 
 
 def test_a_page_made_again_shows_no_clips_of_another_manifest(world: World, trained: RunConfig, tmp_path: Path) -> None:
