@@ -93,21 +93,20 @@ def taught(root: Path, task: str, kind: str, steps: int, seed: int) -> dict[str,
     return timed("posttrain", "tiny_libero_spatial", "--local", *place, *settings, *views)
 
 
-def judged(root: Path, task: str, kind: str, seed: int, arms: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Successes by arm, and their share with Wilson's interval."""
+def judged(root: Path, task: str, kind: str, seed: int) -> dict[str, dict[str, float]]:
+    """Successes of the policy and of the same with black pictures, and their shares with Wilson's intervals."""
     policy, out = root / "runs" / f"{kind}-{task}-{seed}", root / "rollouts" / f"{kind}-{task}-{seed}"
     words = ("--tasks", task, "--rollouts", ROLLOUTS, "--size", 128, "--cameras", CAMERA, "--out", out)
-    jala("rollouts", "run", policy, *words, "--arms", *arms, "--workers", 1, "--videos", 1)
+    jala("rollouts", "run", policy, *words, "--workers", 1, "--videos", 1)
     found = json.loads((out / "scores.json").read_text())["success"]
-    return {arm: found[arm][task]["seen"] for arm in arms}
+    return {arm: found[arm][task]["seen"] for arm in ("policy", "blind")}
 
 
 def stage(root: Path, task: str, kind: str, steps: int, seed: int) -> dict[str, Any]:
     """Teach and judge."""
     name = f"{kind}-{task}-{seed}.json"
     time_taken = once(root / "stages" / name, lambda: taught(root, task, kind, steps, seed))
-    arms = ("policy", "blind") if kind == "seeing" else ("policy",)
-    return time_taken | once(root / "stages" / f"judged-{name}", lambda: judged(root, task, kind, seed, arms))
+    return time_taken | once(root / "stages" / f"judged-{name}", lambda: judged(root, task, kind, seed))
 
 
 def main() -> None:
