@@ -52,6 +52,12 @@ class Simulation:
     """Simulators at once."""
 
 
+def called(policy: str) -> str:
+    """A run's name, with the step where a checkpoint is meant; a server's host and port; a function as it is."""
+    *_, run, last = ("", *policy.rstrip("/").replace("/checkpoints/", "/").split("/"))
+    return f"{run} {last}" if run and last.startswith("step-") else last
+
+
 @dataclass(frozen=True)
 class RunAction:
     """Judge a policy by rollouts in a simulator, beside the same policy with black pictures. The same command again continues."""
@@ -61,7 +67,7 @@ class RunAction:
     out: str = "runs/rollouts"
     """Folder of lines, videos, scores and page; local."""
     name: str | None = None
-    """The policy's name on the page; None: its address."""
+    """The policy's name on the page; None: the end of its address."""
     simulation: Annotated[Simulation, arg(name="")] = field(default_factory=Simulation)
     rollouts: int = 10
     """Of each task, variant and arm."""
@@ -123,7 +129,7 @@ class RunAction:
             else PolicySource(self.policy, self._keys(), self._token(), self.embodiment, self.storage)
         )
         arms = self.arms or ("policy", "blind")
-        name = self.name or self.policy or "baselines"
+        name = self.name or (called(self.policy) if self.policy else "baselines")
         start = _start(simulation)
         many = {"rollouts": self.rollouts, "variants": self.variants, "arms": arms, "seed": self.seed, "how": how}
         return RolloutJob(self.out, simulation.simulator, start, name, source, simulation.tasks, **many)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jala_ray.commands import shell
+from jala_ray.commands.rollout_runs import called
 from jala_ray.evaluation.rollouts.forms import read_form
 from jala_ray.rollouts.summary import difference
 from jala_ray.serving.conventions import CONVENTIONS
@@ -214,3 +215,16 @@ def test_newcombe_s_interval_by_his_example() -> None:
 
 def test_a_chunk_is_long_enough_for_the_tests() -> None:
     assert HORIZON >= 6 + 4
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        ("ws://127.0.0.1:8000", "127.0.0.1:8000"),
+        ("runs/mine/", "mine"),
+        ("s3://bucket/runs/mine/checkpoints/step-00030000", "mine step-00030000"),
+        ("my_policy:load", "my_policy:load"),
+    ],
+)
+def test_a_policy_is_called_by_the_end_of_its_address(policy: str, name: str) -> None:
+    assert called(policy) == name
