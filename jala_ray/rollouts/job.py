@@ -57,6 +57,11 @@ class PolicySource:
     def served(self) -> bool:
         return self.address.startswith(NETWORK)
 
+    @property
+    def held(self) -> str | None:
+        """What is opened in this process; None of a server, whose port says nothing of its policy."""
+        return None if self.served else self.address.rstrip("/")
+
     def open(self) -> AskedPolicy:
         """Raises `ConfigError` where it is not to be had, or does not un-normalise what it has learned from."""
         if self.served:
@@ -138,6 +143,7 @@ class Session:
             "simulator": job.simulator,
             "versions": self.hello["versions"],
             "policy": job.name,
+            "address": None if job.source is None else job.source.held,
             "tasks": list(job.tasks),
             "variants": list(job.variants),
             "arms": list(job.arms),

@@ -192,6 +192,13 @@ def test_a_folder_is_for_one_set_of_settings_and_may_grow(tmp_path: Path, capsys
     assert found["success"]["policy"]["reach"]["seen"]["of"] == 3
 
 
+def test_another_policy_of_the_same_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, "--rollouts", "1", "--videos", "0", "--name", "mine")
+    assert shell.main(words(tmp_path, "--name", "mine", policy="tests.rollouts.policies:slower")) == 2
+    said = capsys.readouterr().err
+    assert "address: got 'tests.rollouts.policies:slower', expected 'tests.rollouts.policies:" in said
+
+
 def test_one_job_at_a_time_is_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     process = begun(tmp_path, "--rollouts", "900", tasks=("reach",))
     try:

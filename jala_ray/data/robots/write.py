@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jala_ray.data.robots.info import BOOKKEEPING, INFO
+from jala_ray.data.samples.signals import QUANTILES
 from jala_ray.types import ConfigError, UserError
 from jala_ray.video.picture import Size
 from jala_ray.video.write import Encoding, Mp4Writer
@@ -24,7 +25,6 @@ DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 ENCODING = Encoding(gop=2)
-QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 SEEN_EVERY = 10
 """Frames between those that a camera's statistics are of."""
 KINDS = {"timestamp": "float32"}
