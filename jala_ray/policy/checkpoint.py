@@ -16,11 +16,11 @@ from jala_ray.data.samples.replay import FILE as REPLAY
 from jala_ray.data.samples.signals import Statistics
 from jala_ray.objectives.flow import Flow
 from jala_ray.policy.pictures import as_filmed
-from jala_ray.serving.contract import Observation
+from jala_ray.serving.contract import Observation, fitting
 from jala_ray.storage import StorageOptions
 from jala_ray.training import average, checkpoint, history
 from jala_ray.training.device import autocast, best_device, to_device
-from jala_ray.types import CheckpointError, ConfigError, UserError
+from jala_ray.types import CheckpointError, ConfigError
 
 VIDEO = "video"
 """How observations name the view "", a clip's own video or a robot set's first camera."""
@@ -123,28 +123,16 @@ class CheckpointPolicy:
         return self.recipe.restored(made.double().cpu().numpy(), self.robot).astype(np.float32)
 
     def _laid(self, observation: Observation) -> Laid:
-        given = {name: self._measured(observation, name) for name in self.recipe.flow.state}
-        laid = self.recipe.observe(given, len(self.cameras), observation.instruction, self.robot)
+        fitting(observation, self.metadata)
+        laid = self.recipe.observe(observation.state, len(self.cameras), observation.instruction, self.robot)
         if self.cameras:
             laid.pictures["image"] = np.stack(list(self.seen(observation).values()))
         self.recipe.seen(laid, trains=False)
         return laid
 
     def seen(self, observation: Observation) -> dict[str, np.ndarray]:
-        """(3, side, side) uint8 by camera: what the model is shown. Raises `UserError` that names the cameras that are not there."""
-        if missing := [name for name in self.cameras if name not in observation.pictures]:
-            remedy = "The policy learned with them. A policy of fewer cameras: --objective.views at its training."
-            there = ", ".join(sorted(observation.pictures)) or "none"
-            raise UserError("observation's cameras", there, f"also {', '.join(missing)}", remedy)
+        """(3, side, side) uint8 by camera: what the model is shown, of an observation that has its cameras."""
         return {name: as_filmed(observation.pictures[name], self.spec.image_size) for name in self.cameras}
-
-    def _measured(self, observation: Observation, name: str) -> np.ndarray:
-        if name not in observation.state:
-            raise UserError("observation's state", ", ".join(sorted(observation.state)) or "none", f"also {name}")
-        values, width = np.asarray(observation.state[name]), self.metadata["state"][name]
-        if values.size != width:
-            raise UserError(name, f"{values.size} values", f"{width}, as the policy has learned")
-        return values.reshape(-1)
 
     # --- proof --------------------------------------------------------------------------------------------------------
 
