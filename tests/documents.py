@@ -66,6 +66,7 @@ NOT_RUN = {
     "jala rollouts setup": "needs a registry; slow tests of tests/rollouts run it",
     "jala rollouts run": "needs a simulator's environment; tests/rollouts runs it in a world of its own",
     "jala rollouts record": "needs a simulator's environment; tests/rollouts runs it in a world of its own",
+    "jala view": "needs the extra `view`, which is not in the lock; tests/reports/test_view.py has it beside (`make test-view`)",
     "pip": "belongs into lerobot's own environment",
     "lerobot-eval": "needs an environment with lerobot",
     "jala export runs/my_run my_half_model": "uploads to the hub",
