@@ -1,7 +1,7 @@
 """What a run takes on one card: settings that fit its memory, and hours at an assumed share of its peak. All computed, none measured.
 
 Seconds per step are FLOPs per step with those settings (`estimate.compute`) / (the card's dense FLOP/s (`peaks.py`) x the share), in two
-parts: the action head's are float32 without TF32, of which a card does a fifth to a fiftieth of what it does in bfloat16.
+parts: the action head's are float32 without TF32, of which a card does a half to a sixteenth of what it does in bfloat16.
 """
 
 from __future__ import annotations

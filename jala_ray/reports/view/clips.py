@@ -83,11 +83,10 @@ def _hand(writer: ViewWriter, clip: Clip, side: Hand, hand: ManoHand, camera: Ca
     color, before = HAND_COLORS[side], False
     for t, time_s in enumerate(clip.pose_time_s):
         if valid[t] or before:
-            there = bool(valid[t])
-            writer.skeleton([clip.clip_id, HAND_NAMES[side]], time_s, joints[t] if there else None, color)
+            shown = slice(None) if valid[t] else slice(0)
+            writer.skeleton([clip.clip_id, HAND_NAMES[side]], time_s, joints[t, shown], color)
             if pixels is not None:
-                flat = pixels[t] if there else np.zeros((0, 2))
-                writer.skeleton([clip.clip_id, CAMERA, PICTURE, HAND_NAMES[side]], time_s, flat, color)
+                writer.skeleton([clip.clip_id, CAMERA, PICTURE, HAND_NAMES[side]], time_s, pixels[t, shown], color)
         before = bool(valid[t])
 
 

@@ -83,6 +83,7 @@ class ViewWriter:
         self.rr, self.out, self.tabs = rerun(), out, dict[str, Tab]()
         self._part = out.with_name(f".{out.name}.part")
         self._part.parent.mkdir(parents=True, exist_ok=True)
+        self.rr.set_strict_mode(True)  # else what can't be written is a line of a log
         self.stream = self.rr.RecordingStream(APPLICATION, recording_id=name)
         self.stream.set_log_tick_enabled(False)
         self.stream.set_log_time_enabled(False)
@@ -141,14 +142,12 @@ class ViewWriter:
         self.tab(names[0]).words.append(self.path(*names))
         self.stream.log(self.path(*names), self.rr.TextDocument(text), static=True)
 
-    def skeleton(self, names: Sequence[str], time_s: float, joints: np.ndarray | None, color: Color) -> None:
-        """Joints (21, 3) m or (21, 2) px and the bones between them, without those that are not finite; None: none from now on."""
-        kinds = ("Points3D", "LineStrips3D") if joints is None or joints.shape[1] == 3 else ("Points2D", "LineStrips2D")
+    def skeleton(self, names: Sequence[str], time_s: float, joints: np.ndarray, color: Color) -> None:
+        """Joints (21, 3) m or (21, 2) px with their bones, without those that are not finite; of no joint (0, 2 or 3): none from now on."""
+        points, lines = (getattr(self.rr, f"{kind}{joints.shape[1]}D") for kind in ("Points", "LineStrips"))
+        bones = [joints[[a, b]] for a, b in BONES if len(joints) and np.isfinite(joints[[a, b]]).all()]
         self.at(time_s)
-        found = np.zeros((0, joints.shape[1] if joints is not None else 3)) if joints is None else joints
-        bones = [found[[a, b]] for a, b in BONES if len(found) and np.isfinite(found[[a, b]]).all()]
-        points, lines = (getattr(self.rr, kind) for kind in kinds)
-        self.stream.log(self.path(*names, "joints"), points(found[np.isfinite(found).all(1)], colors=[color]))
+        self.stream.log(self.path(*names, "joints"), points(joints[np.isfinite(joints).all(1)], colors=[color]))
         self.stream.log(self.path(*names, "bones"), lines(bones, colors=[color]))
 
     # --- how it is laid out ------------------------------------------------------------------------------------------
