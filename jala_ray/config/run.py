@@ -248,8 +248,8 @@ class RunConfig:
     motion_tokenizer: str = ""
     """Folder or s3:// address of a trained motion tokenizer. An objective without motion codes needs none."""
     init: str | None = None
-    """Checkpoint whose weights the run starts from (not its optimizer or data position). Made with another objective, it gives its
-    VLA and what the new one inherits; the rest starts anew (`training/checkpoint.py`)."""
+    """Checkpoint, or run folder whose newest one is taken, whose weights the run starts from (not its optimizer or data position). Made
+    with another objective, it gives its VLA and what the new one inherits; the rest starts anew (`training/checkpoint.py`)."""
     seed: int = 0
     """Of weights, order of rows and all draws."""
     data: DataConfig = field(default_factory=DataConfig)
