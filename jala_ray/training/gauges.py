@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Exported:
+class RunMetric:
     """One metric of a run."""
 
     name: str
@@ -31,43 +31,43 @@ class Exported:
         return f"ray_{self.name}" + ("_total" if self.kind == "counter" else "")
 
 
-STEP = Exported("jala_step", "optimizer steps done", "step")
-STEPS = Exported("jala_steps_planned", "the run's last step")
-ROW_TIME = Exported("jala_row_time_seconds", "when the newest row was written, seconds since 1970", "time_s")
-ROW_EVERY = Exported("jala_row_every_seconds", "seconds between two rows, expected: `step_s` x `train.log_every`")
-SAVED_TIME = Exported(
+STEP = RunMetric("jala_step", "optimizer steps done", "step")
+STEPS = RunMetric("jala_steps_planned", "the run's last step")
+ROW_TIME = RunMetric("jala_row_time_seconds", "when the newest row was written, seconds since 1970", "time_s")
+ROW_EVERY = RunMetric("jala_row_every_seconds", "seconds between two rows, expected: `step_s` x `train.log_every`")
+SAVED_TIME = RunMetric(
     "jala_saved_time_seconds",
     "when the newest checkpoint was there, seconds since 1970; before the attempt's first one, when the attempt began",
 )
-SAVED_EVERY = Exported(
+SAVED_EVERY = RunMetric(
     "jala_saved_every_seconds", "seconds between two checkpoints, expected: `step_s` x `train.checkpoint_every`"
 )
 FROM_ROWS = (
     STEP,
     ROW_TIME,
-    Exported("jala_attempt", "1, then one more for every resume", "attempt"),
-    Exported("jala_loss", "the weighted loss", "loss"),
-    Exported("jala_grad_norm", "gradient norm before clipping", "grad_norm"),
-    Exported("jala_learning_rate", "of this step", "lr"),
-    Exported("jala_step_seconds", "seconds per step", "step_s"),
-    Exported("jala_samples_per_second", "of all ranks together", "samples_per_s"),
-    Exported("jala_data_wait_ratio", "share of the time spent waiting for data", "data_wait"),
-    Exported(
+    RunMetric("jala_attempt", "1, then one more for every resume", "attempt"),
+    RunMetric("jala_loss", "the weighted loss", "loss"),
+    RunMetric("jala_grad_norm", "gradient norm before clipping", "grad_norm"),
+    RunMetric("jala_learning_rate", "of this step", "lr"),
+    RunMetric("jala_step_seconds", "seconds per step", "step_s"),
+    RunMetric("jala_samples_per_second", "of all ranks together", "samples_per_s"),
+    RunMetric("jala_data_wait_ratio", "share of the time spent waiting for data", "data_wait"),
+    RunMetric(
         "jala_goodput_ratio",
         "share of the time since the first start in which steps that count were trained",
         "goodput",
     ),
-    Exported("jala_mfu_ratio", "needed FLOP/s of the device's peak; absent where that is not known", "mfu"),
-    Exported("jala_memory_gigabytes", "GB, of the rank that took the most", "memory_gb"),
-    Exported("jala_straggler_ratio", "slowest / mean of the ranks' seconds in the forward pass", "straggler"),
-    Exported("jala_rank_balance_ratio", "slowest / mean of the ranks' needed FLOPs", "rank_balance"),
-    Exported("jala_padding_ratio", "share of the token slots that hold nothing", "padding"),
-    Exported("jala_rho", "how much z depends on the second frame; below 0.05 it is collapsing", "monitor/rho"),
+    RunMetric("jala_mfu_ratio", "needed FLOP/s of the device's peak; absent where that is not known", "mfu"),
+    RunMetric("jala_memory_gigabytes", "GB, of the rank that took the most", "memory_gb"),
+    RunMetric("jala_straggler_ratio", "slowest / mean of the ranks' seconds in the forward pass", "straggler"),
+    RunMetric("jala_rank_balance_ratio", "slowest / mean of the ranks' needed FLOPs", "rank_balance"),
+    RunMetric("jala_padding_ratio", "share of the token slots that hold nothing", "padding"),
+    RunMetric("jala_rho", "how much z depends on the second frame; below 0.05 it is collapsing", "monitor/rho"),
 )
 COUNTED = (
-    Exported("jala_rows", "plan rows asked for since the worker began", "rows", "counter"),
-    Exported("jala_rows_quarantined", "of them those that could not be read", "quarantined", "counter"),
-    Exported("jala_steps_empty", "steps without any row that could be read", "empty_steps", "counter"),
+    RunMetric("jala_rows", "plan rows asked for since the worker began", "rows", "counter"),
+    RunMetric("jala_rows_quarantined", "of them those that could not be read", "quarantined", "counter"),
+    RunMetric("jala_steps_empty", "steps without any row that could be read", "empty_steps", "counter"),
 )
 ALL = (*FROM_ROWS, STEPS, ROW_EVERY, SAVED_TIME, SAVED_EVERY, *COUNTED)
 RUN_TAG = "run"

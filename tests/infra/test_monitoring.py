@@ -6,7 +6,6 @@ import json
 import re
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import promql_parser
 import pytest
@@ -109,25 +108,19 @@ def test_the_guide_lists_every_metric_with_its_meaning() -> None:
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 def test_rows_of_a_run_are_in_ray_s_exposition(tmp_path: Path) -> None:
-    """A run's task in a worker of Ray, as `launch` makes it; Prometheus would read the same page."""
+    """A run's task with the gauges that `launch` gives it, in a process of Ray's; Prometheus would read the same page."""
     import ray
 
     from jala_ray.training.exported import noting, run_gauges
     from jala_ray.training.trainer import train
 
-    @ray.remote(num_cpus=1)
-    class Worker:
-        def train(self, root: str) -> dict[str, Any]:
-            config = override(run_config(Path(root)), {"train.steps": 4})
-            gauges, task = run_gauges(config, 4, 1, 2), make_run(config, bad=frozenset({1, 2}))
-            task.publish, task.committed = gauges.row, noting(lambda row, address: None, gauges)
-            return train(task)
-
     with local_ray():
         [node] = ray.nodes()
         page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        worker = Worker.remote()
-        row = ray.get(worker.train.remote(str(tmp_path)))
+        config = override(run_config(tmp_path), {"train.steps": 4})
+        gauges, task = run_gauges(config, 4, 1, 2), make_run(config, bad=frozenset({1, 2}))
+        task.publish, task.committed = gauges.row, noting(lambda row, address: None, gauges)
+        row = train(task)
         seen: dict[str, float] = {}
 
         def exposed() -> bool:
