@@ -78,8 +78,8 @@ class RunLog:
         self.errors = (self.folder / "errors.jsonl").open("a")
         self.began = time.monotonic()
         self._changed, self._syncing = Changed(self.folder), threading.Lock()
-        self.pusher = Pusher(self.sync, config.log.push_s) if self.remote and config.log.push_s else None
         self.trackers = self._trackers(config, kept)
+        self.pusher = Pusher(self.sync, config.log.push_s) if self.remote and config.log.push_s else None
 
     def _trackers(self, config: AnyRun, rows: list[dict[str, Any]]) -> list[Courier]:
         found: list[Courier] = []
