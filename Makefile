@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE ?= 0
 
-.PHONY: demo test test-all test-8bit test-view golden golden-speed chaos docs lint lint-newest format setup lock clean
+.PHONY: demo test test-all test-8bit test-view test-locks golden golden-speed chaos docs lint lint-newest format setup lock clean
 
 demo: $(READY) ## synthetic videos -> motion tokenizer -> JALA checkpoint and report, through a Ray head of its own
 	$(BIN)/python jobs/demo.py
@@ -74,9 +74,18 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pyright --version
 	touch $(READY)
 
-lock: ## write requirements.lock anew from pyproject.toml: one version of a package for both Pythons
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 --fork-strategy fewest \
-		--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o requirements.lock
+LOCK = $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock"
+# What nothing loads on a CPU. The rest of CUDA's libraries torch's own wheel needs to be imported at all.
+GPU_ONLY := triton nvidia-cusolver nvidia-cuda-cccl nvidia-nvtx cuda-bindings cuda-pathfinder cuda-toolkit
+
+lock: ## write requirements.lock anew from pyproject.toml, one version of a package for both Pythons; and of it the sets of the images
+	$(LOCK) --extra dev -o requirements.lock
+	$(LOCK) --constraint requirements.lock -o requirements-gpu.lock
+	$(LOCK) --constraint requirements.lock $(addprefix --no-emit-package ,$(GPU_ONLY)) -o requirements-cpu.lock
+
+test-locks: $(READY) ## the images' requirement sets in fresh environments; it needs a network or uv's cache, and minutes
+	$(BIN)/python -m tests.infra.locks
 
 clean:
 	rm -rf .venv $(SITE) $(NEWEST) $(EIGHT) $(VIEW) # runs/ holds results and stays

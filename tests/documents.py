@@ -6,10 +6,11 @@ import dataclasses
 import itertools
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import scale, spot
 from jala_ray.commands import shell
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,8 +45,24 @@ SCRIPTS = {
 }
 """Scripts and modules that are other names of a command."""
 
+
+def _exactly(words: Sequence[str], *wanted: str) -> None:
+    assert tuple(words) == wanted
+
+
 NOT_RUN = {
     "make": "sets up an environment, or runs all tests",
+    "export": "tells the shell of a cluster's token",
+    "git": "packs the code for a cluster's bucket",
+    "aws": "needs a bucket",
+    "prometheus": "needs Prometheus",
+    "ray up": "needs a cloud's account",
+    "ray dashboard": "needs a cloud's account",
+    "ray get-auth-token": "writes into the home of whoever runs it",
+    "ray drain-node": "needs a cluster; tests/infra drains a node",
+    "python -m infra.packing": "tests/infra runs it",
+    "python -m benchmarks.scale": "tests/benchmarks runs it",
+    "python -m benchmarks.spot": "tests/benchmarks runs it",
     "docker": "needs docker and a registry",
     "kubectl": "needs a cluster",
     "ray job submit": "needs a cluster and a bucket",
@@ -79,6 +96,14 @@ NOT_RUN = {
     "python -m tests.video.hard_table --write": "writes a document anew",
 }
 """Beginning of a command -> why it is not run. Its arguments are read by its own parser all the same."""
+
+OWN: dict[str, Callable[[Sequence[str]], object]] = {
+    "tests.video.hard_table": lambda words: _exactly(words, "--write"),
+    "infra.packing": _exactly,
+    "benchmarks.scale": lambda words: scale.parser().parse_args(words),
+    "benchmarks.spot": lambda words: spot.parser().parse_args(words),
+}
+"""Modules that are no command of `jala`, with what reads their words."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +146,11 @@ def read(words: Sequence[str]) -> None:
     if list(words[:3]) == SUBMITTED:
         assert (ROOT / words[words.index("--runtime-env") + 1]).is_file()
         return read(words[words.index("--") + 1 :])
-    if words[0] in NOT_RUN or list(words[:2]) == ["ray", "start"]:
+    if words[0] in NOT_RUN or words[0] == "ray":
         return
     command, rest = command_of(words)
-    if command == "tests.video.hard_table":
-        assert rest == ["--write"]
+    if command in OWN:
+        OWN[command](rest)
         return
     if command not in (found := shell.listed()):
         _unknown(words)

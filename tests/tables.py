@@ -7,6 +7,9 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from benchmarks.scale import HEADS as SCALE_HEADS
+from benchmarks.scale import Assumed
+from benchmarks.scale import rows as scale_rows
 from jala_ray import presets
 from jala_ray.config import RunConfig
 from jala_ray.config.backbones import BACKBONES
@@ -17,15 +20,13 @@ from jala_ray.hands.metrics import METRICS
 from jala_ray.parsing import override
 from jala_ray.training.cards import on_cards
 from jala_ray.training.estimate import GB, Data, compute
+from jala_ray.training.gauges import ALL as EXPORTED
 
 SMALLEST = "OpenGVLab/InternVL3-1B-hf"
 ROOT = Path(__file__).resolve().parents[1]
 FILES = (
     "README.md",
-    "docs/guides/evaluate.md",
-    "docs/guides/hardware.md",
-    "docs/guides/own_data.md",
-    "docs/guides/posttraining.md",
+    *(f"docs/guides/{name}.md" for name in ("evaluate", "hardware", "operations", "own_data", "posttraining", "scale")),
 )
 SAVING = {"train.micro_batch": 2, "train.micro_tokens": 4096, "model.backbone.gradient_checkpointing": True}
 ALONE = {"cluster.workers": 1}
@@ -138,6 +139,19 @@ def of_cards() -> str:
     return table(heads, rows)
 
 
+def of_scale() -> str:
+    preset = presets.PRESETS["jala"]
+    assert isinstance(preset, RunConfig)
+    return table(SCALE_HEADS, scale_rows(preset, Assumed()))
+
+
+def of_exported() -> str:
+    return table(
+        ("metric", "meaning", "from a row's"),
+        [[f"`{one.seen_as}`", one.meaning, f"`{one.key}`" if one.key else ""] for one in EXPORTED],
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "presets": of_presets,
     "metrics": of_metrics,
@@ -146,6 +160,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "adapters": of_adapters,
     "cards": of_cards,
     "hardware": of_hardware,
+    "scale": of_scale,
+    "exported": of_exported,
     "evaluators": of_evaluators,
 }
 

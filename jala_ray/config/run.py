@@ -225,6 +225,8 @@ class LogConfig:
     """Weights & Biases project."""
     mlflow: str | None = None
     """MLflow experiment."""
+    push_s: float = 60.0
+    """A run folder on a bucket gets its metrics and other small files every so many seconds; 0: with checkpoints alone."""
     waiting_s: float = 60.0
     """A run that waits longer than so many seconds says what for, and again at doubled times."""
     peak_tflops: float | None = None
@@ -234,7 +236,7 @@ class LogConfig:
 
     def check(self) -> None:
         """Raises `ConfigError`."""
-        at_least("log.", self, {"waiting_s": 1, "profile": 0})
+        at_least("log.", self, {"waiting_s": 1, "push_s": 0, "profile": 0})
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise ConfigError("log.peak_tflops", self.peak_tflops, "more than 0, or None for what is known")
 

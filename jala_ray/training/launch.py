@@ -1,4 +1,4 @@
-"""Ray Train runs the loop. Beside `cluster.py` and `worker_setup.py` the only file of this room that knows Ray."""
+"""Ray Train runs the loop. Beside `cluster.py`, `worker_setup.py` and `exported.py` the only file of this room that knows Ray."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from jala_ray.parsing import from_dict, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history
 from jala_ray.training.cluster import watch_cluster
+from jala_ray.training.exported import noting, run_gauges
 from jala_ray.training.interrupts import before_last_line, interrupts_given_back
 from jala_ray.training.lease import successor
 from jala_ray.training.provenance import for_tasks
@@ -207,6 +208,8 @@ def train_worker(payload: dict[str, Any]) -> None:
     folder, options = setup.run_folder(config), setup.storage_options(config)
     assets = Assets.open(payload["assets"], options)
     lease = successor(folder, payload["owner"], options, config.storage.lease_s) if rank == 0 else None
+    every = (config.train.log_every, config.train.checkpoint_every)
+    gauges = run_gauges(config, payload["total_steps"], *every) if rank == 0 else None
     if config.train.deterministic:
         make_deterministic()
     learner = build_learner(config, assets).to(device)
@@ -234,7 +237,8 @@ def train_worker(payload: dict[str, Any]) -> None:
             rank=rank,
             world=world,
             lease=lease,
-            committed=reporter(payload["filesystem"], rank),
+            committed=noting(reporter(payload["filesystem"], rank), gauges),
+            publish=gauges.row if gauges is not None else None,
             wrap=(lambda module: distributed(module, device)) if world > 1 else None,
         )
     )
@@ -260,6 +264,8 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
     folder, options = setup.run_folder(config), setup.storage_options(config)
     lease = successor(folder, payload["owner"], options, config.storage.lease_s) if rank == 0 else None
+    every = (config.train.log_every, config.checkpoint_every)
+    gauges = run_gauges(config, config.train.steps, *every) if rank == 0 else None
     stored: dict[str, dict[str, np.ndarray]] = {split: ray.get(ref) for split, ref in payload["arrays"].items()}
     # A copy a worker: torch refuses Ray's read-only shared memory.
     arrays = {split: {k: np.array(v) for k, v in parts.items()} for split, parts in stored.items()}
@@ -273,7 +279,8 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
             rank=rank,
             world=world,
             lease=lease,
-            committed=reporter(payload["filesystem"], rank),
+            committed=noting(reporter(payload["filesystem"], rank), gauges),
+            publish=gauges.row if gauges is not None else None,
             wrap=(lambda module: distributed(module, device)) if world > 1 else None,
         )
     )

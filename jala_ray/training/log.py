@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.training import trackers
 from jala_ray.training.goodput import Goodput
 from jala_ray.training.provenance import provenance
+from jala_ray.training.pushing import Changed, Pusher
 from jala_ray.training.trackers import Courier
 from jala_ray.types import EFFECTIVE_RANK_WARN, RHO_WARN, VARYING_WARN, ConfigError
 
@@ -35,8 +37,9 @@ BROUGHT = (
 
 
 class RunLog:
-    """Rank 0's log of a run folder. Local folders are written in place; for s3:// a local copy is written and `sync`ed. `guard` is called
-    before anything is written to the run folder; what it raises stops that.
+    """Rank 0's log of a run folder. Local folders are written in place; for s3:// a local copy is written and `sync`ed, by a thread every
+    `log.push_s` seconds too. `guard` is called before anything is written to the run folder; what it raises stops that. `publish` hears of
+    every row.
 
     On a resume at step s, rows of later steps are moved from metrics.jsonl to metrics.cut.jsonl: metrics.jsonl always tells the
     surviving history, one object a logged step.
@@ -50,9 +53,10 @@ class RunLog:
         total: int,
         options: StorageOptions | None,
         guard: Callable[[], None] = lambda: None,
+        publish: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         guard()
-        self.guard = guard
+        self.guard, self.publish = guard, publish
         self.uri, self.options, self.total, self.start = run_folder, options, total, start
         self.remote = storage.is_s3(run_folder)
         self._held = contextlib.ExitStack()
@@ -73,7 +77,9 @@ class RunLog:
         self.metrics = (self.folder / "metrics.jsonl").open("a")
         self.errors = (self.folder / "errors.jsonl").open("a")
         self.began = time.monotonic()
+        self._changed, self._syncing = Changed(self.folder), threading.Lock()
         self.trackers = self._trackers(config, kept)
+        self.pusher = Pusher(self.sync, config.log.push_s) if self.remote and config.log.push_s else None
 
     def _trackers(self, config: AnyRun, rows: list[dict[str, Any]]) -> list[Courier]:
         found: list[Courier] = []
@@ -110,18 +116,22 @@ class RunLog:
         self.errors.flush()
         for tracker in self.trackers:
             tracker.log(row)
+        if self.publish is not None:
+            self.publish(row)
         for warning in collapse_warnings(row):
             print(warning, flush=True)
         print(progress_line(row, self.start, self.total, time.monotonic() - self.began), flush=True)
 
     def sync(self) -> None:
-        """Bring an s3:// run folder up to date (whole small files; nothing to do for a local one)."""
+        """Bring an s3:// run folder up to date (whole small files that have changed; nothing to do for a local one)."""
         if not self.remote:
             return
-        self.guard()
-        for path in sorted(p for p in self.folder.rglob("*") if p.is_file() and p.suffix != ".new"):
-            name = path.relative_to(self.folder).as_posix()
-            storage.write_bytes(storage.join(self.uri, *name.split("/")), path.read_bytes(), options=self.options)
+        with self._syncing:
+            self.guard()
+            self._changed.bring(self._bring)
+
+    def _bring(self, name: str, content: bytes) -> None:
+        storage.write_bytes(storage.join(self.uri, *name.split("/")), content, options=self.options)
 
     def __enter__(self) -> RunLog:
         return self
@@ -139,6 +149,8 @@ class RunLog:
 
     def close(self) -> None:
         with self._held:
+            if self.pusher is not None:
+                self.pusher.close()
             self.metrics.close()
             self.errors.close()
             for tracker in self.trackers:

@@ -74,6 +74,8 @@ class TrainingTask(ABC, Generic[Config, Model]):
     world: int = 1
     committed: Callable[[Row, str], None] | None = None
     """Called on every rank after a checkpoint is in its place, with the latest metrics and its address."""
+    publish: Callable[[Row], None] | None = None
+    """Hears of every row that rank 0 logs."""
     lease: Lease | None = None
     """What holds the run folder for this attempt: asked on rank 0 before anything is written there."""
     wrap: Callable[[nn.Module], nn.Module] | None = None

@@ -35,7 +35,8 @@ def train(task: TrainingTask[Any, Any]) -> Row:
         start = restore(task)
     if task.rank > 0:
         return run_steps(task, start, None)
-    with RunLog(task.config, task.folder, start, task.total_steps, task.options, guard(task.lease)) as log:
+    kept = guard(task.lease)
+    with RunLog(task.config, task.folder, start, task.total_steps, task.options, kept, task.publish) as log:
         return run_steps(task, start, log)
 
 
