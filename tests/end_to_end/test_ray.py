@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.balance import MIXES, mixed
 from jala_ray import storage
-from jala_ray.config import ClusterConfig, RunConfig
+from jala_ray.config import RunConfig
 from jala_ray.data import pipeline
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.sampling.plan import Plan
@@ -24,7 +24,7 @@ from jala_ray.storage import clients
 from jala_ray.training import checkpoint, history, setup
 from jala_ray.training.launch import launch
 from jala_ray.training.local import run_local
-from jala_ray.types import ConfigError, StoreUnavailable
+from jala_ray.types import StoreUnavailable
 from jobs.cache import main as make_cache
 from jobs.evaluate import main as evaluate
 from tests.end_to_end.conftest import World
