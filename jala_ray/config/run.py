@@ -194,6 +194,9 @@ class ClusterConfig:
     """CPUs that Ray keeps for each."""
     gpus_per_worker: float = 0.0
     """GPUs that Ray keeps for each."""
+    reading_cpus: float | None = None
+    """CPUs at most that reading takes, and asks an autoscaler for; None: all there are, and more. Give what the nodes without GPUs have at
+    their most: Ray's autoscaler starts none of what it is asked for where it cannot start all."""
     max_failures: int = 3
     """Restarts of the worker group after crashes. Preemptions do not count."""
     autoscaling: bool = False
@@ -203,6 +206,8 @@ class ClusterConfig:
         """Raises `ConfigError`."""
         at_least("cluster.", self, {"workers": 1, "min_workers": 0, "resize_every_s": 1, "max_failures": -1})
         at_least("cluster.", self, {"cpus_per_worker": 0, "gpus_per_worker": 0})
+        if self.reading_cpus is not None and self.reading_cpus < 1:
+            raise ConfigError("cluster.reading_cpus", self.reading_cpus, "at least 1 CPU, or None")
         if self.min_workers > self.workers:
             expected = f"<= cluster.workers = {self.workers}, to which the run may grow"
             raise ConfigError("cluster.min_workers", self.min_workers, expected)

@@ -149,9 +149,14 @@ Selector = Mapping[str, str]
 """Of nodes, by their labels (Ray's `label_selector`); empty: all."""
 
 
-def settled(context: ray.data.DataContext, selector: Selector) -> None:
-    """What all our datasets have in common, and the nodes of one: its tasks run there, and nodes are asked for of that kind."""
+def settled(context: ray.data.DataContext, selector: Selector, cpus: float | None = None) -> None:
+    """What all our datasets have in common, and the nodes of one: its tasks run there, and nodes are asked for of that kind.
+
+    `cpus`: how many it takes, and asks for, at most.
+    """
     context.execution_options.label_selector = dict(selector) or None
+    if cpus is not None:
+        context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus)
     context.enable_progress_bars = False  # the loops and jobs print their own lines
     context.raise_original_map_exception = (
         True  # with its fields; Ray's wrapper would lose them on its way between processes
@@ -161,10 +166,13 @@ def settled(context: ray.data.DataContext, selector: Selector) -> None:
 class UnitConfig(ray.train.DataConfig):
     """Builds each dataset when Train knows the number of workers; `datasets` given to the trainer only name them."""
 
-    def __init__(self, segments: dict[str, Any], selector: Selector | None = None) -> None:
-        """`segments[name]()` gives the `Segment` to stream, asked for at every start of the worker group; `selector` its nodes."""
+    def __init__(self, segments: dict[str, Any], selector: Selector | None = None, cpus: float | None = None) -> None:
+        """`segments[name]()` gives the `Segment` to stream, asked for at every start of the worker group.
+
+        `selector` says on which nodes, `cpus` on how many CPUs at most.
+        """
         super().__init__()
-        self.segments, self.selector = segments, selector or {}
+        self.segments, self.selector, self.cpus = segments, selector or {}, cpus
 
     def configure(self, datasets: Any, world_size: int, *_: Any, **__: Any) -> list[dict[str, ray.data.DataIterator]]:
         shards: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
@@ -176,7 +184,7 @@ class UnitConfig(ray.train.DataConfig):
             dataset.context.execution_options.preserve_order = True
             # A unit is never cut: splitting its block would break the turn of the ranks.
             dataset.context.target_max_block_size = None
-            settled(dataset.context, self.selector)
+            settled(dataset.context, self.selector, self.cpus)
             for rank, split in enumerate(dataset.streaming_split(world_size, equal=True)):
                 shards[rank][name] = split
         return shards

@@ -178,7 +178,9 @@ def trainer(
             worker_runtime_env={"env_vars": storage.worker_env(options) | {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
         ),
         datasets={TRAIN: placeholder} if segment is not None else None,
-        dataset_config=UnitConfig({TRAIN: segment}, pools.cpu_selector()) if segment is not None else None,
+        dataset_config=UnitConfig({TRAIN: segment}, pools.cpu_selector(), cluster.reading_cpus)
+        if segment is not None
+        else None,
     )
 
 

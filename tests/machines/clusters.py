@@ -25,6 +25,7 @@ from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
 
 from jala_ray.training.local_head import NODE, NODE_ID, Head, local_head
+from jala_ray.training.worker_setup import know_own_cluster
 from tests.ray_start import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,7 @@ QUICK = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "4",
+    "RAY_worker_niceness": "0",  # Ray starts workers at 15, and a busy machine lets them starve
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
@@ -68,6 +70,12 @@ def drain(node_id: str, seconds: float) -> None:
         node_id, DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), "taken away by the cloud", deadline
     )
     assert accepted, why
+
+
+def connect(head: Head, **more: Any) -> None:
+    """This process becomes a driver there, as `ensure_ray` would make it: its workers know which of several Rays is theirs."""
+    hook = f"{know_own_cluster.__module__}.{know_own_cluster.__name__}"
+    ray.init(head.gcs, log_to_driver=True, runtime_env={"worker_process_setup_hook": hook}, **more)
 
 
 # --- raylets ---------------------------------------------------------------------------------------------------------
@@ -148,7 +156,7 @@ def machines(cpus: int, *, address: str = NODE, variables: Mapping[str, str] | N
             variables=named,
         ) as head,
     ):
-        ray.init(head.gcs, log_to_driver=True, _node_ip_address=address)
+        connect(head, _node_ip_address=address)
         found = Machines(head)
         try:
             yield found
@@ -188,10 +196,9 @@ class NodeType:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-@contextlib.contextmanager
-def cloud(folder: Path, types: Mapping[str, NodeType], idle_s: float = 20.0) -> Iterator[Head]:
-    """A head without CPUs whose autoscaler starts nodes of `types` on demand, and ends those that are idle for `idle_s`."""
-    described = {
+def cloud_config(types: Mapping[str, NodeType], idle_s: float) -> dict[str, Any]:
+    """As `ray up` would take it, for nodes that are pretended."""
+    described: dict[str, Any] = {
         name: {
             "resources": {**kind.resources, "object_store_memory": STORE},
             "labels": dict(kind.labels),
@@ -202,7 +209,8 @@ def cloud(folder: Path, types: Mapping[str, NodeType], idle_s: float = 20.0) -> 
         for name, kind in types.items()
     }
     described["ray.head.default"] = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
-    config = {
+    no_commands = ("setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray")
+    return {
         "cluster_name": "cloud",
         "max_workers": sum(kind.most for kind in types.values()),
         "upscaling_speed": 1.0,
@@ -217,9 +225,17 @@ def cloud(folder: Path, types: Mapping[str, NodeType], idle_s: float = 20.0) -> 
         "auth": {"ssh_user": "nobody"},
         "available_node_types": described,
         "head_node_type": "ray.head.default",
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        **{f"{name}_commands": [] for name in no_commands},
     }
+
+
+@contextlib.contextmanager
+def cloud(folder: Path, types: Mapping[str, NodeType], idle_s: float = 20.0) -> Iterator[Head]:
+    """A head without CPUs whose autoscaler starts nodes of `types` on demand, and ends those that are idle for `idle_s`."""
     written = folder / "cloud.json"
-    written.write_text(json.dumps(config))
+    written.write_text(json.dumps(cloud_config(types, idle_s)))
     variables = {
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
@@ -232,7 +248,7 @@ def cloud(folder: Path, types: Mapping[str, NodeType], idle_s: float = 20.0) -> 
         settings() as named,
         local_head(0, 0, SETTINGS["RAY_AUTH_TOKEN"], more=more, variables=named | variables) as head,
     ):
-        ray.init(head.gcs, log_to_driver=True)
+        connect(head)
         try:
             yield head
         finally:
