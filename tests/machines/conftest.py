@@ -16,7 +16,7 @@ from jala_ray.training import launch, local
 from tests.end_to_end.conftest import World
 from tests.end_to_end.conftest import world as world
 from tests.end_to_end.test_exactly_once import check_each_row_once
-from tests.machines.exact import exact_settings, exact_worker, in_double
+from tests.machines.exact import BATCH, exact_settings, exact_worker, in_double
 
 RESULTS = "MACHINES_RESULTS"
 """Environment variable: a JSON file into which what is measured is put, by the name of its test."""
@@ -29,7 +29,7 @@ def unbroken(world: World, tmp_path_factory: pytest.TempPathFactory) -> RunConfi
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "build_learner", in_double(local.build_learner))
         local.run_local(config)
-    check_each_row_once(config)
+    check_each_row_once(config, BATCH)
     return config
 
 

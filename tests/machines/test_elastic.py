@@ -13,7 +13,7 @@ from tests.end_to_end.conftest import World
 from tests.end_to_end.test_exactly_once import check_each_row_once, check_same_numbers
 from tests.end_to_end.test_ray import rows
 from tests.machines.clusters import machines, until
-from tests.machines.exact import exact_settings, set_pace
+from tests.machines.exact import BATCH, exact_settings, set_pace
 from tests.machines.watching import last_row, lost, meanwhile, notices
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -48,7 +48,7 @@ def test_one_worker_three_and_two(
             launch(config)
     worlds = [row["world"] for row in rows(config)]
     assert worlds[0] == 1 and max(worlds) == 3 and worlds[-1] == 2
-    check_each_row_once(config)
+    check_each_row_once(config, BATCH)
     check_same_numbers(config, unbroken, 1e-9)
     grown = notices(config)
     assert grown and grown[0]["notice"].startswith("1 -> ") and grown[0]["notice_left_s"] is None
@@ -78,6 +78,6 @@ def test_two_of_three_machines_lose_their_power(
             launch(config)
     worlds = [row["world"] for row in rows(config)]
     assert worlds[0] == 3 and worlds[-1] == 1
-    check_each_row_once(config)
+    check_each_row_once(config, BATCH)
     check_same_numbers(config, unbroken, 1e-9)
     note(worlds=worlds, steps_twice=len(lost(config)), largest=largest_difference(config, unbroken))

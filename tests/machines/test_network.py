@@ -15,7 +15,7 @@ from tests.end_to_end.test_exactly_once import check_each_row_once, check_same_n
 from tests.end_to_end.test_ray import rows
 from tests.machines import network
 from tests.machines.clusters import machines, until
-from tests.machines.exact import exact_settings, set_pace
+from tests.machines.exact import BATCH, exact_settings, set_pace
 from tests.machines.test_elastic import largest_difference
 from tests.machines.watching import last_row, lost, meanwhile
 
@@ -57,6 +57,6 @@ def test_a_pulled_cable(
             launch(config)
     worlds = [row["world"] for row in rows(config)]
     assert worlds[0] == 2 and worlds[-1] == 1 and {row["attempt"] for row in rows(config)} == {1, 2}
-    check_each_row_once(config)
+    check_each_row_once(config, BATCH)
     check_same_numbers(config, unbroken, 1e-9)
     note(worlds=worlds, steps_twice=len(lost(config)), largest=largest_difference(config, unbroken), **facts)
