@@ -31,7 +31,7 @@ TYPES = {
 
 
 def slow_part(part: int) -> dict[str, Any]:
-    time.sleep(1.5)
+    time.sleep(1.0)
     return {"part": part}
 
 
@@ -45,8 +45,8 @@ def test_from_nothing_to_nodes_and_back(world: World, tmp_path: Path, note: Call
         assert len(alive()) == 1, "the head alone"
 
         # Work of CPUs: more of it than the CPU nodes hold, beside 16 CPUs on nodes with GPUs that could be started.
-        found = list(spread(list(range(16)), slow_part, StorageOptions(), TaskSize()))
-        assert sorted(one["part"] for one in found) == list(range(16)) and gpu_nodes() == 0
+        found = list(spread(list(range(12)), slow_part, StorageOptions(), TaskSize()))
+        assert sorted(one["part"] for one in found) == list(range(12)) and gpu_nodes() == 0
         with pytest.raises(ConfigError, match="No type of node that the autoscaler may start is that large either"):
             check_fits(ClusterConfig(workers=1, cpus_per_worker=9, autoscaling=True), places())
 
