@@ -185,14 +185,32 @@ class ClusterConfig:
 
     workers: int = 1
     """Processes that train, one per GPU."""
+    min_workers: int = 0
+    """As few as so many will do: the run begins with what there is, goes on with less when nodes are lost, and grows up to `workers`
+    when nodes come. The batches of all workers together stay the same. 0: always `workers`."""
+    resize_every_s: float = 60.0
+    """Seconds between two looks at whether more workers than there are have a place. Growing takes a restart of all of them."""
     cpus_per_worker: float = 1.0
     """CPUs that Ray keeps for each."""
     gpus_per_worker: float = 0.0
     """GPUs that Ray keeps for each."""
+    reading_cpus: float | None = None
+    """CPUs at most that reading takes, and asks an autoscaler for; None: all there are, and more. Give what the nodes without GPUs have at
+    their most: Ray's autoscaler starts none of what it is asked for where it cannot start all."""
     max_failures: int = 3
     """Restarts of the worker group after crashes. Preemptions do not count."""
     autoscaling: bool = False
     """The cluster grows on demand: don't compare the request with what is there now."""
+
+    def check(self) -> None:
+        """Raises `ConfigError`."""
+        at_least("cluster.", self, {"workers": 1, "min_workers": 0, "resize_every_s": 1, "max_failures": -1})
+        at_least("cluster.", self, {"cpus_per_worker": 0, "gpus_per_worker": 0})
+        if self.reading_cpus is not None and self.reading_cpus < 1:
+            raise ConfigError("cluster.reading_cpus", self.reading_cpus, "at least 1 CPU, or None")
+        if self.min_workers > self.workers:
+            expected = f"<= cluster.workers = {self.workers}, to which the run may grow"
+            raise ConfigError("cluster.min_workers", self.min_workers, expected)
 
 
 @dataclass(frozen=True)
@@ -281,7 +299,7 @@ class RunConfig:
         self.optim.check()
         at_least("storage.", self.storage, {"patience_s": 0, "lease_s": 1})
         self.log.check()
-        at_least("cluster.", self.cluster, {"workers": 1, "max_failures": -1})
+        self.cluster.check()
         at_least("", self, {"seed": 0})
         self.model.backbone.check()
         self.model.encoder.check()

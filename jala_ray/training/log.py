@@ -69,6 +69,7 @@ class RunLog:
         kept = cut_after(self.folder / "metrics.jsonl", start)
         cut_after(self.folder / "errors.jsonl", start - 1)  # a step counts its errors from 0, a row its steps from 1
         self.attempt = 1 + max((int(row["attempt"]) for row in kept), default=0)
+        self.world_before = kept[-1].get("world") if kept else None
         lost = read_rows(self.folder / "metrics.cut.jsonl")
         self.goodput = Goodput(kept, lost, start, first_start(self.folder / "environment.json"))
         # At once, as a run whose settings are half there can't go on.
@@ -104,6 +105,13 @@ class RunLog:
         facts = environment() | {"seed": config.seed, "attempt": self.attempt, BEGUN: self.goodput.begun}
         storage.write_bytes(self.folder / "environment.json", json.dumps(facts, indent=1).encode())
 
+    def begun(self, world: int) -> None:
+        """Say that an attempt goes on with another number of workers; its batches are the same."""
+        if self.world_before not in (None, world):
+            print(
+                f"{self.world_before} -> {world} workers from step {self.start} on, attempt {self.attempt}", flush=True
+            )
+
     def write(self, row: dict[str, Any], errors: list[dict[str, Any]]) -> None:
         """Append one logged step, its quarantined rows, and print the progress line."""
         self.guard()
@@ -120,6 +128,9 @@ class RunLog:
             self.publish(row)
         for warning in collapse_warnings(row):
             print(warning, flush=True)
+        if row.get("notice"):
+            left = "" if row["notice_left_s"] is None else f" ({row['notice_left_s']:.0f} s left)"
+            print(f"NOTICE step {row['step']}: {row['notice']}{left}; saving, then starting again", flush=True)
         print(progress_line(row, self.start, self.total, time.monotonic() - self.began), flush=True)
 
     def sync(self) -> None:

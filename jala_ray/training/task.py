@@ -20,6 +20,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.training.clock import Clock, Parts
 from jala_ray.training.evaluating import Moment
 from jala_ray.training.lease import Lease
+from jala_ray.training.notice import Notice
 from jala_ray.training.setup import storage_options
 
 Row = dict[str, Any]
@@ -80,6 +81,8 @@ class TrainingTask(ABC, Generic[Config, Model]):
     """What holds the run folder for this attempt: asked on rank 0 before anything is written there."""
     wrap: Callable[[nn.Module], nn.Module] | None = None
     """DDP, where there are several ranks."""
+    noticed: Callable[[], Notice | None] | None = None
+    """Whether the workers are to end soon: the same on all ranks, which all have to ask. None where nobody would say so."""
 
     @cached_property
     def clock(self) -> Clock:
@@ -120,6 +123,10 @@ class TrainingTask(ABC, Generic[Config, Model]):
     @abstractmethod
     def lr_setting(self) -> str:
         """What a run that diverged should lower."""
+
+    def notice(self) -> Notice | None:
+        """Whether to save now and stop. Collective; asked with every row but the last."""
+        return self.noticed() if self.noticed is not None else None
 
     # --- from the first step to the last -----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from jala_ray.training import history, transfer, watch
 from jala_ray.training.evaluating import Evaluations
 from jala_ray.training.lease import guard
 from jala_ray.training.log import RunLog
+from jala_ray.training.notice import Stopped
 from jala_ray.training.task import Row, TrainingTask, Window
 from jala_ray.training.trace import traced
 from jala_ray.training.watch import waiting_for
@@ -27,7 +28,7 @@ def train(task: TrainingTask[Any, Any]) -> Row:
 
     Raises `UserError` when too many rows can't be read or the loss is no longer finite, before a checkpoint is written;
     `StoreUnavailable` when a store does not answer for longer than the run waits; `LeaseLost` when another attempt has taken over;
-    `DamagedCheckpoint` for a checkpoint that is set aside by now.
+    `DamagedCheckpoint` for a checkpoint that is set aside by now; `Stopped` on every rank alike after a notice, when all is saved.
     """
     watch.configure(rank=task.rank, world=task.world, patience_s=task.config.log.waiting_s)
     task.begin()
@@ -37,6 +38,7 @@ def train(task: TrainingTask[Any, Any]) -> Row:
         return run_steps(task, start, None)
     kept = guard(task.lease)
     with RunLog(task.config, task.folder, start, task.total_steps, task.options, kept, task.publish) as log:
+        log.begun(task.world)
         return run_steps(task, start, log)
 
 
@@ -86,8 +88,13 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
                 continue
             with waiting_for(f"the device to end step {done}"):
                 window.close(task.clock)
+            with waiting_for("the other ranks, to ask whether all are to end"):
+                notice = None if final else task.notice()
+            if notice is not None:
+                due, saves = [], True  # an evaluation may take longer than there is time
             with waiting_for(f"the other ranks' metrics of step {done}"):
                 row, errors = task.row(window, done)
+            row |= {"world": task.world} | (notice.row() if notice is not None else {})
             if finite(row):  # else evaluations would fail first, and hide why
                 with task.measuring():
                     row |= evaluations.measure(due, task.moment(done))
@@ -97,6 +104,8 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
             refuse_divergence(row, task.lr_setting)
             if saves:
                 save(task, row, done, log)
+            if notice is not None:
+                raise Stopped(notice, done)
             window = window.after()
     return task.finish(row)
 
