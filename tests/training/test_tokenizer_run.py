@@ -26,11 +26,12 @@ from jala_ray.training import history, lease, setup, transfer
 from jala_ray.training.tokenizer import train_tokenizer
 from jala_ray.types import ConfigError, DamagedCheckpoint, UserError
 from tests.data.test_source import make_clip
+from tests.training.run import SAVES
 from tests.training.tokenizer_ranks import CutOffError, cut_off, make_run
 
 ROOT = Path(__file__).resolve().parents[2]
 WAITING_S = 0.1
-TIMES = {"time_s", "step_s", "chunks_per_s", "attempt", "goodput"}
+TIMES = {"time_s", "step_s", "chunks_per_s", "attempt", "goodput", *SAVES}
 
 
 def rows(root: Path) -> list[dict]:
