@@ -142,6 +142,8 @@ class Saver:
             self.save = None
             save.folder.stopped.set()
             raise error
+        if all(one.ended for one in said[1:]):
+            save.folder.written.set()
         if said[0].ended:  # rank 0 commits, after all others
             self.save = None
             self.told = {"save_s": said[0].seconds, "save_gb": sum(one.nbytes for one in said) / 1e9}
