@@ -45,7 +45,7 @@ from jala_ray.training.task import Row, TrainingTask, Window
 from jala_ray.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDTH, BATCH = 2048, 8
+WIDTH, BATCH = 2048, 64
 BAR = 0.02
 BUCKET = "saving"
 
@@ -57,7 +57,7 @@ class Wide(TrainingTask[RunConfig, nn.Sequential]):
     every: int
 
     def begin(self) -> None:
-        self.optimizer = torch.optim.AdamW(self.learner.parameters(), lr=1e-4)
+        self.optimizer = torch.optim.AdamW(self.learner.parameters(), lr=1e-4, fused=True)
         self.images, self.loss, self.seconds = Stage(), 0.0, list[tuple[float, float]]()
 
     @property
@@ -182,7 +182,7 @@ def main() -> int:
     parser.add_argument("--where", nargs="+", choices=("disk", "s3"), default=["disk", "s3"])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--every", type=int, default=50)
-    parser.add_argument("--layers", type=int, default=21)
+    parser.add_argument("--layers", type=int, default=21, help="21: a checkpoint of 1.06 GB")
     parser.add_argument("--says", default="nothing else")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/saving.json")
     asked = parser.parse_args()
