@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from jala_ray.models.tensor_files import INDEX, WEIGHTS, TensorFiles
+from jala_ray.models.tensor_files import WEIGHTS, TensorFiles, file_name, index_name
 from jala_ray.types import ConfigError
 
 LFS = b"version https://git-lfs"
@@ -96,12 +96,12 @@ class Pretrained:
 
     def _weight_files(self) -> list[Path] | None:
         """The safetensors files, fetched where they are on the hub; None where there are none."""
-        for name in (WEIGHTS, INDEX):
+        for name in (file_name(WEIGHTS, 1, 1), index_name(WEIGHTS)):
             try:
                 found = cached_file(self.name, name, revision=self.revision or "main")
             except OSError:  # weights of the older kind, or no access: the library tells
                 continue
-            if name == WEIGHTS:
+            if name == file_name(WEIGHTS, 1, 1):
                 return [Path(str(found))]
             shards, _ = get_checkpoint_shard_files(self.name, found, revision=self.revision or "main")
             return [Path(shard) for shard in shards]

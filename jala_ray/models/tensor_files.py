@@ -17,8 +17,8 @@ from torch import Tensor
 
 from jala_ray.types import CheckpointError
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-"""As transformers names one file of weights, and the list of several."""
+WEIGHTS = "model"
+"""What the names of files of weights begin with."""
 SHARD_BYTES = 2 * 1024**3
 """Of a file that `write_shards` writes, at most, unless one tensor alone is larger."""
 
@@ -36,9 +36,9 @@ class TensorFiles:
             self._places |= {rename(name): (opened, name) for name in opened.keys()}  # noqa: SIM118 it is no mapping
 
     @classmethod
-    def of_folder(cls, folder: Path, rename: Callable[[str], str] = str) -> TensorFiles:
+    def of_folder(cls, folder: Path, rename: Callable[[str], str] = str, stem: str = WEIGHTS) -> TensorFiles:
         """One file of weights, or the shards that an index lists. Raises `CheckpointError`."""
-        return cls(weight_files(folder), rename)
+        return cls(weight_files(folder, stem), rename)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -78,15 +78,40 @@ def _open(path: Path) -> Any:
         raise CheckpointError("weights", str(path), f"a readable safetensors file ({error})") from error
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights. Raises `CheckpointError` where there are none, or the index is damaged."""
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
+def weight_files(folder: Path, stem: str = WEIGHTS) -> list[Path]:
+    """The files that hold a folder's weights, or what else `stem` names. Raises `CheckpointError` where there are none, or the index is
+    damaged.
+    """
+    whole, index = folder / f"{stem}.safetensors", folder / index_name(stem)
+    if whole.exists():
+        return [whole]
     try:
-        shards = json.loads((folder / INDEX).read_text())["weight_map"].values()
+        shards = json.loads(index.read_text())["weight_map"].values()
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError("weights", str(folder), f"{WEIGHTS}, or {INDEX} with its shards ({error})") from error
+        raise CheckpointError(
+            "weights", str(folder), f"{whole.name}, or {index.name} with its shards ({error})"
+        ) from error
     return [folder / name for name in sorted(set(shards))]
+
+
+def has_tensors(folder: Path, stem: str) -> bool:
+    """Whether a folder has a file, or shards, of this name."""
+    return any((folder / name).exists() for name in (f"{stem}.safetensors", index_name(stem)))
+
+
+def file_name(stem: str, number: int, of: int) -> str:
+    """As transformers names one file of weights, or the shards of several, from 1 on."""
+    return f"{stem}.safetensors" if of == 1 else f"{stem}-{number:05d}-of-{of:05d}.safetensors"
+
+
+def index_name(stem: str) -> str:
+    """Of the list of several."""
+    return f"{stem}.safetensors.index.json"
+
+
+def index_of(placed: Mapping[str, str], total: int) -> str:
+    """The list: tensor -> file."""
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}, indent=2)
 
 
 @torch.no_grad()
@@ -102,6 +127,7 @@ def write_shards(
     names: Mapping[str, str],
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    stem: str = WEIGHTS,
 ) -> None:
     """Write tensors (name in `stored` -> name in the files) to `folder`, floats in `dtype` (None: as they are).
 
@@ -110,15 +136,14 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     plan, placed, total = _plan(stored, names, dtype, shard_bytes), dict[str, str](), 0
     for number, group in enumerate(plan, 1):
-        file = WEIGHTS if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"
+        file = file_name(stem, number, len(plan))
         tensors = {names[name]: _cast(stored.tensor(name), dtype) for name in group}
         total += sum(tensor.nbytes for tensor in tensors.values())
         safetensors.torch.save_file(tensors, folder / file, {"format": "pt"})
         placed |= dict.fromkeys(tensors, file)
         del tensors
     if len(plan) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2))
+        (folder / index_name(stem)).write_text(index_of(placed, total))
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

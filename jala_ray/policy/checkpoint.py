@@ -49,7 +49,8 @@ def load_policy(
     kind = json.loads(storage.read_bytes(storage.join(where, "config.json"), options))["objective"]["kind"]
     if kind != "flow":  # known before gigabytes of weights are read
         raise ConfigError("objective", kind, "flow", f"{where} is no policy: post-train it with `jala posttrain`.")
-    averaged = storage.exists(storage.join(where, average.FILE), options) if weights is None else weights == "average"
+    files = storage.read_commit(where, options).files if weights is None else {}
+    averaged = weights == "average" or any(name.startswith(average.KIND) for name in files)
     loaded = checkpoint.load(where, options, averaged=averaged)
     chosen = best_device() if device is None else torch.device(device)
     told = {"checkpoint": where, "weights": "average" if averaged else "last"}

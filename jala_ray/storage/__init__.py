@@ -30,18 +30,21 @@ from jala_ray.storage.folders import (
     upload_dir,
     verify_dir,
 )
+from jala_ray.storage.gathering import Abandoned, Gathering
 from jala_ray.storage.proving import ProbeReport, probe
 from jala_ray.storage.stores import MissingFile, StorageOptions, absolute, is_relative, is_s3, join, local_path
 from jala_ray.storage.surroundings import filesystem, in_environment, worker_env
-from jala_ray.storage.sweeping import Swept, scratch, sweep, sweep_scratch
+from jala_ray.storage.sweeping import Swept, scratch, shared_scratch, sweep, sweep_scratch
 from jala_ray.types import DamagedFiles
 
 __all__ = [
     "COMMIT_FILE",
+    "Abandoned",
     "ChangedFile",
     "Commit",
     "DamagedFiles",
     "FileEntry",
+    "Gathering",
     "MissingFile",
     "ProbeReport",
     "RangeFile",
@@ -68,6 +71,7 @@ __all__ = [
     "read_range",
     "read_ranges",
     "scratch",
+    "shared_scratch",
     "size",
     "sweep",
     "sweep_scratch",

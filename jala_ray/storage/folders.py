@@ -68,7 +68,7 @@ def upload_dir(
 
     Raises StorageError: nothing to upload, the address is committed or claimed, a file did not arrive intact.
     """
-    source, rights = Path(local_path(local)), _Rights(replace_unfinished, replace_committed, guard or (lambda: None))
+    source, rights = Path(local_path(local)), Rights(replace_unfinished, replace_committed, guard or (lambda: None))
     if not source.is_dir():
         raise MissingFile(f"upload {source}", "no such folder", "a local folder")
     names = [name for name in LocalStore().walk(str(source)) if name not in (COMMIT_FILE, CLAIM_FILE)]
@@ -91,7 +91,7 @@ def upload_dir(
                 try:
                     with explained("upload to", join(uri, name), options):
                         store.upload(source / name, join(path, name))
-                    _check(store, join(path, name), name, entry, uri, options, digest=True)
+                    check_file(store, join(path, name), name, entry, uri, options, digest=True)
                 except DamagedFiles:
                     if not tries_left:
                         raise
@@ -123,7 +123,7 @@ def _same_content(source: Path, names: list[str], uri: Uri, options: StorageOpti
 
 
 @dataclass(frozen=True)
-class _Rights:
+class Rights:
     """What an upload may remove, and who is asked before it does."""
 
     unfinished: bool
@@ -142,38 +142,55 @@ class _Rights:
 
 
 @contextlib.contextmanager
-def _staged_on_s3(uri: Uri, options: StorageOptions | None, rights: _Rights):
+def _staged_on_s3(uri: Uri, options: StorageOptions | None, rights: Rights):
+    store, path = store_for(uri, options)
+    token = uuid.uuid4().hex
+    take_claim(uri, token, options, rights)
+    yield store, path, lambda commit: commit_claimed(uri, token, commit, options, rights)
+
+
+def take_claim(uri: Uri, token: str, options: StorageOptions | None, rights: Rights) -> None:
+    """Clear an address on S3 and claim it. Raises StorageError where it may not be cleared, or another writer was faster."""
     store, path = store_for(uri, options)
     if there := store.walk(path):
         rights.clear(uri, there, options)
-    claim = json.dumps({"upload": uuid.uuid4().hex}).encode()
-    store.write(join(path, CLAIM_FILE), claim, only_new=True)
+    store.write(join(path, CLAIM_FILE), _claim(token), only_new=True)
     if others := set(store.walk(path)) - {CLAIM_FILE}:  # A whole upload may have gone by before the claim.
         store.delete(join(path, CLAIM_FILE))
         raise _unfinished(uri, others)
 
-    def finish(commit: Commit) -> None:
-        if read_claim() != claim:
-            raise StorageError(
-                f"commit {uri}", "another upload's claim", "this upload's claim", "Another writer took over."
-            )
-        rights.guard()
-        # A marker of the same bytes that another writer was faster with says the same of the same files: it may pass for our own.
-        store.write(join(path, COMMIT_FILE), commit.to_json(), only_new=True)
-        store.delete(join(path, CLAIM_FILE))
 
-    def read_claim() -> bytes | None:
-        try:
-            with explained("read", join(uri, CLAIM_FILE), options):
-                return store.read(join(path, CLAIM_FILE), 0, None)
-        except MissingFile:
-            return None
+def _claim(token: str) -> bytes:
+    return json.dumps({"upload": token}).encode()
 
-    yield store, path, finish
+
+def is_claimed(uri: Uri, token: str, options: StorageOptions | None) -> bool:
+    """Whether the claim of an address on S3 is that of `token`."""
+    store, path = store_for(uri, options)
+    try:
+        with explained("read", join(uri, CLAIM_FILE), options):
+            return store.read(join(path, CLAIM_FILE), 0, None) == _claim(token)
+    except MissingFile:
+        return False
+
+
+def commit_claimed(uri: Uri, token: str, commit: Commit, options: StorageOptions | None, rights: Rights) -> None:
+    """Write the marker of an address on S3 whose claim is still that of `token`. Raises StorageError where it isn't."""
+    store, path = store_for(uri, options)
+    if not is_claimed(uri, token, options):
+        raise taken_over(uri)
+    rights.guard()
+    # A marker of the same bytes that another writer was faster with says the same of the same files: it may pass for our own.
+    store.write(join(path, COMMIT_FILE), commit.to_json(), only_new=True)
+    store.delete(join(path, CLAIM_FILE))
+
+
+def taken_over(uri: Uri) -> StorageError:
+    return StorageError(f"commit {uri}", "another upload's claim", "this upload's claim", "Another writer took over.")
 
 
 @contextlib.contextmanager
-def _staged_locally(uri: Uri, options: StorageOptions | None, rights: _Rights):
+def _staged_locally(uri: Uri, options: StorageOptions | None, rights: Rights):
     store, path = store_for(uri, options)
     final = Path(path).absolute()
 
@@ -191,14 +208,14 @@ def _staged_locally(uri: Uri, options: StorageOptions | None, rights: _Rights):
             if rights.committed and COMMIT_FILE in (found := there()):
                 rights.clear(uri, found, options)  # Only now: until then the old folder is whole.
             rights.guard()
-            _rename_folder(staging, final)
+            rename_folder(staging, final)
 
         yield store, str(staging), finish
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _rename_folder(staging: Path, final: Path) -> None:
+def rename_folder(staging: Path, final: Path) -> None:
     """Move a finished folder into place; the system refuses if a folder with files is there by now."""
     try:
         os.rename(staging, final)
@@ -235,7 +252,7 @@ def verify_dir(uri: Uri, options: StorageOptions | None = None, *, digest: bool 
     with explained("verify", uri, options):
         store, path = store_for(uri, options)
         parallel(
-            lambda n: _check(store, join(path, n), n, commit.files[n], uri, options, digest=digest),
+            lambda n: check_file(store, join(path, n), n, commit.files[n], uri, options, digest=digest),
             commit.files,
             WORKERS,
         )
@@ -268,7 +285,7 @@ def download_dir(uri: Uri, local: Uri, options: StorageOptions | None = None) ->
             yield from store.stream(join(path, name))
 
     def fetch(name: str) -> None:
-        _check(store, join(path, name), name, commit.files[name], uri, options, digest=False)
+        check_file(store, join(path, name), name, commit.files[name], uri, options, digest=False)
         destination = staging / name
         with _written_here(destination):
             destination.parent.mkdir(parents=True, exist_ok=True)
@@ -283,7 +300,7 @@ def download_dir(uri: Uri, local: Uri, options: StorageOptions | None = None) ->
         with _written_here(target):
             LocalStore().write(str(staging / COMMIT_FILE), commit.to_json())
             try:
-                _rename_folder(staging, target)
+                rename_folder(staging, target)
             except StorageError:
                 if not _holds(target, commit):
                     raise
@@ -330,7 +347,7 @@ def delete_dir(uri: Uri, options: StorageOptions | None = None) -> None:
             shutil.rmtree(path)
 
 
-def _check(
+def check_file(
     store: Store,
     path: str,
     name: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,12 +81,18 @@ class Multipart:
 
 def upload_file(store: S3Store, source: Path, place: dict[str, str]) -> None:
     """A file of more than `MULTIPART_THRESHOLD` bytes, some parts at a time."""
-    size = source.stat().st_size
+    with open(source, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        upload_parts(store, size, lambda start, end: os.pread(file.fileno(), end - start, start), place)
+
+
+def upload_parts(store: S3Store, size: int, read: Callable[[int, int], bytes], place: dict[str, str]) -> None:
+    """The same of `size` bytes that `read(start, end)` gives."""
     part = max(PART_BYTES, -(-size // MOST_PARTS))
-    with open(source, "rb") as file, Multipart(store, place) as upload:
+    with Multipart(store, place) as upload:
 
         def send(number: int) -> None:
-            upload.send(number, os.pread(file.fileno(), part, (number - 1) * part))
+            upload.send(number, read((number - 1) * part, min(number * part, size)))
 
         parallel(send, range(1, -(-size // part) + 1), WORKERS)
         upload.finish()

@@ -16,7 +16,7 @@ from botocore.exceptions import IncompleteReadError
 
 from jala_ray.storage.clients import forget_clients, obstore_takes, range_store, s3_client
 from jala_ray.storage.diagnosis import Diagnosis
-from jala_ray.storage.multipart import ObjectWriter, upload_file
+from jala_ray.storage.multipart import ObjectWriter, upload_file, upload_parts
 from jala_ray.storage.patience import Patience, patiently
 from jala_ray.storage.s3_errors import diagnose, no_upload
 from jala_ray.storage.stores import MULTIPART_THRESHOLD, PARTIAL, STREAM_CHUNK, ChangedFile, StorageOptions
@@ -164,6 +164,12 @@ class S3Store:
             self.write(path, source.read_bytes())
         else:
             upload_file(self, source, _key(path))
+
+    def put(self, path: str, data: memoryview) -> None:
+        if len(data) <= MULTIPART_THRESHOLD:
+            self.write(path, bytes(data))
+        else:
+            upload_parts(self, len(data), lambda start, end: bytes(data[start:end]), _key(path))
 
     def writer(self, path: str) -> ObjectWriter:
         """A file that becomes the object when it is closed."""

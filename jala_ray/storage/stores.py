@@ -146,6 +146,10 @@ class Store(Protocol):
     def stream(self, path: str) -> Iterator[bytes]: ...
     def write(self, path: str, data: bytes, *, only_new: bool = False) -> None: ...
     def upload(self, source: Path, path: str) -> None: ...
+    def put(self, path: str, data: memoryview) -> None:
+        """As `write`, of as many bytes as a file may have."""
+        ...
+
     def delete(self, path: str) -> None: ...
     def walk(self, path: str) -> dict[str, int]: ...
     def children(self, path: str) -> list[str]: ...
@@ -230,7 +234,11 @@ class LocalStore:
     def upload(self, source: Path, path: str) -> None:
         self._put(path, lambda: self.stream(str(source)), only_new=False)
 
-    def _put(self, path: str, chunks: Callable[[], Iterable[bytes]], only_new: bool) -> None:
+    def put(self, path: str, data: memoryview) -> None:
+        pieces = range(0, len(data), STREAM_CHUNK)
+        self._put(path, lambda: (data[at : at + STREAM_CHUNK] for at in pieces), only_new=False)
+
+    def _put(self, path: str, chunks: Callable[[], Iterable[bytes | memoryview]], only_new: bool) -> None:
         """In steps, each of which is tried again by itself: the file stays the same one, by which a later try knows it as its own."""
         path = os.path.abspath(path)
         folder, name = os.path.split(path)
@@ -245,7 +253,7 @@ class LocalStore:
             raise
         self._sync(folder)
 
-    def _fill(self, partial: str, chunks: Callable[[], Iterable[bytes]]) -> os.stat_result:
+    def _fill(self, partial: str, chunks: Callable[[], Iterable[bytes | memoryview]]) -> os.stat_result:
         patience = Patience(DISKS, self.patience_s)
         while True:
             try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from jala_ray.storage.processes import began
 from jala_ray.storage.stores import StorageOptions, explained, store_for
 from jala_ray.types import JalaError, StorageError
 
+SHARED = "jala_ray-shared-"
+"""What the name of a folder begins with that several processes of a machine hold."""
 FULL_BYTES = 1024 * 1024
 """A file system with less than this left is full: writers fail a little before the last byte."""
 
@@ -55,29 +58,128 @@ def scratch(purpose: str, needed: int = 0) -> Iterator[Path]:
     Raises StorageError if there are less than `needed` bytes, or if the work inside fails because the disk is full; the error
     names the folder, what is free and what is needed, and says how to use another disk.
     """
-    base = Path(tempfile.gettempdir())
-    if needed and shutil.disk_usage(base).free < needed:
-        raise _no_room(base, purpose, needed)
-    pid = os.getpid()
+    base, pid = Path(tempfile.gettempdir()), os.getpid()
     folder = base / f"jala_ray-{purpose}-{socket.gethostname()}-{pid}-{began(pid) or 0}-{secrets.token_hex(4)}"
     held = None
     try:
-        try:
+        with _room_for(purpose, needed):
             folder.mkdir(mode=0o700)
             held = os.open(folder, os.O_RDONLY)
             with contextlib.suppress(OSError):  # A file system without locks: the name alone says whose it is.
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield folder
-        except JalaError:
-            raise
-        except Exception as error:
-            if _says_full(error) or shutil.disk_usage(base).free < FULL_BYTES:
-                raise _no_room(base, purpose, needed) from error
-            raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if held is not None:
             os.close(held)
+
+
+@contextlib.contextmanager
+def shared_scratch(purpose: str, key: str, fill: Callable[[Path], None], needed: int = 0) -> Iterator[Path]:
+    """A temporary folder that this user's processes on this machine have in common under `key`: the first one `fill`s it while the others
+    wait, the last one removes it, and `sweep_scratch` one that nobody is left of. Where files have no locks it is each process's own.
+
+    Raises as `scratch`.
+    """
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"{SHARED}{purpose}-{os.getuid()}-{name}"
+
+    def filled() -> None:
+        with _room_for(purpose, needed):
+            fill(folder)
+
+    try:
+        held = _joined(folder, filled)
+    except _NoLocksError:
+        with scratch(purpose, needed) as own:
+            fill(own)
+            yield own
+        return
+    try:
+        yield folder
+    finally:
+        _remove_last(held, folder)
+
+
+FILLED = ".filled"
+
+
+class _NoLocksError(Exception):
+    """This file system has none."""
+
+
+def _joined(folder: Path, fill: Callable[[], None]) -> int:
+    """A handle that holds a folder together with other processes, once it is filled."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # of `open`: the last one of others has removed it
+            folder.mkdir(mode=0o700, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                _lock(handle, fcntl.LOCK_SH)  # waits for who fills it
+                if not (folder / FILLED).exists():
+                    _lock(handle, fcntl.LOCK_EX)
+                    if _is(handle, folder):
+                        _fill(folder, fill)
+                    _lock(handle, fcntl.LOCK_SH)
+                if (
+                    _is(handle, folder) and (folder / FILLED).exists()
+                ):  # a lock changes in two steps, between which it may be removed
+                    return handle
+            except BaseException:
+                _remove_last(handle, folder)
+                raise
+            os.close(handle)
+
+
+def _lock(handle: int, kind: int) -> None:
+    try:
+        fcntl.flock(handle, kind)
+    except OSError as error:
+        raise _NoLocksError from error
+
+
+def _is(handle: int, folder: Path) -> bool:
+    return folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())
+
+
+def _fill(folder: Path, fill: Callable[[], None]) -> None:
+    """Unless another process has; what one that died in it has left goes first."""
+    if (folder / FILLED).exists():
+        return
+    for left in folder.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    fill()
+    (folder / FILLED).touch()
+
+
+def _remove_last(handle: int, folder: Path) -> bool:
+    """Let a folder go, and remove it if nobody else holds it; whether it was."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = _is(handle, folder)
+        if alone:
+            shutil.rmtree(folder, ignore_errors=True)
+        return alone
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _room_for(purpose: str, needed: int) -> Iterator[None]:
+    """Raises StorageError if there are less than `needed` bytes for temporary files, or if what happens within fails for want of room."""
+    base = Path(tempfile.gettempdir())
+    if needed and shutil.disk_usage(base).free < needed:
+        raise _no_room(base, purpose, needed)
+    try:
+        yield
+    except JalaError:
+        raise
+    except Exception as error:
+        if _says_full(error) or shutil.disk_usage(base).free < FULL_BYTES:
+            raise _no_room(base, purpose, needed) from error
+        raise
 
 
 def sweep_scratch() -> Swept:
@@ -89,14 +191,17 @@ def sweep_scratch() -> Swept:
     except OSError:  # it may be written to, but not be listed
         folders = []
     for folder in folders:
-        owner = named.fullmatch(folder.name)
-        if owner is None or began(int(owner[1])) == int(owner[2]):
+        owner, shared = named.fullmatch(folder.name), folder.name.startswith(SHARED)
+        if not shared and (owner is None or began(int(owner[1])) == int(owner[2])):
             continue
         with contextlib.suppress(OSError):  # Another sweep is at work, or the next one has more luck.
-            if folder.stat().st_uid != os.getuid() or _locked(folder):
+            if folder.stat().st_uid != os.getuid():
                 continue
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            shutil.rmtree(folder, ignore_errors=True)
+            if shared:
+                _remove_last(os.open(folder, os.O_RDONLY), folder)
+            elif not _locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
             if not folder.exists():
                 found[folder.name] = size
     return Swept(tuple(sorted(found)), sum(found.values()))

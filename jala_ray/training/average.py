@@ -6,28 +6,27 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from jala_ray.models.tensor_files import Shape, TensorFiles, fill, has_tensors
 from jala_ray.types import CheckpointError
 
-FILE = "average.safetensors"
-"""In a checkpoint, beside its weights: those that are averaged, under the same names."""
+KIND = "average"
+"""What the names of a checkpoint's files begin with that hold it, beside the weights and under the same names."""
 
 
 class Average:
     """Of the parameters of a module that have gradients, in their own precision."""
 
-    def __init__(self, module: nn.Module, decay: float, values: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, module: nn.Module, decay: float, values: TensorFiles | None = None) -> None:
         """`values` are those of a checkpoint; None: the average begins with the weights as they are."""
         self.decay = decay
         self._learned = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.values = {name: p.detach().clone() for name, p in self._learned.items()}
         if values is not None:
-            refuse_other(values, self.values)
-            for name, value in values.items():
-                self.values[name].copy_(value)
+            refuse_other(values.shapes(), {name: tuple(value.shape) for name, value in self.values.items()})
+            fill(self.values, values, self.values)
 
     @torch.no_grad()
     def update(self, done: int) -> None:
@@ -55,21 +54,17 @@ class Average:
         for name, parameter in self._learned.items():
             parameter.data, self.values[name] = self.values[name], parameter.data
 
-    def save(self, folder: Path) -> None:
-        host = {name: value.cpu().contiguous() for name, value in self.values.items()}
-        safetensors.torch.save_file(host, folder / FILE)
 
-
-def read(folder: Path) -> dict[str, Tensor]:
+def read(folder: Path) -> TensorFiles:
     """Averaged weights of a checkpoint. Raises `CheckpointError` where it has none."""
-    if not (folder / FILE).exists():
+    if not has_tensors(folder, KIND):
         remedy = "It was made with train.average 0: take its weights as they are."
-        raise CheckpointError(FILE, str(folder), "a checkpoint with averaged weights", remedy)
-    return safetensors.torch.load_file(folder / FILE)
+        raise CheckpointError(KIND, str(folder), "a checkpoint with averaged weights", remedy)
+    return TensorFiles.of_folder(folder, stem=KIND)
 
 
-def refuse_other(given: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+def refuse_other(given: dict[str, Shape], own: dict[str, Shape]) -> None:
     """Raises `CheckpointError` unless names and shapes are the same."""
-    if {name: x.shape for name, x in given.items()} != {name: x.shape for name, x in own.items()}:
+    if given != own:
         wrong = ", ".join(sorted(given.keys() ^ own.keys())[:3]) or "shapes"
-        raise CheckpointError(FILE, wrong, "averages of what this configuration learns", "Use the run's own settings.")
+        raise CheckpointError(KIND, wrong, "averages of what this configuration learns", "Use the run's own settings.")

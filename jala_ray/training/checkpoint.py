@@ -3,11 +3,14 @@
 ```
 step-00000040/
   config.json  architecture.json  state.json      configuration; hub-free module sizes; step, epoch and data position
-  model.safetensors  optimizer.pt                 all weights, frozen ones too; AdamW's moments
+  model.safetensors  optimizer.safetensors        all weights, frozen ones too; AdamW's moments (`moments.py`)
   average.safetensors                             with train.average: the moving average of what learns
   text_tokenizer/  motion_tokenizer/  sequence.json
   COMMIT.json                                     written last: names, sizes and SHA-256 of all files
 ```
+
+Where several ranks write, and where they are large, weights, moments and averages are shards: `model-00001-of-00002.safetensors` and its
+like, with `model.safetensors.index.json`. Older checkpoints have `optimizer.pt` in place of moments by name.
 
 An export (`export.py`) is read alike: its backbone's weights lie in `backbone/`, in transformers' form.
 
@@ -27,10 +30,9 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
+from torch import Tensor
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
@@ -40,13 +42,16 @@ from jala_ray.models.backbones.base import module_of
 from jala_ray.models.frame_encoder import encoder_key
 from jala_ray.models.frozen import is_held
 from jala_ray.models.lora import MergedFiles, adapters
-from jala_ray.models.tensor_files import Shape, TensorFiles, fill
+from jala_ray.models.tensor_files import WEIGHTS, Shape, TensorFiles, fill
 from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import average, history, transfer
 from jala_ray.training.average import Average
 from jala_ray.training.build import architecture, build_learner
 from jala_ray.training.learner import Learner
+from jala_ray.training.moments import KIND as MOMENTS
+from jala_ray.training.moments import moments
+from jala_ray.training.staging import Stage
 from jala_ray.types import CheckpointError
 
 FORMAT = "jala_ray.checkpoint/1"
@@ -86,14 +91,29 @@ def write(
 ) -> None:
     """Write the files of a checkpoint into an empty local folder (no commit marker: `storage.upload_dir` adds it)."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=1))
-    (folder / "architecture.json").write_text(json.dumps(architecture(learner), indent=1))
-    (folder / "state.json").write_text(json.dumps({"format": FORMAT, **vars(position)}, indent=1))
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in learner.state_dict().items()}
-    safetensors.torch.save_file(weights, folder / "model.safetensors")
-    if optimizer is not None:
-        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    staged = Stage().take(tensors(learner, optimizer), facts(config, learner, position))
+    for name, content in staged.files.items():
+        (folder / name).write_bytes(content)
     assets.save(folder)
+
+
+def tensors(
+    learner: Learner, optimizer: torch.optim.Optimizer | None, averaged: Average | None = None
+) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint holds, by kind of file: weights, moments, averages."""
+    found = {WEIGHTS: {name: tensor.detach() for name, tensor in learner.state_dict().items()}}
+    if optimizer is not None:
+        found[MOMENTS] = moments(optimizer, learner)
+    if averaged is not None:
+        found[average.KIND] = averaged.values
+    return found
+
+
+def facts(config: RunConfig, learner: Learner, position: Position) -> dict[str, bytes]:
+    """Its small files, but the assets."""
+    said = {"config": to_dict(config), "architecture": architecture(learner)}
+    said["state"] = {"format": FORMAT, **vars(position)}
+    return {f"{name}.json": json.dumps(content, indent=1).encode() for name, content in said.items()}
 
 
 def load(uri: str, options: StorageOptions | None = None, *, averaged: bool = False) -> Loaded:
@@ -257,10 +277,3 @@ def check_tokenizers(folder: Path, assets: Assets) -> None:
         which = "text" if same_motion else "motion"
         remedy = f"Pass --motion-tokenizer {folder / 'motion_tokenizer'} and the same model.text."
         raise CheckpointError("init", str(folder), f"a checkpoint made with this run's {which} tokenizer", remedy)
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    if not (folder / "optimizer.pt").exists():
-        raise CheckpointError("optimizer.pt", str(folder), "an optimizer state", "Start a new run with --init instead.")
-    state: dict[str, Any] = torch.load(folder / "optimizer.pt", weights_only=True)
-    optimizer.load_state_dict(state)

@@ -30,7 +30,7 @@ from jala_ray.data.samples.assets import ASSET_FOLDERS, STATISTICS
 from jala_ray.data.samples.replay import FILE as REPLAY
 from jala_ray.models.backbones.base import module_of
 from jala_ray.models.lora import MergedFiles
-from jala_ray.models.tensor_files import SHARD_BYTES, TensorFiles, write_shards
+from jala_ray.models.tensor_files import SHARD_BYTES, TensorFiles, has_tensors, write_shards
 from jala_ray.models.text import TextTokenizer
 from jala_ray.parsing import load_json, override, to_dict
 from jala_ray.storage import StorageOptions
@@ -103,10 +103,12 @@ def _copy_facts(stored: Path, made: Path) -> None:
         if (stored / name).exists():  # an objective without motion codes has no motion tokenizer
             shutil.copytree(stored / name, made / name)
     config = replace(load_json(RunConfig, stored / "config.json"), storage=StorageConfig(), log=LogConfig())
-    averages = (average.FILE,) if not config.model.backbone.lora.rank else ()  # of adapters, which are merged
-    for name in (STATISTICS, REPLAY, *averages):
+    for name in (STATISTICS, REPLAY):
         if (stored / name).exists():
             shutil.copyfile(stored / name, made / name)
+    if has_tensors(stored, average.KIND) and not config.model.backbone.lora.rank:  # not of adapters, which are merged
+        averages = average.read(stored)
+        write_shards(made, averages, {name: name for name in averages}, stem=average.KIND)
     config = override(config, {"model.backbone.lora.rank": 0})
     (made / "config.json").write_text(json.dumps(to_dict(config), indent=1))
 

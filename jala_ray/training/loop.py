@@ -3,6 +3,6 @@
 from jala_ray.training.device import autocast, to_device
 from jala_ray.training.pretraining import Meters
 from jala_ray.training.pretraining import Pretraining as Run
-from jala_ray.training.trainer import restore, run_steps, train, write_checkpoint
+from jala_ray.training.trainer import restore, run_steps, train
 
-__all__ = ["Meters", "Run", "autocast", "restore", "run_steps", "to_device", "train", "write_checkpoint"]
+__all__ = ["Meters", "Run", "autocast", "restore", "run_steps", "to_device", "train"]

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from jala_ray.training.flops import Prices, Workload
 from jala_ray.training.footprint import computed_gb
 from jala_ray.training.learner import Learner, StepOutput, means
 from jala_ray.training.memory import Room
+from jala_ray.training.moments import load_moments
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from jala_ray.training.peaks import peak_tflops
+from jala_ray.training.staging import Stage, Staged
 from jala_ray.training.task import Row, TrainingTask, Window
 from jala_ray.training.watch import waiting_for
 
@@ -253,15 +256,18 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
             batch=self.batch,
         )
 
-    def save(self, folder: Path, done: int) -> None:
-        made: Any = (self.config, self.learner, self.assets, self.optimizer, self.position(done))
-        checkpoint.write(folder, *made)
-        if self.average is not None:
-            self.average.save(folder)
+    @cached_property
+    def images(self) -> Stage:
+        return Stage(self.rank, self.world, pinned=self.device.type == "cuda")
+
+    def stage(self, done: int) -> Staged:
+        tensors = checkpoint.tensors(self.learner, self.optimizer, self.average)
+        facts = checkpoint.facts(self.config, self.learner, self.position(done))
+        return self.images.take(tensors, facts, self.assets.save)
 
     def load(self, folder: Path) -> int:
         checkpoint.load_weights(self.learner, folder)
-        checkpoint.load_optimizer(self.optimizer, folder)
+        load_moments(self.optimizer, self.learner, folder)
         if self.config.train.average:
             self.average = Average(self.learner, self.config.train.average, average.read(folder))
         position = checkpoint.read_position(folder)

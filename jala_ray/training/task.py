@@ -22,8 +22,10 @@ from jala_ray.training.evaluating import Moment
 from jala_ray.training.lease import Lease
 from jala_ray.training.notice import Notice
 from jala_ray.training.setup import storage_options
+from jala_ray.training.staging import Staged
 
 Row = dict[str, Any]
+NEWEST = "newest"
 Config = TypeVar("Config", bound=AnyRun)
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -69,16 +71,16 @@ class TrainingTask(ABC, Generic[Config, Model]):
     learner: Model
     """On its device; all that learns."""
     total_steps: int
-    resume_from: str | None = None
-    """A committed checkpoint of the run folder; None: its newest one, where there is one."""
+    resume_from: str | None = NEWEST
+    """A committed checkpoint of the run folder; None: none; NEWEST: what rank 0 finds there, for all ranks."""
     rank: int = 0
     world: int = 1
     committed: Callable[[Row, str], None] | None = None
-    """Called on every rank after a checkpoint is in its place, with the latest metrics and its address."""
+    """Called on every rank after a checkpoint is in its place, by then at a later step, with its step's metrics and its address."""
     publish: Callable[[Row], None] | None = None
     """Hears of every row that rank 0 logs."""
     lease: Lease | None = None
-    """What holds the run folder for this attempt: asked on rank 0 before anything is written there."""
+    """What holds the run folder for this attempt: asked on rank 0 before a row is written or a checkpoint committed."""
     wrap: Callable[[nn.Module], nn.Module] | None = None
     """DDP, where there are several ranks."""
     noticed: Callable[[], Notice | None] | None = None
@@ -178,9 +180,9 @@ class TrainingTask(ABC, Generic[Config, Model]):
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def save(self, folder: Path, done: int) -> None:
-        """Write all that a resume after `done` steps needs into a local folder. Rank 0 alone."""
+    def stage(self, done: int) -> Staged:
+        """This rank's part of all that a resume after `done` steps needs, copied into host memory. The next step waits for it alone."""
 
     @abstractmethod
     def load(self, folder: Path) -> int:
-        """The reverse of `save`, on every rank; returns the steps done."""
+        """Take over what all ranks staged, from a local folder, on every rank; returns the steps done."""

@@ -5,6 +5,7 @@ The run folder ends with `tokenizer/`, a committed folder that pretraining takes
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from jala_ray.tokenizer.training import TokenizerLearner, batches, build_optimiz
 from jala_ray.training import history, transfer
 from jala_ray.training.evaluating import Moment
 from jala_ray.training.lease import guard
+from jala_ray.training.staging import Staged
 from jala_ray.training.task import Row, TrainingTask, Window
 from jala_ray.training.trainer import train as train_tokenizer
 from jala_ray.training.watch import waiting_for
@@ -142,13 +144,17 @@ class TokenizerRun(TrainingTask[TokenizerRunConfig, TokenizerLearner]):
         with waiting_for("the quality of the tokenizer, measured and stored"):
             return finish(self.learner.export().eval(), self)
 
-    def save(self, folder: Path, done: int) -> None:
+    def stage(self, done: int) -> Staged:
+        """All of it on rank 0: some megabytes."""
+        if self.rank > 0:
+            return Staged({})
         rng = torch.get_rng_state()
         state = {"learner": self.learner.state_dict(), "optimizer": self.optimizer.state_dict(), "rng": rng}
         if self.device.type == "cuda":  # vectors that replace dead codes are drawn there
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        torch.save(state, folder / "state.pt")
-        (folder / "config.json").write_text(json.dumps(to_dict(self.config), indent=1))
+        torch.save(state, copied := io.BytesIO())
+        settings = json.dumps(to_dict(self.config), indent=1).encode()
+        return Staged({"state.pt": copied.getvalue(), "config.json": settings})
 
     def load(self, folder: Path) -> int:
         state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)

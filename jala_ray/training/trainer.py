@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from jala_ray import storage
 from jala_ray.training import history, transfer, watch
+from jala_ray.training.device import gather
 from jala_ray.training.evaluating import Evaluations
 from jala_ray.training.lease import guard
 from jala_ray.training.log import RunLog
 from jala_ray.training.notice import Stopped
-from jala_ray.training.task import Row, TrainingTask, Window
+from jala_ray.training.saving import Saver
+from jala_ray.training.task import NEWEST, Row, TrainingTask, Window
 from jala_ray.training.trace import traced
 from jala_ray.training.watch import waiting_for
 from jala_ray.types import UserError
@@ -47,14 +48,23 @@ def restore(task: TrainingTask[Any, Any]) -> int:
 
     Raises `DamagedCheckpoint` when the bytes of the run's own checkpoint are not those that were written; it is set aside.
     """
-    options = task.options
-    found = task.resume_from or history.newest(task.folder, options)
-    with storage.scratch("resume", transfer.room(found or task.init, options)) as scratch:
-        if found is not None:
-            return task.load(transfer.own_copy(found, scratch, options))
-        if task.init is not None:
-            task.take_over(transfer.local_copy(task.init, scratch, options))
+    if (found := begins_with(task)) is not None:
+        with transfer.own_copy(found, task.options) as folder:
+            done = task.load(folder)
+            gather(None, task.world)  # the copy stays until the last rank has read it
+            return done
+    if (init := task.init) is not None:
+        with transfer.shared_copy(init, "init", task.options) as folder:
+            task.take_over(folder)
+            gather(None, task.world)
     return 0
+
+
+def begins_with(task: TrainingTask[Any, Any]) -> str | None:
+    """The checkpoint that all ranks continue, whatever is committed meanwhile: rank 0 looks for the newest one where none was named."""
+    if task.resume_from != NEWEST:
+        return task.resume_from
+    return gather(history.newest(task.folder, task.options) if task.rank == 0 else None, task.world)[0]
 
 
 def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> Row:
@@ -66,7 +76,7 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
         task.read_held_out()
     model.train()
     window, row = Window(), Row()
-    with closed(task.stream(start)) as stream, traced(task, start) as step_is_over:
+    with closed(task.stream(start)) as stream, traced(task, start) as step_is_over, saver_of(task, log) as saver:
         for step in range(start, task.total_steps):
             task.clock.begin()
             waited = time.perf_counter()
@@ -95,6 +105,7 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
             with waiting_for(f"the other ranks' metrics of step {done}"):
                 row, errors = task.row(window, done)
             row |= {"world": task.world} | (notice.row() if notice is not None else {})
+            row |= saver.poll(window.other_s + window.seconds)
             if finite(row):  # else evaluations would fail first, and hide why
                 with task.measuring():
                     row |= evaluations.measure(due, task.moment(done))
@@ -103,7 +114,9 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
             faults.check(row)
             refuse_divergence(row, task.lr_setting)
             if saves:
-                save(task, row, done, log)
+                saver.begin(lambda done=done: task.stage(done), history.address(task.folder, done), row)
+            if final or notice is not None:
+                saver.finish()
             if notice is not None:
                 raise Stopped(notice, done)
             window = window.after()
@@ -119,24 +132,18 @@ def closed(stream: Iterator[Any]) -> Iterator[Iterator[Any]]:
         yield stream
 
 
-def save(task: TrainingTask[Any, Any], row: Row, done: int, log: RunLog | None) -> None:
-    """Rank 0 writes the checkpoint after `done` steps; every rank hears of it when it is there."""
-    address = history.address(task.folder, done)
-    if log is not None:
-        with waiting_for(f"checkpoint {address} to be saved"):
-            log.sync()
-            write_checkpoint(address, task, done)
-    if task.committed is not None:
-        with waiting_for(f"rank 0 to save checkpoint {address}, and Ray to hear of it"):
-            task.committed(row, address)
-
-
-def write_checkpoint(address: str, task: TrainingTask[Any, Any], done: int) -> None:
-    """Rank 0 writes, verifies and commits; older ones go."""
-    with storage.scratch("checkpoint") as scratch:
-        task.save(scratch, done)
-        transfer.save(scratch, address, task.options, task.lease)
-    history.prune(task.folder, task.keep, task.options)
+def saver_of(task: TrainingTask[Any, Any], log: RunLog | None) -> Saver:
+    """Every rank writes its part of a checkpoint behind the training, and hears of it when it is there."""
+    return Saver(
+        task.folder,
+        task.options,
+        keep=task.keep,
+        rank=task.rank,
+        world=task.world,
+        lease=task.lease,
+        sync=log.sync if log is not None else lambda: None,
+        committed=task.committed,
+    )
 
 
 # --- what ends a run -------------------------------------------------------------------------------------------------

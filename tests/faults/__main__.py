@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = (
     "kills_on_disk",
     "kills_on_store",
+    "kills_behind",
     "tenth",
     "outages",
     "gone",
@@ -62,6 +63,7 @@ def main() -> int:
         small: dict[str, Callable[[], dict[str, Any]]] = {
             "kills_on_disk": lambda: alone.kills(asked.kills, asked.seed, tokenizer, on_store=False),
             "kills_on_store": lambda: alone.kills(asked.kills, asked.seed, tokenizer, on_store=True),
+            "kills_behind": lambda: alone.kills_behind(12, asked.seed, tokenizer),
             "tenth": lambda: alone.tenth(asked.seed),
             "outages": lambda: alone.outages(asked.outage_s),
             "gone": lambda: alone.gone(asked.patience_s, WITHIN_S),

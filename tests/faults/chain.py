@@ -207,7 +207,7 @@ class Chain:
         newest = history.newest(self.folder, options)
         assert newest is not None
         files = storage.read_commit(newest, options).files
-        return {name: files[name].sha256 for name in ("model.safetensors", "optimizer.pt")}
+        return {name: files[name].sha256 for name in ("model.safetensors", "optimizer.safetensors")}
 
     def scores(self, options: StorageOptions) -> dict[str, Any]:
         return json.loads(storage.read_bytes(f"{self.root}/evaluation/evaluation.json", options))["scores"]

@@ -26,6 +26,8 @@ LOGGED = re.compile(r"step (\d+)/")
 BETWEEN_SHARE = 0.3
 """Of the kills; the others hit a file operation or a request, which are those of starts and saves."""
 NEVER = 10**9
+OF_A_SAVE = 60
+"""File operations or requests on a checkpoint's files, about, until it is committed."""
 
 
 class Broken(Exception):
@@ -33,7 +35,7 @@ class Broken(Exception):
 
 
 Part = Literal["start", "save", "step", "end"]
-"""Of an attempt: until its first step is logged; from a step after which a checkpoint is due until that is committed and older ones are
+"""Of an attempt: until its first step is logged; while a checkpoint is written behind the steps, until it is committed and older ones are
 gone; all other steps; after the last checkpoint.
 """
 
@@ -63,6 +65,12 @@ def drawn(rng: random.Random, newest: int, steps: int, horizon: int) -> Moment:
     if rng.random() < BETWEEN_SHARE and newest < steps:
         return Moment(seen=rng.randint(newest + 1, steps))
     return Moment(number=rng.randrange(horizon))
+
+
+def drawn_behind(rng: random.Random, newest: int, steps: int, every: int) -> Moment:
+    """While one of the next checkpoints is written: at one of the operations or requests on its files."""
+    step = rng.randrange(newest + every, steps + 1, every) if newest < steps else steps
+    return Moment(number=rng.randrange(OF_A_SAVE), of=rf"checkpoints/\.?step-{step:08d}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,18 @@ class Campaign:
         while len(self.kills) < kills:
             config, number = replace(self.config, name=f"{self.config.name}{number}"), number + 1
             Life(self, config, lambda newest: drawn(rng, newest, steps, horizon)).live(kills)
+
+    def run_behind(self, kills: int, seed: int) -> None:
+        """Until so many kills fell into saves, over as many runs as it takes."""
+        self._unbroken()
+        rng, number, train = random.Random(seed), 0, self.config.train
+
+        def moment(newest: int) -> Moment:
+            return drawn_behind(rng, newest, train.steps or 1, train.checkpoint_every)
+
+        while (missing := kills - sum(kill.within == "save" for kill in self.kills)) > 0:
+            config, number = replace(self.config, name=f"{self.config.name}{number}"), number + 1
+            Life(self, config, moment).live(len(self.kills) + missing)
 
     def run_chosen(self, moments: Sequence[Moment]) -> None:
         """Kill one run at these moments, an attempt each."""
@@ -172,7 +192,7 @@ class Campaign:
         newest = history.newest(folder, self.direct)
         assert newest is not None
         entries = storage.read_commit(newest, self.direct).files
-        weights = {name: entries[name].sha256 for name in ("model.safetensors", "optimizer.pt")}
+        weights = {name: entries[name].sha256 for name in ("model.safetensors", "optimizer.safetensors")}
         names = {name for name in storage.list_files(folder, self.direct) if not name.startswith("leases/")}
         names = {name for name in names if not name.endswith(".cut.jsonl")}
         return Ended(steps, weights, frozenset(names))
@@ -251,9 +271,10 @@ class Life:
         if logged == 0:
             return "start"
         settings, last = self.config.train, logged == self.config.train.steps
+        due = logged if last else logged - logged % settings.checkpoint_every
         kept = history.committed_steps(setup.run_folder(self.config), self.campaign.direct)
         unfinished = len(kept) > settings.keep or any("checkpoints/" in name for name in left)
-        if (logged % settings.checkpoint_every == 0 or last) and (self.newest < logged or unfinished):
+        if self.newest < due or unfinished:
             return "save"
         return "end" if last else "step"
 

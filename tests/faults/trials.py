@@ -222,6 +222,15 @@ class Trials:
             campaign.run(kills, seed)
         return summary(campaign)
 
+    def kills_behind(self, kills: int, seed: int, tokenizer: str) -> dict[str, Any]:
+        """SIGKILL while checkpoints are written behind the steps: half of them on disk, half on the store."""
+        parts = {}
+        for where, on_store in {"disk": False, "store": True}.items():
+            with self._campaign(tokenizer, on_store=on_store) as campaign:
+                campaign.run_behind(kills // 2, seed)
+            parts[where] = summary(campaign)
+        return {"kills in saves": sum(part["within"]["save"] for part in parts.values()), **parts}
+
     def chosen_kills(self, moments: Sequence[Moment], tokenizer: str, *, on_store: bool) -> dict[str, Any]:
         """SIGKILL at these moments of one run."""
         with self._campaign(tokenizer, on_store=on_store) as campaign:

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from jala_ray.training import checkpoint, history
-from jala_ray.training.average import FILE
 from jala_ray.training.trainer import train
 from jala_ray.types import CheckpointError
 from tests.posttraining.ranks import STEPS, exact_run
@@ -21,6 +20,7 @@ from tests.posttraining.world import flow_config, flow_run
 from tests.training.test_loop import rows
 
 ROOT = Path(__file__).resolve().parents[2]
+FILE = "average.safetensors"
 
 
 def figures(root: Path) -> list[dict[str, Any]]:

@@ -180,4 +180,4 @@ def test_another_writer_is_told_only_where_one_was(folder, tmp_path, monkeypatch
     assert "Another writer" not in str(caught.value)
     (tmp_path / "store").write_bytes(b"a file")
     with pytest.raises(StorageError, match="Another writer"):
-        folders._rename_folder(folder, tmp_path / "store")
+        folders.rename_folder(folder, tmp_path / "store")

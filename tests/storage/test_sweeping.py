@@ -8,6 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -159,3 +162,54 @@ def test_scratch_that_cannot_be_removed_is_left(temporary, monkeypatch, where):
         assert storage.sweep_scratch() == storage.Swept()
     assert left.exists()
     assert storage.sweep_scratch().names == (left.name,)
+
+
+# --- folders that processes share ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_shared_folder_is_filled_once_and_removed_by_the_last(shared: Path) -> None:
+    filled, within, leave = list[Path](), threading.Barrier(5), threading.Barrier(5)
+
+    def fill(folder: Path) -> None:
+        filled.append(folder)
+        time.sleep(0.05)
+        (folder / "copy").write_text("whole")
+
+    def one(_: int) -> str:
+        with storage.shared_scratch("test", "key", fill) as folder:
+            within.wait(30)
+            text = (folder / "copy").read_text()
+            leave.wait(30)
+        return text
+
+    with ThreadPoolExecutor(5) as pool:
+        assert list(pool.map(one, range(5))) == ["whole"] * 5
+    assert len(filled) == 1 and not list(shared.iterdir())
+
+
+def test_a_shared_folder_that_could_not_be_filled_is_gone(shared: Path) -> None:
+    def fails(folder: Path) -> None:
+        (folder / "half").touch()
+        raise storage.MissingFile("download", "nothing", "a file")
+
+    with pytest.raises(storage.MissingFile), storage.shared_scratch("test", "key", fails):
+        raise AssertionError("it was not filled")
+    assert not list(shared.iterdir())
+
+
+def test_what_a_dead_process_filled_half_is_filled_anew_or_swept(shared: Path) -> None:
+    with storage.shared_scratch("test", "key", lambda folder: None) as folder:
+        assert storage.sweep_scratch().names == (), "it is held"
+    for again in (True, False):
+        folder.mkdir()
+        (folder / "half").touch()
+        if again:
+            with storage.shared_scratch("test", "key", lambda folder: (folder / "copy").touch()) as found:
+                assert {path.name for path in found.iterdir()} == {"copy", ".filled"}
+    assert storage.sweep_scratch().names == (folder.name,) and not list(shared.iterdir())

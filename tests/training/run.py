@@ -24,7 +24,8 @@ from jala_ray.training.pretraining import Pretraining
 from jala_ray.training.trainer import train
 from tests.support import MIXED, Kind, MemorySource, OpenMemory, by_number, make_assets, make_learner, small
 
-COSTS = {"tflops_per_s", "mfu", "memory_gb", "straggler", "goodput", *(f"step_s/{part}" for part in PARTS)}
+SAVES = {"save_wait_s", "save_wait", "save_s", "save_gb"}
+COSTS = {"tflops_per_s", "mfu", "memory_gb", "straggler", "goodput", *SAVES, *(f"step_s/{part}" for part in PARTS)}
 """Columns that no two runs have in common."""
 HELD_OUT = {"lab": 6, "wild": 3}
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,14 @@ def newest(config: RunConfig) -> str:
 
 class Killed(Exception):
     pass
+
+
+def until(there: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for what another thread does."""
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_resume_is_exact(tmp_path: Path) -> None:
@@ -247,15 +255,15 @@ def test_a_checkpoint_that_is_gone_by_now_is_passed_over(stored: RunConfig) -> N
 
 
 def test_a_save_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    real, failed = storage.upload_dir, []
+    real, failed = storage.Gathering.write, []
 
-    def stumbling(folder, address, *args, **kwargs):
+    def stumbling(folder, files):
         if not failed:
-            failed.append(address)
-            raise StorageError("upload", address, "to arrive")
-        return real(folder, address, *args, **kwargs)
+            failed.append(folder.uri)
+            raise StorageError("upload", folder.uri, "to arrive")
+        return real(folder, files)
 
-    monkeypatch.setattr(storage, "upload_dir", stumbling)
+    monkeypatch.setattr(storage.Gathering, "write", stumbling)
     monkeypatch.setattr(transfer, "PAUSE_S", 0.0)
     run = make_run(run_config(tmp_path))
     train(run)
@@ -291,10 +299,14 @@ def test_who_lost_the_folder_writes_nothing(place: str, tmp_path: Path, request:
         def taken_over(begin: int):
             for i, share in enumerate(shares(begin)):
                 if i == 3:
+                    until(lambda: history.newest(folder, options) is not None and not unfinished())
                     acquire(folder, options)
                     storage.write_bytes(f"{folder}/metrics.jsonl", HEIRS, options)
                     left.update(storage.list_files(folder, options))
                 yield share
+
+        def unfinished() -> list[str]:
+            return [name for name in storage.list_files(folder, options) if "UPLOADING" in name or ".part" in name]
 
         left: dict[str, int] = {}
         run.shares = taken_over

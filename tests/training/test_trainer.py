@@ -17,7 +17,7 @@ from jala_ray.parsing import override
 from jala_ray.training import history
 from jala_ray.training.log import RunLog
 from jala_ray.training.notice import Notice, Stopped
-from jala_ray.training.task import TrainingTask
+from jala_ray.training.task import NEWEST, TrainingTask
 from jala_ray.training.trainer import ErrorBudget, train
 from jala_ray.types import UserError
 from tests.training import tokenizer_ranks
@@ -63,7 +63,7 @@ def test_a_run_cut_off_after_a_checkpoint_ends_as_the_unbroken_one(tmp_path: Pat
     with pytest.raises(CutOffError):
         train(cut)
     again = made(tmp_path / "b")
-    again.resume_from = None  # it finds the newest one by itself
+    again.resume_from = NEWEST
     train(again)
     assert plain(again) == plain(straight) and [row["step"] for row in rows(again.folder)] == list(range(1, 7))
     for name, value in straight.learner.state_dict().items():
