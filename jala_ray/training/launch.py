@@ -195,7 +195,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     from jala_ray.data.samples.assets import Assets
     from jala_ray.training import setup
     from jala_ray.training.build import build_learner, make_deterministic
-    from jala_ray.training.ddp import distributed
+    from jala_ray.training.parallel import parallel
     from jala_ray.training.pretraining import Pretraining
     from jala_ray.training.trainer import train
 
@@ -235,7 +235,7 @@ def train_worker(payload: dict[str, Any]) -> None:
             world=world,
             lease=lease,
             committed=reporter(payload["filesystem"], rank),
-            wrap=(lambda module: distributed(module, device)) if world > 1 else None,
+            parallel=parallel(config.train, world, device),
         )
     )
 
@@ -250,7 +250,7 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
     import numpy as np
 
     from jala_ray.training import setup
-    from jala_ray.training.ddp import distributed
+    from jala_ray.training.parallel import Alone, Ddp
     from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
 
     setup.sweep_machine()
@@ -274,7 +274,7 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
             world=world,
             lease=lease,
             committed=reporter(payload["filesystem"], rank),
-            wrap=(lambda module: distributed(module, device)) if world > 1 else None,
+            parallel=Ddp(device) if world > 1 else Alone(),
         )
     )
 

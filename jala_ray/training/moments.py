@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from jala_ray.models.shards import sharded_as
 from jala_ray.models.tensor_files import TensorFiles, has_tensors
 from jala_ray.types import CheckpointError
 
@@ -35,7 +37,7 @@ def moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Te
 
 def parts(value: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The plain tensors that one is made of: itself, or those of a subclass."""
-    if type(value) in (Tensor, nn.Parameter):
+    if type(value) in (Tensor, nn.Parameter, DTensor):
         yield "", value.detach()
         return
     for inner in value.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
@@ -87,5 +89,5 @@ def _state(
         elif key == "step":
             state[key] = value.to(parameter.device) if on_device else value
         else:
-            state[key] = value.to(parameter.device, parameter.dtype)
+            state[key] = sharded_as(value, parameter)
     return state
