@@ -41,6 +41,8 @@ class Segment:
     first: int
     last: int
     steps_per_block: int = 1
+    resume_from: str | None = None
+    """The checkpoint after step `first`; None at the run's beginning. Told to every rank with its data (`begins_with`)."""
 
 
 @dataclass(frozen=True)
@@ -166,15 +168,22 @@ class UnitConfig(ray.train.DataConfig):
         for name, resolve in self.segments.items():
             if name not in datasets:
                 continue
-            dataset = unit_dataset(resolve(), world_size)
+            segment: Segment = resolve()
+            dataset = unit_dataset(segment, world_size)
             dataset.set_name(name)
             dataset.context.execution_options.preserve_order = True
             # A unit is never cut: splitting its block would break the turn of the ranks.
             dataset.context.target_max_block_size = None
             settled(dataset.context)
             for rank, split in enumerate(dataset.streaming_split(world_size, equal=True)):
+                split.resume_from = segment.resume_from  # type: ignore[attr-defined]  it travels with the iterator
                 shards[rank][name] = split
         return shards
+
+
+def begins_with(shard: ray.data.DataIterator) -> str | None:
+    """The checkpoint whose next step a rank's data begin with: asked for once a start of the worker group, for data and weights."""
+    return shard.resume_from  # type: ignore[attr-defined]
 
 
 def blocks(shard: ray.data.DataIterator) -> Iterator[Any]:

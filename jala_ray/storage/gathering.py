@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -57,6 +58,8 @@ class Gathering:
     """Called right before anything at the address is removed and right before the commit; what it raises stops that."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """Ends what waits for others by `Abandoned`."""
+    written: threading.Event = field(default_factory=threading.Event)
+    """The others are known to be done: what is not seen of them within `options.patience_s` from then on is elsewhere."""
 
     @functools.cached_property
     def place(self) -> str:
@@ -114,7 +117,7 @@ class Gathering:
             store.write(path, json.dumps(said).encode())
 
     def others(self, numbers: Iterable[int]) -> dict[str, FileEntry]:
-        """What these processes have written, waited for; sizes are looked at from here. Raises Abandoned."""
+        """What these processes have written, waited for; sizes are looked at from here. Raises Abandoned, StorageError."""
         files = {name: entry for found in self._wait(list(numbers)) for name, entry in found.items()}
         store, path = store_for(self.place, self.options)
         for name, entry in files.items():
@@ -122,12 +125,22 @@ class Gathering:
         return files
 
     def _wait(self, numbers: list[int]) -> list[dict[str, FileEntry]]:
-        found: dict[int, dict[str, FileEntry]] = {}
-        while missing := [number for number in numbers if number not in found]:
+        found, until = dict[int, dict[str, FileEntry]](), None
+        while True:
+            missing = [number for number in numbers if number not in found]
             found |= {number: files for number in missing if (files := self._recorded(number)) is not None}
-            if len(found) < len(numbers) and self.stopped.wait(STORE_LOOK_S if is_s3(self.uri) else LOOK_S):
+            if len(found) == len(numbers):
+                return [found[number] for number in numbers]
+            if self.written.is_set():
+                until = until or time.monotonic() + (self.options or StorageOptions()).patience_s
+                if time.monotonic() > until:
+                    raise self._unseen(sorted(set(numbers) - set(found)))
+            if self.stopped.wait(STORE_LOOK_S if is_s3(self.uri) else LOOK_S):
                 raise Abandoned(self.uri)
-        return [found[number] for number in numbers]
+
+    def _unseen(self, numbers: list[int]) -> StorageError:
+        remedy = "Use an s3:// address, or a disk that all machines mount at the same path."
+        return StorageError(f"commit {self.uri}", f"nothing of what processes {numbers} wrote", "their files", remedy)
 
     def _recorded(self, number: int) -> dict[str, FileEntry] | None:
         try:

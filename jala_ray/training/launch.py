@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from jala_ray import storage
 from jala_ray.config import ClusterConfig, RunConfig, TokenizerRunConfig
-from jala_ray.data.pipeline import Segment, UnitConfig, cause_of, chunk_arrays, read_shares
+from jala_ray.data.pipeline import Segment, UnitConfig, begins_with, cause_of, chunk_arrays, read_shares
 from jala_ray.data.samples.share import StepShare
 from jala_ray.data.samples.steps import StepBuilder
 from jala_ray.parsing import from_dict, to_dict
@@ -44,7 +44,7 @@ RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 @dataclass(frozen=True)
 class RunSegment:
-    """The part of the training plan that is still to be done, asked for whenever a worker group starts."""
+    """The part of the training plan that is still to be done, asked for whenever a worker group starts; once, for all its ranks."""
 
     builder: StepBuilder
     folder: str
@@ -54,7 +54,7 @@ class RunSegment:
     def __call__(self) -> Segment:
         done = history.newest(self.folder, self.options)
         first = history.step_of(done) if done is not None else 0
-        return Segment(self.builder, first, self.total_steps, self.builder.builder.config.data.steps_per_block)
+        return Segment(self.builder, first, self.total_steps, self.builder.builder.config.data.steps_per_block, done)
 
 
 def launch(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> ray.train.Result:
@@ -211,9 +211,10 @@ def train_worker(payload: dict[str, Any]) -> None:
         make_deterministic()
     learner = build_learner(config, assets).to(device)
 
+    shard = ray.train.get_dataset_shard(TRAIN)
+    assert shard is not None
+
     def shares(first: int) -> Iterator[StepShare]:
-        shard = ray.train.get_dataset_shard(TRAIN)
-        assert shard is not None
         return read_shares(shard, first, payload["total_steps"], rank)
 
     def held_out(builder: StepBuilder) -> Iterator[StepShare]:
@@ -231,6 +232,7 @@ def train_worker(payload: dict[str, Any]) -> None:
             steps_per_epoch=payload["steps_per_epoch"],
             shares=shares,
             validation={domain: functools.partial(held_out, b) for domain, b in payload["held_out"].items()},
+            resume_from=begins_with(shard),
             rank=rank,
             world=world,
             lease=lease,
@@ -280,7 +282,7 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
 
 
 def reporter(filesystem: pyarrow.fs.FileSystem, rank: int) -> Callable[[dict[str, Any], str], None]:
-    """Tell Ray Train of a checkpoint that rank 0 has put, verified, into its place."""
+    """Tell Ray Train of a checkpoint that is in its place, verified and committed."""
 
     def committed(metrics: dict[str, Any], address: str) -> None:
         path = address.removeprefix("s3://")  # as the file system has it; addresses of runs are absolute

@@ -112,10 +112,11 @@ class Saver:
 
     def finish(self) -> None:
         """Wait until nothing is under way; raises as `poll`."""
-        with self._waits():
-            while (save := self.save) is not None:
-                with waiting_for(f"checkpoint {save.address} to be saved"):
-                    save.ended.wait(LOOK_S)
+        if (save := self.save) is None:
+            return
+        with self._waits(), waiting_for(f"checkpoint {save.address} to be saved"):
+            while self.save is not None:
+                save.ended.wait(LOOK_S)
                 self._agree()
 
     def now(self, stage: Callable[[], Staged], address: str, row: Row) -> None:
@@ -142,6 +143,8 @@ class Saver:
             self.save = None
             save.folder.stopped.set()
             raise error
+        if all(one.ended for one in said[1:]):
+            save.folder.written.set()
         if said[0].ended:  # rank 0 commits, after all others
             self.save = None
             self.told = {"save_s": said[0].seconds, "save_gb": sum(one.nbytes for one in said) / 1e9}
@@ -192,7 +195,11 @@ class Saver:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """A run that ends by an error leaves the save that is under way `LATE_S` seconds, without asking other ranks."""
-        if (save := self.save) is not None and not save.ended.wait(LATE_S):
+        if (save := self.save) is None or save.ended.is_set():
+            return
+        if self.rank == 0:
+            say(f"checkpoint {save.address} is still being saved: waiting for it, up to {LATE_S:.0f} s")
+        if not save.ended.wait(LATE_S):
             save.folder.stopped.set()
 
 

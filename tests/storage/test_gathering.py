@@ -120,6 +120,15 @@ def test_a_file_that_another_machine_does_not_see_is_no_commit(root: str, of: Ma
         one.others([1])
 
 
+def test_records_that_are_not_seen_are_elsewhere(tmp_path: Path) -> None:
+    """Each machine's own disk at the same address: the others are done, and nothing of it is here."""
+    one = Gathering(str(tmp_path / "folder"), "0a0a0a0a", StorageOptions(patience_s=0.1))
+    one.open()
+    one.written.set()
+    with pytest.raises(StorageError, match=r"processes \[1\].*all machines mount"):
+        one.others([1])
+
+
 def test_a_file_that_does_not_arrive_intact_is_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put, sent = LocalStore.put, []
 

@@ -16,6 +16,7 @@ from jala_ray.storage.s3 import S3Store
 from jala_ray.training import history, transfer
 from jala_ray.training.saving import Saver
 from jala_ray.training.staging import Stage, Staged
+from jala_ray.training.task import NEWEST
 from jala_ray.training.trainer import begins_with, train
 from jala_ray.types import StorageError
 from tests.training.step_ranks import exact_run
@@ -97,8 +98,8 @@ def resume(rank: int, ranks: int, root: Path) -> None:
         asked.append(args)
         return newest(*args)
 
-    S3Store.stream, history.newest = counted, asks  # type: ignore[method-assign]
     task = replace_run(root, run, rank, ranks)
+    S3Store.stream, history.newest = counted, asks  # type: ignore[method-assign]
     found = begins_with(task)
     assert found is not None
     with transfer.own_copy(found, task.options) as folder:
@@ -108,8 +109,6 @@ def resume(rank: int, ranks: int, root: Path) -> None:
 
 
 def replace_run(root: Path, stored: dict[str, Any], rank: int, ranks: int) -> Any:
-    from jala_ray.training.task import NEWEST
-
     run = resized_run(root, rank=rank, world=ranks)
     return replace(
         run,

@@ -35,7 +35,7 @@ def exact_run(
         "train__checkpoint_every": steps,
     }
     every = {"train__validate_every": steps, "train__monitor_every": steps}
-    run = make_run(run_config(root, preset, **sizes, **every, **(settings or {})), **more)
+    run = make_run(run_config(root, preset, **{**sizes, **every, **(settings or {})}), **more)
     run.learner.double()
     for module in run.learner.modules():
         if isinstance(module, Qwen2RMSNorm):

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from jala_ray import storage
 from jala_ray.config import TokenizerRunConfig, TokenizerTrainConfig
 from jala_ray.data.manifest.table import write_manifest
 from jala_ray.parsing import override
-from jala_ray.storage import StorageOptions
-from jala_ray.training import history, lease, setup, transfer
+from jala_ray.storage import FileEntry, Gathering, StorageOptions
+from jala_ray.training import history, lease, setup
 from jala_ray.training.tokenizer import train_tokenizer
 from jala_ray.types import ConfigError, DamagedCheckpoint, UserError
 from tests.data.test_source import make_clip
@@ -182,16 +182,16 @@ def test_its_workers_load_no_model_code() -> None:
 def test_a_run_that_waits_says_what_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = transfer.save
+    written = Gathering.write
 
-    def slow(folder: Path, address: str, options: StorageOptions, lease: lease.Lease | None) -> None:
-        time.sleep(10 * WAITING_S)
-        stored(folder, address, options, lease)
+    def slow(folder: Gathering, files: Mapping[str, bytes | memoryview]) -> dict[str, FileEntry]:
+        time.sleep(30 * WAITING_S)
+        return written(folder, files)
 
-    monkeypatch.setattr(transfer, "save", slow)
+    monkeypatch.setattr(Gathering, "write", slow)
     run = make_run(tmp_path)
     train_tokenizer(replace(run, config=override(run.config, {"log.waiting_s": WAITING_S})))
-    address = history.address(run.folder, 3)
+    address = history.address(run.folder, 6)  # the last one, for which the run waits
     assert f"s for checkpoint {address} to be saved" in capsys.readouterr().out
 
 

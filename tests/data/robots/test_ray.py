@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import ray
 
-from jala_ray.data.pipeline import Segment, UnitConfig, read_shares
+from jala_ray.data.pipeline import Segment, UnitConfig, begins_with, read_shares
 from jala_ray.data.samples.share import StepShare
 from tests.data.robots.made import write_set
 from tests.data.robots.recipe import plans_of, settings
@@ -21,8 +22,11 @@ def test_shares_of_ray_are_those_without_it(tmp_path: Path) -> None:
     train = plans_of(settings(*folders), tmp_path).train
     first, last, world = 3, train.plan.steps_per_epoch + 2, 2  # a resumed segment, and into the next epoch
     with local_ray():
-        segments = UnitConfig({"train": lambda: Segment(train, first, last, 2)})
+        segments = UnitConfig({"train": lambda: Segment(train, first, last, 2, "step-00000003")})
         shards = segments.configure({"train": None}, world)
+
+        there = [begins_with(ray.get(ray.put(shard["train"]))) for shard in shards]
+        assert there == ["step-00000003"] * world, "every rank is told, in another process too"
 
         def read(rank: int) -> list[StepShare]:
             return list(read_shares(shards[rank]["train"], first, last, rank))
