@@ -179,8 +179,6 @@ class TrainConfig:
         at_least("train.", self, dict.fromkeys(counts, 1) | {"val_samples": 0})
         if not 0 <= self.average < 1:
             raise ConfigError("train.average", self.average, "0 <= decay < 1", "At 1 it would stay as the run begins.")
-        if self.parallel not in ("auto", "ddp", "fsdp"):
-            raise ConfigError("train.parallel", self.parallel, "auto, ddp or fsdp")
         if self.reshard and self.parallel != "fsdp":
             raise ConfigError(
                 "train.reshard", True, "train.parallel fsdp", "Pass --train.parallel fsdp, or leave it out."

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 def own_part(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor, over the same storage: all of one that is not sharded."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_as(value: Tensor, like: Tensor) -> Tensor:

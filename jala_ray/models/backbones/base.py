@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -281,7 +282,7 @@ class Backbone(nn.Module, ABC):
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Blocks of tower and language model as kernels of their own, for every length. What they compute is the same."""
         for block in (*self.blocks, *self.tower_blocks()):
-            block.compile(dynamic=True, backend=backend)
+            compile_block(block, backend)
 
     def compile_decoding(self, backend: str = "inductor") -> None:
         """Language blocks in passes over a cache, all of them as one graph, for every length. What they compute is the same."""
@@ -375,6 +376,14 @@ class Backbone(nn.Module, ABC):
         if less or mask.dtype != torch.bool or tuple(mask.shape) != expected_shape:
             expected = f"bool {expected_shape}" if not less else "intervals, for `deep` and `read`"
             raise UserError("mask", (mask.dtype, tuple(mask.shape)), expected)
+
+
+def compile_block(block: nn.Module, backend: str) -> None:
+    """As kernels of its own. Of a sharded block what it computes alone: weights are gathered and gradients reduced around that."""
+    if isinstance(block, FSDPModule):
+        block.forward = torch.compile(block.forward, dynamic=True, backend=backend)
+    else:
+        block.compile(dynamic=True, backend=backend)
 
 
 def repeated(module: nn.Module) -> nn.ModuleList:
