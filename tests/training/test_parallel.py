@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
+from jala_ray.models.backbones.base import compile_block
+from jala_ray.models.masks import QueryPiece, Spans
 from jala_ray.models.tensor_files import TensorFiles
 from jala_ray.training import history
 from jala_ray.training.memory import Room
@@ -88,6 +92,35 @@ def test_any_kind_continues_any_other(tmp_path: Path) -> None:
     assert len(figures(unbroken)) == STEPS
     held_equal(unbroken, tmp_path / "jala:fsdp")
     held_equal(unbroken, tmp_path / "chain")
+
+
+def test_sharded_blocks_share_their_kernels(tmp_path: Path) -> None:
+    """Compiled once for all language blocks, what gathers their weights left out; and they compute the same."""
+    graphs = list[Any]()
+
+    def kept(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        run = make_run(run_config(tmp_path, train__parallel="fsdp"))
+        run.begin()
+        backbone = run.learner.vla.backbone
+        assert [isinstance(block, FSDPModule) for block in backbone.blocks] == [True, True, True, False]
+        x, place = torch.randn(1, 8, backbone.hidden_size), torch.arange(8)[None]
+        arguments = backbone.block_arguments(x, Spans([8], [[QueryPiece(8, 8, None)]]), place, None)
+        with run.parallel.whole(), torch.no_grad():
+            plain = [backbone.run_blocks(x, number, number, arguments) for number in (1, 2)]
+            for block in backbone.blocks:
+                compile_block(block, kept)
+            seen = list[int]()
+            for number, expected in enumerate(plain, 1):
+                torch.testing.assert_close(backbone.run_blocks(x, number, number, arguments), expected)
+                seen.append(len(graphs))
+        assert seen[0] == seen[1] > 0
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_pass_that_gathers_weights_cannot_be_repeated(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ normalised and cut is the backbone's own affair, and so are positions beyond a t
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -378,10 +380,11 @@ class Backbone(nn.Module, ABC):
             raise UserError("mask", (mask.dtype, tuple(mask.shape)), expected)
 
 
-def compile_block(block: nn.Module, backend: str) -> None:
+def compile_block(block: nn.Module, backend: Any) -> None:
     """As kernels of its own. Of a sharded block what it computes alone: weights are gathered and gradients reduced around that."""
     if isinstance(block, FSDPModule):
-        block.forward = torch.compile(block.forward, dynamic=True, backend=backend)
+        own = inspect.unwrap(type(block).forward)  # transformers wraps all kinds of blocks in one function
+        block.forward = functools.partial(torch.compile(own, dynamic=True, backend=backend), block)
     else:
         block.compile(dynamic=True, backend=backend)
 
