@@ -5,12 +5,13 @@ READY := .venv/.ready
 SITE := .venv-docs
 NEWEST := .venv-newest
 EIGHT := .venv-8bit
+VIEW := .venv-view
 UV := $(shell sed -n "s/^\(uv==[0-9.]*\).*/\1/p" requirements.lock)
 export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE ?= 0
 
-.PHONY: demo test test-all test-8bit golden golden-speed chaos docs lint lint-newest format setup lock clean
+.PHONY: demo test test-all test-8bit test-view test-locks golden golden-speed chaos docs lint lint-newest format setup lock clean
 
 demo: $(READY) ## synthetic videos -> motion tokenizer -> JALA checkpoint and report, through a Ray head of its own
 	$(BIN)/python jobs/demo.py
@@ -25,6 +26,11 @@ test-8bit: $(READY) ## those of `optim.states 8bit`, with torchao laid beside th
 	test -d $(EIGHT) || $(BIN)/uv pip install --quiet --python $(BIN)/python --target $(EIGHT) --no-deps \
 		"$$(sed -n 's/^8bit = \["\([^"]*\)".*/\1/p' pyproject.toml)"
 	PYTHONPATH=$(EIGHT) $(BIN)/pytest tests/training/test_states.py
+
+test-view: $(READY) ## those of `jala view`, with rerun laid beside the environment; `make test` skips them
+	test -d $(VIEW) || $(BIN)/uv pip install --quiet --python $(BIN)/python --target $(VIEW) --no-deps \
+		"$$(sed -n 's/^view = \["\([^"]*\)".*/\1/p' pyproject.toml)"
+	PYTHONPATH=$(VIEW) $(BIN)/pytest tests/reports/test_view.py
 
 golden: $(READY) ## twenty steps of six runs here and in the commit of tests/golden/BASE, equal bit for bit (docs/golden.md)
 	$(BIN)/python -m tests.golden $(if $(BASE),--base $(BASE))
@@ -68,9 +74,18 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pyright --version
 	touch $(READY)
 
-lock: ## write requirements.lock anew from pyproject.toml: one version of a package for both Pythons
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 --fork-strategy fewest \
-		--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o requirements.lock
+LOCK = $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock"
+# What nothing loads on a CPU. The rest of CUDA's libraries torch's own wheel needs to be imported at all.
+GPU_ONLY := triton nvidia-cusolver nvidia-cuda-cccl nvidia-nvtx cuda-bindings cuda-pathfinder cuda-toolkit
+
+lock: ## write requirements.lock anew from pyproject.toml, one version of a package for both Pythons; and of it the sets of the images
+	$(LOCK) --extra dev -o requirements.lock
+	$(LOCK) --constraint requirements.lock -o requirements-gpu.lock
+	$(LOCK) --constraint requirements.lock $(addprefix --no-emit-package ,$(GPU_ONLY)) -o requirements-cpu.lock
+
+test-locks: $(READY) ## the images' requirement sets in fresh environments; it needs a network or uv's cache, and minutes
+	$(BIN)/python -m tests.infra.locks
 
 clean:
-	rm -rf .venv $(SITE) $(NEWEST) $(EIGHT) # runs/ holds results and stays
+	rm -rf .venv $(SITE) $(NEWEST) $(EIGHT) $(VIEW) # runs/ holds results and stays

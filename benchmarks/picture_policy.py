@@ -1,7 +1,7 @@
 """Does a small policy that learns from 50 demonstrations look? In Meta-World, beside one that sees nothing, on two tasks chosen beforehand.
 
-`python benchmarks/picture_policy.py --out runs/picture [--candidates TASK ...] [--steps N] [--seed S]`, after `jala rollouts setup
-metaworld`. A stage that is done is not done again, so the same command continues. Stages:
+`python benchmarks/picture_policy.py --out runs/picture [--camera gripper|corner] [--candidates TASK ...] [--steps N] [--seed S]`, after
+`jala rollouts setup metaworld`. A stage that is done is not done again, so the same command continues. Stages:
 
 1. `record`: 50 demonstrations of the scripted expert for each candidate, 128 px, one camera, with noise on what is executed;
 2. `unseeing`: a policy of words and state alone for each, and 100 rollouts. Candidates are those whose expert succeeds in at least 95 %
@@ -23,8 +23,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,7 +35,7 @@ from jala_ray.rollouts.summary import difference
 ROOT = Path(__file__).resolve().parents[1]
 EXPERTS = ROOT / "docs/results/metaworld_experts.json"
 CANDIDATES = ("button-press-v3", "drawer-open-v3", "reach-v3", "push-v3", "window-open-v3", "door-open-v3")
-CAMERA, ROBOT = "observation.images.corner", "sawyer"
+ROBOT = "sawyer"
 EPISODES, ROLLOUTS, BLIND = 50, 100, 0.35
 MODEL = {
     "model.backbone.image-size": 112,
@@ -70,63 +71,80 @@ def once(out: Path, work: Any) -> Any:
     return json.loads(out.read_text())
 
 
-def demonstrations(root: Path, task: str) -> Path:
-    out = root / "sets" / task
-    what = ("--tasks", task, "--episodes", EPISODES, "--size", 128, "--cameras", CAMERA, "--noise", 0.2)
-    once(root / "stages" / f"record-{task}.json", lambda: timed("rollouts", "record", *what, "--out", out))
-    return out
-
-
 def timed(*words: object) -> dict[str, float]:
     began = time.perf_counter()
     jala(*words)
     return {"minutes": (time.perf_counter() - began) / 60}
 
 
-def taught(root: Path, task: str, kind: str, steps: int, seed: int) -> dict[str, float]:
-    """A run over a task's demonstrations; `kind` is unseeing (no pictures) or seeing."""
-    views = ("--objective.views", *((CAMERA,) if kind == "seeing" else ()))
-    settings = [word for key, value in (MODEL | LEARNING).items() for word in (f"--{key}", value)]
-    settings += ["--data.robot-sets", demonstrations(root, task), ROBOT, "--seed", seed, "--train.steps", steps]
-    settings += ["--train.checkpoint-every", steps, "--train.validate-every", max(1, steps // 4), "--train.evaluate"]
-    place = ["--name", f"{kind}-{task}-{seed}", "--storage.root", root / "runs", "--log.tensorboard", "False"]
-    return timed("posttrain", "tiny_libero_spatial", "--local", *place, *settings, *views)
+@dataclass(frozen=True)
+class Trial:
+    """A policy of one kind, taught and judged on one task."""
 
+    root: Path
+    task: str
+    kind: Literal["unseeing", "seeing"]
+    camera: str
+    steps: int
+    seed: int
 
-def judged(root: Path, task: str, kind: str, seed: int) -> dict[str, dict[str, float]]:
-    """Successes of the policy and of the same with black pictures, and their shares with Wilson's intervals."""
-    policy, out = root / "runs" / f"{kind}-{task}-{seed}", root / "rollouts" / f"{kind}-{task}-{seed}"
-    words = ("--tasks", task, "--rollouts", ROLLOUTS, "--size", 128, "--cameras", CAMERA, "--out", out)
-    jala("rollouts", "run", policy, *words, "--workers", 1, "--videos", 1)
-    found = json.loads((out / "scores.json").read_text())["success"]
-    return {arm: found[arm][task]["seen"] for arm in ("policy", "blind")}
+    @property
+    def name(self) -> str:
+        """What never sees has one policy for all cameras."""
+        camera = (self.camera,) if self.kind == "seeing" else ()
+        return "-".join((self.kind, *camera, self.task, str(self.seed)))
 
+    @property
+    def view(self) -> str:
+        return f"observation.images.{self.camera}"
 
-def stage(root: Path, task: str, kind: str, steps: int, seed: int) -> dict[str, Any]:
-    """Teach and judge."""
-    name = f"{kind}-{task}-{seed}.json"
-    time_taken = once(root / "stages" / name, lambda: taught(root, task, kind, steps, seed))
-    return time_taken | once(root / "stages" / f"judged-{name}", lambda: judged(root, task, kind, seed))
+    def done(self) -> dict[str, Any]:
+        """Teach and judge; minutes of teaching, and successes of the policy and of the same with black pictures with Wilson's intervals."""
+        stages = self.root / "stages"
+        return once(stages / f"{self.name}.json", self.taught) | once(stages / f"judged-{self.name}.json", self.judged)
+
+    def demonstrations(self) -> Path:
+        out = self.root / "sets" / f"{self.task}-{self.camera}"
+        what = ("--tasks", self.task, "--episodes", EPISODES, "--size", 128, "--cameras", self.view, "--noise", 0.2)
+        once(self.root / "stages" / f"record-{out.name}.json", lambda: timed("rollouts", "record", *what, "--out", out))
+        return out
+
+    def taught(self) -> dict[str, float]:
+        views = ("--objective.views", *((self.view,) if self.kind == "seeing" else ()))
+        settings = [word for key, value in (MODEL | LEARNING).items() for word in (f"--{key}", value)]
+        settings += ["--data.robot-sets", self.demonstrations(), ROBOT, "--seed", self.seed]
+        settings += ["--train.steps", self.steps, "--train.checkpoint-every", self.steps]
+        settings += ["--train.validate-every", max(1, self.steps // 4), "--train.evaluate"]
+        place = ["--name", self.name, "--storage.root", self.root / "runs", "--log.tensorboard", "False"]
+        return timed("posttrain", "tiny_libero_spatial", "--local", *place, *settings, *views)
+
+    def judged(self) -> dict[str, dict[str, float]]:
+        policy, out = self.root / "runs" / self.name, self.root / "rollouts" / self.name
+        words = ("--tasks", self.task, "--rollouts", ROLLOUTS, "--size", 128, "--cameras", self.view, "--out", out)
+        jala("rollouts", "run", policy, *words, "--workers", 1, "--videos", 1)
+        found = json.loads((out / "scores.json").read_text())["success"]
+        return {arm: found[arm][self.task]["seen"] for arm in ("policy", "blind")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--camera", choices=("gripper", "corner"), default="gripper")
     parser.add_argument("--candidates", nargs="+", default=CANDIDATES)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--blind-steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    root, seed = asked.out.absolute(), asked.seed
+    root, camera, seed = asked.out.absolute(), asked.camera, asked.seed
     able = json.loads(EXPERTS.read_text())["expert_at_least_95_percent"]
     blind, chosen = dict[str, Any](), list[str]()
     for task in (task for task in asked.candidates if task in able):
-        blind[task] = stage(root, task, "unseeing", asked.blind_steps, seed)["policy"]
+        blind[task] = Trial(root, task, "unseeing", camera, asked.blind_steps, seed).done()["policy"]
         print(f"{task}: {blind[task]['count']} of {ROLLOUTS} without pictures", flush=True)
         chosen = [task for task, own in blind.items() if own["mean"] <= BLIND][:2]
         if len(chosen) == 2:
             break
-    found = {task: stage(root, task, "seeing", asked.steps, seed) for task in chosen}
+    found = {task: Trial(root, task, "seeing", camera, asked.steps, seed).done() for task in chosen}
     success = {
         task: {"policy": own["policy"]["count"], "black": own["blind"]["count"], "unseeing": blind[task]["count"]}
         for task, own in found.items()

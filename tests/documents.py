@@ -6,10 +6,11 @@ import dataclasses
 import itertools
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import scale, spot
 from jala_ray.commands import shell
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,8 +45,24 @@ SCRIPTS = {
 }
 """Scripts and modules that are other names of a command."""
 
+
+def _exactly(words: Sequence[str], *wanted: str) -> None:
+    assert tuple(words) == wanted
+
+
 NOT_RUN = {
     "make": "sets up an environment, or runs all tests",
+    "export": "tells the shell of a cluster's token",
+    "git": "packs the code for a cluster's bucket",
+    "aws": "needs a bucket",
+    "prometheus": "needs Prometheus",
+    "ray up": "needs a cloud's account",
+    "ray dashboard": "needs a cloud's account",
+    "ray get-auth-token": "writes into the home of whoever runs it",
+    "ray drain-node": "needs a cluster; tests/infra drains a node",
+    "python -m infra.packing": "tests/infra runs it",
+    "python -m benchmarks.scale": "tests/benchmarks runs it",
+    "python -m benchmarks.spot": "tests/benchmarks runs it",
     "docker": "needs docker and a registry",
     "kubectl": "needs a cluster",
     "ray job submit": "needs a cluster and a bucket",
@@ -55,15 +72,18 @@ NOT_RUN = {
     "jala pretrain lapa_codes": "downloads pretrained weights",
     "jala pretrain no_align": "downloads pretrained weights",
     "jala pretrain tiny --name probe_run": "needs another host's bucket",
-    "jala posttrain": "needs a robot's data set, and downloads pretrained weights",
+    "jala posttrain": "needs a robot's data set, and downloads pretrained weights; tests/policy/test_fifty.py runs its guide's",
     "jala cache jala": "downloads pretrained weights",
     "jala evaluate comparison": "needs a GPU",
-    "jala openloop": "needs a robot's data set; tests/policy runs it",
-    "jala serve": "serves until it is ended; tests/serving starts it",
-    "jala rollouts score": "needs forms that people have filled in",
+    "jala openloop": "needs a robot's data set; tests/policy runs it, those of a guide in test_fifty.py",
+    "jala serve": "serves until it is ended; tests/serving starts it, and tests/policy/test_fifty.py",
+    "jala rollouts score": "needs forms that people have filled in; tests/policy/test_fifty.py fills some in",
+    "jala rollouts form runs/form_pick.html": "needs tasks of one's own; tests/policy/test_fifty.py has them",
+    "jala rollouts form runs/form_control.html": "needs tasks of one's own; tests/policy/test_fifty.py has them",
     "jala rollouts setup": "needs a registry; slow tests of tests/rollouts run it",
     "jala rollouts run": "needs a simulator's environment; tests/rollouts runs it in a world of its own",
     "jala rollouts record": "needs a simulator's environment; tests/rollouts runs it in a world of its own",
+    "jala view": "needs the extra `view`, which is not in the lock; tests/reports/test_view.py has it beside (`make test-view`)",
     "pip": "belongs into lerobot's own environment",
     "lerobot-eval": "needs an environment with lerobot",
     "jala export runs/my_run my_half_model": "uploads to the hub",
@@ -76,6 +96,14 @@ NOT_RUN = {
     "python -m tests.video.hard_table --write": "writes a document anew",
 }
 """Beginning of a command -> why it is not run. Its arguments are read by its own parser all the same."""
+
+OWN: dict[str, Callable[[Sequence[str]], object]] = {
+    "tests.video.hard_table": lambda words: _exactly(words, "--write"),
+    "infra.packing": _exactly,
+    "benchmarks.scale": lambda words: scale.parser().parse_args(words),
+    "benchmarks.spot": lambda words: spot.parser().parse_args(words),
+}
+"""Modules that are no command of `jala`, with what reads their words."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +146,11 @@ def read(words: Sequence[str]) -> None:
     if list(words[:3]) == SUBMITTED:
         assert (ROOT / words[words.index("--runtime-env") + 1]).is_file()
         return read(words[words.index("--") + 1 :])
-    if words[0] in NOT_RUN or list(words[:2]) == ["ray", "start"]:
+    if words[0] in NOT_RUN or words[0] == "ray":
         return
     command, rest = command_of(words)
-    if command == "tests.video.hard_table":
-        assert rest == ["--write"]
+    if command in OWN:
+        OWN[command](rest)
         return
     if command not in (found := shell.listed()):
         _unknown(words)

@@ -7,6 +7,9 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from benchmarks.scale import HEADS as SCALE_HEADS
+from benchmarks.scale import Assumed
+from benchmarks.scale import rows as scale_rows
 from jala_ray import presets
 from jala_ray.config import RunConfig
 from jala_ray.config.backbones import BACKBONES
@@ -15,11 +18,16 @@ from jala_ray.config.evaluators import EVALUATORS
 from jala_ray.data.adapters import ADAPTERS
 from jala_ray.hands.metrics import METRICS
 from jala_ray.parsing import override
+from jala_ray.training.cards import on_cards
 from jala_ray.training.estimate import GB, Data, compute
+from jala_ray.training.gauges import ALL as EXPORTED
 
 SMALLEST = "OpenGVLab/InternVL3-1B-hf"
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("README.md", "docs/guides/evaluate.md", "docs/guides/hardware.md", "docs/guides/own_data.md")
+FILES = (
+    "README.md",
+    *(f"docs/guides/{name}.md" for name in ("evaluate", "hardware", "operations", "own_data", "posttraining", "scale")),
+)
 SAVING = {"train.micro_batch": 2, "train.micro_tokens": 4096, "model.backbone.gradient_checkpointing": True}
 ALONE = {"cluster.workers": 1}
 LORA = {"model.backbone.gradient_checkpointing": True, "model.backbone.lora.rank": 64}
@@ -114,13 +122,46 @@ def of_hardware() -> str:
     return table((*heads, "TFLOP/s sustained, assumed", "per step", "per million clips"), rows)
 
 
+def of_cards() -> str:
+    """Presets of one name differ in nothing that counts here."""
+    rows = []
+    for name in ("libero_spatial", "robocasa_human"):
+        preset = presets.PRESETS[name]
+        assert isinstance(preset, RunConfig)
+        for found in on_cards(preset, Data(None, 0.0, "steps are set")):
+            assert found is not None and found.hours is not None and found.steps is not None
+            family = f"`{name.partition('_')[0]}_*`, {found.steps:,} steps"
+            words = f"`{found.words}`" if found.words else "as it is"
+            row = [family, f"{found.card.name}, {found.card.gb:g} GB", words, f"{found.memory / GB:.0f} GB"]
+            flops = f"{found.flops_step / 1e12:,.0f}, {found.flops_float32 / 1e12:,.0f}"
+            rows.append([*row, flops, f"{found.step_s:.1f} s", f"{found.hours:,.0f} h"])
+    heads = ("preset", "card", "settings", "memory", "TFLOP per step, of them float32", "per step", "in all")
+    return table(heads, rows)
+
+
+def of_scale() -> str:
+    preset = presets.PRESETS["jala"]
+    assert isinstance(preset, RunConfig)
+    return table(SCALE_HEADS, scale_rows(preset, Assumed()))
+
+
+def of_exported() -> str:
+    return table(
+        ("metric", "meaning", "from a row's"),
+        [[f"`{one.seen_as}`", one.meaning, f"`{one.key}`" if one.key else ""] for one in EXPORTED],
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "presets": of_presets,
     "metrics": of_metrics,
     "encoders": of_encoders,
     "backbones": of_backbones,
     "adapters": of_adapters,
+    "cards": of_cards,
     "hardware": of_hardware,
+    "scale": of_scale,
+    "exported": of_exported,
     "evaluators": of_evaluators,
 }
 

@@ -32,6 +32,8 @@ class Arguments:
     """Rows per task."""
     gpus_per_task: float = 0.0
     """GPUs that Ray keeps for each task, e.g. 0.25: four tasks share a GPU."""
+    autoscaling: bool = False
+    """The cluster grows on demand: GPUs that are not there yet are waited for."""
     local: bool = False
     """In this process, without Ray."""
     retry: bool = False
@@ -66,7 +68,8 @@ def run(arguments: Arguments) -> int:
         making = begin(arguments.out, manifest, assets, config.model.encoder, contents, options, gpu=gpu)
     if arguments.retry:
         making.drop_errors()
-    do_parts(making.missing(), making.job, options, local=arguments.local, task=TaskSize(gpus=arguments.gpus_per_task))
+    size = TaskSize(gpus=arguments.gpus_per_task, autoscaling=arguments.autoscaling)
+    do_parts(making.missing(), making.job, options, local=arguments.local, task=size)
     cache, errors = making.finish(config.data.max_error_share)
     print(f"{cache.path}: {cache.rows} rows, {len(errors)} left out" + (" (reasons: errors.jsonl)" if errors else ""))
     return 0

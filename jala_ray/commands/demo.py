@@ -35,7 +35,7 @@ def run(arguments: Arguments) -> int:
     from pathlib import Path
 
     from jala_ray.storage import local_path
-    from jala_ray.training.local_head import local_head
+    from jala_ray.training.local_head import lone_head
 
     runs = Path(local_path(arguments.runs)).absolute()
     began = time.monotonic()
@@ -43,7 +43,7 @@ def run(arguments: Arguments) -> int:
     print(f"world: {manifest} ({time.monotonic() - began:.0f} s)", flush=True)
     for name in ("tokenizer", "pretrain"):
         shutil.rmtree(runs / "demo" / name, ignore_errors=True)
-    with local_head(num_cpus=2) as head:
+    with lone_head(num_cpus=2) as head:
         storage = ["--storage.root", str(runs)]
         submit(head, "tokenizer", "demo", "--manifests", str(manifest), *storage)
         tokenizer = str(runs / "demo" / "tokenizer")

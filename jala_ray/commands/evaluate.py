@@ -45,6 +45,8 @@ class Arguments:
     """Leave out what the latent space knows: probes, retrieval, t-SNE, and the map of h and z with its tables. Descriptions have none."""
     gpus_per_task: float = 0.0
     """GPUs that Ray keeps for each task, e.g. 0.5: two tasks share a GPU."""
+    autoscaling: bool = False
+    """The cluster grows on demand: GPUs that are not there yet are waited for."""
     local: bool = False
     """In this process, without Ray."""
     endpoint_url: str | None = None
@@ -86,7 +88,8 @@ def run(arguments: Arguments) -> int:
         options=options,
     )
     work = begin(job, asked.split, asked.samples)
-    do_parts(work.missing(), work.job, options, local=asked.local, task=TaskSize(gpus=asked.gpus_per_task))
+    size = TaskSize(gpus=asked.gpus_per_task, autoscaling=asked.autoscaling)
+    do_parts(work.missing(), work.job, options, local=asked.local, task=size)
     release()
     print(publish(work, latents=not asked.no_latents, videos=asked.videos))
     for line in warnings_of(job.out, options):

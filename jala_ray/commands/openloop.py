@@ -43,6 +43,8 @@ class Arguments:
     """Of the noise that actions begin with."""
     gpus_per_task: float = 0.0
     """GPUs that Ray keeps for each task, e.g. 0.5: two tasks share a GPU."""
+    autoscaling: bool = False
+    """The cluster grows on demand: GPUs that are not there yet are waited for."""
     local: bool = False
     """In this process, without Ray."""
     storage: FlagConversionOff[StorageOptions] = field(default_factory=StorageOptions)
@@ -77,7 +79,8 @@ def run(arguments: Arguments) -> int:
     )
     most = None if asked.numbers else asked.episodes
     work = begin(job, asked.split, most, asked.numbers, asked.embodiment)
-    do_parts(work.missing(), work.job, options, local=asked.local, task=TaskSize(gpus=asked.gpus_per_task))
+    size = TaskSize(gpus=asked.gpus_per_task, autoscaling=asked.autoscaling)
+    do_parts(work.missing(), work.job, options, local=asked.local, task=size)
     release()
     print(publish(work))
     for line in warnings_of(job.out, options):

@@ -28,6 +28,8 @@ class Arguments(pretrain.Arguments):
     """
 
     preset: Positional[Annotated[str, arg(metavar="PRESET", help=known(ACTING))]]
+    mfu: float = 0.4
+    """For --dry-run: share of a card's peak FLOP/s that hours on one card assume."""
     config: Annotated[AvoidSubcommands[FlagConversionOff[RunConfig]], arg(name="")] = field(default=ACTING[SHOWN])
 
 
@@ -39,4 +41,12 @@ def parse(words: Sequence[str], prog: str) -> Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    return pretrain.run(arguments)
+    status = pretrain.run(arguments)
+    if arguments.dry_run:
+        from jala_ray.training.cards import told
+        from jala_ray.training.estimate import data_of
+        from jala_ray.training.setup import storage_options
+
+        config = arguments.config
+        print(told(config, data_of(config, storage_options(config)), arguments.mfu))
+    return status

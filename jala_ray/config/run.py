@@ -193,14 +193,32 @@ class ClusterConfig:
 
     workers: int = 1
     """Processes that train, one per GPU."""
+    min_workers: int = 0
+    """As few as so many will do: the run begins with what there is, goes on with less when nodes are lost, and grows up to `workers`
+    when nodes come. The batches of all workers together stay the same. 0: always `workers`."""
+    resize_every_s: float = 60.0
+    """Seconds between two looks at whether more workers than there are have a place. Growing takes a restart of all of them."""
     cpus_per_worker: float = 1.0
     """CPUs that Ray keeps for each."""
     gpus_per_worker: float = 0.0
     """GPUs that Ray keeps for each."""
+    reading_cpus: float | None = None
+    """CPUs at most that reading takes, and asks an autoscaler for; None: all there are, and more. Give what the nodes without GPUs have at
+    their most: Ray's autoscaler starts none of what it is asked for where it cannot start all."""
     max_failures: int = 3
     """Restarts of the worker group after crashes. Preemptions do not count."""
     autoscaling: bool = False
     """The cluster grows on demand: don't compare the request with what is there now."""
+
+    def check(self) -> None:
+        """Raises `ConfigError`."""
+        at_least("cluster.", self, {"workers": 1, "min_workers": 0, "resize_every_s": 1, "max_failures": -1})
+        at_least("cluster.", self, {"cpus_per_worker": 0, "gpus_per_worker": 0})
+        if self.reading_cpus is not None and self.reading_cpus < 1:
+            raise ConfigError("cluster.reading_cpus", self.reading_cpus, "at least 1 CPU, or None")
+        if self.min_workers > self.workers:
+            expected = f"<= cluster.workers = {self.workers}, to which the run may grow"
+            raise ConfigError("cluster.min_workers", self.min_workers, expected)
 
 
 @dataclass(frozen=True)
@@ -233,6 +251,8 @@ class LogConfig:
     """Weights & Biases project."""
     mlflow: str | None = None
     """MLflow experiment."""
+    push_s: float = 60.0
+    """A run folder on a bucket gets its metrics and other small files every so many seconds; 0: with checkpoints alone."""
     waiting_s: float = 60.0
     """A run that waits longer than so many seconds says what for, and again at doubled times."""
     peak_tflops: float | None = None
@@ -242,7 +262,7 @@ class LogConfig:
 
     def check(self) -> None:
         """Raises `ConfigError`."""
-        at_least("log.", self, {"waiting_s": 1, "profile": 0})
+        at_least("log.", self, {"waiting_s": 1, "push_s": 0, "profile": 0})
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise ConfigError("log.peak_tflops", self.peak_tflops, "more than 0, or None for what is known")
 
@@ -256,8 +276,8 @@ class RunConfig:
     motion_tokenizer: str = ""
     """Folder or s3:// address of a trained motion tokenizer. An objective without motion codes needs none."""
     init: str | None = None
-    """Checkpoint whose weights the run starts from (not its optimizer or data position). Made with another objective, it gives its
-    VLA and what the new one inherits; the rest starts anew (`training/checkpoint.py`)."""
+    """Checkpoint, or run folder whose newest one is taken, whose weights the run starts from (not its optimizer or data position). Made
+    with another objective, it gives its VLA and what the new one inherits; the rest starts anew (`training/checkpoint.py`)."""
     seed: int = 0
     """Of weights, order of rows and all draws."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -290,7 +310,7 @@ class RunConfig:
             raise ConfigError("optim.states", self.optim.states, "fp32 with train.parallel fsdp", remedy)
         at_least("storage.", self.storage, {"patience_s": 0, "lease_s": 1})
         self.log.check()
-        at_least("cluster.", self.cluster, {"workers": 1, "max_failures": -1})
+        self.cluster.check()
         at_least("", self, {"seed": 0})
         self.model.backbone.check()
         self.model.encoder.check()

@@ -127,6 +127,7 @@ class TokenizerRunConfig:
         for name in ("max_chunks", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "an integer >= 1")
+        self.cluster.check()
 
 
 AnyRun = RunConfig | TokenizerRunConfig

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -147,8 +147,18 @@ def unit_dataset(segment: Segment, world: int) -> ray.data.Dataset:
     return dataset.map_batches(cast(Any, stage.__call__), batch_size=m, zero_copy_batch=True, num_cpus=1)
 
 
-def settled(context: ray.data.DataContext) -> None:
-    """What all our datasets have in common."""
+Selector = Mapping[str, str]
+"""Of nodes, by their labels (Ray's `label_selector`); empty: all."""
+
+
+def settled(context: ray.data.DataContext, selector: Selector, cpus: float | None = None) -> None:
+    """What all our datasets have in common, and the nodes of one: its tasks run there, and nodes are asked for of that kind.
+
+    `cpus`: how many it takes, and asks for, at most.
+    """
+    context.execution_options.label_selector = dict(selector) or None
+    if cpus is not None:
+        context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus)
     context.enable_progress_bars = False  # the loops and jobs print their own lines
     context.raise_original_map_exception = (
         True  # with its fields; Ray's wrapper would lose them on its way between processes
@@ -158,10 +168,13 @@ def settled(context: ray.data.DataContext) -> None:
 class UnitConfig(ray.train.DataConfig):
     """Builds each dataset when Train knows the number of workers; `datasets` given to the trainer only name them."""
 
-    def __init__(self, segments: dict[str, Any]) -> None:
-        """`segments[name]()` gives the `Segment` to stream, asked for at every start of the worker group."""
+    def __init__(self, segments: dict[str, Any], selector: Selector | None = None, cpus: float | None = None) -> None:
+        """`segments[name]()` gives the `Segment` to stream, asked for at every start of the worker group.
+
+        `selector` says on which nodes, `cpus` on how many CPUs at most.
+        """
         super().__init__()
-        self.segments = segments
+        self.segments, self.selector, self.cpus = segments, selector or {}, cpus
 
     def configure(self, datasets: Any, world_size: int, *_: Any, **__: Any) -> list[dict[str, ray.data.DataIterator]]:
         shards: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
@@ -174,7 +187,7 @@ class UnitConfig(ray.train.DataConfig):
             dataset.context.execution_options.preserve_order = True
             # A unit is never cut: splitting its block would break the turn of the ranks.
             dataset.context.target_max_block_size = None
-            settled(dataset.context)
+            settled(dataset.context, self.selector, self.cpus)
             for rank, split in enumerate(dataset.streaming_split(world_size, equal=True)):
                 split.resume_from = segment.resume_from  # type: ignore[attr-defined]  it travels with the iterator
                 shards[rank][name] = split
@@ -251,7 +264,7 @@ CHUNK_ROWS = 64
 """Clips per task of `chunk_arrays`."""
 
 
-def chunk_arrays(rows: Sequence[ManifestRow]) -> dict[str, np.ndarray]:
+def chunk_arrays(rows: Sequence[ManifestRow], selector: Selector | None = None) -> dict[str, np.ndarray]:
     """All labelled chunks of manifest rows (see `data.chunks.read_chunks`), read by a Ray Data job, in the rows' order."""
     if not rows:
         return read_chunks([])
@@ -267,7 +280,7 @@ def chunk_arrays(rows: Sequence[ManifestRow]) -> dict[str, np.ndarray]:
 
     dataset = ray.data.range(groups, override_num_blocks=groups).map_batches(cast(Any, stage), batch_size=1)
     dataset.context.execution_options.preserve_order = True
-    settled(dataset.context)
+    settled(dataset.context, selector or {})
     parts: dict[str, list[np.ndarray]] = {"features": [], "side": [], "beta": []}
     for row in explained(dataset.iter_rows()):
         parts["features"].append(np.frombuffer(row["features"], np.float32).reshape(-1, CHUNK_FRAMES, FEATURE_DIM))
@@ -277,12 +290,18 @@ def chunk_arrays(rows: Sequence[ManifestRow]) -> dict[str, np.ndarray]:
 
 
 def work_through(
-    items: Sequence[T], work: Callable[[T], dict[str, Any]], *, num_cpus: float = 1.0, num_gpus: float = 0.0
+    items: Sequence[T],
+    work: Callable[[T], dict[str, Any]],
+    *,
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
+    actors: int = 1,
+    selector: Selector | None = None,
 ) -> Iterator[dict[str, Any]]:
     """`work(item)` of every item by a Ray Data job; the dicts it returns, in the order in which they are done.
 
-    `work` reports what is wrong with an item in its dict: an exception stops the job. With GPUs, actors do it, as many as the cluster
-    has room for: a task with a GPU ends its process, and what that has loaded. Raises `UserError` where the cluster has none.
+    `work` reports what is wrong with an item in its dict: an exception stops the job. With GPUs, up to `actors` do it: a task with a
+    GPU ends its process, and what that has loaded.
     """
     if not items:
         return
@@ -296,14 +315,10 @@ def work_through(
     stage: Any = EachItem().__call__
     options: dict[str, Any] = {"num_cpus": num_cpus}
     if num_gpus:
-        gpus = ray.cluster_resources().get("GPU", 0.0)
-        if gpus < num_gpus:
-            remedy = "On a cluster that grows on demand, start a GPU node first."
-            raise UserError("GPUs per task", num_gpus, f"at most the cluster's {gpus:g}", remedy)
-        actors = ray.data.ActorPoolStrategy(min_size=1, max_size=min(int(gpus / num_gpus), len(items)))
-        stage, options = EachItem, {"num_gpus": num_gpus, "compute": actors}
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, len(items)))
+        stage, options = EachItem, {"num_gpus": num_gpus, "compute": pool}
     dataset = ray.data.range(len(items), override_num_blocks=len(items))
     dataset = dataset.map_batches(stage, batch_size=1, **options)
-    settled(dataset.context)
+    settled(dataset.context, selector or {})
     for row in explained(dataset.iter_rows()):
         yield json.loads(row["result"])

@@ -82,6 +82,7 @@ def through_ray(
     from ray.exceptions import RayError, RayTaskError
 
     from jala_ray.training.launch import ensure_ray
+    from jala_ray.training.pools import cpu_selector
 
     ensure_ray(options, {"PYTHONPATH": str(Path(__file__).parents[2])})
 
@@ -95,7 +96,8 @@ def through_ray(
         def close(self) -> None:
             self.worker.close()
 
-    kind = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Actor)
+    where: dict[str, Any] = {"label_selector": selector} if (selector := cpu_selector()) else {}
+    kind = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS, **where)(Actor)
     crew: list[Any] = [kind.remote() for _ in range(min(workers, len(tasks)))]
     waiting, busy = list(reversed(tasks)), dict[Any, Any]()
     try:

@@ -53,6 +53,7 @@ def summary(session: Session, films: Sequence[Film] = ()) -> dict[str, Any]:
     failed = [line for line in lines if "error" in line]
     return {
         **session.facts(),
+        "fps": session.hello["fps"],
         "subtasks": {name: session.hello["tasks"][name]["subtasks"] for name in session.job.tasks},
         "labels": {arm: label(session, arm) for arm in session.job.arms},
         "asked": len(session.trials),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -13,10 +13,8 @@ from ray.exceptions import RayError
 from ray.runtime_context import RuntimeContext
 from ray.util import placement_group_table
 
+from jala_ray.training.pools import Bundle, autoscaling_state, impossible
 from jala_ray.training.watch import PATIENCE_S, Reminders, Say, pause, say
-
-Bundle = Mapping[str, float]
-"""Amounts by resource, e.g. {"CPU": 0.5}."""
 
 JOB_DIGITS = 8
 
@@ -68,6 +66,12 @@ class Cluster:
     """Nodes that an autoscaler has asked for."""
     job: str = ""
     """Id of the job that looks, hexadecimal."""
+    autoscaler: bool = False
+    """There is one that says what it cannot do."""
+    impossible: frozenset[str] = frozenset()
+    """Ids of the placement groups for which it knows no node."""
+    failed: tuple[str, ...] = ()
+    """Why it could not start nodes."""
 
     def holders(self) -> list[PlacementGroup]:
         return [group for group in self.groups if group.placed]
@@ -93,7 +97,17 @@ def look(address: str, job: str) -> Cluster:
     asked = [entry for demand in status.resource_demands.ray_task_actor_demand for entry in demand.bundles_by_count]
     # Of a placement group's own workers there is nothing to be told beside the group.
     demands = tuple(Demand(dict(e.bundle), e.count) for e in asked if all(_plain(name) for name in e.bundle))
-    return Cluster(tuple(nodes), tuple(groups), demands, len(status.pending_launches) + len(status.pending_nodes), job)
+    state = autoscaling_state(address)
+    return Cluster(
+        nodes=tuple(nodes),
+        groups=tuple(groups),
+        demands=demands,
+        coming=len(status.pending_launches) + len(status.pending_nodes),
+        job=job,
+        autoscaler=state.autoscaler_state_version > 0,
+        impossible=frozenset(impossible(state)),
+        failed=tuple(dict.fromkeys(f"{one.ray_node_type_name}: {one.details}" for one in status.failed_launches)),
+    )
 
 
 def _plain(resource: str) -> bool:
@@ -109,7 +123,7 @@ def waits(cluster: Cluster) -> dict[Hashable, str]:
     found: dict[Hashable, str] = {}
     for group in (group for group in cluster.groups if not group.placed):
         found[group.id] = (
-            f"{cluster.whose(group)} wants workers of {_amounts(group.bundles)}. {_there(cluster, group.bundles)}"
+            f"{cluster.whose(group)} wants workers of {_amounts(group.bundles)}. {_there(cluster, group.bundles, group.id)}"
         )
     for demand in cluster.demands:
         if not _fits(demand.bundle, [node.total for node in cluster.nodes]) or not _running(cluster):
@@ -129,8 +143,8 @@ def _fits(bundle: Bundle, places: Sequence[Bundle]) -> bool:
     return any(all(place.get(name, 0.0) >= amount - 1e-6 for name, amount in bundle.items()) for place in places)
 
 
-def _there(cluster: Cluster, asked: Sequence[Bundle]) -> str:
-    """What there is, by node, who holds it, and the remedy."""
+def _there(cluster: Cluster, asked: Sequence[Bundle], group: str = "") -> str:
+    """What there is, by node, who holds it, and the remedy. `group`: the id of the placement group that asks."""
     nodes = (
         f"node {node.name} "
         + ", ".join(f"{node.free()[n]:g} of {total:g} {n}" for n, total in sorted(node.total.items()))
@@ -142,7 +156,11 @@ def _there(cluster: Cluster, asked: Sequence[Bundle]) -> str:
     held = [f"{cluster.whose(group)} {_amounts(group.bundles)}" for group in cluster.holders()]
     if held:
         said.append(f"Held by placement groups: {'; '.join(held)}.")
-    if all(_fits(bundle, [node.total for node in cluster.nodes]) for bundle in asked):
+    if cluster.failed:
+        said.append(f"Nodes that could not be started: {'; '.join(cluster.failed)}.")
+    if cluster.autoscaler and group and group not in cluster.impossible:
+        said.append("The autoscaler may start nodes for it: it waits for them, or for its limits.")
+    elif all(_fits(bundle, [node.total for node in cluster.nodes]) for bundle in asked):
         said.append("Set cluster.workers or cluster.cpus_per_worker lower, add nodes, or end what holds them.")
     else:
         said.append("No node is that large: set cluster.cpus_per_worker or cluster.gpus_per_worker lower, or add one.")

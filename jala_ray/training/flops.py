@@ -339,15 +339,19 @@ def _next_token(objective: NextToken, learner: Learner) -> Callable[[Workload], 
     return lambda work: work.firsts * state
 
 
-@own.register
-def _flow(objective: Flow, learner: Learner) -> Callable[[Workload], Flops]:
-    """The head reads every sample's own tokens: here a chunk's, or those of the longest sample that is known before data."""
+def action_head(objective: Flow, learner: Learner) -> Flops:
+    """Of a sample, in float32: the head reads its own tokens, here a chunk's, or those of the longest sample that is known before data."""
     from jala_ray.training.footprint import condition_tokens
 
     one = OneRobot(objective.head)
     with torch.device("meta"):
         sizes = one.inputs(1, condition_tokens(objective, learner), learner.vla.backbone.hidden_size)
-    acted = measured(one, *sizes)
+    return measured(one, *sizes)
+
+
+@own.register
+def _flow(objective: Flow, learner: Learner) -> Callable[[Workload], Flops]:
+    acted = action_head(objective, learner)
     state = measured(objective.lsp, _features(learner)) if objective.lsp is not None else Flops()
     return lambda work: work.samples * acted + work.firsts * state
 

@@ -1,4 +1,4 @@
-"""Ray Train runs the loop. Beside `cluster.py` and `worker_setup.py` the only file of this room that knows Ray."""
+"""Ray Train runs the loop. Beside `cluster.py`, `worker_setup.py` and `exported.py` the only file of this room that knows Ray."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pyarrow.fs
 import ray
@@ -21,19 +21,31 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from jala_ray import storage
 from jala_ray.config import ClusterConfig, RunConfig, TokenizerRunConfig
-from jala_ray.data.pipeline import Segment, UnitConfig, begins_with, cause_of, chunk_arrays, read_shares
+from jala_ray.data.pipeline import (
+    Segment,
+    UnitConfig,
+    begins_with,
+    cause_of,
+    chunk_arrays,
+    read_shares,
+    work_through,
+)
 from jala_ray.data.samples.share import StepShare
 from jala_ray.data.samples.steps import StepBuilder
 from jala_ray.parsing import from_dict, to_dict
 from jala_ray.storage import StorageOptions
-from jala_ray.training import history
+from jala_ray.training import history, pools, preemption
 from jala_ray.training.cluster import watch_cluster
+from jala_ray.training.exported import noting, run_gauges
 from jala_ray.training.interrupts import before_last_line, interrupts_given_back
 from jala_ray.training.lease import successor
+from jala_ray.training.parts import TaskSize
 from jala_ray.training.provenance import for_tasks
 from jala_ray.training.watch import PATIENCE_S
 from jala_ray.training.worker_setup import know_own_cluster
-from jala_ray.types import ConfigError, DamagedCheckpoint
+from jala_ray.types import DamagedCheckpoint
+
+T = TypeVar("T")
 
 TRAIN = "train"
 REPORTS = str(Path(ray.train.__file__).parent / "v2/_internal/execution/context.py")
@@ -67,7 +79,7 @@ def launch(config: RunConfig, callbacks: Sequence[UserCallback] = ()) -> ray.tra
 
     config = setup.absolute(config)
     ensure_ray(setup.storage_options(config), waiting_s=config.log.waiting_s)
-    check_resources(config.cluster, ray.cluster_resources())
+    pools.check_fits(config.cluster, pools.places())
     folder, options = setup.run_folder(config), setup.storage_options(config)
     with setup.prepared(config) as ready:
         plans = ready.plans
@@ -97,10 +109,10 @@ def launch_tokenizer(config: TokenizerRunConfig, callbacks: Sequence[UserCallbac
 
     config = setup.absolute(config)
     ensure_ray(setup.storage_options(config), waiting_s=config.log.waiting_s)
-    check_resources(config.cluster, ray.cluster_resources())
+    pools.check_fits(config.cluster, pools.places())
     folder, options = setup.run_folder(config), setup.storage_options(config)
     with setup.prepared_tokenizer(config) as ready:
-        arrays = {split: ray.put(chunk_arrays(rows)) for split, rows in ready.rows.items()}
+        arrays = {split: ray.put(chunk_arrays(rows, pools.cpu_selector())) for split, rows in ready.rows.items()}
         payload = {"config": to_dict(config), "owner": ready.lease.held.owner, "arrays": arrays}
         return fit(tokenizer_worker, payload, config.cluster, folder, options, callbacks=callbacks)
 
@@ -159,28 +171,25 @@ def trainer(
     storage.delete(storage.join(folder, RAY_SNAPSHOT), options)
     filesystem, path = storage.filesystem(folder, options)
     root, _, name = path.rstrip("/").rpartition("/")
-    gpus = cluster.gpus_per_worker
     return TorchTrainer(
         worker,
         train_loop_config=payload
         | {"filesystem": filesystem},  # Ray takes a checkpoint for the run's on an equal one alone
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=preemption.scaling(cluster),
+        torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=root,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            failure_config=preemption.failures(cluster),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None),  # the loop deletes old ones
-            callbacks=[EndOnExplained(), *callbacks],
+            callbacks=[EndOnExplained(), cast(UserCallback, preemption.SavesBeforeResize()), *callbacks],
             worker_runtime_env={"env_vars": storage.worker_env(options) | {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}},
         ),
         datasets={TRAIN: placeholder} if segment is not None else None,
-        dataset_config=UnitConfig({TRAIN: segment}) if segment is not None else None,
+        dataset_config=UnitConfig({TRAIN: segment}, pools.cpu_selector(), cluster.reading_cpus)
+        if segment is not None
+        else None,
     )
 
 
@@ -189,6 +198,7 @@ def placeholder() -> ray.data.Dataset:
     return ray.data.range(1)
 
 
+@preemption.started_again()
 def train_worker(payload: dict[str, Any]) -> None:
     """One rank of the run."""
     # Imported here: the controller unpickles this module too, and needs no model code.
@@ -207,6 +217,8 @@ def train_worker(payload: dict[str, Any]) -> None:
     folder, options = setup.run_folder(config), setup.storage_options(config)
     assets = Assets.open(payload["assets"], options)
     lease = successor(folder, payload["owner"], options, config.storage.lease_s) if rank == 0 else None
+    every = (config.train.log_every, config.train.checkpoint_every)
+    gauges = run_gauges(config, payload["total_steps"], *every) if rank == 0 else None
     if config.train.deterministic:
         make_deterministic()
     learner = build_learner(config, assets).to(device)
@@ -236,7 +248,9 @@ def train_worker(payload: dict[str, Any]) -> None:
             rank=rank,
             world=world,
             lease=lease,
-            committed=reporter(payload["filesystem"], rank),
+            committed=noting(reporter(payload["filesystem"], rank), gauges),
+            publish=gauges.row if gauges is not None else None,
+            noticed=preemption.noticed,
             parallel=parallel(config.train, world, device),
         )
     )
@@ -247,6 +261,7 @@ def quiet_reports() -> None:
     logging.getLogger(REPORTS).setLevel(logging.WARNING)
 
 
+@preemption.started_again()
 def tokenizer_worker(payload: dict[str, Any]) -> None:
     """One rank of a tokenizer run."""
     import numpy as np
@@ -262,6 +277,8 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
     rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
     folder, options = setup.run_folder(config), setup.storage_options(config)
     lease = successor(folder, payload["owner"], options, config.storage.lease_s) if rank == 0 else None
+    every = (config.train.log_every, config.checkpoint_every)
+    gauges = run_gauges(config, config.train.steps, *every) if rank == 0 else None
     stored: dict[str, dict[str, np.ndarray]] = {split: ray.get(ref) for split, ref in payload["arrays"].items()}
     # A copy a worker: torch refuses Ray's read-only shared memory.
     arrays = {split: {k: np.array(v) for k, v in parts.items()} for split, parts in stored.items()}
@@ -275,7 +292,9 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
             rank=rank,
             world=world,
             lease=lease,
-            committed=reporter(payload["filesystem"], rank),
+            committed=noting(reporter(payload["filesystem"], rank), gauges),
+            publish=gauges.row if gauges is not None else None,
+            noticed=preemption.noticed,
             parallel=Ddp(device) if world > 1 else Alone(),
         )
     )
@@ -320,22 +339,13 @@ def submitted_environment() -> Mapping[str, str]:
     return (job.get("runtime_env") or {}).get("env_vars") or {}
 
 
-def check_resources(cluster: ClusterConfig, resources: Mapping[str, float]) -> None:
-    """Refuse a launch that would leave no CPU for reading, or ask for GPUs that aren't there, with the arithmetic."""
-    if cluster.autoscaling:
-        return
-    have, asked = resources.get("CPU", 0.0), cluster.workers * cluster.cpus_per_worker
-    if have - asked < 1.0:
-        arithmetic = f"{cluster.workers} workers x {cluster.cpus_per_worker:g} CPU = {asked:g} of {have:g} CPUs"
-        most = max(0.0, (have - 1.0) / cluster.workers)
-        remedy = f"Decoding needs at least 1 CPU of its own: set cluster.cpus_per_worker <= {most:g} or fewer workers."
-        raise ConfigError("cluster.cpus_per_worker", cluster.cpus_per_worker, f"a free CPU, but {arithmetic}", remedy)
-    gpus = cluster.workers * cluster.gpus_per_worker
-    if gpus > resources.get("GPU", 0.0):
-        remedy = "On an autoscaling cluster set cluster.autoscaling True."
-        raise ConfigError(
-            "cluster.gpus_per_worker",
-            cluster.gpus_per_worker,
-            f"at most {resources.get('GPU', 0.0):g} GPUs",
-            remedy,
-        )
+def spread(
+    items: Sequence[T], work: Callable[[T], dict[str, Any]], options: StorageOptions, task: TaskSize
+) -> Iterator[dict[str, Any]]:
+    """`work_through` the items on the connected cluster, without GPUs outside of the pool that has them."""
+    ensure_ray(options)
+    if not task.gpus:
+        return work_through(items, work, num_cpus=task.cpus, selector=pools.cpu_selector())
+    pools.check_gpus(task.gpus, pools.places(), autoscaling=task.autoscaling)
+    actors = len(items) if task.autoscaling else pools.room({"GPU": task.gpus}, pools.places())
+    return work_through(items, work, num_gpus=task.gpus, actors=actors)

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -39,8 +39,13 @@ START_SECONDS = 300
 ATTEMPTS = 3
 TAKEN = "address already in use"
 PR_SET_PDEATHSIG = 1
+NODE_ID = "RAY_OVERRIDE_NODE_ID_FOR_TESTING"
 NODE = "127.0.0.2"
-"""A loopback address that Ray keeps; it would replace 127.0.0.1 by the machine's outer one."""
+"""A loopback address that Ray keeps; it would replace 127.0.0.1 by the machine's outer one. Ray listens on others too
+(docs/guides/security.md)."""
+LOOPBACK = "127.0.0.1"
+ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray's switch for clusters of one machine, off by itself on Linux: with it, its own address is LOOPBACK, and all that it listens on."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,23 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def local_head(num_cpus: int, num_gpus: int | None = None, token: str | None = None) -> Iterator[Head]:
+def local_head(
+    num_cpus: int,
+    num_gpus: int | None = None,
+    token: str | None = None,
+    *,
+    address: str = NODE,
+    more: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[Head]:
     """Start a head, yield its addresses, and end it and its children. Raises `RuntimeError` with the log if it won't start.
 
     `num_gpus` is what it says it has, by default what Ray finds; only who has its `token`, by default a new one, may use it. A head
-    that met another program at one of its ports is started again, with other ports.
+    that met another program at one of its ports is started again, with other ports. It is reached at `address`, of this machine; `more`
+    are arguments for `ray start`, `variables` its environment's.
     """
-    resources = [f"--num-cpus={num_cpus}"] + ([] if num_gpus is None else [f"--num-gpus={num_gpus}"])
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    resources = [f"--num-cpus={num_cpus}"] + ([] if num_gpus is None else [f"--num-gpus={num_gpus}"]) + list(more)
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | dict(variables or {})
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or secrets.token_hex(32)}
     # So that a terminated caller clears up too, SIGTERM becomes an exception, and `finally` runs.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
@@ -90,7 +104,7 @@ def local_head(num_cpus: int, num_gpus: int | None = None, token: str | None = N
         for attempt in range(ATTEMPTS):
             with contextlib.ExitStack() as running:
                 try:
-                    head = running.enter_context(_started(resources, environment))
+                    head = running.enter_context(_started(resources, environment, address))
                 except RuntimeError as error:
                     if TAKEN not in str(error).lower() or attempt == ATTEMPTS - 1:
                         raise
@@ -102,7 +116,14 @@ def local_head(num_cpus: int, num_gpus: int | None = None, token: str | None = N
 
 
 @contextlib.contextmanager
-def _started(resources: list[str], environment: dict[str, str]) -> Iterator[Head]:
+def lone_head(num_cpus: int, num_gpus: int | None = None, token: str | None = None) -> Iterator[Head]:
+    """As `local_head`, with every port on LOOPBACK. Processes that connect need its `environment`; another node can't join."""
+    with local_head(num_cpus, num_gpus, token, address=LOOPBACK, variables=ONE_MACHINE) as head:
+        yield head
+
+
+@contextlib.contextmanager
+def _started(resources: list[str], environment: dict[str, str], address: str) -> Iterator[Head]:
     """One attempt.
 
     A raylet ends itself when an agent has not said its port, in a file, 15 s after its start, which is too short for a slow machine. All
@@ -111,13 +132,13 @@ def _started(resources: list[str], environment: dict[str, str]) -> Iterator[Head
     folder = Path(tempfile.mkdtemp(prefix="jala-", dir="/tmp"))  # Ray's sockets need a short path
     log = folder / "head.log"
     ports = dict(zip(PORT_FLAGS, free_ports(len(PORT_FLAGS)), strict=True))
-    node_id = secrets.token_hex(28)
-    head = Head(f"{NODE}:{ports['--port']}", f"http://{NODE}:{ports['--dashboard-port']}", log, environment)
+    node_id = environment.get(NODE_ID, secrets.token_hex(28))
+    head = Head(f"{address}:{ports['--port']}", f"http://{address}:{ports['--dashboard-port']}", log, environment)
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", *resources]
-    command += [f"--node-ip-address={NODE}", f"--dashboard-host={NODE}", f"--temp-dir={folder}"]
+    command += [f"--node-ip-address={address}", f"--dashboard-host={address}", f"--temp-dir={folder}"]
     command += [f"{flag}={port}" for flag, port in ports.items()]
     with log.open("wb") as output:
-        named = environment | {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id}
+        named = environment | {NODE_ID: node_id}
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=named, start_new_session=True, preexec_fn=_outlive_nobody
         )

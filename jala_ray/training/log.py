@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.training import trackers
 from jala_ray.training.goodput import Goodput
 from jala_ray.training.provenance import provenance
+from jala_ray.training.pushing import Changed, Pusher
 from jala_ray.training.trackers import Courier
 from jala_ray.types import EFFECTIVE_RANK_WARN, RHO_WARN, VARYING_WARN, ConfigError
 
@@ -35,8 +37,9 @@ BROUGHT = (
 
 
 class RunLog:
-    """Rank 0's log of a run folder. Local folders are written in place; for s3:// a local copy is written and `sync`ed. `guard` is called
-    before anything is written to the run folder; what it raises stops that.
+    """Rank 0's log of a run folder. Local folders are written in place; for s3:// a local copy is written and `sync`ed, by a thread every
+    `log.push_s` seconds too. `guard` is called before anything is written to the run folder; what it raises stops that. `publish` hears of
+    every row.
 
     On a resume at step s, rows of later steps are moved from metrics.jsonl to metrics.cut.jsonl: metrics.jsonl always tells the
     surviving history, one object a logged step.
@@ -50,9 +53,10 @@ class RunLog:
         total: int,
         options: StorageOptions | None,
         guard: Callable[[], None] = lambda: None,
+        publish: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         guard()
-        self.guard = guard
+        self.guard, self.publish = guard, publish
         self.uri, self.options, self.total, self.start = run_folder, options, total, start
         self.remote = storage.is_s3(run_folder)
         self._held = contextlib.ExitStack()
@@ -65,6 +69,7 @@ class RunLog:
         kept = cut_after(self.folder / "metrics.jsonl", start)
         cut_after(self.folder / "errors.jsonl", start - 1)  # a step counts its errors from 0, a row its steps from 1
         self.attempt = 1 + max((int(row["attempt"]) for row in kept), default=0)
+        self.world_before = kept[-1].get("world") if kept else None
         lost = read_rows(self.folder / "metrics.cut.jsonl")
         self.goodput = Goodput(kept, lost, start, first_start(self.folder / "environment.json"))
         # At once, as a run whose settings are half there can't go on.
@@ -73,7 +78,9 @@ class RunLog:
         self.metrics = (self.folder / "metrics.jsonl").open("a")
         self.errors = (self.folder / "errors.jsonl").open("a")
         self.began = time.monotonic()
+        self._changed, self._syncing = Changed(self.folder), threading.Lock()
         self.trackers = self._trackers(config, kept)
+        self.pusher = Pusher(self.sync, config.log.push_s) if self.remote and config.log.push_s else None
 
     def _trackers(self, config: AnyRun, rows: list[dict[str, Any]]) -> list[Courier]:
         found: list[Courier] = []
@@ -98,6 +105,13 @@ class RunLog:
         facts = environment() | {"seed": config.seed, "attempt": self.attempt, BEGUN: self.goodput.begun}
         storage.write_bytes(self.folder / "environment.json", json.dumps(facts, indent=1).encode())
 
+    def begun(self, world: int) -> None:
+        """Say that an attempt goes on with another number of workers; its batches are the same."""
+        if self.world_before not in (None, world):
+            print(
+                f"{self.world_before} -> {world} workers from step {self.start} on, attempt {self.attempt}", flush=True
+            )
+
     def write(self, row: dict[str, Any], errors: list[dict[str, Any]]) -> None:
         """Append one logged step, its quarantined rows, and print the progress line."""
         self.guard()
@@ -110,18 +124,25 @@ class RunLog:
         self.errors.flush()
         for tracker in self.trackers:
             tracker.log(row)
+        if self.publish is not None:
+            self.publish(row)
         for warning in collapse_warnings(row):
             print(warning, flush=True)
+        if row.get("notice"):
+            left = "" if row["notice_left_s"] is None else f" ({row['notice_left_s']:.0f} s left)"
+            print(f"NOTICE step {row['step']}: {row['notice']}{left}; saving, then starting again", flush=True)
         print(progress_line(row, self.start, self.total, time.monotonic() - self.began), flush=True)
 
     def sync(self) -> None:
-        """Bring an s3:// run folder up to date (whole small files; nothing to do for a local one)."""
+        """Bring an s3:// run folder up to date (whole small files that have changed; nothing to do for a local one)."""
         if not self.remote:
             return
-        self.guard()
-        for path in sorted(p for p in self.folder.rglob("*") if p.is_file() and p.suffix != ".new"):
-            name = path.relative_to(self.folder).as_posix()
-            storage.write_bytes(storage.join(self.uri, *name.split("/")), path.read_bytes(), options=self.options)
+        with self._syncing:
+            self.guard()
+            self._changed.bring(self._bring)
+
+    def _bring(self, name: str, content: bytes) -> None:
+        storage.write_bytes(storage.join(self.uri, *name.split("/")), content, options=self.options)
 
     def __enter__(self) -> RunLog:
         return self
@@ -139,6 +160,8 @@ class RunLog:
 
     def close(self) -> None:
         with self._held:
+            if self.pusher is not None:
+                self.pusher.close()
             self.metrics.close()
             self.errors.close()
             for tracker in self.trackers:

@@ -30,7 +30,9 @@ def moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Te
     return {
         f"{name}.{key}{inner}": part
         for name, parameter in module.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for key, value in sorted(
+            optimizer.state.get(parameter, {}).items()
+        )  # a loaded state has its keys in another order
         for inner, part in parts(value)
     }
 

@@ -27,6 +27,8 @@ class TaskSize:
 
     cpus: float = 1.0
     gpus: float = 0.0
+    autoscaling: bool = False
+    """The cluster grows on demand: don't compare `gpus` with what is there now."""
 
 
 def do_parts(
@@ -47,12 +49,9 @@ def do_parts(
     results: Iterator[dict[str, Any]] = map(work, parts)
     failed = list[str]()
     if parts and not local:
-        from jala_ray.data.pipeline import work_through
-        from jala_ray.training.launch import ensure_ray
+        from jala_ray.training.launch import spread
 
-        ensure_ray(options)
-        size = task or TaskSize()
-        results = work_through(parts, work, num_cpus=size.cpus, num_gpus=size.gpus)
+        results = spread(parts, work, options, task or TaskSize())
     meter = meter or Meter(len(parts), "parts")
     with contextlib.nullcontext(lambda: None) if quiet else told(meter) as tell:
         for facts in results:

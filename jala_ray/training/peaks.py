@@ -30,6 +30,8 @@ PEAK_TFLOPS = {
     "RTX 3090": 71.0,
 }
 """Dense bf16 TFLOP/s by a part of the device's name, the first that is there."""
+FLOAT32_TFLOPS = {"A100": 19.5, "H100": 67.0, "RTX 4090": 82.6}
+"""Dense float32 TFLOP/s without TF32, which torch leaves off, of the cards that a dry run tells hours of."""
 OTHERS = re.compile(r"\b(MIG|Laptop|Max-Q|RTX [34]090 (Ti|D))\b")
 """Devices that bear one of these names and are another."""
 

@@ -20,7 +20,7 @@ from jala_ray.config.evaluators import Evaluator, evaluators_of
 from jala_ray.data.samples.assets import Assets
 from jala_ray.data.samples.share import StepShare
 from jala_ray.data.sampling.plan import rows_digest
-from jala_ray.training import average, checkpoint
+from jala_ray.training import average, checkpoint, history
 from jala_ray.training.ahead import Arriving, ahead
 from jala_ray.training.average import Average
 from jala_ray.training.checkpoint import Position
@@ -89,7 +89,8 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
 
     @property
     def init(self) -> str | None:
-        return self.config.init
+        """Of a run folder its newest checkpoint."""
+        return None if self.config.init is None else history.resolve(self.config.init, self.options)
 
     @property
     def log_every(self) -> int:
@@ -123,7 +124,7 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
     def take_over(self, folder: Path) -> None:
         begun = checkpoint.take_over(self.learner, folder, self.config, self.assets)
         if self.rank == 0:
-            print(f"init {self.config.init}: {begun}", flush=True)
+            print(f"init {self.init}: {begun}", flush=True)
 
     def settle(self) -> None:
         train = self.config.train

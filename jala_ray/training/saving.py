@@ -29,6 +29,8 @@ Row = dict[str, Any]
 
 LOOK_S = 0.5
 """Between two agreements of ranks that wait for a save."""
+TOLD_S = 0.1
+"""A wait for an earlier checkpoint is spoken of from then on."""
 LATE_S = 60.0
 """How long a run that ends by an error waits for the save that is under way."""
 
@@ -92,9 +94,10 @@ class Saver:
             if (before := self.save) is not None:
                 began = time.perf_counter()
                 self.finish()
-                if self.rank == 0:
-                    waited = f"{time.perf_counter() - began:.1f} s were waited until {before.address} was saved"
-                    say(f"WARNING {waited}: checkpoints are due more often than they can be written")
+                waited = time.perf_counter() - began
+                if self.rank == 0 and waited > TOLD_S:
+                    said = f"WARNING {waited:.1f} s were waited until {before.address} was saved"
+                    say(f"{said}: checkpoints are due more often than they can be written")
             folder = Gathering(address, self.token, self.options, guard(self.lease))
             self.save = save = Save(address, row, stage(), folder)
             threading.Thread(target=self._write, args=(save,), name="checkpoint", daemon=True).start()

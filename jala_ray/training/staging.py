@@ -112,8 +112,8 @@ class Image:
 
     def __init__(self, tensors: Mapping[str, Tensor], *, pinned: bool = False) -> None:
         """`tensors` tell shapes and dtypes."""
-        # Wide elements first: each begins at a multiple of its size.
-        order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+        # Wide elements first: each begins at a multiple of its size. Then by name: the same tensors are the same bytes.
+        order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         spans, end = dict[str, tuple[int, int]](), 0
         for name in order:

@@ -20,6 +20,7 @@ from jala_ray.storage import StorageOptions
 from jala_ray.training.clock import Clock, Parts
 from jala_ray.training.evaluating import Moment
 from jala_ray.training.lease import Lease
+from jala_ray.training.notice import Notice
 from jala_ray.training.parallel import Alone
 from jala_ray.training.setup import storage_options
 from jala_ray.training.staging import Staged
@@ -77,10 +78,14 @@ class TrainingTask(ABC, Generic[Config, Model]):
     world: int = 1
     committed: Callable[[Row, str], None] | None = None
     """Called on every rank after a checkpoint is in its place, by then at a later step, with its step's metrics and its address."""
+    publish: Callable[[Row], None] | None = None
+    """Hears of every row that rank 0 logs."""
     lease: Lease | None = None
     """What holds the run folder for this attempt: asked on rank 0 before a row is written or a checkpoint committed."""
     parallel: Alone = field(default_factory=Alone)
     """How ranks share the learner."""
+    noticed: Callable[[], Notice | None] | None = None
+    """Whether the workers are to end soon: the same on all ranks, which all have to ask. None where nobody would say so."""
 
     @cached_property
     def clock(self) -> Clock:
@@ -121,6 +126,10 @@ class TrainingTask(ABC, Generic[Config, Model]):
     @abstractmethod
     def lr_setting(self) -> str:
         """What a run that diverged should lower."""
+
+    def notice(self) -> Notice | None:
+        """Whether to save now and stop. Collective; asked with every row but the last."""
+        return self.noticed() if self.noticed is not None else None
 
     # --- from the first step to the last -----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from jala_ray.training.device import gather
 from jala_ray.training.evaluating import Evaluations
 from jala_ray.training.lease import guard
 from jala_ray.training.log import RunLog
+from jala_ray.training.notice import Stopped
 from jala_ray.training.saving import Saver
 from jala_ray.training.task import NEWEST, Row, TrainingTask, Window
 from jala_ray.training.trace import traced
@@ -28,7 +29,7 @@ def train(task: TrainingTask[Any, Any]) -> Row:
 
     Raises `UserError` when too many rows can't be read or the loss is no longer finite, before a checkpoint is written;
     `StoreUnavailable` when a store does not answer for longer than the run waits; `LeaseLost` when another attempt has taken over;
-    `DamagedCheckpoint` for a checkpoint that is set aside by now.
+    `DamagedCheckpoint` for a checkpoint that is set aside by now; `Stopped` on every rank alike after a notice, when all is saved.
     """
     watch.configure(rank=task.rank, world=task.world, patience_s=task.config.log.waiting_s)
     task.begin()
@@ -36,7 +37,9 @@ def train(task: TrainingTask[Any, Any]) -> Row:
         start = restore(task)
     if task.rank > 0:
         return run_steps(task, start, None)
-    with RunLog(task.config, task.folder, start, task.total_steps, task.options, guard(task.lease)) as log:
+    kept = guard(task.lease)
+    with RunLog(task.config, task.folder, start, task.total_steps, task.options, kept, task.publish) as log:
+        log.begun(task.world)
         return run_steps(task, start, log)
 
 
@@ -50,8 +53,8 @@ def restore(task: TrainingTask[Any, Any]) -> int:
             done = task.load(folder)
             gather(None, task.world)  # the copy stays until the last rank has read it
             return done
-    if task.init is not None:
-        with transfer.shared_copy(task.init, "init", task.options) as folder:
+    if (init := task.init) is not None:
+        with transfer.shared_copy(init, "init", task.options) as folder:
             task.take_over(folder)
             gather(None, task.world)
     return 0
@@ -95,8 +98,13 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
                 continue
             with waiting_for(f"the device to end step {done}"):
                 window.close(task.clock)
+            with waiting_for("the other ranks, to ask whether all are to end"):
+                notice = None if final else task.notice()
+            if notice is not None:
+                due, saves = [], True  # an evaluation may take longer than there is time
             with waiting_for(f"the other ranks' metrics of step {done}"):
                 row, errors = task.row(window, done)
+            row |= {"world": task.world} | (notice.row() if notice is not None else {})
             row |= saver.poll(window.other_s + window.seconds)
             if due and finite(row):  # else evaluations would fail first, and hide why
                 with task.measuring():
@@ -107,8 +115,10 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
             refuse_divergence(row, task.lr_setting)
             if saves:
                 saver.begin(lambda done=done: task.stage(done), history.address(task.folder, done), row)
-            if final:
+            if final or notice is not None:
                 saver.finish()
+            if notice is not None:
+                raise Stopped(notice, done)
             window = window.after()
     return task.finish(row)
 

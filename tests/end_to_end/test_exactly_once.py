@@ -33,9 +33,9 @@ STEPS, ROWS, BATCH = 24, 20, 6
 KILLED = {"train__steps": STEPS, "train__checkpoint_every": 4, "train__validate_every": 24, "train__monitor_every": 24}
 
 
-def check_each_row_once(config: RunConfig) -> None:
+def check_each_row_once(config: RunConfig, batch: int = BATCH) -> None:
     """The surviving lineage, step by step: its digests are those of rows [sB, (s+1)B)."""
-    steps = Steps(ROWS, BATCH)
+    steps = Steps(ROWS, batch)
     found = rows(config)
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
     for row in found:

@@ -27,7 +27,7 @@ from .recording import recording
 from .runs import RUNS, SHARED, GoldenRun
 
 TIMES = (
-    *("time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "tokens_per_s", "started", "attempt"),
+    *("time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "tokens_per_s", "started", "attempt", "world"),
     *("tflops_per_s", "mfu", "memory_gb", "rank_balance", "straggler", "goodput"),
     *("save_wait_s", "save_wait", "save_s", "save_gb"),
     *(f"step_s/{part}" for part in ("data", "copy", "forward", "backward", "optimizer", "other")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from jala_ray.training.cluster import Cluster, Demand, Node, PlacementGroup, waits
@@ -75,3 +77,13 @@ def test_a_wait_keeps_its_key_while_its_numbers_change() -> None:
     )
     after = Cluster((node(2, 2),), (PlacementGroup(THEIRS, ({"CPU": 2.0},), True),), (Demand({"CPU": 1.0}, 4),), 0, JOB)
     assert list(waits(before)) == list(waits(after)) and waits(before) != waits(after)
+
+
+def test_a_group_on_a_cluster_that_grows() -> None:
+    """It waits for nodes to come; what no node can hold, and what kept nodes away, is said."""
+    group = PlacementGroup(MINE, ({"CPU": 8.0, "GPU": 1.0},), False)
+    empty = Cluster((), (group,), (), 1, JOB, autoscaler=True, failed=("gpu: no capacity in zone a",))
+    text = only(empty)
+    assert text.startswith("this job wants workers of 1 x {CPU 8, GPU 1}. Free: no node at all. Nodes on the way: 1.")
+    assert "could not be started: gpu: no capacity in zone a. The autoscaler may start nodes for it" in text
+    assert "No node is that large" in only(replace(empty, impossible=frozenset({MINE})))

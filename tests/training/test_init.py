@@ -17,7 +17,7 @@ from jala_ray.training import checkpoint
 from jala_ray.training.checkpoint import Position, TakenOver, take_over
 from jala_ray.training.learner import Learner
 from jala_ray.training.trainer import restore
-from jala_ray.types import CheckpointError
+from jala_ray.types import CheckpointError, ConfigError
 from tests.support import make_assets, make_learner, small
 from tests.training.run import make_run, run_config
 
@@ -140,3 +140,16 @@ def test_a_run_says_what_it_began_with(tmp_path: Path, capsys: pytest.CaptureFix
         assert restore(run) == 0
         assert equal(run.learner, theirs, "vla")
         assert capsys.readouterr().out == (said if rank == 0 else "")
+
+
+def test_of_a_run_folder_the_newest_checkpoint_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step, name in ((5, "align_only"), (10, "no_lsp")):
+        folder, theirs = store(tmp_path / name, name)
+        storage.upload_dir(folder, str(tmp_path / f"before/checkpoints/step-{step:08d}"))
+    run = make_run(run_config(tmp_path, init=str(tmp_path / "before")))
+    run.begin()
+    assert restore(run) == 0 and equal(run.learner, theirs, "vla")
+    said = f"init {tmp_path}/before/checkpoints/step-00000010: taken: encoder, vla; new: objective.lap"
+    assert capsys.readouterr().out.startswith(said)
+    with pytest.raises(ConfigError, match="a run folder with one under checkpoints/"):
+        restore(make_run(run_config(tmp_path, init=str(tmp_path / "no_lsp"))))

@@ -31,7 +31,7 @@ from jala_ray.types import CheckpointError, DamagedCheckpoint, StorageError, Use
 from tests.support import A, Kind, L, U
 from tests.training.run import COSTS, make_run, one_of_two, run_config
 
-TIMES = {"time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "tokens_per_s", "attempt", *COSTS}
+TIMES = {"time_s", "step_s", "data_wait", "samples_per_s", "chunks_per_s", "tokens_per_s", "attempt", "world", *COSTS}
 
 
 def rows(folder: str) -> list[dict]:

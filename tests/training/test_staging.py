@@ -113,6 +113,13 @@ def test_a_sharded_tensor_is_made_whole_by_all_ranks_and_kept_by_one(tmp_path: P
     assert all(torch.equal(stored.tensor(name), value) for name, value in whole.items())
 
 
+def test_the_same_tensors_are_the_same_bytes() -> None:
+    """Whatever order they come in: a resumed run's checkpoint is the unbroken one's."""
+    tensors = some()
+    one, other = (Stage().take({"model": dict(order)}, {}) for order in (tensors.items(), list(tensors.items())[::-1]))
+    assert bytes(one.files["model.safetensors"]) == bytes(other.files["model.safetensors"])
+
+
 # --- moments ---------------------------------------------------------------------------------------------------------
 
 

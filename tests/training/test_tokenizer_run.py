@@ -31,7 +31,7 @@ from tests.training.tokenizer_ranks import CutOffError, cut_off, make_run
 
 ROOT = Path(__file__).resolve().parents[2]
 WAITING_S = 0.1
-TIMES = {"time_s", "step_s", "chunks_per_s", "attempt", "goodput", *SAVES}
+TIMES = {"time_s", "step_s", "chunks_per_s", "attempt", "world", "goodput", *SAVES}
 
 
 def rows(root: Path) -> list[dict]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,8 @@ import torch
 
 from jala_ray.parsing import override
 from jala_ray.training import history
+from jala_ray.training.log import RunLog
+from jala_ray.training.notice import Notice, Stopped
 from jala_ray.training.task import NEWEST, TrainingTask
 from jala_ray.training.trainer import ErrorBudget, train
 from jala_ray.types import UserError
@@ -68,6 +72,50 @@ def test_a_run_cut_off_after_a_checkpoint_ends_as_the_unbroken_one(tmp_path: Pat
 
 def plain(task: TrainingTask[Any, Any]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows(task.folder)]
+
+
+@tasks
+def test_a_notice_is_answered_with_a_checkpoint_and_no_step_is_done_twice(
+    tmp_path: Path, made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between two checkpoints; the run begun again ends as the unbroken one, and nobody asks at the last step."""
+    straight = made(tmp_path / "a")
+    train(straight)
+    asked = list[int]()
+
+    def noticed() -> Notice | None:
+        asked.append(len(rows(told.folder)) + 1)
+        return Notice("a node is taken away", time.time() + 60) if asked[-1] == 2 else None
+
+    told = replace(made(tmp_path / "b"), noticed=noticed)
+    with pytest.raises(Stopped, match="stopped after step 2: a node is taken away"):
+        train(told)
+    assert [history.step_of(uri) for uri in history.committed_steps(told.folder)] == [2]
+    again = replace(made(tmp_path / "b"), noticed=lambda: asked.append(0))
+    train(again)
+    assert asked == [1, 2, 0, 0, 0]
+    found = plain(again)
+    assert found[1].pop("notice") == "a node is taken away" and 50 < found[1].pop("notice_left_s") <= 60
+    expected = plain(straight)
+    left_out = [key for key in expected[1] if key not in found[1]]  # there was no time to evaluate
+    assert all(key.startswith(("val/", "monitor/", "eval/")) for key in left_out)
+    expected[1] = {key: value for key, value in expected[1].items() if key not in left_out}
+    assert found == expected and not (Path(told.folder) / "metrics.cut.jsonl").exists()
+    assert "NOTICE step 2: a node is taken away (60 s left)" in capsys.readouterr().out
+    for name, value in straight.learner.state_dict().items():
+        assert torch.equal(value, again.learner.state_dict()[name]), name
+
+
+def test_another_number_of_workers_is_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tokenizer(tmp_path)
+    train(run)
+    lines = Path(run.folder, "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["world"] for line in lines] == [1] * len(lines)
+    with RunLog(run.config, run.folder, 4, 6, None) as log:
+        log.begun(1)
+        assert "workers" not in capsys.readouterr().out
+        log.begun(3)
+        assert "1 -> 3 workers from step 4 on, attempt 2" in capsys.readouterr().out
 
 
 @tasks

@@ -63,7 +63,7 @@ HELD_OUT = {
 _DOMAINS = "|".join(DOMAIN_NAMES)
 VAL_KEY = re.compile(rf"val/({_DOMAINS})/(.+)")
 DRAWN_ELSEWHERE = re.compile(
-    r"step|epoch|samples|total_steps|time_s|attempt|loss.*|mcp_accuracy|lr|grad_norm|samples_per_s|chunks_per_s|tokens_per_s|data_wait|step_s"
+    r"step|epoch|samples|total_steps|time_s|attempt|world|notice_left_s|loss.*|mcp_accuracy|lr|grad_norm|samples_per_s|chunks_per_s|tokens_per_s|data_wait|step_s"
     rf"|{cost.KEYS.pattern}"
     rf"|val/({_DOMAINS})/.+|eval/.+|monitor/(rho|effective_rank_[zh]|spread_[zh]|varying_h|cos_(matched|shuffled))"
 )

@@ -69,5 +69,11 @@ def make_cache(study: PlannedStudy, config: RunConfig) -> None:
         assets, gpu = build_assets(config, scratch), local or gpus > 0
         making = begin(config.data.cache, study.manifest, assets, encoder, CACHED, study.options, gpu=gpu)
     print(f"cache for {encoder.kind}: {making.job.cache.path}", flush=True)
-    do_parts(making.missing(), making.job, study.options, local=local, task=TaskSize(gpus=gpus))
+    do_parts(
+        making.missing(),
+        making.job,
+        study.options,
+        local=local,
+        task=TaskSize(gpus=gpus, autoscaling=study.base.cluster.autoscaling),
+    )
     making.finish(config.data.max_error_share)

@@ -123,7 +123,13 @@ def scored(study: PlannedStudy, row: Row, seed: int, checkpoint: str) -> dict[st
     )
     part = begin(job, "val", asked.samples)
     print(f"scores of {row.name}, seed {seed}", flush=True)
-    do_parts(part.missing(), job, study.options, local=asked.local, task=TaskSize(gpus=gpus))
+    do_parts(
+        part.missing(),
+        job,
+        study.options,
+        local=asked.local,
+        task=TaskSize(gpus=gpus, autoscaling=study.base.cluster.autoscaling),
+    )
     release()
     return clip_scores(part.finish())
 
