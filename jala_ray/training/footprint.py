@@ -162,7 +162,7 @@ class Shares:
     @classmethod
     def of(cls, learner: Learner, config: RunConfig) -> Shares:
         ranks, train = config.cluster.min_workers or config.cluster.workers, config.train  # the fewest hold the most
-        if train.parallel != "fsdp":
+        if train.parallel != "fsdp" or ranks == 1:
             return cls()
         units = [sum(p.numel() for p in unit.parameters() if p.requires_grad) for unit in learner.units()[0]]
         learned = sum(p.numel() for p in learner.parameters() if p.requires_grad)

@@ -50,6 +50,10 @@ def load_moments(optimizer: torch.optim.Optimizer, module: nn.Module, folder: Pa
     """The reverse, from a checkpoint's files, tensor by tensor. Raises `CheckpointError` where they are of other parameters, or absent."""
     if (folder / NUMBERED).exists():
         optimizer.load_state_dict(torch.load(folder / NUMBERED, weights_only=True))
+        for parameter, state in optimizer.state.items():
+            whole = {key: value for key, value in state.items() if key != "step"}
+            if isinstance(parameter, DTensor):
+                state |= {key: sharded_as(value, parameter) for key, value in whole.items()}
         return
     if not has_tensors(folder, KIND):
         raise CheckpointError(KIND, str(folder), "an optimizer state", "Start a new run with --init instead.")

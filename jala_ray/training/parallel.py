@@ -162,6 +162,6 @@ class Fsdp(Alone):
 
 def parallel(train: TrainConfig, world: int, device: torch.device) -> Alone:
     """The kind that a run's settings ask for."""
-    if train.parallel == "fsdp":
-        return Fsdp(device, train.reshard) if dist.is_initialized() else Alone()
-    return Ddp(device) if world > 1 else Alone()
+    if world == 1:
+        return Alone()
+    return Fsdp(device, train.reshard) if train.parallel == "fsdp" else Ddp(device)

@@ -18,6 +18,7 @@ from jala_ray.models.masks import QueryPiece, Spans
 from jala_ray.models.tensor_files import TensorFiles
 from jala_ray.training import history
 from jala_ray.training.memory import Room
+from jala_ray.training.parallel import Fsdp
 from jala_ray.training.trainer import train
 from jala_ray.types import ConfigError, UserError
 from tests.support import small
@@ -104,7 +105,8 @@ def test_sharded_blocks_share_their_kernels(tmp_path: Path) -> None:
 
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
-        run = make_run(run_config(tmp_path, train__parallel="fsdp"))
+        run = make_run(run_config(tmp_path))
+        run.parallel = Fsdp(torch.device("cpu"))
         run.begin()
         backbone = run.learner.vla.backbone
         assert [isinstance(block, FSDPModule) for block in backbone.blocks] == [True, True, True, False]
