@@ -7,7 +7,7 @@ Bytes:
     gradients    4 a learned parameter
     optimizer    8 a learned parameter (AdamW's moments), with optim.states 8bit 2 and a scale for 256 of them; 4 more for train.average
     bf16 copies  2 a learned parameter, with train.precision bf16; none of an action head, which runs in float32
-                 With train.parallel fsdp over W GPUs (`Shares`), of what is sharded: weights 4 / W and 4 where they are gathered, which is
+                 With train.parallel fsdp over W GPUs (`Sharding`), of what is sharded: weights 4 / W and 4 where they are gathered, which is
                  all of them during a step, or with train.reshard two blocks and what is in no block; gradients 4 / W and 4 where they
                  wait to be reduced, which is all of them where a GPU makes several passes a step; optimizer a W-th
     activations  what a language block keeps for its backward pass, counted on one block without data: so many for each token of a
@@ -124,7 +124,7 @@ class MemoryNeeds:
         held = {id(p) for part in parts for _, own in holdable(part) for p in own.values()}
         every = list(learner.parameters())
         learned = sum(p.numel() for p in every if p.requires_grad)
-        kept, shares = Kept(learner, halves), Shares.of(learner, config)
+        kept, shares = Kept(learner, halves), Sharding.of(learner, config)
         return cls(
             weights=sum(p.numel() * (2 if id(p) in held else 4) for p in every) + 4 * shares.more_weights,
             gradients=4 * (learned + shares.more_gradients),
@@ -150,7 +150,7 @@ class MemoryNeeds:
 
 
 @dataclass(frozen=True)
-class Shares:
+class Sharding:
     """What sharding (`parallel.Fsdp`) changes of a GPU's memory, in numbers of float32."""
 
     ranks: int = 1
@@ -160,7 +160,7 @@ class Shares:
     more_gradients: int = 0
 
     @classmethod
-    def of(cls, learner: Learner, config: RunConfig) -> Shares:
+    def of(cls, learner: Learner, config: RunConfig) -> Sharding:
         ranks, train = config.cluster.min_workers or config.cluster.workers, config.train  # the fewest hold the most
         if train.parallel != "fsdp" or ranks == 1:
             return cls()

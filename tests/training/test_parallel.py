@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
-from jala_ray.models.backbones.base import compile_block
+from jala_ray.models.compiling import compile_block
 from jala_ray.models.masks import QueryPiece, Spans
 from jala_ray.models.tensor_files import TensorFiles
 from jala_ray.training import history

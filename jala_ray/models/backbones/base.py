@@ -7,8 +7,6 @@ normalised and cut is the backbone's own affair, and so are positions beyond a t
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -18,13 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from jala_ray.config import BackboneConfig, LanguageSizes
 from jala_ray.config.backbones import BACKBONES, BackboneFacts
 from jala_ray.models.attention import Allowed
+from jala_ray.models.compiling import compile_block
 from jala_ray.models.frozen import precision
 from jala_ray.models.kv_cache import KVCache, Past, run_over
 from jala_ray.models.lora import adapt
@@ -378,15 +376,6 @@ class Backbone(nn.Module, ABC):
         if less or mask.dtype != torch.bool or tuple(mask.shape) != expected_shape:
             expected = f"bool {expected_shape}" if not less else "intervals, for `deep` and `read`"
             raise UserError("mask", (mask.dtype, tuple(mask.shape)), expected)
-
-
-def compile_block(block: nn.Module, backend: Any) -> None:
-    """As kernels of its own. Of a sharded block what it computes alone: weights are gathered and gradients reduced around that."""
-    if isinstance(block, FSDPModule):
-        own = inspect.unwrap(type(block).forward)  # transformers wraps all kinds of blocks in one function
-        block.forward = functools.partial(torch.compile(own, dynamic=True, backend=backend), block)
-    else:
-        block.compile(dynamic=True, backend=backend)
 
 
 def repeated(module: nn.Module) -> nn.ModuleList:
