@@ -7,7 +7,7 @@ Bytes:
     gradients    4 a learned parameter
     optimizer    8 a learned parameter (AdamW's moments), with optim.states 8bit 2 and a scale for 256 of them; 4 more for train.average
     bf16 copies  2 a learned parameter, with train.precision bf16; none of an action head, which runs in float32
-                 With train.parallel fsdp over W GPUs (`Sharding`), of what is sharded: weights 4 / W and 4 where they are gathered, which is
+                 With train.parallel fsdp over W GPUs (`Sharding`), of the sharded: weights 4 / W and 4 where they are gathered, which is
                  all of them during a step, or with train.reshard two blocks and what is in no block; gradients 4 / W and 4 where they
                  wait to be reduced, which is all of them where a GPU makes several passes a step; optimizer a W-th
     activations  what a language block keeps for its backward pass, counted on one block without data: so many for each token of a
