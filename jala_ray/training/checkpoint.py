@@ -50,7 +50,7 @@ from jala_ray.training.build import architecture, build_learner
 from jala_ray.training.learner import Learner
 from jala_ray.training.moments import KIND as MOMENTS
 from jala_ray.training.moments import moments
-from jala_ray.training.staging import Given, Stage, given
+from jala_ray.training.staging import Given, StagingBuffers, given
 from jala_ray.types import CheckpointError
 
 FORMAT = "jala_ray.checkpoint/1"
@@ -90,7 +90,7 @@ def write(
 ) -> None:
     """Write the files of a checkpoint into an empty local folder (no commit marker: `storage.upload_dir` adds it)."""
     folder.mkdir(parents=True, exist_ok=True)
-    staged = Stage().take(tensors(learner, optimizer), facts(config, learner, position))
+    staged = StagingBuffers().take(tensors(learner, optimizer), facts(config, learner, position))
     for name, content in staged.files.items():
         (folder / name).write_bytes(content)
     assets.save(folder)

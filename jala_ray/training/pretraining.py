@@ -34,7 +34,7 @@ from jala_ray.training.memory import Room
 from jala_ray.training.moments import load_moments
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from jala_ray.training.peaks import peak_tflops
-from jala_ray.training.staging import Stage, Staged
+from jala_ray.training.staging import StagingBuffers, Staged
 from jala_ray.training.task import Row, TrainingTask, Window
 from jala_ray.training.watch import waiting_for
 
@@ -270,8 +270,8 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         )
 
     @cached_property
-    def images(self) -> Stage:
-        return Stage(self.rank, self.world, pinned=self.device.type == "cuda")
+    def images(self) -> StagingBuffers:
+        return StagingBuffers(self.rank, self.world, pinned=self.device.type == "cuda")
 
     def stage(self, done: int) -> Staged:
         tensors = checkpoint.tensors(self.learner, self.optimizer, self.average)

@@ -24,7 +24,7 @@ from jala_ray.storage.stores import LocalStore
 from jala_ray.training import history, transfer
 from jala_ray.training.lease import LeaseLost
 from jala_ray.training.saving import Saver
-from jala_ray.training.staging import Stage, Staged
+from jala_ray.training.staging import StagingBuffers, Staged
 from jala_ray.training.trainer import begins_with, train
 from jala_ray.types import StorageError
 from tests.training.run import SAVES, make_run, run_config
@@ -39,7 +39,7 @@ class Model:
     """Something that learns."""
 
     def __init__(self) -> None:
-        self.weight, self.stage = torch.zeros(10_000), Stage()
+        self.weight, self.stage = torch.zeros(10_000), StagingBuffers()
 
     def step(self) -> None:
         self.weight.add_(1.0)
