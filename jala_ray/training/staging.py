@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from jala_ray.models.tensor_files import SHARD_BYTES, file_name, index_name, index_of
 
@@ -53,6 +54,13 @@ class Sharded:
 Given = Tensor | Sharded
 Kinds = Mapping[str, Mapping[str, Given]]
 """Name of a kind of files (`model`, `optimizer`) -> tensors by name, the same on every rank."""
+
+
+def given(tensor: Tensor) -> Given:
+    """As it is, or, where ranks have parts of it, what makes it whole."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return Sharded(torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"), tensor.full_tensor)
 
 
 def like(given: Given) -> Tensor:

@@ -70,7 +70,7 @@ def begins_with(task: TrainingTask[Any, Any]) -> str | None:
 def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> Row:
     """Steps `start` .. `total_steps - 1`; rank 0 has the log."""
     task.settle()
-    model = task.wrap(task.learner) if task.wrap is not None else task.learner
+    model = task.parallel.wrap(task.learner)
     evaluations, faults = Evaluations(task.evaluators()), ErrorBudget(task.error_limit)
     with waiting_for("the held-out rows"):
         task.read_held_out()
@@ -106,7 +106,7 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
                 row, errors = task.row(window, done)
             row |= {"world": task.world} | (notice.row() if notice is not None else {})
             row |= saver.poll(window.other_s + window.seconds)
-            if finite(row):  # else evaluations would fail first, and hide why
+            if due and finite(row):  # else evaluations would fail first, and hide why
                 with task.measuring():
                     row |= evaluations.measure(due, task.moment(done))
             if log is not None:
