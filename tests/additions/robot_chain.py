@@ -52,20 +52,21 @@ def resumed(folder: Path) -> None:
     class Stopped(Exception):
         pass
 
-    from jala_ray.training import trainer
+    from jala_ray.training.saving import Saver
 
-    write = trainer.write_checkpoint
+    begin = Saver.begin
 
-    def once(address: str, *rest: Any) -> None:
-        write(address, *rest)
+    def once(saver: Saver, *what: Any) -> None:
+        begin(saver, *what)
+        saver.finish()
         raise Stopped
 
-    trainer.write_checkpoint = once
+    Saver.begin = once
     try:
         run_local(config)
         raise AssertionError("it was to stop")
     except Stopped:
-        trainer.write_checkpoint = write
+        Saver.begin = begin
     assert (place / "checkpoints/step-00000015").is_dir()
     run_local(config)
 
