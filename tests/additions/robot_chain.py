@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,14 @@ def resumed(folder: Path) -> None:
     class Stopped(Exception):
         pass
 
-    from jala_ray.training.saving import Saver
+    from jala_ray.training.saving import Row, Saver
+    from jala_ray.training.staging import Staged
 
     begin = Saver.begin
 
-    def once(saver: Saver, *what: Any) -> None:
-        begin(saver, *what)
-        saver.finish()
+    def once(self: Saver, stage: Callable[[], Staged], address: str, row: Row) -> None:
+        begin(self, stage, address, row)
+        self.finish()
         raise Stopped
 
     Saver.begin = once
