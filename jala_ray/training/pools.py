@@ -167,17 +167,19 @@ def check_fits(
     if cluster.gpus_per_worker * least > total:
         remedy = "On an autoscaling cluster set cluster.autoscaling True."
         raise ConfigError("cluster.gpus_per_worker", cluster.gpus_per_worker, f"at most {total:g} GPUs", remedy)
-    _check_reading(cluster, least, there)
+    _check_reading(
+        cluster, max(least, min(cluster.workers, fitting)), there
+    )  # an elastic group begins with all that fit
     if fitting < least:
         raise _too_large(cluster, bundle, there, "On an autoscaling cluster set cluster.autoscaling True.")
 
 
-def _check_reading(cluster: ClusterConfig, least: int, there: Sequence[Place]) -> None:
-    """A CPU has to stay free for Ray Data's tasks."""
-    have, asked = sum(place.cpus for place in there), least * cluster.cpus_per_worker
+def _check_reading(cluster: ClusterConfig, workers: int, there: Sequence[Place]) -> None:
+    """Beside so many workers a CPU has to stay free for Ray Data's tasks."""
+    have, asked = sum(place.cpus for place in there), workers * cluster.cpus_per_worker
     if have - asked < 1.0:
-        arithmetic = f"{least} workers x {cluster.cpus_per_worker:g} CPU = {asked:g} of {have:g} CPUs"
-        most = max(0.0, (have - 1.0) / least)
+        arithmetic = f"{workers} workers x {cluster.cpus_per_worker:g} CPU = {asked:g} of {have:g} CPUs"
+        most = max(0.0, (have - 1.0) / cluster.workers)
         remedy = f"Decoding needs at least 1 CPU of its own: set cluster.cpus_per_worker <= {most:g} or fewer workers."
         raise ConfigError("cluster.cpus_per_worker", cluster.cpus_per_worker, f"a free CPU, but {arithmetic}", remedy)
 

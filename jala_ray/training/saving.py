@@ -45,6 +45,8 @@ class Save:
     staged: Staged
     folder: Gathering
     began: float = field(default_factory=time.perf_counter)
+    opened: threading.Event = field(default_factory=threading.Event)
+    """On rank 0: the other ranks may write."""
     ended: threading.Event = field(default_factory=threading.Event)
     seconds: float = 0.0
     """From its begin to its end, here."""
@@ -54,6 +56,7 @@ class Save:
 class Said(NamedTuple):
     """What a rank tells the others of its save."""
 
+    opened: bool
     ended: bool
     error: BaseException | None
     waited_s: float
@@ -140,13 +143,13 @@ class Saver:
         assert self.save is not None
         save = self.save
         ended = save.ended.is_set()  # asked first: what a thread leaves is there then
-        own = Said(ended, _portable(save.error), self.waited_s, save.seconds, save.staged.nbytes)
+        own = Said(save.opened.is_set(), ended, _portable(save.error), self.waited_s, save.seconds, save.staged.nbytes)
         said = gather(own, self.world)
         if (error := next((one.error for one in said if one.error is not None), None)) is not None:
             self.save = None
             save.folder.stopped.set()
             raise error
-        if all(one.ended for one in said[1:]):
+        if all(one.ended for one in said[1:]) if self.rank == 0 else said[0].opened:
             save.folder.written.set()
         if said[0].ended:  # rank 0 commits, after all others
             self.save = None
@@ -175,6 +178,7 @@ class Saver:
         """Rank 0's part, what the other ranks have written, and the marker; older checkpoints go."""
         folder, staged, tried = save.folder, save.staged, transfer.tried
         tried(save.address, folder.open)
+        save.opened.set()
         files = tried(save.address, lambda: self._own(folder, staged))
         files |= tried(save.address, lambda: folder.others(staged.writers))
         tried(save.address, self.sync)  # rows of a step are there when its checkpoint is

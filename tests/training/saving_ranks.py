@@ -17,7 +17,7 @@ from jala_ray.training import history, transfer
 from jala_ray.training.saving import Saver
 from jala_ray.training.staging import Stage, Staged
 from jala_ray.training.task import NEWEST
-from jala_ray.training.trainer import begins_with, train
+from jala_ray.training.trainer import begins_with, restore, train
 from jala_ray.types import StorageError
 from tests.training.step_ranks import exact_run
 
@@ -65,15 +65,27 @@ def failing(rank: int, ranks: int, root: Path) -> None:
         return write(folder, files)
 
     storage.Gathering.write = refused  # type: ignore[method-assign]
+    raised = _raised(rank, ranks, str(root / "run"), storage.StorageOptions())
+    (root / f"said{rank}").write_text(json.dumps({"tried": tried, "raised": raised}))
+
+
+def elsewhere(rank: int, ranks: int, root: Path) -> None:
+    """Each rank has a disk of its own at the run's address, as one machine each would have."""
+    transfer.PAUSE_S = 0.01
+    raised = _raised(rank, ranks, str(root / f"disk{rank}" / "run"), storage.StorageOptions(patience_s=0.1))
+    (root / f"said{rank}").write_text(json.dumps({"raised": raised}))
+
+
+def _raised(rank: int, ranks: int, run: str, options: storage.StorageOptions) -> str:
+    """Of a checkpoint of which both ranks have a part."""
     kinds = {"model": {f"t{i}": torch.ones(100) for i in range(4)}}
-    with Saver(str(root / "run"), storage.StorageOptions(), keep=2, rank=rank, world=ranks) as saver:
-        saver.begin(lambda: Stage(rank, ranks).take(kinds, {}), history.address(str(root / "run"), 1), {"step": 1})
-        raised = ""
+    with Saver(run, options, keep=2, rank=rank, world=ranks) as saver:
+        saver.begin(lambda: Stage(rank, ranks).take(kinds, {}), history.address(run, 1), {"step": 1})
         try:
             saver.finish()
         except StorageError as error:
-            raised = str(error)
-    (root / f"said{rank}").write_text(json.dumps({"tried": tried, "raised": raised}))
+            return str(error)
+    return ""
 
 
 def tiny(rank: int, ranks: int, root: Path) -> None:
@@ -81,6 +93,17 @@ def tiny(rank: int, ranks: int, root: Path) -> None:
     with Saver(str(root / "run"), storage.StorageOptions(), keep=2, rank=rank, world=ranks) as saver:
         staged = Staged({"state.json": b"{}"} if rank == 0 else {})
         saver.now(lambda: staged, history.address(str(root / "run"), 1), {"step": 1})
+
+
+def begin(rank: int, ranks: int, root: Path) -> None:
+    """With another run's newest checkpoint, of which each rank finds another, as where one is committed in between."""
+    run, took = resized_run(root, rank=rank, world=ranks), []
+    before = root / f"before{rank}"
+    storage.upload_dir(root / "weights", history.address(str(before), 1 + rank))
+    run = replace(run, config=replace(run.config, init=str(before)))
+    run.take_over = took.append  # type: ignore[method-assign]
+    restore(run)
+    (root / f"said{rank}").write_text(json.dumps({"took": [str(folder) for folder in took]}))
 
 
 def resume(rank: int, ranks: int, root: Path) -> None:
@@ -122,7 +145,15 @@ def main(rank: int, ranks: int, root: Path, what: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{root}/meet-{what}", rank=rank, world_size=ranks)
     try:
-        {"half": half, "rest": rest, "failing": failing, "tiny": tiny, "resume": resume}[what](rank, ranks, root)
+        {
+            "half": half,
+            "rest": rest,
+            "failing": failing,
+            "elsewhere": elsewhere,
+            "tiny": tiny,
+            "begin": begin,
+            "resume": resume,
+        }[what](rank, ranks, root)
     finally:
         dist.barrier()
         dist.destroy_process_group()

@@ -212,6 +212,13 @@ def test_what_fails_on_one_rank_is_raised_on_all(tmp_path: Path) -> None:
     assert steps(tmp_path) == []
 
 
+def test_a_disk_that_ranks_do_not_share_ends_the_run(tmp_path: Path) -> None:
+    """Rank 1 never sees that it may write: all hear of it, instead of waiting for each other for ever."""
+    ranks(2, tmp_path, "elsewhere")
+    first, second = said(tmp_path)
+    assert first["raised"] == second["raised"] and "a disk that all machines mount" in first["raised"]
+
+
 def test_ranks_without_files_are_not_waited_for(tmp_path: Path) -> None:
     ranks(2, tmp_path, "tiny")
     assert steps(tmp_path) == [1]
@@ -241,6 +248,13 @@ def test_another_number_of_ranks_goes_on(tmp_path: Path, before: int, after: int
         assert (
             max(float((mine.tensor(n) - theirs.tensor(n)).abs().max()) for n in mine if mine.tensor(n).numel()) < 1e-9
         )
+
+
+def test_ranks_begin_with_the_same_weights_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "a.bin").write_bytes(b"a")
+    ranks(2, tmp_path, "begin")
+    assert said(tmp_path) == [{"took": [history.address(str(tmp_path / "before0"), 1)]}] * 2
 
 
 def test_a_machine_reads_a_checkpoint_once(tmp_path: Path, s3_endpoint: str) -> None:
