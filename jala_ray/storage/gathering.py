@@ -59,8 +59,7 @@ class Gathering:
     stopped: threading.Event = field(default_factory=threading.Event)
     """Ends what waits for others by `Abandoned`."""
     written: threading.Event = field(default_factory=threading.Event)
-    """Those that are waited for are known to have left their records: what is not seen within `options.patience_s` from then on is elsewhere.
-    """
+    """Whoever is waited for is known to have left a record: what is not seen within `options.patience_s` from then on is elsewhere."""
 
     @functools.cached_property
     def place(self) -> str:

@@ -77,7 +77,8 @@ def scratch(purpose: str, needed: int = 0) -> Iterator[Path]:
 @contextlib.contextmanager
 def shared_scratch(purpose: str, key: str, fill: Callable[[Path], None], needed: int = 0) -> Iterator[Path]:
     """A temporary folder that this user's processes on this machine have in common under `key`: the first one `fill`s it while the others
-    wait, the last one removes it, and `sweep_scratch` one that nobody is left of. Where files have no locks it is each process's own.
+    wait, the last one removes it, and `sweep_scratch` one that nobody is left of. Where files have no locks, or another user has taken the
+    name, it is each process's own.
 
     Raises as `scratch`.
     """
@@ -90,7 +91,7 @@ def shared_scratch(purpose: str, key: str, fill: Callable[[Path], None], needed:
 
     try:
         held = _joined(folder, filled)
-    except _NoLocksError:
+    except _NotSharedError:
         with scratch(purpose, needed) as own:
             fill(own)
             yield own
@@ -104,16 +105,15 @@ def shared_scratch(purpose: str, key: str, fill: Callable[[Path], None], needed:
 FILLED = ".filled"
 
 
-class _NoLocksError(Exception):
-    """This file system has none."""
+class _NotSharedError(Exception):
+    """This file system has no locks, or the folder is another user's, who may have put anything into it."""
 
 
 def _joined(folder: Path, fill: Callable[[], None]) -> int:
     """A handle that holds a folder together with other processes, once it is filled."""
     while True:
         with contextlib.suppress(FileNotFoundError):  # of `open`: the last one of others has removed it
-            folder.mkdir(mode=0o700, exist_ok=True)
-            handle = os.open(folder, os.O_RDONLY)
+            handle = _own_folder(folder)
             try:
                 _lock(handle, fcntl.LOCK_SH)  # waits for who fills it
                 if not (folder / FILLED).exists():
@@ -131,11 +131,26 @@ def _joined(folder: Path, fill: Callable[[], None]) -> int:
             os.close(handle)
 
 
+def _own_folder(folder: Path) -> int:
+    """Made where it is not there, and opened. Its name can be foreseen, so another user's may be there, or a link."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _NotSharedError from error
+    if os.fstat(handle).st_uid == os.getuid():
+        return handle
+    os.close(handle)
+    raise _NotSharedError
+
+
 def _lock(handle: int, kind: int) -> None:
     try:
         fcntl.flock(handle, kind)
     except OSError as error:
-        raise _NoLocksError from error
+        raise _NotSharedError from error
 
 
 def _is(handle: int, folder: Path) -> bool:

@@ -213,3 +213,31 @@ def test_what_a_dead_process_filled_half_is_filled_anew_or_swept(shared: Path) -
             with storage.shared_scratch("test", "key", lambda folder: (folder / "copy").touch()) as found:
                 assert {path.name for path in found.iterdir()} == {"copy", ".filled"}
     assert storage.sweep_scratch().names == (folder.name,) and not list(shared.iterdir())
+
+
+@pytest.mark.parametrize("what", ["folder", "link", "file"])
+def test_what_another_user_put_at_the_name_is_not_read(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The name can be foreseen, and everybody may write to /tmp."""
+    with storage.shared_scratch("test", "key", lambda folder: None) as folder:
+        pass
+    theirs = shared / "theirs" if what == "link" else folder
+    if what == "file":
+        folder.touch()
+    else:
+        theirs.mkdir()
+        (theirs / sweeping.FILLED).touch()
+        (theirs / "copy").write_text("forged")
+    if what == "link":
+        folder.symlink_to(theirs)
+    if what == "folder":
+        stat = os.fstat
+        monkeypatch.setattr(os, "fstat", lambda handle: _of_user(stat(handle), os.getuid() + 1))
+    with storage.shared_scratch("test", "key", lambda own: (own / "copy").touch()) as found:
+        assert found != folder and (found / "copy").read_text() == ""
+    assert folder.exists(), "it is not ours to remove"
+
+
+def _of_user(stat: os.stat_result, user: int) -> os.stat_result:
+    return os.stat_result((*stat[:4], user, *stat[5:]))
