@@ -85,6 +85,8 @@ class Saver:
         """
         self.run, self.options, self.keep, self.rank, self.world = run, options, keep, rank, world
         self.lease, self.sync, self.committed = lease, sync, committed
+        if rank == 0:  # a group of workers that was killed while it saved has left as much as a checkpoint has
+            storage.sweep(storage.join(run, "checkpoints"), options)
         self.token: str = gather(uuid.uuid4().hex[:8], world)[0]
         self.save: Save | None = None
         self.waited_s = 0.0

@@ -155,13 +155,17 @@ def test_a_run_that_fails_leaves_the_save_under_way_its_time(tmp_path: Path, slo
     assert steps(tmp_path) == [1]
 
 
-def test_what_a_kill_leaves_is_swept(tmp_path: Path, slow: threading.Event) -> None:
+@pytest.mark.parametrize("by", ["a start of the run", "the next group of workers"])
+def test_what_a_kill_leaves_is_swept(tmp_path: Path, slow: threading.Event, by: str) -> None:
     saves = saver(tmp_path)
     saves.begin(Model().staged, address(tmp_path, 1), {"step": 1})
     checkpoints = tmp_path / "run" / "checkpoints"
     until(lambda: checkpoints.exists() and any(checkpoints.iterdir()))
     assert [path.name.startswith(".step-00000001.") for path in checkpoints.iterdir()] == [True]
-    storage.sweep(str(tmp_path / "run"))
+    if by == "a start of the run":
+        storage.sweep(str(tmp_path / "run"))
+    else:
+        saver(tmp_path)
     assert not list(checkpoints.iterdir()) and history.newest(str(tmp_path / "run")) is None
 
 
