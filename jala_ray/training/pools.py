@@ -120,6 +120,12 @@ def offered(bundle: Bundle, selector: Mapping[str, str] | None = None, patience_
 # --- does it fit -----------------------------------------------------------------------------------------------------
 
 
+def worker_bundle(cluster: ClusterConfig) -> dict[str, float]:
+    """What each worker reserves on one node."""
+    gpus = cluster.gpus_per_worker
+    return {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+
+
 def room(bundle: Bundle, there: Sequence[Place]) -> int:
     """How many of it the nodes hold, where nothing else is."""
     return sum(place.holds(bundle) for place in there)
@@ -154,7 +160,7 @@ def check_fits(
 
     Where nodes come on demand only what no type of node holds is refused. Raises `ConfigError`.
     """
-    bundle = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
+    bundle = worker_bundle(cluster)
     fitting = room(bundle, there)
     if cluster.autoscaling:
         if not fitting and offers(bundle) is False:
