@@ -83,7 +83,8 @@ def shared_scratch(purpose: str, key: str, fill: Callable[[Path], None], needed:
     Raises as `scratch`.
     """
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"{SHARED}{purpose}-{os.getuid()}-{name}"
+    # By host, as locks of a temporary folder that machines share may hold on one of them alone.
+    folder = Path(tempfile.gettempdir()) / f"{SHARED}{purpose}-{socket.gethostname()}-{os.getuid()}-{name}"
 
     def filled() -> None:
         with _room_for(purpose, needed):
@@ -201,12 +202,13 @@ def sweep_scratch() -> Swept:
     """Remove the temporary folders (`scratch`) of this user's dead processes of this host. What can't be removed is left, and not told."""
     host, found = socket.gethostname(), {}
     named = re.compile(rf"jala_ray-.+-{re.escape(host)}-(\d+)-(\d+)-[0-9a-f]{{8}}")
+    shares = re.compile(rf"{SHARED}.+-{re.escape(host)}-{os.getuid()}-[0-9a-f]{{16}}")
     try:
         folders = list(Path(tempfile.gettempdir()).iterdir())
     except OSError:  # it may be written to, but not be listed
         folders = []
     for folder in folders:
-        owner, shared = named.fullmatch(folder.name), folder.name.startswith(SHARED)
+        owner, shared = named.fullmatch(folder.name), shares.fullmatch(folder.name)
         if not shared and (owner is None or began(int(owner[1])) == int(owner[2])):
             continue
         with contextlib.suppress(OSError):  # Another sweep is at work, or the next one has more luck.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -213,6 +214,17 @@ def test_what_a_dead_process_filled_half_is_filled_anew_or_swept(shared: Path) -
             with storage.shared_scratch("test", "key", lambda folder: (folder / "copy").touch()) as found:
                 assert {path.name for path in found.iterdir()} == {"copy", ".filled"}
     assert storage.sweep_scratch().names == (folder.name,) and not list(shared.iterdir())
+
+
+def test_a_shared_folder_of_another_machine_is_its_own(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary folder on a network mount, whose locks may be each machine's own."""
+    with storage.shared_scratch("test", "key", lambda folder: None) as here, monkeypatch.context() as elsewhere:
+        elsewhere.setattr(sweeping.socket, "gethostname", lambda: "another-host")
+        elsewhere.setattr(fcntl, "flock", lambda handle, kind: None)  # nobody else's locks are seen
+        assert storage.sweep_scratch() == storage.Swept() and here.exists()
+        with storage.shared_scratch("test", "key", lambda folder: None) as there:
+            assert there != here
+        assert here.exists()
 
 
 @pytest.mark.parametrize("what", ["folder", "link", "file"])
