@@ -24,6 +24,7 @@ from jala_ray.training.device import gather
 from jala_ray.training.lease import Lease, guard
 from jala_ray.training.staging import Staged
 from jala_ray.training.watch import say, waiting_for
+from jala_ray.types import StorageError, StoreUnavailable
 
 Row = dict[str, Any]
 
@@ -203,13 +204,23 @@ class Saver:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """A run that ends by an error leaves the save that is under way `LATE_S` seconds, without asking other ranks."""
-        if (save := self.save) is None or save.ended.is_set():
+        """A run that ends by an error leaves the save that is under way `LATE_S` seconds, without asking other ranks.
+
+        All of them stay until rank 0 has committed: Ray ends the others as soon as one has left.
+        """
+        if (save := self.save) is None or (self.rank == 0 and save.ended.is_set()):
             return
         if self.rank == 0:
             say(f"checkpoint {save.address} is still being saved: waiting for it, up to {LATE_S:.0f} s")
+        until = time.monotonic() + LATE_S
         if not save.ended.wait(LATE_S):
             save.folder.stopped.set()
+        with contextlib.suppress(StorageError, StoreUnavailable):
+            while save.error is None and time.monotonic() < until and not self._committed(save):
+                time.sleep(LOOK_S)
+
+    def _committed(self, save: Save) -> bool:
+        return self.rank == 0 or storage.is_committed(save.address, self.options)
 
 
 def _portable(error: BaseException | None) -> BaseException | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch.distributed as dist
 
 from jala_ray import storage
 from jala_ray.storage.s3 import S3Store
+from jala_ray.storage.stores import LocalStore
 from jala_ray.training import history, transfer
 from jala_ray.training.saving import Saver
 from jala_ray.training.staging import Stage, Staged
@@ -22,6 +25,9 @@ from jala_ray.types import StorageError
 from tests.training.step_ranks import exact_run
 
 HALF, STEPS = 3, 6
+OPTIONS = storage.StorageOptions()
+KINDS = {"model": {f"t{i}": torch.ones(100) for i in range(4)}}
+"""Of which both of two ranks write a part."""
 
 
 class CutOffError(Exception):
@@ -65,7 +71,7 @@ def failing(rank: int, ranks: int, root: Path) -> None:
         return write(folder, files)
 
     storage.Gathering.write = refused  # type: ignore[method-assign]
-    raised = _raised(rank, ranks, str(root / "run"), storage.StorageOptions())
+    raised = _raised(rank, ranks, str(root / "run"), OPTIONS)
     (root / f"said{rank}").write_text(json.dumps({"tried": tried, "raised": raised}))
 
 
@@ -78,9 +84,8 @@ def elsewhere(rank: int, ranks: int, root: Path) -> None:
 
 def _raised(rank: int, ranks: int, run: str, options: storage.StorageOptions) -> str:
     """Of a checkpoint of which both ranks have a part."""
-    kinds = {"model": {f"t{i}": torch.ones(100) for i in range(4)}}
     with Saver(run, options, keep=2, rank=rank, world=ranks) as saver:
-        saver.begin(lambda: Stage(rank, ranks).take(kinds, {}), history.address(run, 1), {"step": 1})
+        saver.begin(lambda: Stage(rank, ranks).take(KINDS, {}), history.address(run, 1), {"step": 1})
         try:
             saver.finish()
         except StorageError as error:
@@ -90,9 +95,25 @@ def _raised(rank: int, ranks: int, run: str, options: storage.StorageOptions) ->
 
 def tiny(rank: int, ranks: int, root: Path) -> None:
     """Ranks of which only the first has something to write."""
-    with Saver(str(root / "run"), storage.StorageOptions(), keep=2, rank=rank, world=ranks) as saver:
+    with Saver(str(root / "run"), OPTIONS, keep=2, rank=rank, world=ranks) as saver:
         staged = Staged({"state.json": b"{}"} if rank == 0 else {})
         saver.now(lambda: staged, history.address(str(root / "run"), 1), {"step": 1})
+
+
+def late(rank: int, ranks: int, root: Path) -> None:
+    """All fail while rank 0 still writes: who has left, and was the checkpoint there by then?"""
+    put = LocalStore.put
+
+    def slow(store: LocalStore, path: str, data: memoryview) -> None:
+        time.sleep(2.0 if rank == 0 else 0.0)
+        put(store, path, data)
+
+    LocalStore.put = slow  # type: ignore[method-assign]
+    address = history.address(str(root / "run"), 1)
+    with contextlib.suppress(CutOffError), Saver(str(root / "run"), OPTIONS, keep=2, rank=rank, world=ranks) as saver:
+        saver.begin(lambda: Stage(rank, ranks).take(KINDS, {}), address, {"step": 1})
+        raise CutOffError
+    (root / f"said{rank}").write_text(json.dumps({"there": storage.is_committed(address)}))
 
 
 def begin(rank: int, ranks: int, root: Path) -> None:
@@ -151,6 +172,7 @@ def main(rank: int, ranks: int, root: Path, what: str) -> None:
             "failing": failing,
             "elsewhere": elsewhere,
             "tiny": tiny,
+            "late": late,
             "begin": begin,
             "resume": resume,
         }[what](rank, ranks, root)

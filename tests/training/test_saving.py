@@ -223,6 +223,12 @@ def test_a_disk_that_ranks_do_not_share_ends_the_run(tmp_path: Path) -> None:
     assert first["raised"] == second["raised"] and "a disk that all machines mount" in first["raised"]
 
 
+def test_no_rank_leaves_a_run_that_fails_before_its_checkpoint_is_there(tmp_path: Path) -> None:
+    """Else Ray would end rank 0, which still writes."""
+    ranks(2, tmp_path, "late")
+    assert said(tmp_path) == [{"there": True}] * 2
+
+
 def test_ranks_without_files_are_not_waited_for(tmp_path: Path) -> None:
     ranks(2, tmp_path, "tiny")
     assert steps(tmp_path) == [1]
