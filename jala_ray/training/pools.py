@@ -173,9 +173,8 @@ def check_fits(
     if cluster.gpus_per_worker * least > total:
         remedy = "On an autoscaling cluster set cluster.autoscaling True."
         raise ConfigError("cluster.gpus_per_worker", cluster.gpus_per_worker, f"at most {total:g} GPUs", remedy)
-    _check_reading(
-        cluster, max(least, min(cluster.workers, fitting)), there
-    )  # an elastic group begins with all that fit
+    begins = max(least, min(cluster.workers, fitting))  # an elastic group takes all that fit
+    _check_reading(cluster, begins, there)
     if fitting < least:
         raise _too_large(cluster, bundle, there, "On an autoscaling cluster set cluster.autoscaling True.")
 

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -216,11 +216,13 @@ class Saver:
         if not save.ended.wait(LATE_S):
             save.folder.stopped.set()
         with contextlib.suppress(StorageError, StoreUnavailable):
-            while save.error is None and time.monotonic() < until and not self._committed(save):
+            while save.error is None and time.monotonic() < until and not self._over(save):
                 time.sleep(LOOK_S)
 
-    def _committed(self, save: Save) -> bool:
-        return self.rank == 0 or storage.is_committed(save.address, self.options)
+    def _over(self, save: Save) -> bool:
+        """Rank 0 has ended its part by now; the others look for what it leaves, in a store that may be why the run fails."""
+        options = replace(self.options, patience_s=min(self.options.patience_s, LATE_S))
+        return self.rank == 0 or storage.is_committed(save.address, options)
 
 
 def _portable(error: BaseException | None) -> BaseException | None:
