@@ -61,15 +61,15 @@ class Scale:
     idle: int
     """Ranks without a sample in a step."""
     one_writer: float
-    """Share of the time that all wait while rank 0 writes, hashes, uploads and reads back the checkpoint."""
+    """Share of the time that all would wait while rank 0 alone wrote, hashed, uploaded and read back the checkpoint."""
     staged: float
-    """The same where every rank only copies its part into memory."""
+    """The same as it is: every rank copies its part into memory."""
     written_s: float
     """Seconds that the parts take in the background."""
     resume_each: float
-    """Bytes from the store at a start, where every rank fetches the checkpoint."""
+    """Bytes from the store at a start, if every rank fetched the checkpoint."""
     resume_node: float
-    """The same, once a node."""
+    """The same as it is, once a node."""
     resume_s: float
     """Seconds of the latter."""
     puts: float
@@ -83,7 +83,7 @@ class Scale:
         """What is asked for over what there is, where it is more than 1; the worst first is the first that breaks."""
         found = {
             "ranks without a sample": self.gpus / self.batch,
-            "one rank writes the checkpoint": self.one_writer / WAIT_LIMIT,
+            "all wait for the copy of the checkpoint": self.staged / WAIT_LIMIT,
             "parts are not written before the next checkpoint": self.written_s / self.interval_s,
             "one coordinator": self.blocks_s / assumed.coordinator,
             "requests below one prefix": self.requests_s / assumed.prefix_gets,

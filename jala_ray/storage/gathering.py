@@ -59,7 +59,7 @@ class Gathering:
     stopped: threading.Event = field(default_factory=threading.Event)
     """Ends what waits for others by `Abandoned`."""
     written: threading.Event = field(default_factory=threading.Event)
-    """The others are known to be done: what is not seen of them within `options.patience_s` from then on is elsewhere."""
+    """Whoever is waited for is known to have left a record: what is not seen within `options.patience_s` from then on is elsewhere."""
 
     @functools.cached_property
     def place(self) -> str:

@@ -77,12 +77,14 @@ def scratch(purpose: str, needed: int = 0) -> Iterator[Path]:
 @contextlib.contextmanager
 def shared_scratch(purpose: str, key: str, fill: Callable[[Path], None], needed: int = 0) -> Iterator[Path]:
     """A temporary folder that this user's processes on this machine have in common under `key`: the first one `fill`s it while the others
-    wait, the last one removes it, and `sweep_scratch` one that nobody is left of. Where files have no locks it is each process's own.
+    wait, the last one removes it, and `sweep_scratch` one that nobody is left of. Where files have no locks, or another user has taken the
+    name, it is each process's own.
 
     Raises as `scratch`.
     """
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"{SHARED}{purpose}-{os.getuid()}-{name}"
+    # By host, as locks of a temporary folder that machines share may hold on one of them alone.
+    folder = Path(tempfile.gettempdir()) / f"{SHARED}{purpose}-{socket.gethostname()}-{os.getuid()}-{name}"
 
     def filled() -> None:
         with _room_for(purpose, needed):
@@ -90,7 +92,7 @@ def shared_scratch(purpose: str, key: str, fill: Callable[[Path], None], needed:
 
     try:
         held = _joined(folder, filled)
-    except _NoLocksError:
+    except _NotSharedError:
         with scratch(purpose, needed) as own:
             fill(own)
             yield own
@@ -104,16 +106,15 @@ def shared_scratch(purpose: str, key: str, fill: Callable[[Path], None], needed:
 FILLED = ".filled"
 
 
-class _NoLocksError(Exception):
-    """This file system has none."""
+class _NotSharedError(Exception):
+    """This file system has no locks, or the folder is another user's, who may have put anything into it."""
 
 
 def _joined(folder: Path, fill: Callable[[], None]) -> int:
     """A handle that holds a folder together with other processes, once it is filled."""
     while True:
         with contextlib.suppress(FileNotFoundError):  # of `open`: the last one of others has removed it
-            folder.mkdir(mode=0o700, exist_ok=True)
-            handle = os.open(folder, os.O_RDONLY)
+            handle = _own_folder(folder)
             try:
                 _lock(handle, fcntl.LOCK_SH)  # waits for who fills it
                 if not (folder / FILLED).exists():
@@ -131,11 +132,26 @@ def _joined(folder: Path, fill: Callable[[], None]) -> int:
             os.close(handle)
 
 
+def _own_folder(folder: Path) -> int:
+    """Made where it is not there, and opened. Its name can be foreseen, so another user's may be there, or a link."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _NotSharedError from error
+    if os.fstat(handle).st_uid == os.getuid():
+        return handle
+    os.close(handle)
+    raise _NotSharedError
+
+
 def _lock(handle: int, kind: int) -> None:
     try:
         fcntl.flock(handle, kind)
     except OSError as error:
-        raise _NoLocksError from error
+        raise _NotSharedError from error
 
 
 def _is(handle: int, folder: Path) -> bool:
@@ -186,12 +202,13 @@ def sweep_scratch() -> Swept:
     """Remove the temporary folders (`scratch`) of this user's dead processes of this host. What can't be removed is left, and not told."""
     host, found = socket.gethostname(), {}
     named = re.compile(rf"jala_ray-.+-{re.escape(host)}-(\d+)-(\d+)-[0-9a-f]{{8}}")
+    shares = re.compile(rf"{SHARED}.+-{re.escape(host)}-{os.getuid()}-[0-9a-f]{{16}}")
     try:
         folders = list(Path(tempfile.gettempdir()).iterdir())
     except OSError:  # it may be written to, but not be listed
         folders = []
     for folder in folders:
-        owner, shared = named.fullmatch(folder.name), folder.name.startswith(SHARED)
+        owner, shared = named.fullmatch(folder.name), shares.fullmatch(folder.name)
         if not shared and (owner is None or began(int(owner[1])) == int(owner[2])):
             continue
         with contextlib.suppress(OSError):  # Another sweep is at work, or the next one has more luck.

@@ -120,6 +120,12 @@ def offered(bundle: Bundle, selector: Mapping[str, str] | None = None, patience_
 # --- does it fit -----------------------------------------------------------------------------------------------------
 
 
+def worker_bundle(cluster: ClusterConfig) -> dict[str, float]:
+    """What each worker reserves on one node."""
+    gpus = cluster.gpus_per_worker
+    return {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+
+
 def room(bundle: Bundle, there: Sequence[ClusterNode]) -> int:
     """How many of it the nodes hold, where nothing else is."""
     return sum(place.holds(bundle) for place in there)
@@ -154,7 +160,7 @@ def check_fits(
 
     Where nodes come on demand only what no type of node holds is refused. Raises `ConfigError`.
     """
-    bundle = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
+    bundle = worker_bundle(cluster)
     fitting = room(bundle, there)
     if cluster.autoscaling:
         if not fitting and offers(bundle) is False:
@@ -167,17 +173,18 @@ def check_fits(
     if cluster.gpus_per_worker * least > total:
         remedy = "On an autoscaling cluster set cluster.autoscaling True."
         raise ConfigError("cluster.gpus_per_worker", cluster.gpus_per_worker, f"at most {total:g} GPUs", remedy)
-    _check_reading(cluster, least, there)
+    begins = max(least, min(cluster.workers, fitting))  # an elastic group takes all that fit
+    _check_reading(cluster, begins, there)
     if fitting < least:
         raise _too_large(cluster, bundle, there, "On an autoscaling cluster set cluster.autoscaling True.")
 
 
-def _check_reading(cluster: ClusterConfig, least: int, there: Sequence[ClusterNode]) -> None:
-    """A CPU has to stay free for Ray Data's tasks."""
-    have, asked = sum(place.cpus for place in there), least * cluster.cpus_per_worker
+def _check_reading(cluster: ClusterConfig, workers: int, there: Sequence[ClusterNode]) -> None:
+    """Beside so many workers a CPU has to stay free for Ray Data's tasks."""
+    have, asked = sum(place.cpus for place in there), workers * cluster.cpus_per_worker
     if have - asked < 1.0:
-        arithmetic = f"{least} workers x {cluster.cpus_per_worker:g} CPU = {asked:g} of {have:g} CPUs"
-        most = max(0.0, (have - 1.0) / least)
+        arithmetic = f"{workers} workers x {cluster.cpus_per_worker:g} CPU = {asked:g} of {have:g} CPUs"
+        most = max(0.0, (have - 1.0) / cluster.workers)
         remedy = f"Decoding needs at least 1 CPU of its own: set cluster.cpus_per_worker <= {most:g} or fewer workers."
         raise ConfigError("cluster.cpus_per_worker", cluster.cpus_per_worker, f"a free CPU, but {arithmetic}", remedy)
 

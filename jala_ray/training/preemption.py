@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from jala_ray.config import ClusterConfig
+from jala_ray.training import pools
 from jala_ray.training.notice import Notice, StoppedByNotice
 
 GRACE_S = 30.0
@@ -69,13 +70,8 @@ def scaling(cluster: ClusterConfig) -> ray.train.ScalingConfig:
         num_workers=(cluster.min_workers, cluster.workers) if elastic else cluster.workers,
         elastic_resize_monitor_interval_s=cluster.resize_every_s,
         use_gpu=cluster.gpus_per_worker > 0,
-        resources_per_worker=worker_bundle(cluster),
+        resources_per_worker=pools.worker_bundle(cluster),
     )
-
-
-def worker_bundle(cluster: ClusterConfig) -> dict[str, float]:
-    gpus = cluster.gpus_per_worker
-    return {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
 
 
 def failures(cluster: ClusterConfig) -> ray.train.FailureConfig:

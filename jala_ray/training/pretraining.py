@@ -87,9 +87,9 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         self.computed_gb: float | None = None
         self.average: Average | None = None
 
-    @property
+    @cached_property
     def init(self) -> str | None:
-        """Of a run folder its newest checkpoint."""
+        """Of a run folder its newest checkpoint, now."""
         return None if self.config.init is None else history.resolve(self.config.init, self.options)
 
     @property

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from jala_ray.training.device import gather
 from jala_ray.training.lease import Lease, guard
 from jala_ray.training.staging import Staged
 from jala_ray.training.watch import say, waiting_for
+from jala_ray.types import StorageError, StoreUnavailable
 
 Row = dict[str, Any]
 
@@ -45,6 +46,8 @@ class Save:
     staged: Staged
     folder: Gathering
     began: float = field(default_factory=time.perf_counter)
+    opened: threading.Event = field(default_factory=threading.Event)
+    """On rank 0: the other ranks may write."""
     ended: threading.Event = field(default_factory=threading.Event)
     seconds: float = 0.0
     """From its begin to its end, here."""
@@ -54,6 +57,7 @@ class Save:
 class SaveReport(NamedTuple):
     """What a rank tells the others of its save."""
 
+    opened: bool
     ended: bool
     error: BaseException | None
     waited_s: float
@@ -82,6 +86,8 @@ class Saver:
         """
         self.run, self.options, self.keep, self.rank, self.world = run, options, keep, rank, world
         self.lease, self.sync, self.committed = lease, sync, committed
+        if rank == 0:  # a group of workers that was killed while it saved has left as much as a checkpoint has
+            storage.sweep(storage.join(run, "checkpoints"), options)
         self.token: str = gather(uuid.uuid4().hex[:8], world)[0]
         self.save: Save | None = None
         self.waited_s = 0.0
@@ -140,13 +146,15 @@ class Saver:
         assert self.save is not None
         save = self.save
         ended = save.ended.is_set()  # asked first: what a thread leaves is there then
-        own = SaveReport(ended, _portable(save.error), self.waited_s, save.seconds, save.staged.nbytes)
+        own = SaveReport(
+            save.opened.is_set(), ended, _portable(save.error), self.waited_s, save.seconds, save.staged.nbytes
+        )
         said = gather(own, self.world)
         if (error := next((one.error for one in said if one.error is not None), None)) is not None:
             self.save = None
             save.folder.stopped.set()
             raise error
-        if all(one.ended for one in said[1:]):
+        if all(one.ended for one in said[1:]) if self.rank == 0 else said[0].opened:
             save.folder.written.set()
         if said[0].ended:  # rank 0 commits, after all others
             self.save = None
@@ -175,6 +183,7 @@ class Saver:
         """Rank 0's part, what the other ranks have written, and the marker; older checkpoints go."""
         folder, staged, tried = save.folder, save.staged, transfer.tried
         tried(save.address, folder.open)
+        save.opened.set()
         files = tried(save.address, lambda: self._own(folder, staged))
         files |= tried(save.address, lambda: folder.others(staged.writers))
         tried(save.address, self.sync)  # rows of a step are there when its checkpoint is
@@ -197,13 +206,25 @@ class Saver:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """A run that ends by an error leaves the save that is under way `LATE_S` seconds, without asking other ranks."""
-        if (save := self.save) is None or save.ended.is_set():
+        """A run that ends by an error leaves the save that is under way `LATE_S` seconds, without asking other ranks.
+
+        All of them stay until rank 0 has committed: Ray ends the others as soon as one has left.
+        """
+        if (save := self.save) is None or (self.rank == 0 and save.ended.is_set()):
             return
         if self.rank == 0:
             say(f"checkpoint {save.address} is still being saved: waiting for it, up to {LATE_S:.0f} s")
+        until = time.monotonic() + LATE_S
         if not save.ended.wait(LATE_S):
             save.folder.stopped.set()
+        with contextlib.suppress(StorageError, StoreUnavailable):
+            while save.error is None and time.monotonic() < until and not self._over(save):
+                time.sleep(LOOK_S)
+
+    def _over(self, save: Save) -> bool:
+        """Rank 0 has ended its part by now; the others look for what it leaves, in a store that may be why the run fails."""
+        options = replace(self.options, patience_s=min(self.options.patience_s, LATE_S))
+        return self.rank == 0 or storage.is_committed(save.address, options)
 
 
 def _portable(error: BaseException | None) -> BaseException | None:

@@ -98,9 +98,9 @@ class TrainingTask(ABC, Generic[Config, Model]):
     def options(self) -> StorageOptions:
         return storage_options(self.config)
 
-    @property
+    @cached_property
     def init(self) -> str | None:
-        """Checkpoint of another run, to begin with where the folder holds none."""
+        """Checkpoint of another run, to begin with where the folder holds none. On several ranks rank 0's counts."""
         return None
 
     @property

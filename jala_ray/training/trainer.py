@@ -53,7 +53,7 @@ def restore(task: TrainingTask[Any, Any]) -> int:
             done = task.load(folder)
             gather(None, task.world)  # the copy stays until the last rank has read it
             return done
-    if (init := task.init) is not None:
+    if (init := gather(task.init, task.world)[0]) is not None:  # of a run that goes on, ranks may find others
         with transfer.shared_copy(init, "init", task.options) as folder:
             task.take_over(folder)
             gather(None, task.world)

@@ -77,12 +77,21 @@ def test_decoding_is_on_spot_and_the_head_is_not(config: Tree) -> None:
 
 
 def test_all_start_with_the_token_and_hear_of_a_notice(config: Tree) -> None:
-    assert list(config["file_mounts"].values()) == ["~/.ray/auth_token"] == list(config["file_mounts"])
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
     assert all("RAY_AUTH_MODE=token" in line for line in starts if line != "ray stop")
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
     watch = re.findall(r"drain\.py --watch (\w+)", config["worker_start_ray_commands"][-1])
     assert watch == [config["provider"]["type"]]
+
+
+def test_workers_reach_the_bucket_and_may_do_nothing_else() -> None:
+    """The role that Ray makes is the head's alone (`_configure_iam_role`); without one of their own, workers have no keys."""
+    kinds = read("aws.yaml")["available_node_types"]
+    profiles = {name: kind["node_config"]["IamInstanceProfile"]["Name"] for name, kind in kinds.items()}
+    head = profiles.pop("head")
+    assert set(profiles.values()) == {"WORKER_PROFILE"} and head == "HEAD_PROFILE"
+    assert "~/.aws/credentials" in read("gcp.yaml")["file_mounts"]
 
 
 def test_temporary_copies_lie_on_the_volume_whose_size_is_said(config: Tree) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -213,3 +214,42 @@ def test_what_a_dead_process_filled_half_is_filled_anew_or_swept(shared: Path) -
             with storage.shared_scratch("test", "key", lambda folder: (folder / "copy").touch()) as found:
                 assert {path.name for path in found.iterdir()} == {"copy", ".filled"}
     assert storage.sweep_scratch().names == (folder.name,) and not list(shared.iterdir())
+
+
+def test_a_shared_folder_of_another_machine_is_its_own(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary folder on a network mount, whose locks may be each machine's own."""
+    with storage.shared_scratch("test", "key", lambda folder: None) as here, monkeypatch.context() as elsewhere:
+        elsewhere.setattr(sweeping.socket, "gethostname", lambda: "another-host")
+        elsewhere.setattr(fcntl, "flock", lambda handle, kind: None)  # nobody else's locks are seen
+        assert storage.sweep_scratch() == storage.Swept() and here.exists()
+        with storage.shared_scratch("test", "key", lambda folder: None) as there:
+            assert there != here
+        assert here.exists()
+
+
+@pytest.mark.parametrize("what", ["folder", "link", "file"])
+def test_what_another_user_put_at_the_name_is_not_read(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The name can be foreseen, and everybody may write to /tmp."""
+    with storage.shared_scratch("test", "key", lambda folder: None) as folder:
+        pass
+    theirs = shared / "theirs" if what == "link" else folder
+    if what == "file":
+        folder.touch()
+    else:
+        theirs.mkdir()
+        (theirs / sweeping.FILLED).touch()
+        (theirs / "copy").write_text("forged")
+    if what == "link":
+        folder.symlink_to(theirs)
+    if what == "folder":
+        stat = os.fstat
+        monkeypatch.setattr(os, "fstat", lambda handle: _of_user(stat(handle), os.getuid() + 1))
+    with storage.shared_scratch("test", "key", lambda own: (own / "copy").touch()) as found:
+        assert found != folder and (found / "copy").read_text() == ""
+    assert folder.exists(), "it is not ours to remove"
+
+
+def _of_user(stat: os.stat_result, user: int) -> os.stat_result:
+    return os.stat_result((*stat[:4], user, *stat[5:]))

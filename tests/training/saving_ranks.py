@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,19 @@ import torch.distributed as dist
 
 from jala_ray import storage
 from jala_ray.storage.s3 import S3Store
+from jala_ray.storage.stores import LocalStore
 from jala_ray.training import history, transfer
 from jala_ray.training.saving import Saver
 from jala_ray.training.staging import Staged, StagingBuffers
 from jala_ray.training.task import NEWEST
-from jala_ray.training.trainer import begins_with, train
+from jala_ray.training.trainer import begins_with, restore, train
 from jala_ray.types import StorageError
 from tests.training.step_ranks import exact_run
 
 HALF, STEPS = 3, 6
+OPTIONS = storage.StorageOptions()
+KINDS = {"model": {f"t{i}": torch.ones(100) for i in range(4)}}
+"""Of which both of two ranks write a part."""
 
 
 class CutOffError(Exception):
@@ -65,24 +71,60 @@ def failing(rank: int, ranks: int, root: Path) -> None:
         return write(folder, files)
 
     storage.Gathering.write = refused  # type: ignore[method-assign]
-    kinds = {"model": {f"t{i}": torch.ones(100) for i in range(4)}}
-    with Saver(str(root / "run"), storage.StorageOptions(), keep=2, rank=rank, world=ranks) as saver:
-        saver.begin(
-            lambda: StagingBuffers(rank, ranks).take(kinds, {}), history.address(str(root / "run"), 1), {"step": 1}
-        )
-        raised = ""
+    raised = _raised(rank, ranks, str(root / "run"), OPTIONS)
+    (root / f"said{rank}").write_text(json.dumps({"tried": tried, "raised": raised}))
+
+
+def elsewhere(rank: int, ranks: int, root: Path) -> None:
+    """Each rank has a disk of its own at the run's address, as one machine each would have."""
+    transfer.PAUSE_S = 0.01
+    raised = _raised(rank, ranks, str(root / f"disk{rank}" / "run"), storage.StorageOptions(patience_s=0.1))
+    (root / f"said{rank}").write_text(json.dumps({"raised": raised}))
+
+
+def _raised(rank: int, ranks: int, run: str, options: storage.StorageOptions) -> str:
+    """Of a checkpoint of which both ranks have a part."""
+    with Saver(run, options, keep=2, rank=rank, world=ranks) as saver:
+        saver.begin(lambda: StagingBuffers(rank, ranks).take(KINDS, {}), history.address(run, 1), {"step": 1})
         try:
             saver.finish()
         except StorageError as error:
-            raised = str(error)
-    (root / f"said{rank}").write_text(json.dumps({"tried": tried, "raised": raised}))
+            return str(error)
+    return ""
 
 
 def tiny(rank: int, ranks: int, root: Path) -> None:
     """Ranks of which only the first has something to write."""
-    with Saver(str(root / "run"), storage.StorageOptions(), keep=2, rank=rank, world=ranks) as saver:
+    with Saver(str(root / "run"), OPTIONS, keep=2, rank=rank, world=ranks) as saver:
         staged = Staged({"state.json": b"{}"} if rank == 0 else {})
         saver.now(lambda: staged, history.address(str(root / "run"), 1), {"step": 1})
+
+
+def late(rank: int, ranks: int, root: Path) -> None:
+    """All fail while rank 0 still writes: who has left, and was the checkpoint there by then?"""
+    put = LocalStore.put
+
+    def slow(store: LocalStore, path: str, data: memoryview) -> None:
+        time.sleep(2.0 if rank == 0 else 0.0)
+        put(store, path, data)
+
+    LocalStore.put = slow  # type: ignore[method-assign]
+    address = history.address(str(root / "run"), 1)
+    with contextlib.suppress(CutOffError), Saver(str(root / "run"), OPTIONS, keep=2, rank=rank, world=ranks) as saver:
+        saver.begin(lambda: StagingBuffers(rank, ranks).take(KINDS, {}), address, {"step": 1})
+        raise CutOffError
+    (root / f"said{rank}").write_text(json.dumps({"there": storage.is_committed(address)}))
+
+
+def begin(rank: int, ranks: int, root: Path) -> None:
+    """With another run's newest checkpoint, of which each rank finds another, as where one is committed in between."""
+    run, took = resized_run(root, rank=rank, world=ranks), []
+    before = root / f"before{rank}"
+    storage.upload_dir(root / "weights", history.address(str(before), 1 + rank))
+    run = replace(run, config=replace(run.config, init=str(before)))
+    run.take_over = took.append  # type: ignore[method-assign]
+    restore(run)
+    (root / f"said{rank}").write_text(json.dumps({"took": [str(folder) for folder in took]}))
 
 
 def resume(rank: int, ranks: int, root: Path) -> None:
@@ -124,7 +166,16 @@ def main(rank: int, ranks: int, root: Path, what: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{root}/meet-{what}", rank=rank, world_size=ranks)
     try:
-        {"half": half, "rest": rest, "failing": failing, "tiny": tiny, "resume": resume}[what](rank, ranks, root)
+        {
+            "half": half,
+            "rest": rest,
+            "failing": failing,
+            "elsewhere": elsewhere,
+            "tiny": tiny,
+            "late": late,
+            "begin": begin,
+            "resume": resume,
+        }[what](rank, ranks, root)
     finally:
         dist.barrier()
         dist.destroy_process_group()

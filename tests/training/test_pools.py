@@ -79,6 +79,15 @@ def test_an_elastic_run_needs_room_for_the_fewest() -> None:
     check_fits(ClusterConfig(workers=3, min_workers=2, cpus_per_worker=1.5), there)
 
 
+def test_an_elastic_run_that_would_take_every_cpu_is_refused() -> None:
+    """It begins with as many workers as fit, not with the fewest."""
+    there = [ClusterNode("a", {"CPU": 4.0})]
+    with pytest.raises(ConfigError, match=r"4 workers x 1 CPU = 4 of 4 CPUs.*cpus_per_worker <= 0\.375"):
+        check_fits(ClusterConfig(workers=8, min_workers=1, cpus_per_worker=1.0), there)
+    check_fits(ClusterConfig(workers=8, min_workers=1, cpus_per_worker=0.375), there)
+    check_fits(ClusterConfig(workers=3, min_workers=1, cpus_per_worker=1.0), there)
+
+
 @pytest.mark.parametrize(("says", "refused"), [(True, False), (None, False), (False, True)])
 def test_what_no_type_of_node_holds_is_refused(says: bool | None, refused: bool) -> None:
     """On a cluster that is empty and grows on demand; an autoscaler that says nothing is waited for."""

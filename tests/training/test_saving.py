@@ -155,13 +155,17 @@ def test_a_run_that_fails_leaves_the_save_under_way_its_time(tmp_path: Path, slo
     assert steps(tmp_path) == [1]
 
 
-def test_what_a_kill_leaves_is_swept(tmp_path: Path, slow: threading.Event) -> None:
+@pytest.mark.parametrize("by", ["a start of the run", "the next group of workers"])
+def test_what_a_kill_leaves_is_swept(tmp_path: Path, slow: threading.Event, by: str) -> None:
     saves = saver(tmp_path)
     saves.begin(Model().staged, address(tmp_path, 1), {"step": 1})
     checkpoints = tmp_path / "run" / "checkpoints"
     until(lambda: checkpoints.exists() and any(checkpoints.iterdir()))
     assert [path.name.startswith(".step-00000001.") for path in checkpoints.iterdir()] == [True]
-    storage.sweep(str(tmp_path / "run"))
+    if by == "a start of the run":
+        storage.sweep(str(tmp_path / "run"))
+    else:
+        saver(tmp_path)
     assert not list(checkpoints.iterdir()) and history.newest(str(tmp_path / "run")) is None
 
 
@@ -212,6 +216,19 @@ def test_what_fails_on_one_rank_is_raised_on_all(tmp_path: Path) -> None:
     assert steps(tmp_path) == []
 
 
+def test_a_disk_that_ranks_do_not_share_ends_the_run(tmp_path: Path) -> None:
+    """Rank 1 never sees that it may write: all hear of it, instead of waiting for each other for ever."""
+    ranks(2, tmp_path, "elsewhere")
+    first, second = said(tmp_path)
+    assert first["raised"] == second["raised"] and "a disk that all machines mount" in first["raised"]
+
+
+def test_no_rank_leaves_a_run_that_fails_before_its_checkpoint_is_there(tmp_path: Path) -> None:
+    """Else Ray would end rank 0, which still writes."""
+    ranks(2, tmp_path, "late")
+    assert said(tmp_path) == [{"there": True}] * 2
+
+
 def test_ranks_without_files_are_not_waited_for(tmp_path: Path) -> None:
     ranks(2, tmp_path, "tiny")
     assert steps(tmp_path) == [1]
@@ -241,6 +258,13 @@ def test_another_number_of_ranks_goes_on(tmp_path: Path, before: int, after: int
         assert (
             max(float((mine.tensor(n) - theirs.tensor(n)).abs().max()) for n in mine if mine.tensor(n).numel()) < 1e-9
         )
+
+
+def test_ranks_begin_with_the_same_weights_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "a.bin").write_bytes(b"a")
+    ranks(2, tmp_path, "begin")
+    assert said(tmp_path) == [{"took": [history.address(str(tmp_path / "before0"), 1)]}] * 2
 
 
 def test_a_machine_reads_a_checkpoint_once(tmp_path: Path, s3_endpoint: str) -> None:
