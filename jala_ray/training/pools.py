@@ -117,7 +117,29 @@ def offered(bundle: Bundle, selector: Mapping[str, str] | None = None, patience_
         remove_placement_group(group)
 
 
+def worker_selector(
+    cluster: ClusterConfig,
+    there: Sequence[Place],
+    offers: Callable[[Bundle, Mapping[str, str]], bool | None] = offered,
+) -> dict[str, str]:
+    """Where training workers without GPUs go: not into the pool with GPUs, if all of them and a reading CPU have a place outside of it, or
+    an autoscaler starts nodes outside that hold one. Workers with GPUs go where those are."""
+    if cluster.gpus_per_worker:
+        return {}
+    bundle = worker_bundle(cluster)
+    outside = [place for place in there if place.pool != GPU_POOL]
+    free = sum(place.cpus for place in outside) - cluster.workers * cluster.cpus_per_worker
+    enough = free >= 1 and room(bundle, outside) >= cluster.workers
+    return dict(NO_GPU_POOL) if enough or (cluster.autoscaling and offers(bundle, NO_GPU_POOL)) else {}
+
+
 # --- does it fit -----------------------------------------------------------------------------------------------------
+
+
+def worker_bundle(cluster: ClusterConfig) -> dict[str, float]:
+    """What a worker reserves on one node."""
+    gpus = cluster.gpus_per_worker
+    return {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
 
 
 def room(bundle: Bundle, there: Sequence[Place]) -> int:
@@ -154,7 +176,7 @@ def check_fits(
 
     Where nodes come on demand only what no type of node holds is refused. Raises `ConfigError`.
     """
-    bundle = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
+    bundle = worker_bundle(cluster)
     fitting = room(bundle, there)
     if cluster.autoscaling:
         if not fitting and offers(bundle) is False:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 
 from jala_ray.config import ClusterConfig
 from jala_ray.training.notice import Notice, Stopped
+from jala_ray.training.pools import worker_bundle
 
 GRACE_S = 30.0
 """The workers that stay may write so long past the deadline, so that a checkpoint which is nearly there is not lost."""
@@ -61,20 +62,16 @@ def started_again() -> Iterator[None]:
         raise Preempted(str(stopped)) from None
 
 
-def scaling(cluster: ClusterConfig) -> ray.train.ScalingConfig:
-    """How many workers, and what each of them reserves on one node."""
+def scaling(cluster: ClusterConfig, selector: Mapping[str, str]) -> ray.train.ScalingConfig:
+    """How many workers, what each of them reserves on one node, and on which nodes (a label selector, {} for all)."""
     elastic = 0 < cluster.min_workers < cluster.workers
     return ray.train.ScalingConfig(
         num_workers=(cluster.min_workers, cluster.workers) if elastic else cluster.workers,
         elastic_resize_monitor_interval_s=cluster.resize_every_s,
         use_gpu=cluster.gpus_per_worker > 0,
         resources_per_worker=worker_bundle(cluster),
+        label_selector=dict(selector) or None,
     )
-
-
-def worker_bundle(cluster: ClusterConfig) -> dict[str, float]:
-    gpus = cluster.gpus_per_worker
-    return {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
 
 
 def failures(cluster: ClusterConfig) -> ray.train.FailureConfig:
