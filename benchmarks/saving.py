@@ -40,7 +40,7 @@ from jala_ray.training import setup
 from jala_ray.training.evaluating import Moment
 from jala_ray.training.log import environment
 from jala_ray.training.moments import load_moments, moments
-from jala_ray.training.staging import Stage, Staged
+from jala_ray.training.staging import Staged, StagingBuffers
 from jala_ray.training.task import Row, TrainingTask, Window
 from jala_ray.training.trainer import train
 
@@ -58,7 +58,7 @@ class Wide(TrainingTask[RunConfig, nn.Sequential]):
 
     def begin(self) -> None:
         self.optimizer = torch.optim.AdamW(self.learner.parameters(), lr=1e-4, fused=True)
-        self.images, self.loss, self.seconds = Stage(), 0.0, list[tuple[float, float]]()
+        self.images, self.loss, self.seconds = StagingBuffers(), 0.0, list[tuple[float, float]]()
 
     @property
     def log_every(self) -> int:

@@ -17,6 +17,7 @@ SHARED_NAMES = {
     "Simulator": "every simulator's class is found by this name, in an environment of its own (jala_ray/rollouts/workers)",
 }
 LONG_LISTS = {
+    "jala_ray/training/saving.py:__init__": "`Saver`: what a rank has of its run, by keywords with defaults",
     "jala_ray/reports/kit/drawn.py:draw_motion": "`jala_ray.draw_motion`: one call, by keywords, without a class to learn",
     "jala_ray/video/write.py:write_mp4": "`Encoding` by keywords with defaults, of which a caller names one or two",
 }

@@ -132,6 +132,10 @@ class TrainConfig:
     """Tokens of one forward pass of one rank, at most: what its activations take of a GPU's memory."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the blocks of the language model and of the frozen towers; auto: on a GPU."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several ranks share the model: whole copies of it (ddp), or parts of weights, gradients and moments (fsdp). auto: ddp."""
+    reshard: bool = False
+    """With fsdp: weights of blocks are gathered for each pass over them, and not once a step. Less memory, more traffic."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of forward and backward passes; weights and optimizer are fp32."""
     average: float = 0.0
@@ -175,6 +179,10 @@ class TrainConfig:
         at_least("train.", self, dict.fromkeys(counts, 1) | {"val_samples": 0})
         if not 0 <= self.average < 1:
             raise ConfigError("train.average", self.average, "0 <= decay < 1", "At 1 it would stay as the run begins.")
+        if self.reshard and self.parallel != "fsdp":
+            raise ConfigError(
+                "train.reshard", True, "train.parallel fsdp", "Pass --train.parallel fsdp, or leave it out."
+            )
         if self.steps is not None and self.steps < 1:
             raise ConfigError("train.steps", self.steps, "an integer >= 1, or None for train.epochs")
 
@@ -297,6 +305,9 @@ class RunConfig:
             expected = f">= data.max_tokens = {self.data.max_tokens}, which one sample may have"
             raise ConfigError("train.micro_tokens", self.train.micro_tokens, expected)
         self.optim.check()
+        if self.train.parallel == "fsdp" and self.optim.states != "fp32":
+            remedy = "With fsdp a GPU has a part of the moments: pass --optim.states fp32."
+            raise ConfigError("optim.states", self.optim.states, "fp32 with train.parallel fsdp", remedy)
         at_least("storage.", self.storage, {"patience_s": 0, "lease_s": 1})
         self.log.check()
         self.cluster.check()

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from jala_ray.models.shards import own_part, sharded_as
 from jala_ray.types import CheckpointError
 
 WEIGHTS = "model"
@@ -116,9 +117,9 @@ def index_of(placed: Mapping[str, str], total: int) -> str:
 
 @torch.no_grad()
 def fill(own: Mapping[str, Tensor], stored: TensorFiles, names: Collection[str]) -> None:
-    """Copy tensors `names` into those of a `state_dict`, one by one. Names and shapes must fit."""
+    """Copy tensors `names` into those of a `state_dict`, one by one; of a sharded one this rank's part. Names and shapes must fit."""
     for name in names:
-        own[name].copy_(stored.tensor(name))
+        own_part(own[name]).copy_(own_part(sharded_as(stored.tensor(name), own[name])))
 
 
 def write_shards(

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from jala_ray.models.shards import own_part
 from jala_ray.models.tensor_files import Shape, TensorFiles, fill, has_tensors
 from jala_ray.types import CheckpointError
 
@@ -32,12 +34,12 @@ class Average:
     def update(self, done: int) -> None:
         """After `done` optimizer steps. The first steps are soon forgotten: the decay is at most (1 + done) / (10 + done)."""
         decay = min(self.decay, (1 + done) / (10 + done))
-        current = [p.detach() for p in self._learned.values()]
-        torch._foreach_lerp_(list(self.values.values()), current, 1.0 - decay)
+        values, current = ([*map(own_part, tensors.values())] for tensors in (self.values, self._learned))
+        torch._foreach_lerp_(values, current, 1.0 - decay)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The module has the averaged weights within, and its own again afterwards; nothing is copied."""
+        """The module has the averaged weights within, and its own again afterwards; nothing is copied but shards."""
         self._swap()
         try:
             yield
@@ -50,9 +52,16 @@ class Average:
         for name, parameter in self._learned.items():
             parameter.copy_(self.values[name])
 
+    @torch.no_grad()
     def _swap(self) -> None:
         for name, parameter in self._learned.items():
-            parameter.data, self.values[name] = self.values[name], parameter.data
+            if isinstance(parameter, DTensor):  # its storage is what other ranks are sent
+                own, averaged = own_part(parameter), own_part(self.values[name])
+                kept = own.clone()
+                own.copy_(averaged)
+                averaged.copy_(kept)
+            else:
+                parameter.data, self.values[name] = self.values[name], parameter.data
 
 
 def read(folder: Path) -> TensorFiles:

@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from jala_ray import storage
 from jala_ray.config import RunConfig
@@ -51,7 +50,7 @@ from jala_ray.training.build import architecture, build_learner
 from jala_ray.training.learner import Learner
 from jala_ray.training.moments import KIND as MOMENTS
 from jala_ray.training.moments import moments
-from jala_ray.training.staging import Stage
+from jala_ray.training.staging import Given, StagingBuffers, given
 from jala_ray.types import CheckpointError
 
 FORMAT = "jala_ray.checkpoint/1"
@@ -91,7 +90,7 @@ def write(
 ) -> None:
     """Write the files of a checkpoint into an empty local folder (no commit marker: `storage.upload_dir` adds it)."""
     folder.mkdir(parents=True, exist_ok=True)
-    staged = Stage().take(tensors(learner, optimizer), facts(config, learner, position))
+    staged = StagingBuffers().take(tensors(learner, optimizer), facts(config, learner, position))
     for name, content in staged.files.items():
         (folder / name).write_bytes(content)
     assets.save(folder)
@@ -99,14 +98,14 @@ def write(
 
 def tensors(
     learner: Learner, optimizer: torch.optim.Optimizer | None, averaged: Average | None = None
-) -> dict[str, dict[str, Tensor]]:
-    """What a checkpoint holds, by kind of file: weights, moments, averages."""
+) -> dict[str, dict[str, Given]]:
+    """What a checkpoint holds, by kind of file: weights, moments, averages. Tensors are whole, however ranks share them."""
     found = {WEIGHTS: {name: tensor.detach() for name, tensor in learner.state_dict().items()}}
     if optimizer is not None:
         found[MOMENTS] = moments(optimizer, learner)
     if averaged is not None:
         found[average.KIND] = averaged.values
-    return found
+    return {kind: {name: given(tensor) for name, tensor in tensors.items()} for kind, tensors in found.items()}
 
 
 def facts(config: RunConfig, learner: Learner, position: Position) -> dict[str, bytes]:

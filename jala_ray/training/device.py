@@ -9,8 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from jala_ray.batch import PerceiverInputs
 from jala_ray.types import ConfigError
@@ -48,11 +47,6 @@ def compiles(setting: Literal["auto", "on", "off"], device: torch.device) -> boo
     if setting not in ("auto", "on", "off"):
         raise ConfigError("compile", setting, "auto, on or off")
     return setting == "on" or (setting == "auto" and device.type != "cpu")
-
-
-def no_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager[Any]:
-    """DDP reduces gradients on the last micro-batch of a step only."""
-    return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def reduce_sum(value: Tensor, world: int) -> Tensor:

@@ -36,6 +36,7 @@ HEADROOM = 0.15
 GB = 1e9
 CARD_GB = 24.0
 """Of the card that a dry run also tells about."""
+SHARDED: dict[str, object] = {"train.parallel": "fsdp"}
 ADAPTERS = 64
 """Rank that a dry run tries."""
 
@@ -143,7 +144,12 @@ def what_fits(config: RunConfig, gb: float) -> tuple[dict[str, object], int] | N
         {"optim.states": "8bit"},
         {"model.backbone.lora.rank": config.model.backbone.lora.rank or ADAPTERS},
     )
-    for changes in ({}, again, again | eight, again | adapters, again | adapters | eight):
+    sharded: list[dict[str, object]] = [again | SHARDED, again | SHARDED | {"train.reshard": True}]
+    if config.cluster.workers == 1 or config.optim.states == "8bit":
+        sharded = []
+    elif config.train.parallel == "fsdp":
+        eight = {}
+    for changes in ({}, again, *sharded, again | eight, again | adapters, again | adapters | eight):
         tried = override(config, changes)
         learner = on_meta(tried)
         memory = MemoryNeeds.of(learner, tried)
@@ -277,6 +283,7 @@ def _memory(config: RunConfig, found: RunEstimate, gpu_gb: float) -> list[str]:
         f"  micro-batches of at most {found.largest.tokens:,} tokens and {found.largest.samples} samples, {config.train.precision}, "
         f"gradient checkpointing {'on' if backbone.gradient_checkpointing else 'off'}{frozen}",
         _other_memory(config),
+        *_other_parallel(config),
         *(_card(config, found, gb) for gb in sorted({gpu_gb, CARD_GB})),
     ]
 
@@ -293,13 +300,29 @@ def _card(config: RunConfig, found: RunEstimate, gb: float) -> str:
 
 
 def _other_memory(config: RunConfig) -> str:
+    flipped = not config.model.backbone.gradient_checkpointing
+    memory = _memory_with(config, {"model.backbone.gradient_checkpointing": flipped})
+    return f"  {'with' if flipped else 'without'} gradient checkpointing: {memory / GB:.2f} GB"
+
+
+def _other_parallel(config: RunConfig) -> list[str]:
+    """What several GPUs take where they share the model the other way."""
+    if config.cluster.workers == 1 or config.optim.states == "8bit":
+        return []
+    if config.train.parallel == "fsdp":
+        memory = _memory_with(config, {"train.parallel": "ddp", "train.reshard": False})
+        return [f"  with a whole copy of the model on each of them (--train.parallel ddp): {memory / GB:.2f} GB"]
+    few, least = (_memory_with(config, SHARDED | {"train.reshard": again}) for again in (False, True))
+    shares = f"  with shares of the model on {config.cluster.workers} GPUs (--train.parallel fsdp): {few / GB:.2f} GB"
+    return [f"{shares}, with --train.reshard True {least / GB:.2f} GB"]
+
+
+def _memory_with(config: RunConfig, changes: dict[str, object]) -> int:
     from jala_ray.training.footprint import MemoryNeeds, Pass
 
-    flipped = not config.model.backbone.gradient_checkpointing
-    other = override(config, {"model.backbone.gradient_checkpointing": flipped})
+    other = override(config, changes)
     learner = on_meta(other)
-    memory = MemoryNeeds.of(learner, other).at(Pass.of(learner, other)).total
-    return f"  {'with' if flipped else 'without'} gradient checkpointing: {memory / GB:.2f} GB"
+    return MemoryNeeds.of(learner, other).at(Pass.of(learner, other)).total
 
 
 def _time(

@@ -7,6 +7,9 @@ Bytes:
     gradients    4 a learned parameter
     optimizer    8 a learned parameter (AdamW's moments), with optim.states 8bit 2 and a scale for 256 of them; 4 more for train.average
     bf16 copies  2 a learned parameter, with train.precision bf16; none of an action head, which runs in float32
+                 With train.parallel fsdp over W GPUs (`Sharding`), of the sharded: weights 4 / W and 4 where they are gathered, which is
+                 all of them during a step, or with train.reshard two blocks and what is in no block; gradients 4 / W and 4 where they
+                 wait to be reduced, which is all of them where a GPU makes several passes a step; optimizer a W-th
     activations  what a language block keeps for its backward pass, counted on one block without data: so many for each token of a
                  micro-batch of `train.micro_tokens`, all of its samples deep, times the blocks. With gradient checkpointing a block keeps
                  its input alone (4 D a token), and one block at work all of it. Of a compiled block COMPILED is taken
@@ -121,11 +124,11 @@ class MemoryNeeds:
         held = {id(p) for part in parts for _, own in holdable(part) for p in own.values()}
         every = list(learner.parameters())
         learned = sum(p.numel() for p in every if p.requires_grad)
-        kept = Kept(learner, halves)
+        kept, shares = Kept(learner, halves), Sharding.of(learner, config)
         return cls(
-            weights=sum(p.numel() * (2 if id(p) in held else 4) for p in every),
-            gradients=4 * learned,
-            optimizer=moments(learned, config),
+            weights=sum(p.numel() * (2 if id(p) in held else 4) for p in every) + 4 * shares.more_weights,
+            gradients=4 * (learned + shares.more_gradients),
+            optimizer=moments(learned, config) // shares.ranks,
             copies=2 * (learned - kept.in_float32()) if halves else 0,
             a_token=kept.by_token(COMPILED if compiles(config) else 1.0),
             a_pair=kept.by_perceivers(lambda name: name != "lsp"),
@@ -144,6 +147,31 @@ class MemoryNeeds:
             perceivers=self.a_pair * largest.pairs + self.a_sample * largest.samples,
             text=self.a_word * largest.samples * ANSWER_TOKENS,
         )
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """What sharding (`parallel.Fsdp`) changes of a GPU's memory, in numbers of float32."""
+
+    ranks: int = 1
+    """Among which moments are dealt."""
+    more_weights: int = 0
+    """Beside each weight once; below 0 where fewer are there."""
+    more_gradients: int = 0
+
+    @classmethod
+    def of(cls, learner: Learner, config: RunConfig) -> Sharding:
+        ranks, train = config.cluster.min_workers or config.cluster.workers, config.train  # the fewest hold the most
+        if train.parallel != "fsdp" or ranks == 1:
+            return cls()
+        units = [sum(p.numel() for p in unit.parameters() if p.requires_grad) for unit in learner.units()[0]]
+        learned = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+        sharded = learned + sum(p.numel() for p in learner.objective.parameters() if not p.requires_grad)
+        # Blocks come and go, one at work and one on its way; all else is there throughout.
+        at_work = sum(units) - 2 * max(units, default=0)
+        once = math.ceil(train.batch / ranks) <= min(train.micro_batch, train.micro_tokens // config.data.max_tokens)
+        gathered, waiting = (sharded - at_work * train.reshard), (learned - at_work * once)
+        return cls(ranks, gathered - sharded + sharded // ranks, waiting - learned + learned // ranks)
 
 
 def fixed_length(objective: ObjectiveConfig, learner: Learner) -> int | None:

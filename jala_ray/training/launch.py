@@ -205,7 +205,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     from jala_ray.data.samples.assets import Assets
     from jala_ray.training import setup
     from jala_ray.training.build import build_learner, make_deterministic
-    from jala_ray.training.ddp import distributed
+    from jala_ray.training.parallel import parallel
     from jala_ray.training.pretraining import Pretraining
     from jala_ray.training.trainer import train
 
@@ -251,7 +251,7 @@ def train_worker(payload: dict[str, Any]) -> None:
             committed=noting(reporter(payload["filesystem"], rank), gauges),
             publish=gauges.row if gauges is not None else None,
             noticed=preemption.noticed,
-            wrap=(lambda module: distributed(module, device)) if world > 1 else None,
+            parallel=parallel(config.train, world, device),
         )
     )
 
@@ -267,7 +267,7 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
     import numpy as np
 
     from jala_ray.training import setup
-    from jala_ray.training.ddp import distributed
+    from jala_ray.training.parallel import Alone, Ddp
     from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
 
     setup.sweep_machine()
@@ -295,7 +295,7 @@ def tokenizer_worker(payload: dict[str, Any]) -> None:
             committed=noting(reporter(payload["filesystem"], rank), gauges),
             publish=gauges.row if gauges is not None else None,
             noticed=preemption.noticed,
-            wrap=(lambda module: distributed(module, device)) if world > 1 else None,
+            parallel=Ddp(device) if world > 1 else Alone(),
         )
     )
 

@@ -1,4 +1,4 @@
-"""One module for one forward pass: frozen encoder, VLA, objective. This is what DDP wraps."""
+"""One module for one forward pass: frozen encoder, VLA, objective. This is what ranks share (`parallel.py`)."""
 
 from __future__ import annotations
 
@@ -53,6 +53,15 @@ class Learner(nn.Module):
         names = ["language", "output"] if backbone.vision_learns() else ["vision", "language", "output"]
         resting = (part for name, part in backbone.parts().items() if name in names and matrices_rest(part))
         return [self.encoder.model, *resting]
+
+    def units(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Modules that learn and may be sharded each by itself, those that every batch runs over and those that see pictures.
+
+        The last language block is none: what is read of it alone runs without calling it (`Backbone.run_last_block`).
+        """
+        backbone = self.vla.backbone
+        always, sometimes = backbone.blocks[:-1], backbone.tower_blocks() if backbone.vision_learns() else ()
+        return [*filter(learns, always)], [*filter(learns, sometimes)]
 
     def check_columns(self, batch: Batch) -> None:
         """Refuse a batch that lacks what the objective needs. Raises `UserError` with the missing columns."""
@@ -132,6 +141,10 @@ class Learner(nn.Module):
         """The objective's health figures on one batch."""
         features, out, _ = self.run(batch, still=True)
         return self.objective.monitors(batch, features, out)
+
+
+def learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def matrices_rest(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 Nothing of the try that failed stays: gradients, sums and what an objective met are dropped, weights have not moved. A rank does so alone,
 and the others wait for it where gradients are reduced. A backward pass that reduces them has given some away already when it fails: that
-can't be repeated, and the run ends with what to lower.
+can't be repeated, and the run ends with what to lower. Nor can any pass where ranks gather weights for it (`parallel.py`).
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Room:
 
     pad_multiple: int
     rank: int = 0
+    repeats: bool = True
+    """This rank may run passes again without the others."""
     tokens: int | None = None
     """None: as many as the batches bring."""
 
@@ -78,7 +80,9 @@ class Room:
             try:
                 passes(model, part, number, len(parts))
             except torch.OutOfMemoryError as error:
-                self._shrink(part, error, given_away=reduces and number == len(parts) and model.seen)
+                self._shrink(
+                    part, error, given_away=not self.repeats or (reduces and number == len(parts) and model.seen)
+                )
                 return False
         return True
 
@@ -87,7 +91,8 @@ class Room:
         found = f"full at {tokens:,} tokens in a forward pass"
         if given_away:
             remedy = f"Pass --train.micro-tokens {half} (not below data.max_tokens), or {SAVERS}."
-            expected = "room for the pass that reduces gradients over ranks, which can't be repeated"
+            why = "reduces gradients over ranks" if self.repeats else "gathers weights from other ranks"
+            expected = f"room for the pass that {why}, which can't be repeated"
             raise UserError(f"memory of rank {self.rank}", found, expected, remedy) from error
         if len(part.weight) == 1:
             remedy = f"Pass {SAVERS}, or a smaller --data.max-tokens."

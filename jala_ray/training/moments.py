@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from jala_ray.models.shards import sharded_as
 from jala_ray.models.tensor_files import TensorFiles, has_tensors
 from jala_ray.types import CheckpointError
 
@@ -37,7 +39,7 @@ def moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Te
 
 def parts(value: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The plain tensors that one is made of: itself, or those of a subclass."""
-    if type(value) in (Tensor, nn.Parameter):
+    if type(value) in (Tensor, nn.Parameter, DTensor):
         yield "", value.detach()
         return
     for inner in value.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
@@ -48,6 +50,10 @@ def load_moments(optimizer: torch.optim.Optimizer, module: nn.Module, folder: Pa
     """The reverse, from a checkpoint's files, tensor by tensor. Raises `CheckpointError` where they are of other parameters, or absent."""
     if (folder / NUMBERED).exists():
         optimizer.load_state_dict(torch.load(folder / NUMBERED, weights_only=True))
+        for parameter, state in optimizer.state.items():
+            whole = {key: value for key, value in state.items() if key != "step"}
+            if isinstance(parameter, DTensor):
+                state |= {key: sharded_as(value, parameter) for key, value in whole.items()}
         return
     if not has_tensors(folder, KIND):
         raise CheckpointError(KIND, str(folder), "an optimizer state", "Start a new run with --init instead.")
@@ -89,5 +95,5 @@ def _state(
         elif key == "step":
             state[key] = value.to(parameter.device) if on_device else value
         else:
-            state[key] = value.to(parameter.device, parameter.dtype)
+            state[key] = sharded_as(value, parameter)
     return state

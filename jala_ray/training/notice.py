@@ -25,7 +25,7 @@ class Notice:
         return {"notice": self.why, "notice_left_s": self.left_s()}
 
 
-class Stopped(Exception):
+class StoppedByNotice(Exception):
     """The run was told to stop here, and has saved; whoever gave the notice starts it again."""
 
     def __init__(self, notice: Notice, done: int) -> None:

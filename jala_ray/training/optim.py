@@ -6,9 +6,12 @@ import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from jala_ray.config import OptimConfig
+from jala_ray.models.shards import own_part
 from jala_ray.types import ConfigError
 
 
@@ -57,9 +60,14 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def clip_gradients(module: nn.Module, max_norm: float) -> Tensor:
     """Scale all gradients to a norm of at most `max_norm`; returns the norm before.
 
-    The norms are added in float64, so that parameters with zero gradient do not change the result's last bit.
+    The norms are added in float64, so that parameters with zero gradient do not change the result's last bit. Collective where gradients
+    are sharded.
     """
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
-    norm = torch.stack(torch._foreach_norm(grads)).double().square().sum().sqrt()
+    found = [p.grad for p in module.parameters() if p.grad is not None]
+    grads = [*map(own_part, found)]
+    square = torch.stack(torch._foreach_norm(grads)).double().square().sum()
+    if isinstance(found[0], DTensor):  # then all are
+        dist.all_reduce(square)
+    norm = square.sqrt()
     torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0).to(grads[0].dtype))
     return norm

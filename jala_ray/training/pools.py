@@ -32,7 +32,7 @@ Bundle = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Place:
+class ClusterNode:
     """A node that is there."""
 
     name: str
@@ -53,10 +53,10 @@ class Place:
         return f"{self.name} {', '.join(shown) or 'nothing'}"
 
 
-def places() -> list[Place]:
+def places() -> list[ClusterNode]:
     """The nodes of the connected cluster."""
     return [
-        Place(node["NodeManagerAddress"], node["Resources"], (node.get("Labels") or {}).get(POOL, ""))
+        ClusterNode(node["NodeManagerAddress"], node["Resources"], (node.get("Labels") or {}).get(POOL, ""))
         for node in ray.nodes()
         if node["Alive"]
     ]
@@ -70,7 +70,7 @@ def cpu_selector() -> dict[str, str]:
     return selector_for(places(), lambda: offered({"CPU": 1.0}, NO_GPU_POOL))
 
 
-def selector_for(there: Sequence[Place], offers: Callable[[], bool | None]) -> dict[str, str]:
+def selector_for(there: Sequence[ClusterNode], offers: Callable[[], bool | None]) -> dict[str, str]:
     """`cpu_selector` of nodes that are there. `offers`: whether an autoscaler has CPUs outside of the pool; None where none says so."""
     outside = any(place.cpus >= 1 and place.pool != GPU_POOL for place in there)
     return dict(NO_GPU_POOL) if outside or offers() else {}
@@ -119,7 +119,7 @@ def offered(bundle: Bundle, selector: Mapping[str, str] | None = None, patience_
 
 def worker_selector(
     cluster: ClusterConfig,
-    there: Sequence[Place],
+    there: Sequence[ClusterNode],
     offers: Callable[[Bundle, Mapping[str, str]], bool | None] = offered,
 ) -> dict[str, str]:
     """Where training workers without GPUs go: not into the pool with GPUs, if all of them and a reading CPU have a place outside of it, or
@@ -142,14 +142,14 @@ def worker_bundle(cluster: ClusterConfig) -> dict[str, float]:
     return {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
 
 
-def room(bundle: Bundle, there: Sequence[Place]) -> int:
+def room(bundle: Bundle, there: Sequence[ClusterNode]) -> int:
     """How many of it the nodes hold, where nothing else is."""
     return sum(place.holds(bundle) for place in there)
 
 
 def check_gpus(
     gpus: float,
-    there: Sequence[Place],
+    there: Sequence[ClusterNode],
     *,
     autoscaling: bool,
     offers: Callable[[Bundle], bool | None] = offered,
@@ -169,7 +169,7 @@ def check_gpus(
 
 def check_fits(
     cluster: ClusterConfig,
-    there: Sequence[Place],
+    there: Sequence[ClusterNode],
     offers: Callable[[Bundle], bool | None] = offered,
 ) -> None:
     """Refuse, before anything starts, workers that no node holds, with the arithmetic by node, and a launch that leaves no CPU to read.
@@ -194,7 +194,7 @@ def check_fits(
         raise _too_large(cluster, bundle, there, "On an autoscaling cluster set cluster.autoscaling True.")
 
 
-def _check_reading(cluster: ClusterConfig, least: int, there: Sequence[Place]) -> None:
+def _check_reading(cluster: ClusterConfig, least: int, there: Sequence[ClusterNode]) -> None:
     """A CPU has to stay free for Ray Data's tasks."""
     have, asked = sum(place.cpus for place in there), least * cluster.cpus_per_worker
     if have - asked < 1.0:
@@ -204,7 +204,7 @@ def _check_reading(cluster: ClusterConfig, least: int, there: Sequence[Place]) -
         raise ConfigError("cluster.cpus_per_worker", cluster.cpus_per_worker, f"a free CPU, but {arithmetic}", remedy)
 
 
-def _too_large(cluster: ClusterConfig, bundle: Bundle, there: Sequence[Place], more: str) -> ConfigError:
+def _too_large(cluster: ClusterConfig, bundle: Bundle, there: Sequence[ClusterNode], more: str) -> ConfigError:
     asked = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())
     by_node = "; ".join(f"node {place}: {place.holds(bundle)}" for place in there) or "no node"
     least = cluster.min_workers or cluster.workers

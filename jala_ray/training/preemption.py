@@ -1,7 +1,8 @@
 """Workers that end before they have to: a node that is taken away, a group that grows. Both save first, so no step is done twice.
 
-Ray Train says it to all ranks (`ray.train.get_preemption_info`); the trainer asks with every row, saves, and raises `Stopped`. Ray 2.60
-ends a run whose workers return, and counts a crash where one raises; so a worker ends with what Ray takes for a preemption (`Preempted`).
+Ray Train says it to all ranks (`ray.train.get_preemption_info`); the trainer asks with every row, saves, and raises `StoppedByNotice`.
+Ray 2.60 ends a run whose workers return, and counts a crash where one raises; so a worker ends with what Ray takes for a preemption
+(`Preempted`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ray.exceptions import RayActorError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from jala_ray.config import ClusterConfig
-from jala_ray.training.notice import Notice, Stopped
+from jala_ray.training.notice import Notice, StoppedByNotice
 from jala_ray.training.pools import worker_bundle
 
 GRACE_S = 30.0
@@ -58,7 +59,7 @@ def started_again() -> Iterator[None]:
     """Around a worker's training: after a notice its group begins again from what it has saved."""
     try:
         yield
-    except Stopped as stopped:
+    except StoppedByNotice as stopped:
         raise Preempted(str(stopped)) from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from jala_ray.training.ahead import Arriving, ahead
 from jala_ray.training.average import Average
 from jala_ray.training.checkpoint import Position
 from jala_ray.training.costs import RankCosts, figures
-from jala_ray.training.device import HostCopy, autocast, compiles, gather, no_sync, peak_memory_gb, reduce_sum
+from jala_ray.training.device import HostCopy, autocast, compiles, gather, peak_memory_gb, reduce_sum
 from jala_ray.training.evaluating import Moment
 from jala_ray.training.flops import Prices, Workload
 from jala_ray.training.footprint import computed_gb
@@ -34,7 +34,7 @@ from jala_ray.training.memory import Room
 from jala_ray.training.moments import load_moments
 from jala_ray.training.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from jala_ray.training.peaks import peak_tflops
-from jala_ray.training.staging import Stage, Staged
+from jala_ray.training.staging import Staged, StagingBuffers
 from jala_ray.training.task import Row, TrainingTask, Window
 from jala_ray.training.watch import waiting_for
 
@@ -83,7 +83,7 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         self.meters, self.held_out = Meters(), dict[str, list[Batch]]()
         self.batch: Batch | None = None
         self.norm = torch.zeros(())
-        self.room = Room(self.config.data.pad_multiple, self.rank)
+        self.room = Room(self.config.data.pad_multiple, self.rank, self.parallel.repeats)
         self.computed_gb: float | None = None
         self.average: Average | None = None
 
@@ -114,9 +114,12 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
 
     def begin(self) -> None:
         self.learner.objective.before_run(self.total_steps)
+        self.prices, self.peak = Prices.of(self.learner), peak_tflops(self.device, self.config.log.peak_tflops)
+        # A process on a CPU has more in its memory than training.
+        self.computed_gb = computed_gb(self.learner, self.config) if self.device.type == "cuda" else None
+        self.parallel.shard(self.learner)
         self.optimizer = build_optimizer(self.learner, self.config.optim)
         self.samples = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.prices, self.peak = Prices.of(self.learner), peak_tflops(self.device, self.config.log.peak_tflops)
 
     def take_over(self, folder: Path) -> None:
         begun = checkpoint.take_over(self.learner, folder, self.config, self.assets)
@@ -128,8 +131,6 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         if train.average and self.average is None:
             self.average = Average(self.learner, train.average)
         self.learner.settle(precision=train.precision, compiled=compiles(train.compile, self.device))
-        # A process on a CPU has more in its memory than training.
-        self.computed_gb = computed_gb(self.learner, self.config) if self.device.type == "cuda" else None
 
     def read_held_out(self) -> None:
         """This rank's held-out batches, kept in memory; rows that can't be read are reported with the first row."""
@@ -163,12 +164,16 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         objective.before_step(step / self.total_steps)
         set_lr(self.optimizer, config.optim.lr * lr_factor(step, self.total_steps, config.optim.warmup))
         before = dict(self.meters.sums)
+        # Where other ranks make more passes and each needs all ranks: first those that count nothing.
+        idle = [without_weight(micro[0])] * (self.parallel.agreed(len(micro)) - len(micro))
 
         def passes(watched: Any, batch: Batch, number: int, of: int) -> None:
-            with no_sync(model, number < of):
+            with self.parallel.accumulates(last=number == of):
                 self.passes(watched, batch, scale, f"micro-batch {number} of {of}", number == of)
+            if number == len(idle):
+                self.forget(before)
 
-        self.room.attempts(model, micro, passes, lambda: self.drop(before), reduces=self.world > 1)
+        self.room.attempts(model, idle + micro, passes, lambda: self.drop(before), reduces=self.world > 1)
         with waiting_for("the device, and the optimizer"):
             self.update(bool(count.item()), step + 1)
         self.samples += real.long()
@@ -182,6 +187,8 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         self.clock.lap("forward")
         with waiting_for(f"the backward pass of {name}" + (", and the sum over ranks" if last else "")):
             (out.loss * scale).backward()
+            if last:
+                self.parallel.reduce()
         self.clock.lap("backward")
         self.meters.add(out.sums)
 
@@ -200,6 +207,10 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
     def drop(self, sums: dict[str, Tensor]) -> None:
         """Forget the passes of this step, before which the meters had `sums`."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.forget(sums)
+
+    def forget(self, sums: dict[str, Tensor]) -> None:
+        """The same, without gradients."""
         self.meters.sums = dict(sums)
         self.learner.objective.forget_step()
 
@@ -240,8 +251,10 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
     def evaluators(self) -> Sequence[tuple[Evaluator, int]]:
         return evaluators_of(self.config)
 
-    def measuring(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        with contextlib.nullcontext() if self.average is None else self.average.in_place(), self.parallel.whole():
+            yield
 
     def moment(self, done: int) -> Moment:
         return Moment(
@@ -257,8 +270,8 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         )
 
     @cached_property
-    def images(self) -> Stage:
-        return Stage(self.rank, self.world, pinned=self.device.type == "cuda")
+    def images(self) -> StagingBuffers:
+        return StagingBuffers(self.rank, self.world, pinned=self.device.type == "cuda")
 
     def stage(self, done: int) -> Staged:
         tensors = checkpoint.tensors(self.learner, self.optimizer, self.average)
@@ -273,6 +286,11 @@ class Pretraining(TrainingTask[RunConfig, Learner]):
         position = checkpoint.read_position(folder)
         self.samples += position.samples
         return position.step
+
+
+def without_weight(batch: Batch) -> Batch:
+    """The same passes, with nothing to learn."""
+    return replace(batch, weight=torch.zeros_like(batch.weight))
 
 
 def _wrapped(value: int) -> int:

@@ -51,7 +51,7 @@ class Save:
     error: BaseException | None = None
 
 
-class Said(NamedTuple):
+class SaveReport(NamedTuple):
     """What a rank tells the others of its save."""
 
     ended: bool
@@ -140,7 +140,7 @@ class Saver:
         assert self.save is not None
         save = self.save
         ended = save.ended.is_set()  # asked first: what a thread leaves is there then
-        own = Said(ended, _portable(save.error), self.waited_s, save.seconds, save.staged.nbytes)
+        own = SaveReport(ended, _portable(save.error), self.waited_s, save.seconds, save.staged.nbytes)
         said = gather(own, self.world)
         if (error := next((one.error for one in said if one.error is not None), None)) is not None:
             self.save = None

@@ -55,6 +55,8 @@ RESUMABLE = (
     "data.pad_multiple",
     "train.micro_",
     "train.compile",
+    "train.parallel",
+    "train.reshard",
     "model.backbone.attention",
     "model.backbone.gradient_checkpointing",
 )

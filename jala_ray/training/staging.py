@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from jala_ray.models.tensor_files import SHARD_BYTES, file_name, index_name, index_of
 
@@ -53,6 +54,13 @@ class Sharded:
 Given = Tensor | Sharded
 Kinds = Mapping[str, Mapping[str, Given]]
 """Name of a kind of files (`model`, `optimizer`) -> tensors by name, the same on every rank."""
+
+
+def given(tensor: Tensor) -> Given:
+    """As it is, or, where ranks have parts of it, what makes it whole."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return Sharded(torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"), tensor.full_tensor)
 
 
 def like(given: Given) -> Tensor:
@@ -99,7 +107,7 @@ def _cut(sizes: Mapping[str, int], most: int) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups]
 
 
-class Image:
+class FileImage:
     """A safetensors file in host memory."""
 
     def __init__(self, tensors: Mapping[str, Tensor], *, pinned: bool = False) -> None:
@@ -143,7 +151,7 @@ class Staged:
 
 
 @dataclass
-class Stage:
+class StagingBuffers:
     """A rank's images, kept from checkpoint to checkpoint."""
 
     rank: int = 0
@@ -151,7 +159,7 @@ class Stage:
     pinned: bool = False
     _signature: object = None
     _shards: list[Shard] = field(default_factory=list)
-    _images: dict[str, Image] = field(default_factory=dict)
+    _images: dict[str, FileImage] = field(default_factory=dict)
 
     @torch.no_grad()
     def take(self, kinds: Kinds, facts: Mapping[str, bytes], more: Callable[[Path], None] | None = None) -> Staged:
@@ -185,7 +193,7 @@ class Stage:
         self._shards, self._signature = deal(kinds, self.world), signature
         mine = (shard for shard in self._shards if shard.rank == self.rank)
         self._images = {
-            s.file: Image({name: like(kinds[s.kind][name]) for name in s.names}, pinned=self.pinned) for s in mine
+            s.file: FileImage({name: like(kinds[s.kind][name]) for name in s.names}, pinned=self.pinned) for s in mine
         }
 
     def _indices(self, kinds: Kinds) -> dict[str, bytes]:

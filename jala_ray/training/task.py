@@ -21,6 +21,7 @@ from jala_ray.training.clock import Clock, Parts
 from jala_ray.training.evaluating import Moment
 from jala_ray.training.lease import Lease
 from jala_ray.training.notice import Notice
+from jala_ray.training.parallel import Alone
 from jala_ray.training.setup import storage_options
 from jala_ray.training.staging import Staged
 
@@ -81,8 +82,8 @@ class TrainingTask(ABC, Generic[Config, Model]):
     """Hears of every row that rank 0 logs."""
     lease: Lease | None = None
     """What holds the run folder for this attempt: asked on rank 0 before a row is written or a checkpoint committed."""
-    wrap: Callable[[nn.Module], nn.Module] | None = None
-    """DDP, where there are several ranks."""
+    parallel: Alone = field(default_factory=Alone)
+    """How ranks share the learner."""
     noticed: Callable[[], Notice | None] | None = None
     """Whether the workers are to end soon: the same on all ranks, which all have to ask. None where nobody would say so."""
 
@@ -152,7 +153,7 @@ class TrainingTask(ABC, Generic[Config, Model]):
 
     @abstractmethod
     def step(self, model: nn.Module, share: Any, step: int) -> None:
-        """One update, the same on all ranks; `model` is the learner, or DDP around it. Counts what `row` will tell."""
+        """One update, the same on all ranks; `model` is the learner, or what `parallel` makes of it. Counts what `row` will tell."""
 
     @abstractmethod
     def row(self, window: Window, done: int) -> tuple[Row, list[Row]]:

@@ -14,7 +14,7 @@ from jala_ray.training.device import gather
 from jala_ray.training.evaluating import Evaluations
 from jala_ray.training.lease import guard
 from jala_ray.training.log import RunLog
-from jala_ray.training.notice import Stopped
+from jala_ray.training.notice import StoppedByNotice
 from jala_ray.training.saving import Saver
 from jala_ray.training.task import NEWEST, Row, TrainingTask, Window
 from jala_ray.training.trace import traced
@@ -29,7 +29,7 @@ def train(task: TrainingTask[Any, Any]) -> Row:
 
     Raises `UserError` when too many rows can't be read or the loss is no longer finite, before a checkpoint is written;
     `StoreUnavailable` when a store does not answer for longer than the run waits; `LeaseLost` when another attempt has taken over;
-    `DamagedCheckpoint` for a checkpoint that is set aside by now; `Stopped` on every rank alike after a notice, when all is saved.
+    `DamagedCheckpoint` for a checkpoint that is set aside by now; `StoppedByNotice` on every rank alike after a notice, when all is saved.
     """
     watch.configure(rank=task.rank, world=task.world, patience_s=task.config.log.waiting_s)
     task.begin()
@@ -70,7 +70,7 @@ def begins_with(task: TrainingTask[Any, Any]) -> str | None:
 def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> Row:
     """Steps `start` .. `total_steps - 1`; rank 0 has the log."""
     task.settle()
-    model = task.wrap(task.learner) if task.wrap is not None else task.learner
+    model = task.parallel.wrap(task.learner)
     evaluations, faults = Evaluations(task.evaluators()), ErrorBudget(task.error_limit)
     with waiting_for("the held-out rows"):
         task.read_held_out()
@@ -106,7 +106,7 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
                 row, errors = task.row(window, done)
             row |= {"world": task.world} | (notice.row() if notice is not None else {})
             row |= saver.poll(window.other_s + window.seconds)
-            if finite(row):  # else evaluations would fail first, and hide why
+            if due and finite(row):  # else evaluations would fail first, and hide why
                 with task.measuring():
                     row |= evaluations.measure(due, task.moment(done))
             if log is not None:
@@ -118,7 +118,7 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
             if final or notice is not None:
                 saver.finish()
             if notice is not None:
-                raise Stopped(notice, done)
+                raise StoppedByNotice(notice, done)
             window = window.after()
     return task.finish(row)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +53,22 @@ def resumed(folder: Path) -> None:
     class Stopped(Exception):
         pass
 
-    from jala_ray.training import trainer
+    from jala_ray.training.saving import Row, Saver
+    from jala_ray.training.staging import Staged
 
-    write = trainer.write_checkpoint
+    begin = Saver.begin
 
-    def once(address: str, *rest: Any) -> None:
-        write(address, *rest)
+    def once(self: Saver, stage: Callable[[], Staged], address: str, row: Row) -> None:
+        begin(self, stage, address, row)
+        self.finish()
         raise Stopped
 
-    trainer.write_checkpoint = once
+    Saver.begin = once
     try:
         run_local(config)
         raise AssertionError("it was to stop")
     except Stopped:
-        trainer.write_checkpoint = write
+        Saver.begin = begin
     assert (place / "checkpoints/step-00000015").is_dir()
     run_local(config)
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from jala_ray.config import RunConfig
 from jala_ray.parsing import to_dict
 from jala_ray.training import history
-from jala_ray.training.average import FILE
 from tests.faults.processes import KILL_AFTER, Command
 from tests.policy.world import settings, write_points
 from tests.training.test_loop import rows
@@ -63,7 +62,7 @@ def test_losses_and_rows_are_the_unbroken_run_s(folder: Path) -> None:
 
 
 def test_weights_and_averages_are_too(folder: Path) -> None:
-    for file in ("model.safetensors", FILE):
+    for file in ("model.safetensors", "average.safetensors"):
         one, other = (load_file(f"{history.newest(str(folder / 'runs' / n))}/{file}") for n in ("unbroken", "killed"))
         assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one), file
 

@@ -21,8 +21,8 @@ from jala_ray.data.samples.steps import ShareBuilder, StepBuilder
 from jala_ray.data.sampling.plan import Plan, PlanRow
 from jala_ray.presets import PRESETS
 from jala_ray.training import history, setup
-from jala_ray.training.ddp import distributed
 from jala_ray.training.learner import Learner
+from jala_ray.training.parallel import parallel
 from jala_ray.training.pretraining import Pretraining
 from jala_ray.types import HandState, Signal, UserError
 from tests.support import by_number, make_assets, make_learner, small
@@ -173,7 +173,7 @@ def flow_run(config: RunConfig, rank: int = 0, world: int = 1, episodes: int = 8
         resume_from=history.newest(setup.run_folder(config), setup.storage_options(config)),
         rank=rank,
         world=world,
-        wrap=(lambda module: distributed(module, torch.device("cpu"))) if world > 1 else None,
+        parallel=parallel(config.train, world, torch.device("cpu")),
     )
 
 

@@ -147,13 +147,14 @@ def test_a_killed_study_goes_on_and_gives_the_same_table(world: World, straight:
     program = f"""
 import os, signal, sys
 from jala_ray.commands import shell
-from jala_ray.training import trainer
-write = trainer.write_checkpoint
-def killed(address, *rest):
-    write(address, *rest)
+from jala_ray.training.saving import Saver
+begin = Saver.begin
+def killed(saver, stage, address, row):
+    begin(saver, stage, address, row)
     if "no_align" in address:
+        saver.finish()
         os.kill(os.getpid(), signal.SIGKILL)
-trainer.write_checkpoint = killed
+Saver.begin = killed
 sys.exit(shell.main({words!r}))
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

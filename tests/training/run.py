@@ -19,7 +19,7 @@ from jala_ray.data.sampling.plan import Plan
 from jala_ray.presets import PRESETS
 from jala_ray.training import history, setup
 from jala_ray.training.costs import PARTS
-from jala_ray.training.ddp import distributed
+from jala_ray.training.parallel import parallel
 from jala_ray.training.pretraining import Pretraining
 from jala_ray.training.trainer import train
 from tests.support import MIXED, Kind, MemorySource, OpenMemory, by_number, make_assets, make_learner, small
@@ -84,7 +84,7 @@ def make_run(
         resume_from=history.newest(setup.run_folder(config), setup.storage_options(config)),
         rank=rank,
         world=world,
-        wrap=(lambda m: distributed(m, torch.device("cpu"))) if world > 1 else None,
+        parallel=parallel(config.train, world, torch.device("cpu")),
     )
 
 

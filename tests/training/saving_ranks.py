@@ -15,7 +15,7 @@ from jala_ray import storage
 from jala_ray.storage.s3 import S3Store
 from jala_ray.training import history, transfer
 from jala_ray.training.saving import Saver
-from jala_ray.training.staging import Stage, Staged
+from jala_ray.training.staging import Staged, StagingBuffers
 from jala_ray.training.task import NEWEST
 from jala_ray.training.trainer import begins_with, train
 from jala_ray.types import StorageError
@@ -67,7 +67,9 @@ def failing(rank: int, ranks: int, root: Path) -> None:
     storage.Gathering.write = refused  # type: ignore[method-assign]
     kinds = {"model": {f"t{i}": torch.ones(100) for i in range(4)}}
     with Saver(str(root / "run"), storage.StorageOptions(), keep=2, rank=rank, world=ranks) as saver:
-        saver.begin(lambda: Stage(rank, ranks).take(kinds, {}), history.address(str(root / "run"), 1), {"step": 1})
+        saver.begin(
+            lambda: StagingBuffers(rank, ranks).take(kinds, {}), history.address(str(root / "run"), 1), {"step": 1}
+        )
         raised = ""
         try:
             saver.finish()

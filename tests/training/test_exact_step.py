@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 from torch import Tensor
 
+from jala_ray.models.tensor_files import TensorFiles
 from jala_ray.training import history
 from jala_ray.training.trainer import train
 from tests.training.step_ranks import BATCH, STEPS, exact_run
@@ -29,7 +29,8 @@ def figures(root: Path) -> list[dict[str, Any]]:
 
 
 def weights(root: Path, steps: int) -> dict[str, Tensor]:
-    return load_file(Path(history.address(str(root / "run"), steps)) / "model.safetensors")
+    files = TensorFiles.of_folder(Path(history.address(str(root / "run"), steps)))
+    return {name: files.tensor(name) for name in files}
 
 
 def held_equal(one: Path, other: Path, steps: int = STEPS) -> None:

@@ -224,3 +224,28 @@ def test_perceivers_of_every_objective_are_counted() -> None:
         one = Kept(learner, True).by_perceivers(lambda _: True)
         assert (one > 0) == bool(learns), name
     assert Kept(on_meta(PRESETS["lapa_actions"]), True).by_token() == 0, "its VLA does not learn"
+
+
+def test_shares_of_eight_gpus() -> None:
+    """An eighth of the moments; weights and gradients whole during a step and an eighth between, or two blocks and what is in none."""
+    whole = override(PRESETS["jala"], {"cluster.workers": 8, "train.parallel": "ddp"})
+    shared = override(whole, {"train.parallel": "fsdp"})
+    learner = on_meta(whole)
+    learned = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+    resting = sum(p.numel() for p in learner.objective.parameters() if not p.requires_grad)
+    ddp, fsdp = (MemoryNeeds.of(learner, config) for config in (whole, shared))
+    assert fsdp.optimizer == ddp.optimizer // 8
+    assert fsdp.weights - ddp.weights == 4 * ((learned + resting) // 8)
+    assert fsdp.gradients - ddp.gradients == 4 * (learned // 8), "several passes a step"
+    assert (fsdp.copies, fsdp.a_token, fsdp.a_pair) == (ddp.copies, ddp.a_token, ddp.a_pair)
+    tokens = shared.train.micro_batch * shared.data.max_tokens
+    least = MemoryNeeds.of(learner, override(shared, {"train.reshard": True, "train.micro_tokens": tokens}))
+    block = sum(p.numel() for p in learner.vla.backbone.blocks[0].parameters())
+    assert fsdp.weights - least.weights == fsdp.gradients - least.gradients == 4 * 25 * block
+
+
+def test_a_dry_run_of_several_gpus_tries_shares() -> None:
+    config = override(PRESETS["jala"], {"cluster.workers": 8})
+    found = what_fits(config, 34.0)
+    assert found is not None and found[0]["train.parallel"] == "fsdp" and "model.backbone.lora.rank" not in found[0]
+    assert found[1] == compute(override(config, found[0]), Data(1000, 5.0, "a test")).memory <= 34 * GB

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from jala_ray.batch import Batch
 from jala_ray.presets import PRESETS
 from jala_ray.training.learner import StepOutput
+from jala_ray.training.parallel import Alone, Ddp
 from jala_ray.training.pretraining import Pretraining
 from jala_ray.training.trainer import train
 from jala_ray.types import UserError
@@ -58,12 +59,28 @@ class Card(nn.Module):
         return out
 
 
+@dataclass
+class OnCard(Alone):
+    card: Callable[[nn.Module], nn.Module] | None = None
+
+    def wrap(self, learner: nn.Module) -> nn.Module:
+        return learner if self.card is None else self.card(learner)
+
+
+@dataclass
+class CardInDdp(Ddp):
+    tokens: int = FULL
+
+    def wrap(self, learner: nn.Module) -> nn.Module:
+        return super().wrap(Card(learner, self.tokens))
+
+
 def run_of(root: Path, card: Callable[[nn.Module], nn.Module] | None = None, **values: Any) -> Pretraining:
     """In float64, with micro-batches of six samples."""
     config = run_config(root, **{"train__micro_batch": 6, "train__steps": 3, **values})
     run = make_run(config)
     run.learner.double()
-    run.wrap = card
+    run.parallel = OnCard(card)
     return run
 
 
@@ -110,7 +127,7 @@ def test_what_an_objective_met_in_a_dropped_try_does_not_count(tmp_path: Path) -
         base = run_config(tmp_path / name, train__micro_batch=6, train__steps=3, train__micro_tokens=tokens)
         objective = replace(PRESETS["tiny_lapa_actions"].objective, perceiver=base.objective.perceiver)
         run = make_run(replace(base, objective=objective))
-        run.wrap = card
+        run.parallel = OnCard(card)
         train(run)
         found.append(run)
     assert found[0].room.tokens is not None
@@ -154,9 +171,7 @@ def one_of_two(rank: int, root: str) -> None:
     config = run_config(Path(root), name="two", train__batch=8, train__micro_batch=3, train__steps=2)
     run = make_run(config, kinds=MIXED, rows=len(MIXED), shuffle=False, rank=rank, world=2)
     run.learner.double()
-    around = run.wrap
-    assert around is not None
-    run.wrap = lambda model: around(Card(model, FULL if rank == 0 else 10_000))
+    run.parallel = CardInDdp(torch.device("cpu"), tokens=FULL if rank == 0 else 10_000)
     train(run)
     torch.save({"weights": run.learner.state_dict(), "tokens": run.room.tokens}, f"{root}/rank{rank}.pt")
     dist.destroy_process_group()

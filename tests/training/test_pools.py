@@ -10,7 +10,7 @@ from jala_ray.config import ClusterConfig
 from jala_ray.training.pools import (
     GPU_POOL,
     NO_GPU_POOL,
-    Place,
+    ClusterNode,
     check_fits,
     check_gpus,
     room,
@@ -19,11 +19,11 @@ from jala_ray.training.pools import (
 )
 from jala_ray.types import ConfigError
 
-LAPTOP = Place("127.0.0.1", {"CPU": 8.0})
-HEAD = Place("10.0.0.1", {})
-DECODE = Place("10.0.0.2", {"CPU": 16.0})
-GPU = Place("10.0.0.3", {"CPU": 8.0, "GPU": 1.0}, GPU_POOL)
-PLAIN_GPU = Place("10.0.0.4", {"CPU": 8.0, "GPU": 1.0})
+LAPTOP = ClusterNode("127.0.0.1", {"CPU": 8.0})
+HEAD = ClusterNode("10.0.0.1", {})
+DECODE = ClusterNode("10.0.0.2", {"CPU": 16.0})
+GPU = ClusterNode("10.0.0.3", {"CPU": 8.0, "GPU": 1.0}, GPU_POOL)
+PLAIN_GPU = ClusterNode("10.0.0.4", {"CPU": 8.0, "GPU": 1.0})
 
 
 def unasked(*_: object) -> bool | None:
@@ -53,7 +53,7 @@ def unasked(*_: object) -> bool | None:
         "nothing",
     ],
 )
-def test_where_cpu_work_goes(there: list[Place], says: object, selector: dict[str, str]) -> None:
+def test_where_cpu_work_goes(there: list[ClusterNode], says: object, selector: dict[str, str]) -> None:
     assert selector_for(there, says) == selector  # type: ignore[arg-type]
 
 
@@ -80,29 +80,31 @@ def test_where_cpu_work_goes(there: list[Place], says: object, selector: dict[st
         "workers with GPUs",
     ],
 )
-def test_where_workers_go(cluster: dict[str, Any], there: list[Place], says: Any, selector: dict[str, str]) -> None:
+def test_where_workers_go(
+    cluster: dict[str, Any], there: list[ClusterNode], says: Any, selector: dict[str, str]
+) -> None:
     assert worker_selector(ClusterConfig(**cluster), there, says) == selector
 
 
 def test_room_is_counted_by_node() -> None:
     """Two nodes with half of it each do not make one; shares are not lost to rounding."""
-    halves = [Place(str(i), {"CPU": 4.0, "GPU": 1.0}) for i in range(2)]
+    halves = [ClusterNode(str(i), {"CPU": 4.0, "GPU": 1.0}) for i in range(2)]
     assert room({"CPU": 8.0}, halves) == 0
     assert room({"CPU": 2.0, "GPU": 0.5}, halves) == 4
-    assert room({"CPU": 0.1}, [Place("x", {"CPU": 0.3})]) == 3
+    assert room({"CPU": 0.1}, [ClusterNode("x", {"CPU": 0.3})]) == 3
 
 
 def test_a_launch_that_starves_reading_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"2 workers x 1 CPU = 2 of 2 CPUs"):
-        check_fits(ClusterConfig(workers=2, cpus_per_worker=1.0), [Place("a", {"CPU": 2.0})])
-    check_fits(ClusterConfig(workers=2, cpus_per_worker=0.5), [Place("a", {"CPU": 2.0})])
+        check_fits(ClusterConfig(workers=2, cpus_per_worker=1.0), [ClusterNode("a", {"CPU": 2.0})])
+    check_fits(ClusterConfig(workers=2, cpus_per_worker=0.5), [ClusterNode("a", {"CPU": 2.0})])
     with pytest.raises(ConfigError, match="GPU"):
-        check_fits(ClusterConfig(workers=1, cpus_per_worker=1, gpus_per_worker=1), [Place("a", {"CPU": 4.0})])
+        check_fits(ClusterConfig(workers=1, cpus_per_worker=1, gpus_per_worker=1), [ClusterNode("a", {"CPU": 4.0})])
 
 
 def test_a_worker_that_fits_no_node_is_refused_by_node() -> None:
     """In sum there is enough: 8 CPU and a GPU, but not on one node."""
-    there = [HEAD, DECODE, Place("10.0.0.3", {"CPU": 7.0, "GPU": 1.0})]
+    there = [HEAD, DECODE, ClusterNode("10.0.0.3", {"CPU": 7.0, "GPU": 1.0})]
     with pytest.raises(ConfigError) as error:
         check_fits(ClusterConfig(workers=1, cpus_per_worker=8, gpus_per_worker=1), there)
     assert "a place for 1, each of 8 CPU, 1 GPU on one node" in str(error.value)
@@ -111,7 +113,7 @@ def test_a_worker_that_fits_no_node_is_refused_by_node() -> None:
 
 
 def test_an_elastic_run_needs_room_for_the_fewest() -> None:
-    there = [Place("a", {"CPU": 4.0})]
+    there = [ClusterNode("a", {"CPU": 4.0})]
     with pytest.raises(ConfigError, match=r"3 workers x 1\.5 CPU = 4\.5 of 4 CPUs"):
         check_fits(ClusterConfig(workers=3, cpus_per_worker=1.5), there)
     check_fits(ClusterConfig(workers=3, min_workers=2, cpus_per_worker=1.5), there)

@@ -24,7 +24,7 @@ from jala_ray.storage.stores import LocalStore
 from jala_ray.training import history, transfer
 from jala_ray.training.lease import LeaseLost
 from jala_ray.training.saving import Saver
-from jala_ray.training.staging import Stage, Staged
+from jala_ray.training.staging import Staged, StagingBuffers
 from jala_ray.training.trainer import begins_with, train
 from jala_ray.types import StorageError
 from tests.training.run import SAVES, make_run, run_config
@@ -39,7 +39,7 @@ class Model:
     """Something that learns."""
 
     def __init__(self) -> None:
-        self.weight, self.stage = torch.zeros(10_000), Stage()
+        self.weight, self.stage = torch.zeros(10_000), StagingBuffers()
 
     def step(self) -> None:
         self.weight.add_(1.0)
@@ -171,8 +171,8 @@ def test_saves_change_no_number(tmp_path: Path) -> None:
     for config in (often, once):
         train(make_run(config))
     assert rows(str(tmp_path / "a" / "run")) == rows(str(tmp_path / "b" / "run"))
-    last = json.loads((tmp_path / "a" / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last.keys() >= SAVES, "the row tells of the save before"
+    told = [json.loads(line) for line in (tmp_path / "a" / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any(row.keys() >= SAVES for row in told), "a row tells of a save before it"
 
 
 def test_all_begin_with_what_was_found_once(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from jala_ray.models.tensor_files import TensorFiles
 from jala_ray.training.moments import load_moments, moments
-from jala_ray.training.staging import TYPES, Image, Kinds, Sharded, Stage, deal
+from jala_ray.training.staging import TYPES, FileImage, Kinds, Sharded, StagingBuffers, deal
 from jala_ray.types import CheckpointError
 
 
@@ -26,7 +26,7 @@ def written(kinds: Kinds, world: int, folder: Path) -> Path:
     """The folder that all ranks together write."""
     folder.mkdir(parents=True)
     for rank in range(world):
-        for name, content in Stage(rank, world).take(kinds, {"state.json": b"{}"}).files.items():
+        for name, content in StagingBuffers(rank, world).take(kinds, {"state.json": b"{}"}).files.items():
             assert not (folder / name).exists(), f"{name} is written by two ranks"
             (folder / name).write_bytes(content)
     return folder
@@ -68,7 +68,7 @@ def test_an_image_is_a_file_of_every_type() -> None:
         "scalar": torch.tensor(7, dtype=torch.int16),
         "odd": torch.ones(3, dtype=torch.bool),
     }
-    image = Image(tensors)
+    image = FileImage(tensors)
     for name, view in image.views.items():
         view.copy_(tensors[name])
     stored = load(bytes(image.content))
@@ -80,7 +80,7 @@ def test_an_image_is_a_file_of_every_type() -> None:
 
 def test_a_later_step_does_not_change_what_was_staged_and_buffers_are_reused() -> None:
     model = {"weight": torch.zeros(1000)}
-    stage = Stage()
+    stage = StagingBuffers()
     first = stage.take({"model": model}, {})
     image, kept = first.files["model.safetensors"], bytes(first.files["model.safetensors"])
     model["weight"].fill_(1.0)  # as an optimizer does, in place
@@ -105,7 +105,7 @@ def test_a_sharded_tensor_is_made_whole_by_all_ranks_and_kept_by_one(tmp_path: P
         return Sharded(torch.empty_like(whole[name], device="meta"), gathered)
 
     for rank in range(2):
-        files = Stage(rank, 2).take({"model": {name: of(rank, name) for name in whole}}, {}).files
+        files = StagingBuffers(rank, 2).take({"model": {name: of(rank, name) for name in whole}}, {}).files
         for name, content in files.items():
             (tmp_path / name).write_bytes(content)
     assert asked == [len(whole)] * 2, "it is collective"
@@ -116,7 +116,9 @@ def test_a_sharded_tensor_is_made_whole_by_all_ranks_and_kept_by_one(tmp_path: P
 def test_the_same_tensors_are_the_same_bytes() -> None:
     """Whatever order they come in: a resumed run's checkpoint is the unbroken one's."""
     tensors = some()
-    one, other = (Stage().take({"model": dict(order)}, {}) for order in (tensors.items(), list(tensors.items())[::-1]))
+    one, other = (
+        StagingBuffers().take({"model": dict(order)}, {}) for order in (tensors.items(), list(tensors.items())[::-1])
+    )
     assert bytes(one.files["model.safetensors"]) == bytes(other.files["model.safetensors"])
 
 

@@ -16,7 +16,7 @@ import torch
 from jala_ray.parsing import override
 from jala_ray.training import history
 from jala_ray.training.log import RunLog
-from jala_ray.training.notice import Notice, Stopped
+from jala_ray.training.notice import Notice, StoppedByNotice
 from jala_ray.training.task import NEWEST, TrainingTask
 from jala_ray.training.trainer import ErrorBudget, train
 from jala_ray.types import UserError
@@ -88,7 +88,7 @@ def test_a_notice_is_answered_with_a_checkpoint_and_no_step_is_done_twice(
         return Notice("a node is taken away", time.time() + 60) if asked[-1] == 2 else None
 
     told = replace(made(tmp_path / "b"), noticed=noticed)
-    with pytest.raises(Stopped, match="stopped after step 2: a node is taken away"):
+    with pytest.raises(StoppedByNotice, match="stopped after step 2: a node is taken away"):
         train(told)
     assert [history.step_of(uri) for uri in history.committed_steps(told.folder)] == [2]
     again = replace(made(tmp_path / "b"), noticed=lambda: asked.append(0))

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from jala_ray.config import LogConfig, StorageConfig, TokenizerConfig, TokenizerRunConfig, TokenizerTrainConfig
 from jala_ray.training import setup
-from jala_ray.training.ddp import distributed
+from jala_ray.training.parallel import Ddp
 from jala_ray.training.tokenizer import Chunks, TokenizerRun, train_tokenizer
 from tests.tokenizer.conftest import smooth_motions
 
@@ -55,7 +55,7 @@ def cut_off(row: dict[str, Any], address: str) -> None:
 def one_rank(rank: int, ranks: int, root: Path, committed: Any = None) -> None:
     dist.init_process_group("gloo", init_method=f"file://{root}/meet{ranks}", rank=rank, world_size=ranks)
     try:
-        train_tokenizer(make_run(root, rank=rank, world=ranks, committed=committed, wrap=lambda m: distributed(m, CPU)))
+        train_tokenizer(make_run(root, rank=rank, world=ranks, committed=committed, parallel=Ddp(CPU)))
     finally:
         dist.barrier()
         dist.destroy_process_group()

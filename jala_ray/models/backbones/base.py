@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from jala_ray.config import BackboneConfig, LanguageSizes
 from jala_ray.config.backbones import BACKBONES, BackboneFacts
 from jala_ray.models.attention import Allowed
+from jala_ray.models.compiling import compile_block
 from jala_ray.models.frozen import precision
 from jala_ray.models.kv_cache import KVCache, Past, run_over
 from jala_ray.models.lora import adapt
@@ -281,7 +282,7 @@ class Backbone(nn.Module, ABC):
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Blocks of tower and language model as kernels of their own, for every length. What they compute is the same."""
         for block in (*self.blocks, *self.tower_blocks()):
-            block.compile(dynamic=True, backend=backend)
+            compile_block(block, backend)
 
     def compile_decoding(self, backend: str = "inductor") -> None:
         """Language blocks in passes over a cache, all of them as one graph, for every length. What they compute is the same."""
