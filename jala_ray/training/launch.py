@@ -175,7 +175,7 @@ def trainer(
         worker,
         train_loop_config=payload
         | {"filesystem": filesystem},  # Ray takes a checkpoint for the run's on an equal one alone
-        scaling_config=preemption.scaling(cluster),
+        scaling_config=preemption.scaling(cluster, pools.worker_selector(cluster, pools.places())),
         torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
         run_config=ray.train.RunConfig(
             name=name,

@@ -117,6 +117,22 @@ def offered(bundle: Bundle, selector: Mapping[str, str] | None = None, patience_
         remove_placement_group(group)
 
 
+def worker_selector(
+    cluster: ClusterConfig,
+    there: Sequence[ClusterNode],
+    offers: Callable[[Bundle, Mapping[str, str]], bool | None] = offered,
+) -> dict[str, str]:
+    """Where training workers without GPUs go: not into the pool with GPUs, if all of them and a reading CPU have a place outside of it, or
+    an autoscaler starts nodes outside that hold one. Workers with GPUs go where those are."""
+    if cluster.gpus_per_worker:
+        return {}
+    bundle = worker_bundle(cluster)
+    outside = [place for place in there if place.pool != GPU_POOL]
+    free = sum(place.cpus for place in outside) - cluster.workers * cluster.cpus_per_worker
+    enough = free >= 1 and room(bundle, outside) >= cluster.workers
+    return dict(NO_GPU_POOL) if enough or (cluster.autoscaling and offers(bundle, NO_GPU_POOL)) else {}
+
+
 # --- does it fit -----------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,14 +63,15 @@ def started_again() -> Iterator[None]:
         raise Preempted(str(stopped)) from None
 
 
-def scaling(cluster: ClusterConfig) -> ray.train.ScalingConfig:
-    """How many workers, and what each of them reserves on one node."""
+def scaling(cluster: ClusterConfig, selector: Mapping[str, str]) -> ray.train.ScalingConfig:
+    """How many workers, what each of them reserves on one node, and on which nodes (a label selector, {} for all)."""
     elastic = 0 < cluster.min_workers < cluster.workers
     return ray.train.ScalingConfig(
         num_workers=(cluster.min_workers, cluster.workers) if elastic else cluster.workers,
         elastic_resize_monitor_interval_s=cluster.resize_every_s,
         use_gpu=cluster.gpus_per_worker > 0,
         resources_per_worker=pools.worker_bundle(cluster),
+        label_selector=dict(selector) or None,
     )
 
 

@@ -16,7 +16,7 @@ from tests.machines.clusters import machines, until
 from tests.machines.exact import BATCH, exact_settings, set_pace
 from tests.machines.watching import last_row, lost, meanwhile, notices
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 EVERY, ELASTIC = 4, {"cluster__workers": 3, "cluster__min_workers": 1, "cluster__cpus_per_worker": 2.0}
 """A worker fills a node of two CPUs; the head's one is for reading."""
 
@@ -25,6 +25,34 @@ def largest_difference(one: RunConfig, other: RunConfig) -> float:
     return max(abs(a["loss"] - b["loss"]) for a, b in zip(rows(one), rows(other), strict=True))
 
 
+def test_one_worker_becomes_two(
+    world: World, tmp_path: Path, unbroken: RunConfig, exact: None, note: Callable[..., None]
+) -> None:
+    config = exact_settings(
+        world, tmp_path, "grown", **(ELASTIC | {"cluster__workers": 2}), cluster__resize_every_s=2.0
+    )
+    with machines(1) as there:
+        there.add(2)
+
+        def come() -> None:
+            until(lambda: last_row(config).get("step", 0) >= 2, "the first steps", 300)
+            set_pace(tmp_path, 3.0)
+            there.add(2)
+            until(lambda: notices(config), "the row that tells of the second worker", 120)
+            set_pace(tmp_path, 0.0)
+
+        with meanwhile(come):
+            launch(config)  # max_failures is 0: to grow is no crash
+    worlds = [row["world"] for row in rows(config)]
+    assert worlds[0] == 1 and worlds[-1] == 2 and lost(config) == []
+    check_each_row_once(config, BATCH)
+    check_same_numbers(config, unbroken, 1e-9)
+    (grown,) = notices(config)
+    assert grown["notice"] == "1 -> 2 workers" and grown["notice_left_s"] is None
+    note(worlds=worlds, steps_twice=0, largest=largest_difference(config, unbroken))
+
+
+@pytest.mark.slow
 def test_one_worker_three_and_two(
     world: World, tmp_path: Path, unbroken: RunConfig, exact: None, note: Callable[..., None]
 ) -> None:
@@ -40,14 +68,14 @@ def test_one_worker_three_and_two(
             until(lambda: last_row(config).get("world") == 3, "three workers", 300)
             set_pace(tmp_path, 0.5)
             step = last_row(config)["step"]
-            until(lambda: last_row(config)["step"] >= step + 2, "some steps of three workers", 120)
+            until(lambda: last_row(config)["step"] >= step + EVERY, "some steps of three workers", 120)
             there.nodes[-1].kill()
             set_pace(tmp_path, 0.0)
 
         with meanwhile(come_and_go):
             launch(config)
     worlds = [row["world"] for row in rows(config)]
-    assert worlds[0] == 1 and max(worlds) == 3 and worlds[-1] == 2
+    assert worlds[0] == 1 and worlds[-1] == 2 and 3 in worlds + [row["world"] for row in lost(config)]
     check_each_row_once(config, BATCH)
     check_same_numbers(config, unbroken, 1e-9)
     grown = notices(config)
@@ -58,6 +86,7 @@ def test_one_worker_three_and_two(
     note(worlds=worlds, grown=[row["notice"] for row in grown], steps_twice=len(lost(config)), largest=difference)
 
 
+@pytest.mark.slow
 def test_two_of_three_machines_lose_their_power(
     world: World, tmp_path: Path, unbroken: RunConfig, exact: None, note: Callable[..., None]
 ) -> None:

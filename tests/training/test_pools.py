@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from jala_ray.config import ClusterConfig
-from jala_ray.training.pools import GPU_POOL, NO_GPU_POOL, ClusterNode, check_fits, check_gpus, room, selector_for
+from jala_ray.training.pools import (
+    GPU_POOL,
+    NO_GPU_POOL,
+    ClusterNode,
+    check_fits,
+    check_gpus,
+    room,
+    selector_for,
+    worker_selector,
+)
 from jala_ray.types import ConfigError
 
 LAPTOP = ClusterNode("127.0.0.1", {"CPU": 8.0})
@@ -44,6 +55,35 @@ def unasked(*_: object) -> bool | None:
 )
 def test_where_cpu_work_goes(there: list[ClusterNode], says: object, selector: dict[str, str]) -> None:
     assert selector_for(there, says) == selector  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "there", "says", "selector"),
+    [
+        ({}, [LAPTOP], unasked, NO_GPU_POOL),
+        ({"workers": 4, "cpus_per_worker": 4}, [DECODE, GPU], unasked, {}),
+        ({"workers": 3, "cpus_per_worker": 5}, [DECODE, GPU], unasked, NO_GPU_POOL),
+        ({"workers": 3, "cpus_per_worker": 5}, [LAPTOP, LAPTOP, GPU], unasked, {}),
+        ({"workers": 2, "autoscaling": True}, [HEAD], lambda *_: True, NO_GPU_POOL),
+        ({"workers": 2, "autoscaling": True}, [HEAD, GPU], lambda *_: False, {}),
+        ({"workers": 2, "autoscaling": True}, [HEAD, GPU], lambda *_: None, {}),
+        ({"gpus_per_worker": 1, "autoscaling": True}, [HEAD, DECODE, GPU], unasked, {}),
+    ],
+    ids=[
+        "laptop",
+        "no CPU left to read",
+        "outside of the pool",
+        "two on one node and one nowhere",
+        "on demand",
+        "GPU types alone",
+        "nobody answers",
+        "workers with GPUs",
+    ],
+)
+def test_where_workers_go(
+    cluster: dict[str, Any], there: list[ClusterNode], says: Any, selector: dict[str, str]
+) -> None:
+    assert worker_selector(ClusterConfig(**cluster), there, says) == selector
 
 
 def test_room_is_counted_by_node() -> None:
