@@ -114,9 +114,8 @@ def run_steps(task: TrainingTask[Any, Any], start: int, log: RunLog | None) -> R
             faults.check(row)
             refuse_divergence(row, task.lr_setting)
             if saves:
-                saver.begin(lambda done=done: task.stage(done), history.address(task.folder, done), row)
-            if final or notice is not None:
-                saver.finish()
+                save = saver.now if final or notice is not None else saver.begin
+                save(lambda done=done: task.stage(done), history.address(task.folder, done), row)
             if notice is not None:
                 raise StoppedByNotice(notice, done)
             window = window.after()
