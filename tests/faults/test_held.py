@@ -97,6 +97,7 @@ def test_an_orphan_that_wakes_up_commits_nothing(held: tuple[RunConfig, StorageO
     with started(config, tmp_path, "orphan") as orphan:
         stopped_at(orphan, 5)
         move_elsewhere(folder, options)
+        committed = history.newest(folder, options)  # none, where the one after step 4 was still being written
         with started(config, tmp_path, "heir") as heir:
             stopped_at(heir, 7)
             before = content(folder, options)
@@ -107,7 +108,7 @@ def test_an_orphan_that_wakes_up_commits_nothing(held: tuple[RunConfig, StorageO
             assert last.startswith("error: run folder ") and f"process {heir.pid}" in last, orphan.output
             heir.signal(signal.SIGCONT)
             assert heir.wait() == 0, heir.output
-    check_each_row_once(config, options, resumed_at=4)
+    check_each_row_once(config, options, resumed_at=0 if committed is None else history.step_of(committed))
 
 
 def check_each_row_once(config: RunConfig, options: StorageOptions, resumed_at: int) -> None:
@@ -135,11 +136,14 @@ def test_a_damaged_checkpoint_is_passed_over(
             if step == 7:
                 first.signal(signal.SIGKILL)
         first.wait()
+    newest = history.newest(folder, options)  # after step 6 or, where that was still being written, 4
+    assert newest is not None
     name = {"weights": "model.safetensors", "marker": "COMMIT.json"}[where]
-    address = f"{history.address(folder, 6)}/{name}"
+    address = f"{newest}/{name}"
     data = bytearray(storage.read_bytes(address, options))
     data[len(data) // 2] ^= 0xFF
     storage.write_bytes(address, bytes(data[: -1 if where == "marker" else None]), options)
     with started(config, tmp_path, "second") as second:
         assert second.wait() == 0, second.output
-    assert "step-00000006" in second.output and "step 5/10" in second.output, second.output
+    after = f"step {history.step_of(newest) - 1}/10"
+    assert history.checkpoint_name(history.step_of(newest)) in second.output and after in second.output, second.output

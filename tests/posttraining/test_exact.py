@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from jala_ray.models.tensor_files import TensorFiles
 from jala_ray.training import checkpoint, history
 from jala_ray.training.trainer import train
 from jala_ray.types import CheckpointError
@@ -20,7 +20,6 @@ from tests.posttraining.world import flow_config, flow_run
 from tests.training.test_loop import rows
 
 ROOT = Path(__file__).resolve().parents[2]
-FILE = "average.safetensors"
 
 
 def figures(root: Path) -> list[dict[str, Any]]:
@@ -28,16 +27,17 @@ def figures(root: Path) -> list[dict[str, Any]]:
     return [{name: row[name] for name in names if row.get(name) is not None} for row in rows(str(root / "run"))]
 
 
-def weights(root: Path, steps: int, file: str = "model.safetensors") -> dict[str, torch.Tensor]:
-    return load_file(Path(history.address(str(root / "run"), steps)) / file)
+def weights(root: Path, steps: int, kind: str = "model") -> dict[str, torch.Tensor]:
+    stored = TensorFiles.of_folder(Path(history.address(str(root / "run"), steps)), stem=kind)
+    return {name: stored.tensor(name) for name in stored.shapes()}
 
 
 def held_equal(one: Path, other: Path) -> None:
     assert len(figures(one)) == len(figures(other)) == STEPS
     for alone, cut in zip(figures(one), figures(other), strict=True):
         assert cut == pytest.approx(alone, rel=1e-9, abs=1e-9)
-    for file in ("model.safetensors", FILE):
-        expected, found = weights(one, STEPS, file), weights(other, STEPS, file)
+    for kind in ("model", "average"):
+        expected, found = weights(one, STEPS, kind), weights(other, STEPS, kind)
         assert expected.keys() == found.keys()
         assert (
             max(float((found[name] - expected[name]).abs().max()) for name in expected if expected[name].numel()) < 1e-9
@@ -91,9 +91,9 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path) -> None:
     assert again.resume_from is not None and history.step_of(again.resume_from) == 8
     train(again)
     assert rows(again.folder) == rows(straight.folder)
-    for file in ("model.safetensors", FILE):
-        one, other = weights(tmp_path / "a", 20, file), weights(tmp_path / "b", 20, file)
-        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one), file
+    for kind in ("model", "average"):
+        one, other = weights(tmp_path / "a", 20, kind), weights(tmp_path / "b", 20, kind)
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one), kind
 
 
 # --- averaged weights ------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@b.c")
 @pytest.fixture
 def checkout(tmp_path: Path) -> tuple[Path, str]:
     root = tmp_path / "checkout"
-    (root / "pkg").mkdir(parents=True)
-    (root / "pkg/a.txt").write_text("a")
+    (root / "jala_ray").mkdir(parents=True)
+    (root / "jala_ray/a.py").write_text("a = 1")
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
         subprocess.run([*GIT, *words], cwd=root, check=True)
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, check=True, capture_output=True, text=True)
@@ -60,7 +60,7 @@ def test_the_copy_of_a_submitted_job_knows_the_commit(checkout: tuple[Path, str]
             place = tmp_path / "copy" / path.relative_to(root)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, place)
-    assert not (tmp_path / "copy/.git/objects").exists() and (tmp_path / "copy/pkg/a.txt").is_file()
+    assert not (tmp_path / "copy/.git/objects").exists() and (tmp_path / "copy/jala_ray/a.py").is_file()
     assert provenance.code(tmp_path / "copy") == commit
 
 
