@@ -1,1 +1,1 @@
-"""The training loop, its optimizer, checkpoints and logs. `launch.py` is the only file here that knows Ray."""
+"""The training loop, its optimizer, checkpoints and logs. Ray is known to `launch.py` and what it stands on alone (its docstring)."""

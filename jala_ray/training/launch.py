@@ -1,4 +1,5 @@
-"""Ray Train runs the loop. Beside `cluster.py`, `worker_setup.py` and `exported.py` the only file of this room that knows Ray."""
+"""Ray Train runs the loop. Beside `cluster.py`, `exported.py`, `pools.py`, `preemption.py` and `worker_setup.py` the only file of this room
+that knows Ray."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.training.test_loop import rows
 
 STEPS = 12
 KILLS = 6, 9
-"""Steps after which an attempt dies: 4 and 8 are the checkpoints before, so that steps 5, 6 and 9 are done twice."""
+"""Steps after which an attempt dies: those since the newest checkpoint that was there by then (4 and 8, or one before) are done twice."""
 BETWEEN = {f"train__{name}_every": 4 for name in ("checkpoint", "validate", "monitor")}
 EXACT = "loss", "loss_flow", "grad_norm", "rows_digest", "quarantined_digest", "samples"
 
