@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from jala_ray.data.pipeline import cells, column, explained
+from jala_ray.data.pipeline import BLOCKS_PER_READ, BlockNumbers, explained, share_views, shares_column
 from jala_ray.data.samples.share import ALIGNED, StepShare
 from jala_ray.training.local import loader
 from jala_ray.types import StoreUnavailable
@@ -57,18 +57,23 @@ def test_the_bytes_are_safetensors_and_a_few_to_align_the_next() -> None:
     assert torch.equal(found["0/frames"], share(3, 2).micro[0].frames)
 
 
-def test_a_column_holds_every_share_aligned_and_empty_cells_at_the_end() -> None:
+def test_a_row_holds_its_shares_as_views_of_one_buffer() -> None:
     made = [share(1, 3), share(2, 5)]
-    whole = column([one.parcel() for one in made], 4)
-    for rows in (pa.chunked_array([whole]), pa.chunked_array([whole[:1], whole[1:]])):
-        found = list(cells(rows))
-        assert [len(cell) == 0 for cell in found] == [False, False, True, True]
-        for one, cell in zip(made, found, strict=False):
-            same(one, StepShare.from_buffer(cell))
-    first, second = list(cells(pa.chunked_array([whole])))[:2]
-    begin = [np.frombuffer(cell, np.uint8).__array_interface__["data"][0] for cell in (first, second)]
-    assert begin[1] - begin[0] == len(first) and len(first) % ALIGNED == 0  # views of one buffer, in its order
-    assert [bytes(cell) for cell in cells(pa.chunked_array([column([], 2)]))] == [b"", b""]
+    rows = pa.chunked_array([shares_column([one.parcel() for one in made]), shares_column([made[1].parcel()])])
+    first, second = (list(share_views(row)) for row in rows)
+    for one, cell in zip([*made, made[1]], [*first, *second], strict=True):
+        same(one, StepShare.from_buffer(cell))
+    begin = [np.frombuffer(cell, np.uint8).__array_interface__["data"][0] for cell in first]
+    assert begin[1] - begin[0] == len(first[0]) and len(first[0]) % ALIGNED == 0
+
+
+@pytest.mark.parametrize("blocks", [0, 1, BLOCKS_PER_READ, 2 * BLOCKS_PER_READ + 88])
+def test_few_tasks_number_many_blocks(blocks: int) -> None:
+    tasks = BlockNumbers(blocks).get_read_tasks()
+    assert len(tasks) == -(-blocks // BLOCKS_PER_READ)
+    found = [table["block"].to_pylist() for task in tasks for table in task()]
+    assert found == [[number] for number in range(blocks)]
+    assert sum(task.metadata.num_rows or 0 for task in tasks) == blocks
 
 
 class Given:
