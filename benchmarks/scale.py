@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jala_ray.config import RunConfig
+from jala_ray.data.blocks import BLOCKS_PER_READ
 from jala_ray.presets import PRESETS
 from jala_ray.training.estimate import Data, RunEstimate, compute
 
@@ -42,7 +43,7 @@ class Assumed:
     coordinator: float = 300.0
     """Blocks a second that one actor hands out."""
     put_s: float = 0.4e-3
-    """Of one `ray.put` of a block's plan: 937,600 took 6 minutes."""
+    """Of one `ray.put` of a read task: 937,600 took 6 minutes."""
     put_bytes: float = 3.8e3
     """And 3.6 GB."""
     requests_per_sample: float = 2.0
@@ -72,8 +73,8 @@ class Scale:
     """The same as it is, once a node."""
     resume_s: float
     """Seconds of the latter."""
-    puts: float
-    """Blocks of an epoch."""
+    blocks: float
+    """Of an epoch."""
     blocks_s: float
     """Blocks that the coordinator hands out a second."""
     requests_s: float
@@ -117,7 +118,7 @@ def scale(config: RunConfig, found: RunEstimate, gpus: int, batch: int, assumed:
         resume_each=float(gpus * size),
         resume_node=float(nodes * size),
         resume_s=size / 1e6 / assumed.node_mb_s,
-        puts=SAMPLES / batch * gpus / per_block,
+        blocks=SAMPLES / batch * gpus / per_block,
         blocks_s=gpus / per_block / step_s,
         requests_s=assumed.requests_per_sample * batch / step_s,
     )
@@ -132,7 +133,7 @@ def rows(config: RunConfig, assumed: Assumed) -> list[list[str]]:
 
 def line(one: Scale, assumed: Assumed) -> list[str]:
     breaks = ", ".join(f"{what} ({times:.0f} x)" for what, times in one.breaks(assumed))
-    puts = (one.puts * assumed.put_s / 60, one.puts * assumed.put_bytes / 1e9)
+    puts = (one.blocks * assumed.put_s, one.blocks * assumed.put_bytes)
     return [
         f"{one.gpus}",
         f"{one.batch}",
@@ -143,7 +144,9 @@ def line(one: Scale, assumed: Assumed) -> list[str]:
         f"{one.written_s:.0f} of {one.interval_s:.0f} s",
         f"{one.resume_each / 1e12:.1f} TB",
         f"{one.resume_node / 1e12:.2f} TB, {one.resume_s:.0f} s",
-        f"{one.puts / 1e6:.2f} M: {puts[0]:.0f} min, {puts[1]:.1f} GB",
+        f"{one.blocks / 1e6:.2f} M",
+        f"{puts[0] / 60:.0f} min, {puts[1] / 1e9:.1f} GB",
+        f"{puts[0] / BLOCKS_PER_READ:.1f} s, {puts[1] / BLOCKS_PER_READ / 1e6:.0f} MB",
         f"{one.blocks_s:.0f}",
         f"{one.requests_s / 1e3:.1f} k",
         breaks or "nothing",
@@ -156,6 +159,8 @@ HEADS = (
         "resume, every rank",
         "resume, once a node",
         "blocks of an epoch",
+        "planned one by one",
+        "planned, 256 together",
         "blocks/s",
         "requests/s",
         "breaks, worst first",

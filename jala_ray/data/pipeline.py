@@ -1,4 +1,4 @@
-"""Ray Data from plan to batches. The only file of this room that knows Ray.
+"""Ray Data from plan to batches. With `blocks`, the only file of this room that knows Ray.
 
 Where the number of ranks W is known (`UnitConfig.configure`), block jW + r is made of rank r's shares of steps jm .. jm+m-1, as one
 row, which Ray never cuts; `streaming_split` hands blocks out in turn, in order, so that every rank meets its own shares, step after
@@ -19,10 +19,9 @@ import ray
 import ray.data
 import ray.train
 import torch
-from ray.data.block import BlockMetadata
-from ray.data.datasource import ReadTask
 from ray.exceptions import RayTaskError
 
+from jala_ray.data.blocks import Unopened, numbered
 from jala_ray.data.samples.chunks import ManifestRow, read_chunks
 from jala_ray.data.samples.share import Parcel, StepShare
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder, Unit
@@ -49,10 +48,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class StoredPlan:
-    """The plan rows of a segment, in Ray's object store: tasks fetch the slab they need, and a node holds it once."""
+    """The plan rows of a segment, in Ray's object store: tasks fetch the slab they need, and a node holds it once.
 
-    slabs: list[ray.ObjectRef]
-    """Of `places.PLACE`, `SLAB_ROWS` each, one epoch after another."""
+    Slabs are of `places.PLACE`, `SLAB_ROWS` each, one epoch after another.
+    """
+
     files: tuple[str, ...]
     steps: Steps
     epoch: int
@@ -60,8 +60,8 @@ class StoredPlan:
     start: int
 
     @classmethod
-    def put(cls, plan: Plan, first: int, last: int) -> StoredPlan:
-        """Store what steps `first` .. `last - 1` need."""
+    def put(cls, plan: Plan, first: int, last: int) -> tuple[StoredPlan, list[ray.ObjectRef]]:
+        """Store what steps `first` .. `last - 1` need; the slabs that hold it."""
         begin = plan.steps.span(first)
         slabs: list[ray.ObjectRef] = []
         parts, held = [], 0
@@ -73,9 +73,9 @@ class StoredPlan:
                 slabs.append(ray.put(whole[:SLAB_ROWS]))
                 parts, held = [whole[SLAB_ROWS:]], held - SLAB_ROWS
         slabs.append(ray.put(np.concatenate(parts)))
-        return cls(slabs, plan.catalogue.files, plan.steps, begin.epoch, begin.first)
+        return cls(plan.catalogue.files, plan.steps, begin.epoch, begin.first), slabs
 
-    def rows(self, step: int, rank: int, world: int) -> list[PlanRow]:
+    def rows(self, slabs: Sequence[ray.ObjectRef], step: int, rank: int, world: int) -> list[PlanRow]:
         """As `Plan.share`: a task takes the places of a step, some kilobytes, and the rows of its rank alone."""
         span = self.steps.span(step)
         begin = (span.epoch - self.epoch) * self.steps.rows - self.start + span.first
@@ -83,7 +83,7 @@ class StoredPlan:
         parts = []
         for slab in range(begin // SLAB_ROWS, (end - 1) // SLAB_ROWS + 1):
             base = slab * SLAB_ROWS
-            parts.append(ray.get(self.slabs[slab])[max(0, begin - base) : end - base])
+            parts.append(ray.get(slabs[slab])[max(0, begin - base) : end - base])
         return rank_rows(np.concatenate(parts), self.files, span, rank, world)
 
 
@@ -107,41 +107,6 @@ def share_views(row: pa.ListScalar) -> Iterator[memoryview]:
     yield from (view[begin:end] for begin, end in itertools.pairwise(at))
 
 
-BLOCKS_PER_READ = 256
-"""Blocks whose numbers one task of `BlockNumbers` hands on."""
-
-
-class BlockNumbers(ray.data.Datasource):
-    """0 .. blocks - 1, each a block of its own, from few tasks: Ray's own range keeps a read task a block in its store (0.4 ms and
-    3.8 kB each before the first block is read, for all blocks of the rest of a run)."""
-
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.blocks = blocks
-
-    def estimate_inmemory_data_size(self) -> int:
-        return 8 * self.blocks
-
-    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
-        parts = [range(at, min(at + BLOCKS_PER_READ, self.blocks)) for at in range(0, self.blocks, BLOCKS_PER_READ)]
-        return [
-            ReadTask(
-                lambda part=part: (pa.table({"block": pa.array([number], pa.int64())}) for number in part),
-                BlockMetadata(num_rows=len(part), size_bytes=8 * len(part), input_files=None, exec_stats=None),
-            )
-            for part in parts
-        ]
-
-
-def numbered(blocks: int) -> ray.data.Dataset:
-    """A dataset of `BlockNumbers`. What comes of one row stays one block, in all that follows."""
-    at_once = min(2, -(-blocks // BLOCKS_PER_READ)) or None
-    # Without a CPU it waits for none, takes none from what follows, and is not made one task with it.
-    dataset = ray.data.read_datasource(BlockNumbers(blocks), num_cpus=0, concurrency=at_once)
-    dataset.context.target_max_block_size = 1  # bytes
-    return dataset
-
-
 @dataclass(frozen=True)
 class Stage:
     """The map stage: the number of a block -> its row, with the serialised shares of its rank; the segment's last block has fewer."""
@@ -153,12 +118,12 @@ class Stage:
     steps_per_block: int
     world: int
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, np.ndarray], slabs: Sequence[ray.ObjectRef]) -> dict[str, Any]:
         torch.set_num_threads(1)  # one task per core; more threads would fight over it
         j, rank = divmod(int(batch["block"].item()), self.world)
         first = self.first + j * self.steps_per_block
         steps = range(first, min(first + self.steps_per_block, self.last))
-        wanted = [Unit(step, self.plan.rows(step, rank, self.world), self.world) for step in steps]
+        wanted = [Unit(step, self.plan.rows(slabs, step, rank, self.world), self.world) for step in steps]
         parcels = [share.parcel() for share in self.builder.shares(wanted)]
         return {"step": [first], "rank": [rank], "shares": shares_column(parcels)}
 
@@ -166,8 +131,8 @@ class Stage:
 def share_dataset(segment: Segment, world: int) -> ray.data.Dataset:
     """All shares of a segment for `world` ranks, those of m steps of one rank in a block."""
     m = segment.steps_per_block
-    plan = StoredPlan.put(segment.builder.plan, segment.first, max(segment.last, segment.first + 1))
-    stage = Stage(segment.builder.builder, plan, segment.first, segment.last, m, world)
+    plan, slabs = StoredPlan.put(segment.builder.plan, segment.first, max(segment.last, segment.first + 1))
+    stage = Unopened(Stage(segment.builder.builder, plan, segment.first, segment.last, m, world), slabs)
     dataset = numbered(-(-(segment.last - segment.first) // m) * world)
     return dataset.map_batches(cast(Any, stage.__call__), batch_size=1, zero_copy_batch=True, num_cpus=1)
 

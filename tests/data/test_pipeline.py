@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -13,7 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from jala_ray.data.pipeline import BLOCKS_PER_READ, BlockNumbers, explained, share_views, shares_column
+from jala_ray.data.blocks import BLOCKS_PER_READ, BlockNumbers
+from jala_ray.data.pipeline import explained, share_views, shares_column
 from jala_ray.data.samples.share import ALIGNED, StepShare
 from jala_ray.training.local import loader
 from jala_ray.types import StoreUnavailable
@@ -74,6 +77,12 @@ def test_few_tasks_number_many_blocks(blocks: int) -> None:
     found = [table["block"].to_pylist() for task in tasks for table in task()]
     assert found == [[number] for number in range(blocks)]
     assert sum(task.metadata.num_rows or 0 for task in tasks) == blocks
+
+
+def test_what_rays_own_processes_load_is_light() -> None:
+    code = "import sys, jala_ray.data.blocks; sys.exit(', '.join({'torch', 'transformers'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stderr == "" and run.returncode == 0
 
 
 class Given:

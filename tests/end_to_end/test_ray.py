@@ -164,11 +164,11 @@ def test_a_task_takes_the_rows_of_its_rank(cluster: None, monkeypatch: pytest.Mo
     plan = Plan(mixed(MIXES["short"], 50).catalogue, 8, 0)
     last = 2 * plan.steps_per_epoch + 1
     for first in (0, 3, plan.steps_per_epoch):
-        stored = pipeline.StoredPlan.put(plan, first, last)
-        assert len(stored.slabs) > 2
+        stored, slabs = pipeline.StoredPlan.put(plan, first, last)
+        assert len(slabs) > 2
         for step in range(first, last):
             for world in (1, 2, 3):
-                shares = [stored.rows(step, rank, world) for rank in range(world)]
+                shares = [stored.rows(slabs, step, rank, world) for rank in range(world)]
                 assert shares == [plan.share(step, rank, world) for rank in range(world)]
 
 
