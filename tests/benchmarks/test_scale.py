@@ -34,7 +34,7 @@ def test_figures_are_those_worked_out_by_hand() -> None:
     assert one.staged == pytest.approx((1000 / 64 / 1000) / (1000 / 64 / 1000 + 2000))
     assert one.written_s == pytest.approx(2000 / 3200 + 1000 / 3200)
     assert (one.resume_each, one.resume_node, one.resume_s) == (64e9, 8e9, 2.5)
-    assert one.puts == SAMPLES / 128 * 64 / config.data.steps_per_block
+    assert one.blocks == SAMPLES / 128 * 64 / config.data.steps_per_block
     assert one.requests_s == pytest.approx(128) and one.blocks_s == pytest.approx(8)
     assert one.idle == 0 and list(one.breaks(assumed)) == []
 
