@@ -56,7 +56,7 @@ def saved(module: torch.nn.Module, call: Callable[[], Any]) -> tuple[Any, int]:
 
     def pack(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
+        return tensor.detach()  # an output that is saved would hold its graph, and the graph it, for ever
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         out = call()
