@@ -107,6 +107,12 @@ def share_views(row: pa.ListScalar) -> Iterator[memoryview]:
     yield from (view[begin:end] for begin, end in itertools.pairwise(at))
 
 
+def shares_of(block: int, first: int, last: int, world: int, m: int) -> tuple[int, range]:
+    """Block number -> the rank whose shares it is made of, and of which steps."""
+    j, rank = divmod(block, world)
+    return rank, range(first + j * m, min(first + (j + 1) * m, last))
+
+
 @dataclass(frozen=True)
 class Stage:
     """The map stage: the number of a block -> its row, with the serialised shares of its rank; the segment's last block has fewer."""
@@ -120,12 +126,10 @@ class Stage:
 
     def __call__(self, batch: dict[str, np.ndarray], slabs: Sequence[ray.ObjectRef]) -> dict[str, Any]:
         torch.set_num_threads(1)  # one task per core; more threads would fight over it
-        j, rank = divmod(int(batch["block"].item()), self.world)
-        first = self.first + j * self.steps_per_block
-        steps = range(first, min(first + self.steps_per_block, self.last))
+        rank, steps = shares_of(int(batch["block"].item()), self.first, self.last, self.world, self.steps_per_block)
         wanted = [Unit(step, self.plan.rows(slabs, step, rank, self.world), self.world) for step in steps]
         parcels = [share.parcel() for share in self.builder.shares(wanted)]
-        return {"step": [first], "rank": [rank], "shares": shares_column(parcels)}
+        return {"step": [steps.start], "rank": [rank], "shares": shares_column(parcels)}
 
 
 def share_dataset(segment: Segment, world: int) -> ray.data.Dataset:

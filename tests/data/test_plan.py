@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jala_ray.config import DataConfig
 from jala_ray.data.manifest.places import PLACE, Catalogue, RowFilter, clip_hashes, thinned
 from jala_ray.data.manifest.table import Manifest, write_manifest
-from jala_ray.data.pipeline import unit
+from jala_ray.data.pipeline import shares_of
 from jala_ray.data.sampling.catalogue import catalogue
 from jala_ray.data.sampling.mixture import apportion, cell_shares
 from jala_ray.data.sampling.plan import Plan, PlanRow
@@ -226,15 +226,13 @@ def test_planning_a_million_rows_takes_tens_of_megabytes():
 
 
 def streams(first: int, last: int, world: int, m: int) -> list[list[int]]:
-    """The steps that every rank meets: blocks of m units, dealt out in turn, units past the end left out."""
+    """The steps that every rank meets: blocks are dealt out in turn."""
     ranks: list[list[int]] = [[] for _ in range(world)]
     blocks = -(-(last - first) // m) * world
     for block in range(blocks):
-        for index in range(block * m, (block + 1) * m):
-            after, rank = unit(index, world, m)
-            assert rank == block % world
-            if first + after < last:
-                ranks[rank].append(first + after)
+        rank, steps = shares_of(block, first, last, world, m)
+        assert rank == block % world
+        ranks[rank] += steps
     return ranks
 
 
