@@ -160,7 +160,7 @@ HEADS = (
         "resume, once a node",
         "blocks of an epoch",
         "planned one by one",
-        "planned, 256 together",
+        f"planned, {BLOCKS_PER_READ} together",
         "blocks/s",
         "requests/s",
         "breaks, worst first",

@@ -1,4 +1,4 @@
-"""Ray Data from plan to batches. With `blocks`, the only file of this room that knows Ray.
+"""Ray Data from plan to batches. With `data.blocks` the only file of this room that knows Ray.
 
 Where the number of ranks W is known (`UnitConfig.configure`), block jW + r is made of rank r's shares of steps jm .. jm+m-1, as one
 row, which Ray never cuts; `streaming_split` hands blocks out in turn, in order, so that every rank meets its own shares, step after
