@@ -6,11 +6,13 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import random
 import re
 import secrets
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +106,8 @@ def shared_scratch(purpose: str, key: str, fill: Callable[[Path], None], needed:
 
 
 FILLED = ".filled"
+PAUSES_S = 0.005, 0.05
+"""Between two tries of a process to fill a folder, at random, so that two don't keep each other from it."""
 
 
 class _NotSharedError(Exception):
@@ -117,19 +121,31 @@ def _joined(folder: Path, fill: Callable[[], None]) -> int:
             handle = _own_folder(folder)
             try:
                 _lock(handle, fcntl.LOCK_SH)  # waits for who fills it
-                if not (folder / FILLED).exists():
-                    _lock(handle, fcntl.LOCK_EX)
-                    if _is(handle, folder):
-                        _fill(folder, fill)
-                    _lock(handle, fcntl.LOCK_SH)
-                if (
-                    _is(handle, folder) and (folder / FILLED).exists()
-                ):  # a lock changes in two steps, between which it may be removed
+                held = (folder / FILLED).exists() or _filled(handle, folder, fill)
+                if held and _is(handle, folder) and (folder / FILLED).exists():
                     return handle
             except BaseException:
                 _remove_last(handle, folder)
                 raise
             os.close(handle)
+            if not held:
+                time.sleep(random.uniform(*PAUSES_S))
+
+
+def _filled(handle: int, folder: Path, fill: Callable[[], None]) -> bool:
+    """Fill a folder, unless another process is in it, and hold it together with others; whether it is held.
+
+    It is not waited for: who has filled it meanwhile stays in it, perhaps until this process is there too.
+    """
+    _lock(handle, fcntl.LOCK_UN)
+    try:
+        _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    if _is(handle, folder):
+        _fill(folder, fill)
+    _lock(handle, fcntl.LOCK_SH)  # in two steps, between which it may be removed
+    return True
 
 
 def _own_folder(folder: Path) -> int:
@@ -150,6 +166,8 @@ def _own_folder(folder: Path) -> int:
 def _lock(handle: int, kind: int) -> None:
     try:
         fcntl.flock(handle, kind)
+    except BlockingIOError:
+        raise
     except OSError as error:
         raise _NotSharedError from error
 

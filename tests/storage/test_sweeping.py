@@ -194,6 +194,30 @@ def test_a_shared_folder_is_filled_once_and_removed_by_the_last(shared: Path) ->
     assert len(filled) == 1 and not list(shared.iterdir())
 
 
+def test_who_fills_a_shared_folder_may_wait_in_it_for_who_came_at_once(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found it empty. One fills it and stays until the other, too, has read it, as ranks do: that one must not wait for its end."""
+    came, within, seen = threading.Barrier(2), threading.Barrier(2), threading.local()
+    flock = fcntl.flock
+
+    def together(handle: int, kind: int) -> None:
+        flock(handle, kind)
+        if not hasattr(seen, "first"):
+            seen.first = kind
+            came.wait(30)
+
+    def one(_: int) -> None:
+        with storage.shared_scratch("test", "key", filled.append):
+            within.wait(30)
+
+    filled = list[Path]()
+    monkeypatch.setattr(fcntl, "flock", together)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, range(2)))
+    assert len(filled) == 1 and not list(shared.iterdir())
+
+
 def test_a_shared_folder_that_could_not_be_filled_is_gone(shared: Path) -> None:
     def fails(folder: Path) -> None:
         (folder / "half").touch()
