@@ -8,10 +8,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import ray
+from ray._private.state import state as ray_state
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayError
 from ray.runtime_context import RuntimeContext
-from ray.util import placement_group_table
 
 from jala_ray.training.pools import Bundle, autoscaling_state, impossible
 from jala_ray.training.watch import PATIENCE_S, Reminders, Say, pause, say
@@ -81,7 +81,7 @@ class Cluster:
 
 
 def look(address: str, job: str) -> Cluster:
-    """Ask the head at `address` for job `job`; takes milliseconds. Raises Ray's errors where it does not answer."""
+    """Ask the head at `address` for job `job`; takes milliseconds. Raises Ray's errors where it does not answer, and after a shutdown."""
     status = get_cluster_status(address)
     nodes = []
     for info in (*status.active_nodes, *status.idle_nodes):
@@ -90,7 +90,8 @@ def look(address: str, job: str) -> Cluster:
         total, used = ({u.resource_name: getattr(u, name) for u in shown} for name in ("total", "used"))
         nodes.append(Node(info.ip_address, total, used))
     groups = []
-    for row in placement_group_table().values():
+    # Not by `ray.util.placement_group_table`: in a thread that a shutdown overtakes it connects again, or starts a Ray of its own.
+    for row in ray_state.placement_group_table().values():
         if row["state"] in ("PENDING", "RESCHEDULING", "CREATED"):
             bundles = tuple(dict(bundle) for bundle in row["bundles"].values())
             groups.append(PlacementGroup(row["placement_group_id"], bundles, row["state"] == "CREATED"))
@@ -202,10 +203,10 @@ def _watch(context: RuntimeContext, address: str, patience_s: float, say: Say) -
     reminders, began = Reminders(patience_s), dict[Hashable, float]()
     while True:
         time.sleep(pause(patience_s))
-        if not _connected(context, address):
+        if (job := _job(context, address)) is None:
             return
         try:
-            found = waits(look(address, context.get_job_id()))
+            found = waits(look(address, job))
         except (RayError, RuntimeError, ConnectionError, TimeoutError) as error:
             # A wait as any other, told when it lasts; after a shutdown in between it is never told.
             why = f"{type(error).__name__}: {error}"
@@ -219,9 +220,9 @@ def _watch(context: RuntimeContext, address: str, patience_s: float, say: Say) -
             say("what was waited for has begun")
 
 
-def _connected(context: RuntimeContext, address: str) -> bool:
-    """Whether the process is still connected there. Asked of `context`, because asking Ray for a new one would connect again."""
+def _job(context: RuntimeContext, address: str) -> str | None:
+    """The job as which the process is connected there; None when it no longer is. Asked of `context`, for a new one would connect again."""
     try:
-        return ray.is_initialized() and context.gcs_address == address
-    except (RayError, RuntimeError, AttributeError):  # shut down in between
-        return False
+        return context.get_job_id() if ray.is_initialized() and context.gcs_address == address else None
+    except (RayError, RuntimeError, AttributeError, AssertionError):  # shut down in between
+        return None

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayError
 from ray.util import placement_group, remove_placement_group
 
 from infra.local_head import local_head
 from jala_ray.config import ClusterConfig
 from jala_ray.storage import StorageOptions
 from jala_ray.storage.resolving import ENDPOINT
+from jala_ray.training.cluster import look
 from jala_ray.training.launch import ensure_ray, fit
 from tests.ray_start import SETTINGS
 
@@ -111,3 +113,8 @@ def test_a_joined_cluster_is_asked_and_says_what_waits(
     waiting = ray.remote(sleeper).options(num_cpus=1, num_gpus=1).remote({})
     until(lambda: told("s: tasks want 1 x {CPU 1, GPU 1}."), "the task's wait")
     ray.cancel(waiting)
+    job = ray.get_runtime_context().get_job_id()
+    ray.shutdown()
+    with pytest.raises(RayError):  # of a thread that looks while Ray is shut down: it must not connect again
+        look(other, job)
+    assert not ray.is_initialized()
