@@ -15,8 +15,10 @@ SETTINGS = {
     "RAY_gcs_server_port_wait_time_s": "300",
     "RAY_gcs_server_request_timeout_seconds": "300",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+    "RAY_worker_niceness": "0",
 }
-"""A process reads its token once. Ray's own waits of 30 and 60 s are too short for two busy cores."""
+"""A process reads its token once. Ray's own waits of 30 and 60 s are too short for two busy cores, and its workers, nice by 15, would
+hardly run beside the tests of another process."""
 os.environ.update(SETTINGS)
 
 
