@@ -1,4 +1,4 @@
-"""What Ray Data's own processes load of ours: the numbers of blocks, and a stage that they hand on unopened.
+"""What Ray Data's own processes load of ours: the numbers of blocks, what they are numbers of, and a stage that is handed on unopened.
 
 Neither torch nor transformers is imported here: the coordinator of a run's splits and the tasks that number blocks would each spend
 seconds and most of a gigabyte on them, at every start of a worker group.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import ray
@@ -19,6 +20,10 @@ from ray.data.datasource import ReadTask
 
 BLOCKS_PER_READ = 256
 """Blocks whose numbers one task of `BlockNumbers` hands on."""
+SLAB_ITEMS = 64
+"""Items of one object of `StoredItems`."""
+
+T = TypeVar("T")
 
 
 class BlockNumbers(ray.data.Datasource):
@@ -50,6 +55,21 @@ def numbered(blocks: int) -> ray.data.Dataset:
     dataset = ray.data.read_datasource(BlockNumbers(blocks), num_cpus=0, concurrency=at_once)
     dataset.context.target_max_block_size = 1  # bytes
     return dataset
+
+
+@dataclass(frozen=True)
+class StoredItems(Generic[T]):
+    """A sequence in Ray's object store, `SLAB_ITEMS` an object: a task unpickles the one that holds its item, however many there are."""
+
+    slabs: tuple[ray.ObjectRef, ...]
+
+    @classmethod
+    def put(cls, items: Sequence[T]) -> StoredItems[T]:
+        return cls(tuple(ray.put(list(items[at : at + SLAB_ITEMS])) for at in range(0, len(items), SLAB_ITEMS)))
+
+    def __getitem__(self, number: int) -> T:
+        slab, at = divmod(number, SLAB_ITEMS)
+        return ray.get(self.slabs[slab])[at]
 
 
 class Unopened:

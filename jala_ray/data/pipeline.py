@@ -21,7 +21,7 @@ import ray.train
 import torch
 from ray.exceptions import RayTaskError
 
-from jala_ray.data.blocks import Unopened, numbered
+from jala_ray.data.blocks import StoredItems, Unopened, numbered
 from jala_ray.data.samples.chunks import ManifestRow, read_chunks
 from jala_ray.data.samples.share import Parcel, StepShare
 from jala_ray.data.samples.steps import ShareBuilder, StepBuilder, Unit
@@ -260,17 +260,16 @@ def chunk_arrays(rows: Sequence[ManifestRow], selector: Selector | None = None) 
     """All labelled chunks of manifest rows (see `data.chunks.read_chunks`), read by a Ray Data job, in the rows' order."""
     if not rows:
         return read_chunks([])
-    groups = -(-len(rows) // CHUNK_ROWS)
-    stored = ray.put(rows)  # once per node, not once per task
+    groups = [rows[at : at + CHUNK_ROWS] for at in range(0, len(rows), CHUNK_ROWS)]
+    stored = StoredItems.put(groups)
 
     def stage(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         torch.set_num_threads(1)
-        mine = ray.get(stored)
-        arrays = [read_chunks(mine[i * CHUNK_ROWS : (i + 1) * CHUNK_ROWS]) for i in batch["id"]]
+        arrays = read_chunks(stored[int(batch["block"].item())])
         flat = {"features": np.float32, "side": np.int64, "beta": np.float32}
-        return {name: [a[name].astype(kind).tobytes() for a in arrays] for name, kind in flat.items()}
+        return {name: [arrays[name].astype(kind).tobytes()] for name, kind in flat.items()}
 
-    dataset = ray.data.range(groups, override_num_blocks=groups).map_batches(cast(Any, stage), batch_size=1)
+    dataset = numbered(len(groups)).map_batches(cast(Any, stage), batch_size=1)
     dataset.context.execution_options.preserve_order = True
     settled(dataset.context, selector or {})
     parts: dict[str, list[np.ndarray]] = {"features": [], "side": [], "beta": []}
@@ -297,20 +296,19 @@ def work_through(
     """
     if not items:
         return
-    stored = ray.put(list(items))  # once per node, not once per task
+    stored = StoredItems.put(items)
 
     class EachItem:
         def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
             torch.set_num_threads(max(1, int(num_cpus)))
-            return {"result": [json.dumps(work(ray.get(stored)[int(i)])) for i in batch["id"]]}
+            return {"result": [json.dumps(work(stored[int(batch["block"].item())]))]}
 
     stage: Any = EachItem().__call__
     options: dict[str, Any] = {"num_cpus": num_cpus}
     if num_gpus:
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, len(items)))
         stage, options = EachItem, {"num_gpus": num_gpus, "compute": pool}
-    dataset = ray.data.range(len(items), override_num_blocks=len(items))
-    dataset = dataset.map_batches(stage, batch_size=1, **options)
+    dataset = numbered(len(items)).map_batches(stage, batch_size=1, **options)
     settled(dataset.context, selector or {})
     for row in explained(dataset.iter_rows()):
         yield json.loads(row["result"])

@@ -16,6 +16,7 @@ from benchmarks.balance import MIXES, mixed
 from jala_ray import storage
 from jala_ray.config import RunConfig
 from jala_ray.data import pipeline
+from jala_ray.data.blocks import SLAB_ITEMS
 from jala_ray.data.manifest.table import Manifest, write_manifest
 from jala_ray.data.sampling.plan import Plan
 from jala_ray.parsing import override, to_dict
@@ -24,7 +25,7 @@ from jala_ray.storage import clients
 from jala_ray.training import checkpoint, history, setup
 from jala_ray.training.launch import launch
 from jala_ray.training.local import run_local
-from jala_ray.types import StoreUnavailable
+from jala_ray.types import StoreUnavailable, UserError
 from jobs.cache import main as make_cache
 from jobs.evaluate import main as evaluate
 from tests.end_to_end.conftest import World
@@ -170,6 +171,20 @@ def test_a_task_takes_the_rows_of_its_rank(cluster: None, monkeypatch: pytest.Mo
             for world in (1, 2, 3):
                 shares = [stored.rows(slabs, step, rank, world) for rank in range(world)]
                 assert shares == [plan.share(step, rank, world) for rank in range(world)]
+
+
+def test_pieces_of_work_are_done_once_each_and_end_the_job_with_their_own_error(cluster: None) -> None:
+    """More than an object of the store holds, by a task each."""
+    pieces = [("piece", number) for number in range(2 * SLAB_ITEMS + 3)]
+    assert sorted(found["number"] for found in pipeline.work_through(pieces, lambda p: {"number": p[1]})) == [
+        number for _, number in pieces
+    ]
+
+    def refuses(piece: tuple[str, int]) -> dict:
+        raise UserError(piece[0], piece[1], "another one")
+
+    with pytest.raises(UserError, match="another one"):
+        list(pipeline.work_through(pieces, refuses))
 
 
 @pytest.mark.slow
