@@ -1,4 +1,4 @@
-"""Tables of README and guides that come from registries: `python -m tests.tables` writes them between their marks."""
+"""Tables of the docs that come from registries or kept scores: `python -m tests.tables` writes them between their marks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from jala_ray.parsing import override
 from jala_ray.training.cards import on_cards
 from jala_ray.training.estimate import GB, Data, compute
 from jala_ray.training.gauges import ALL as EXPORTED
+from tests.studies import alignment_tables
 
 SMALLEST = "OpenGVLab/InternVL3-1B-hf"
 ROOT = Path(__file__).resolve().parents[1]
 FILES = (
     "README.md",
     *(f"docs/guides/{name}.md" for name in ("evaluate", "hardware", "operations", "own_data", "posttraining", "scale")),
+    "docs/results/alignment.md",
 )
+ALIGNMENT_PARTS = ("hidden (primary)", "seen", "Lab")
 SAVING = {"train.micro_batch": 2, "train.micro_tokens": 4096, "model.backbone.gradient_checkpointing": True}
 ALONE = {"cluster.workers": 1}
 LORA = {"model.backbone.gradient_checkpointing": True, "model.backbone.lora.rank": 64}
@@ -163,6 +166,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "scale": of_scale,
     "exported": of_exported,
     "evaluators": of_evaluators,
+    "alignment_seeds": lambda: table(("", "seed", *ALIGNMENT_PARTS), alignment_tables.seeds()),
+    "alignment_differences": lambda: table(("", "seeds", *ALIGNMENT_PARTS), alignment_tables.differences()),
 }
 
 

@@ -18,7 +18,7 @@ def test_every_seed_that_is_kept_is_on_the_page() -> None:
     clips = json.loads((KEPT / "clips.json").read_text())
     rows, name = {}, ""
     for line in PAGE.read_text().partition("## Found so far")[2].splitlines():
-        if found := re.match(r"\| (`(\w+)`)? ?\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", line):
+        if found := re.match(r"\| (`(\w+)`)? ?\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", line):
             name = found[2] or name
             rows[name, int(found[3])] = [float(found[i]) for i in (4, 5, 6)]
     kept = {}

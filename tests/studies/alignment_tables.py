@@ -1,0 +1,64 @@
+"""Tables of docs/results/alignment.md, from the scores that are kept beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from jala_ray.evaluation.bootstrap import nested
+from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION
+from jala_ray.studies.alignment.results import StudyResults
+from jala_ray.studies.alignment.size import SIZES
+from jala_ray.studies.alignment.variants import variants
+from jala_ray.studies.alignment.world import PARTS
+
+KEPT = Path(__file__).resolve().parents[2] / "docs/results/alignment"
+SIZE = SIZES["cpu_lite"]
+ENSEMBLE, METRIC = 4, "mpjpe"
+ROWS = {FLOOR: "the tokenizer's floor", MEAN_MOTION: "mean motion", HOLD_FIRST: "hold first"}
+REFERENCES = ("no_align", "grounded_labelled_only")
+
+
+def kept() -> StudyResults:
+    """Variants in the order in which the study names them."""
+    jobs = {}
+    for name in dict.fromkeys(variant.name for variant in variants(SIZE.run)):
+        files = {int(f.stem.removeprefix("seed-")): f for f in (KEPT / "scores" / name).glob("seed-*.json")}
+        if files:
+            jobs[name] = {seed: json.loads(files[seed].read_text())["result"] for seed in sorted(files)}
+    return StudyResults(jobs, json.loads((KEPT / "clips.json").read_text()))
+
+
+def seeds() -> Iterator[tuple[str, ...]]:
+    """(variant, seed, error on each of `PARTS`), the mean over seeds after a variant that has several; then the rows without a model."""
+    found = kept()
+    for variant in found.generating():
+        name, errors = f"`{variant}`", []
+        for seed in found.seeds(variant):
+            errors.append([found.mean(variant, part, METRIC, ENSEMBLE, seed) or np.nan for part in PARTS])
+            yield name, str(seed), *(f"{error:.2f}" for error in errors[-1])
+            name = ""
+        if len(errors) > 1:
+            yield "", f"mean of {len(errors)}", *(f"**{error:.2f}**" for error in np.mean(errors, axis=0))
+    for row, label in ROWS.items():
+        errors = [found.matrix("no_align", part, METRIC, ENSEMBLE, row, [0]) for part in PARTS]
+        yield label, "", *(f"{np.nanmean(error):.2f}" for error in errors)
+
+
+def differences() -> Iterator[tuple[str, ...]]:
+    """(difference, seeds, mean and interval on each of `PARTS`), over the seeds that both variants have."""
+    found = kept()
+    for reference in REFERENCES:
+        for variant in found.generating():
+            both = found.seeds(variant, reference)
+            if variant in REFERENCES[: REFERENCES.index(reference) + 1] or len(both) < 2:
+                continue
+            shown = []
+            for part in PARTS:
+                a, b = (found.matrix(v, part, METRIC, ENSEMBLE, seeds=both) for v in (variant, reference))
+                over = nested(a - b, resamples=SIZE.resamples)
+                shown.append(f"{over.mean:+.2f} [{over.low:+.2f}, {over.high:+.2f}]")
+            yield f"`{variant}` - `{reference}`", str(len(both)), *shown
