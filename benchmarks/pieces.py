@@ -45,7 +45,7 @@ def piece_by_piece(items: Sequence[VideoPiece]) -> Iterator[dict[str, Any]]:
 
     stored = ray.put(list(items))
 
-    def stage(batch: dict[str, Any]) -> dict[str, Any]:
+    def stage(batch: Any) -> Any:
         return {"result": [json.dumps(nothing(ray.get(stored)[int(i)])) for i in batch["id"]]}
 
     dataset = ray.data.range(len(items), override_num_blocks=len(items)).map_batches(stage, batch_size=1, num_cpus=1)
