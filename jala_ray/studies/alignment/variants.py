@@ -91,7 +91,7 @@ def variants(base: RunConfig) -> list[Variant]:
         Variant("lapa_pixels", 2, labelled, before=pixels),
         *(_changed(name, "lambda", weight, objective__align__weight=weight) for name in AGAIN for weight in (0.1, 2.0)),
         *(_changed(name, "wild", share, data__wild_fraction=share) for name in AGAIN for share in (0.0, 0.25, 0.5)),
-        # Named after two seeds of `jala_literal` were seen, so that nothing is claimed of them: is what it gains due to video, or to weight?
+        # Named after two seeds of `jala_literal` were seen, so nothing is claimed of them: is what it gains due to video, or to weight?
         Variant("jala_literal_labelled_only", 3, _literal_labelled_only),
         _changed("jala", "lambda", 8.0, objective__align__weight=8.0),
     ]
