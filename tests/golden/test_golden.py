@@ -117,9 +117,8 @@ def test_names_types_and_shapes(
     tmp_path: Path, change: Callable[[int, dict[str, Tensor]], object], name: str | None, what: str
 ) -> None:
     base, head = train(tmp_path / "base"), train(tmp_path / "head", batch=change)
-    if (
-        name is None
-    ):  # nothing that goes in differs; a product over other strides may round otherwise, and does on some processors
+    if name is None:
+        # Nothing that goes in differs. A product over other strides may round otherwise, and does on some processors.
         assert not [found.name for found in differences("toy", base, head) if "/in/" in found.name]
     else:
         found = first(base, head)

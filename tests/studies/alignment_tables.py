@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import numpy as np
 
 from jala_ray.evaluation.bootstrap import nested
 from jala_ray.evaluation.predict import FLOOR, HOLD_FIRST, MEAN_MOTION
-from jala_ray.studies.alignment.results import StudyResults
+from jala_ray.studies.alignment.results import StudyResults, load
 from jala_ray.studies.alignment.size import SIZES
-from jala_ray.studies.alignment.variants import variants
+from jala_ray.studies.alignment.stages import StudyFolder
 from jala_ray.studies.alignment.world import PARTS
 
 KEPT = Path(__file__).resolve().parents[2] / "docs/results/alignment"
@@ -23,13 +22,8 @@ REFERENCES = ("no_align", "grounded_labelled_only")
 
 
 def kept() -> StudyResults:
-    """Variants in the order in which the study names them."""
-    jobs = {}
-    for name in dict.fromkeys(variant.name for variant in variants(SIZE.run)):
-        files = {int(f.stem.removeprefix("seed-")): f for f in (KEPT / "scores" / name).glob("seed-*.json")}
-        if files:
-            jobs[name] = {seed: json.loads(files[seed].read_text())["result"] for seed in sorted(files)}
-    return StudyResults(jobs, json.loads((KEPT / "clips.json").read_text()))
+    """All that is kept; there is no study beside it."""
+    return load(StudyFolder(KEPT / "nowhere", SIZE, kept=KEPT))
 
 
 def seeds() -> Iterator[tuple[str, ...]]:
@@ -38,7 +32,7 @@ def seeds() -> Iterator[tuple[str, ...]]:
     for variant in found.generating():
         name, errors = f"`{variant}`", []
         for seed in found.seeds(variant):
-            errors.append([found.mean(variant, part, METRIC, ENSEMBLE, seed) or np.nan for part in PARTS])
+            errors.append([np.nanmean(found.matrix(variant, part, METRIC, ENSEMBLE, seeds=[seed])) for part in PARTS])
             yield name, str(seed), *(f"{error:.2f}" for error in errors[-1])
             name = ""
         if len(errors) > 1:

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 OTHER = "127.0.0.2:1"
 
 
-def until(true: Callable[[], Any], what: str, seconds: float = 280.0) -> None:
+def until(true: Callable[[], Any], what: str, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"{what} did not come in {seconds:g} s"
