@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jala_ray.config import RunConfig
+from jala_ray.training import history, setup
 from jala_ray.training.launch import launch
 from tests.end_to_end.conftest import World
 from tests.end_to_end.test_exactly_once import check_each_row_once, check_same_numbers
@@ -57,6 +58,7 @@ def test_one_worker_three_and_two(
     world: World, tmp_path: Path, unbroken: RunConfig, exact: None, note: Callable[..., None]
 ) -> None:
     config = exact_settings(world, tmp_path, "elastic", **ELASTIC, cluster__resize_every_s=2.0, cluster__max_failures=1)
+    committed = list[int]()
     with machines(1) as there:
         there.add(2)
 
@@ -69,6 +71,7 @@ def test_one_worker_three_and_two(
             set_pace(tmp_path, 0.5)
             step = last_row(config)["step"]
             until(lambda: last_row(config)["step"] >= step + EVERY, "some steps of three workers", 120)
+            committed.extend(map(history.step_of, history.committed_steps(setup.run_folder(config))))
             there.nodes[-1].kill()
             set_pace(tmp_path, 0.0)
 
@@ -80,9 +83,10 @@ def test_one_worker_three_and_two(
     check_same_numbers(config, unbroken, 1e-9)
     grown = notices(config)
     assert grown and grown[0]["notice"].startswith("1 -> ") and grown[0]["notice_left_s"] is None
-    # Growing cost no step: what was done twice is what the killed worker's group did since its checkpoint, the one before the last where
-    # that was still being saved.
+    # Growing cost no step: what was done twice is what the killed worker's group did since the checkpoint that was there when it was
+    # killed, the one before the last where that was still being saved.
     assert {row["world"] for row in lost(config)} <= {3} and len(lost(config)) < 2 * EVERY
+    assert all(row["step"] > max(committed) for row in lost(config))
     difference = largest_difference(config, unbroken)
     note(worlds=worlds, grown=[row["notice"] for row in grown], steps_twice=len(lost(config)), largest=difference)
 
