@@ -138,10 +138,13 @@ class RunLog:
         if not self.remote:
             return
         with self._syncing:
-            self.guard()
             self._changed.bring(self._bring)
 
     def _bring(self, name: str, content: bytes) -> None:
+        """An object is overwritten blindly: who is stopped between the question and the write, and wakes up after the lease was taken, puts
+        one old file over the holder's. The holder's next row mends that, and its end (`close`).
+        """
+        self.guard()
         storage.write_bytes(storage.join(self.uri, *name.split("/")), content, options=self.options)
 
     def __enter__(self) -> RunLog:
@@ -168,6 +171,7 @@ class RunLog:
                 tracker.closing.set()
             for tracker in self.trackers:
                 tracker.close()
+            self._changed.forget()
             self.sync()
 
 

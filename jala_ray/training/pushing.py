@@ -31,6 +31,10 @@ class Changed:
                 count += 1
         return count
 
+    def forget(self) -> None:
+        """What was brought: the next time everything is."""
+        self._known.clear()
+
 
 class Pusher:
     """Calls `push` every `every_s` seconds from a thread of its own. What goes wrong is one warning, until it goes well again: it never

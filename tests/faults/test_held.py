@@ -19,11 +19,11 @@ from jala_ray.parsing import override, to_dict
 from jala_ray.storage import StorageOptions
 from jala_ray.training import history, lease, setup
 from tests.faults.conftest import Bucket
-from tests.faults.kills import killed_config, steps_of
+from tests.faults.kills import LOGGED, killed_config, steps_of
 from tests.faults.processes import Command
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
-LEASE_S = 2.0
+LEASE_S, EVERY = 2.0, 6
 
 
 @pytest.fixture(params=["disk", "store"])
@@ -72,6 +72,18 @@ def content(folder: str, options: StorageOptions) -> dict[str, str]:
     return {name: hashlib.sha256(storage.read_bytes(f"{folder}/{name}", options)).hexdigest() for name in names}
 
 
+def settled(folder: str, options: StorageOptions) -> dict[str, str]:
+    """`content` when what its holder had sent before it was stopped, a checkpoint behind its steps or its log, has come to the store."""
+    last: dict[str, str] = {}
+    for _ in range(60):
+        found = content(folder, options)
+        if found == last:
+            return found
+        last = found
+        time.sleep(LEASE_S / 4)
+    raise AssertionError(f"{folder} still changes, though its holder is stopped")
+
+
 def test_a_second_process_is_refused_before_it_writes(held: tuple[RunConfig, StorageOptions], tmp_path: Path) -> None:
     """By the name of the one that holds the folder, which lives, though it has been silent for longer than its lease."""
     config, options = held
@@ -79,7 +91,7 @@ def test_a_second_process_is_refused_before_it_writes(held: tuple[RunConfig, Sto
     with started(config, tmp_path, "first") as first:
         stopped_at(first, 5)
         time.sleep(1.5 * LEASE_S)
-        before = content(folder, options)
+        before = settled(folder, options)
         with started(config, tmp_path, "second") as second:
             assert second.wait() == 1
         *_, last = second.output.strip().splitlines()
@@ -90,17 +102,36 @@ def test_a_second_process_is_refused_before_it_writes(held: tuple[RunConfig, Sto
     assert history.step_of(history.newest(folder, options) or "") == config.train.steps
 
 
+def stopped_between_saves(command: Command, folder: str, options: StorageOptions) -> int:
+    """Let it come to where it writes nothing, and hold it there; after which step its newest checkpoint was saved.
+
+    Elsewhere one write may be on its way, which no question about the lease can call back (`RunLog.sync`).
+    """
+    for logged in steps_of(command):
+        if logged <= EVERY:
+            continue
+        command.signal(signal.SIGSTOP)
+        there = settled(folder, options)
+        step = int(LOGGED.findall(command.output)[-1])  # it ran on after it had printed the one that was seen
+        due = history.address(folder, step // EVERY * EVERY)
+        saved = f"{due.removeprefix(folder).strip('/')}/{storage.COMMIT_FILE}" in there
+        if saved and step % EVERY < EVERY - 1 and not any("UPLOADING" in name for name in there):
+            return history.step_of(due)
+        command.signal(signal.SIGCONT)
+    raise AssertionError(command.output)
+
+
 def test_an_orphan_that_wakes_up_commits_nothing(held: tuple[RunConfig, StorageOptions], tmp_path: Path) -> None:
     """Silent for longer than its lease, as on another machine, it finds another in its place; the history that stays has each row once."""
     config, options = held
+    config = override(config, {"train.checkpoint_every": EVERY, "train.steps": 4 * EVERY, "log.push_s": 0.0})
     folder = setup.run_folder(config)
     with started(config, tmp_path, "orphan") as orphan:
-        stopped_at(orphan, 5)
+        committed = stopped_between_saves(orphan, folder, options)
         move_elsewhere(folder, options)
-        committed = history.newest(folder, options)  # none, where the one after step 4 was still being written
         with started(config, tmp_path, "heir") as heir:
-            stopped_at(heir, 7)
-            before = content(folder, options)
+            stopped_at(heir, committed + 2)
+            before = settled(folder, options)
             orphan.signal(signal.SIGCONT)
             assert orphan.wait() == 1
             assert content(folder, options) == before, "the orphan wrote while it was fenced off"
@@ -108,7 +139,7 @@ def test_an_orphan_that_wakes_up_commits_nothing(held: tuple[RunConfig, StorageO
             assert last.startswith("error: run folder ") and f"process {heir.pid}" in last, orphan.output
             heir.signal(signal.SIGCONT)
             assert heir.wait() == 0, heir.output
-    check_each_row_once(config, options, resumed_at=0 if committed is None else history.step_of(committed))
+    check_each_row_once(config, options, resumed_at=committed)
 
 
 def check_each_row_once(config: RunConfig, options: StorageOptions, resumed_at: int) -> None:

@@ -88,8 +88,25 @@ def test_rows_are_on_the_bucket_between_checkpoints(s3_endpoint: str) -> None:
     assert steps() == [1, 2]
 
 
+def test_what_an_orphan_wrote_late_is_put_right(s3_endpoint: str) -> None:
+    """Its write was on the way when it was stopped: the holder's end brings every file once more, though nothing has changed since."""
+    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket="runs")
+    values = {"log.push_s": 0.0, "storage.root": "s3://runs/x", "storage.endpoint_url": s3_endpoint}
+    config = override(run_config(Path("unused")), values)
+    folder, options = setup.run_folder(config), setup.storage_options(config)
+    address = storage.join(folder, "metrics.jsonl")
+    with RunLog(config, folder, 0, 9, options) as log:
+        log.write({"step": 1, "loss": 1.0}, [])
+        log.sync()
+        late = storage.read_bytes(address, options)
+        log.write({"step": 2, "loss": 1.0}, [])
+        log.sync()
+        storage.write_bytes(address, late, options)
+    assert [json.loads(line)["step"] for line in storage.read_bytes(address, options).splitlines()] == [1, 2]
+
+
 def test_a_lost_lease_stops_what_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guard is asked before every push; nothing is written for a run that another attempt has taken over."""
+    """The guard is asked before every file; nothing is written for a run that another attempt has taken over."""
     written: list[str] = []
     lost = threading.Event()
     asked: list[int] = []
