@@ -142,7 +142,7 @@ class RunLog:
 
     def _bring(self, name: str, content: bytes) -> None:
         """An object is overwritten blindly: who is stopped between the question and the write, and wakes up after the lease was taken, puts
-        one old file over the holder's. The holder's next row mends that, and its end (`close`).
+        one old file over the holder's. The holder's next write of that file mends it, and its end (`close`).
         """
         self.guard()
         storage.write_bytes(storage.join(self.uri, *name.split("/")), content, options=self.options)

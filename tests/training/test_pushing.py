@@ -12,6 +12,7 @@ import boto3
 import pytest
 
 from jala_ray import storage
+from jala_ray.config import RunConfig
 from jala_ray.parsing import override
 from jala_ray.training import setup
 from jala_ray.training.log import RunLog
@@ -69,10 +70,15 @@ def test_a_push_that_fails_is_one_warning_and_goes_on(capsys: pytest.CaptureFixt
     assert len(calls) == seen
 
 
+def on_bucket(endpoint: str, push_s: float) -> RunConfig:
+    """A run in a new bucket."""
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="runs")
+    values = {"log.push_s": push_s, "storage.root": "s3://runs/x", "storage.endpoint_url": endpoint}
+    return override(run_config(Path("unused")), values)
+
+
 def test_rows_are_on_the_bucket_between_checkpoints(s3_endpoint: str) -> None:
-    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket="runs")
-    values = {"log.push_s": 0.05, "storage.root": "s3://runs/x", "storage.endpoint_url": s3_endpoint}
-    config = override(run_config(Path("unused")), values)
+    config = on_bucket(s3_endpoint, push_s=0.05)
     folder, options = setup.run_folder(config), setup.storage_options(config)
     address = storage.join(folder, "metrics.jsonl")
 
@@ -90,9 +96,7 @@ def test_rows_are_on_the_bucket_between_checkpoints(s3_endpoint: str) -> None:
 
 def test_what_an_orphan_wrote_late_is_put_right(s3_endpoint: str) -> None:
     """Its write was on the way when it was stopped: the holder's end brings every file once more, though nothing has changed since."""
-    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket="runs")
-    values = {"log.push_s": 0.0, "storage.root": "s3://runs/x", "storage.endpoint_url": s3_endpoint}
-    config = override(run_config(Path("unused")), values)
+    config = on_bucket(s3_endpoint, push_s=0.0)
     folder, options = setup.run_folder(config), setup.storage_options(config)
     address = storage.join(folder, "metrics.jsonl")
     with RunLog(config, folder, 0, 9, options) as log:
