@@ -1,6 +1,6 @@
 """One training step (forward, backward, clip, AdamW, moving average; several micro-batches): ours, a straightforward one, an older one.
 
-`python benchmarks/step.py [--mix NAME ...] [--size NAME ...] [--turns N] [--remedy NAME off ...] [--video-only] [--alignment]`: no weights,
+`python benchmarks/step.py [--mix NAME ...] [--size NAME ...] [--turns N] [--remedy NAME off ...] [--video-only] [--alignment] [--count]`: no weights,
 no videos, no network, and neither Ray, tyro nor PyAV; on the GPU where there is one. Sides, on the same samples with the same weights:
 
 - ours: `Pretraining.step`, on batches that the product's code drew, laid out and collated (`step_samples.py`);
@@ -33,6 +33,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -184,6 +185,32 @@ def alignment(size: str, settings: Settings, mix: str = "short") -> float:
     return two_steps(sides[0], sides[1], settings) - 1
 
 
+def counted(mix: str, size: str, settings: Settings) -> dict[str, float]:
+    """TFLOP of one step: the matrix products that each side executes, by torch's counter, and what is needed, by the product's own."""
+    config = configured(size, mix, settings)
+    assets = noise_assets(config, SIZES[size].words)
+    step = make_step(config, assets, MIXES[mix], config.train.batch)
+    ours = Ours(config, assets, step, settings.device)
+    found = {}
+    for name, side in (("ours", ours), ("straightforward", Plain(ours, assets, step))):
+        with FlopCounterMode(display=False) as counter:
+            side.step()
+        found[name] = counter.get_total_flops() / 1e12
+    return found | {"needed": ours.needed_flops / 1e12}
+
+
+def count(mixes: Sequence[str], sizes: Sequence[str], settings: Settings) -> None:
+    tflop = {mix: {size: counted(mix, size, settings) for size in sizes} for mix in mixes}
+    rows = [
+        (mix, size, *(f"{value:.3f}" for value in found.values()))
+        + tuple(f"{found[name] / found['straightforward']:.3f}" for name in ("ours", "needed"))
+        for mix, by_size in tflop.items()
+        for size, found in by_size.items()
+    ]
+    header = ("mix", "size", "ours", "straightforward", "needed", "ours / straightforward", "needed / straightforward")
+    report("one training step, TFLOP", header, rows, {"tflop": tflop})
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +226,7 @@ def asked(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--remedy", nargs=2, action="append", default=[], metavar=("NAME", "off"), help=off)
     parser.add_argument("--video-only", action="store_true", help="videos alone over labelled clips of equal length")
     parser.add_argument("--alignment", action="store_true", help="alignment over masked prediction alone")
+    parser.add_argument("--count", action="store_true", help="FLOPs of one step of each side, and nothing timed")
     options = parser.parse_args(words)
     for name, state in options.remedy:
         if name not in REMEDIES or state != "off":
@@ -214,6 +242,8 @@ def main(words: Sequence[str] | None = None) -> None:
     settings = Settings(device, precision, options.turns, remedies, options.samples and tuple(options.samples))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}, transformers {transformers.__version__}, {precision}", flush=True)
+    if options.count:
+        return count(options.mix, options.size, settings)
     further: dict[str, Any] = {}
     if options.video_only:
         further["video_only"] = round(video_only(options.size[0], settings), 3)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import step_samples
-from benchmarks.step import COMMIT
+from benchmarks.step import COMMIT, Settings, counted
 from benchmarks.step_remedies import REMEDIES, without
 from benchmarks.step_samples import MIXES, SHARES, Step, make_step, noise_assets, quota
 from benchmarks.step_sides import Ours, Plain, difference
@@ -50,6 +50,11 @@ def test_the_straightforward_step_computes_the_same(ours: Ours, assets: Assets, 
     with torch.no_grad():
         plain.model.lap.queries.mul_(1.1)
     assert difference(ours, plain, step).worst > 1e-3
+
+
+def test_what_is_executed_is_counted_beside_what_is_needed() -> None:
+    tflop = counted("short", "tiny", Settings(CPU, "fp32", turns=1, samples=(4, 2)))
+    assert 0 < tflop["needed"] < tflop["ours"] < tflop["straightforward"]
 
 
 @pytest.mark.parametrize("name", REMEDIES)
