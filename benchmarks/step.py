@@ -1,7 +1,8 @@
 """One training step (forward, backward, clip, AdamW, moving average; several micro-batches): ours, a straightforward one, an older one.
 
-`python benchmarks/step.py [--mix NAME ...] [--size NAME ...] [--turns N] [--remedy NAME off ...] [--video-only] [--alignment] [--count]`: no weights,
-no videos, no network, and neither Ray, tyro nor PyAV; on the GPU where there is one. Sides, on the same samples with the same weights:
+`python benchmarks/step.py [--mix NAME ...] [--size NAME ...] [--turns N] [--remedy NAME off ...] [--video-only] [--alignment]
+[--grounded]`, or with `--count` FLOPs and nothing timed: no weights, no videos, no network, and neither Ray, tyro nor PyAV; on the GPU
+where there is one. Sides, on the same samples with the same weights:
 
 - ours: `Pretraining.step`, on batches that the product's code drew, laid out and collated (`step_samples.py`);
 - straightforward: padded rows, a dense mask, all blocks over all tokens, pairs encoded as pairs (`step_straightforward.py`, frozen);
@@ -24,7 +25,7 @@ import gc
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.form import report
 from benchmarks.step_remedies import REMEDIES, without
-from benchmarks.step_samples import MIXES, Mix, Step, collated, make_step, noise_assets
+from benchmarks.step_samples import MIXES, Mix, Step, collated, made_teacher, make_step, noise_assets, with_features
 from benchmarks.step_sides import Before, Difference, Ours, Plain, Side, difference, turns
 from benchmarks.step_sizes import SIZES, run_config
-from jala_ray.config import RunConfig
+from jala_ray.config import RunConfig, TokenizerConfig
+from jala_ray.config.objectives.grounded import grounded as aligned
 from jala_ray.config.objectives.jala import no_align
+from jala_ray.tokenizer.model import MotionTokenizer
+from jala_ray.types import TaskType
 
 COMMIT = "da3699e"
 STEPS = {"cpu": {"one_chunk": (8, 4), "short": (6, 3), "ten": (4, 2)}, "cuda": dict.fromkeys(MIXES, (128, 16))}
@@ -185,6 +189,28 @@ def alignment(size: str, settings: Settings, mix: str = "short") -> float:
     return two_steps(sides[0], sides[1], settings) - 1
 
 
+def grounded(size: str, settings: Settings, mix: str = "short") -> dict[str, float]:
+    """Time of a step of `grounded` over that of `no_align` on labelled clips alone and on the whole mix, whose videos `no_align` does not
+    look at, and over that of `jala` on the whole; the encoder's features are given."""
+    labelled = {task: share for task, share in MIXES[mix].shares.items() if task != "pure_video"}
+    base = configured(size, mix, settings)
+    mine, teacher = aligned(base), made_teacher(aligned(base))
+
+    def side(config: RunConfig, shares: Mapping[TaskType, float]) -> Ours:
+        assets = noise_assets(config, SIZES[size].words)
+        if config.objective.taught is not None:
+            assets = dataclasses.replace(assets, motion=MotionTokenizer(TokenizerConfig()), teacher=teacher)
+        step = make_step(config, assets, dataclasses.replace(MIXES[mix], shares=shares), config.train.batch)
+        return Ours(config, assets, with_features(config, step), settings.device)
+
+    def over(other: RunConfig, shares: Mapping[TaskType, float]) -> float:
+        return two_steps(side(mine, shares), side(other, shares), settings)
+
+    own = MIXES[mix].shares
+    without = no_align(base)
+    return {"labelled": over(without, labelled), "all": over(without, own), "all_over_jala": over(base, own)}
+
+
 def counted(mix: str, size: str, settings: Settings) -> dict[str, float]:
     """TFLOP of one step: the matrix products that each side executes, by torch's counter, and what is needed, by the product's own."""
     config = configured(size, mix, settings)
@@ -199,11 +225,15 @@ def counted(mix: str, size: str, settings: Settings) -> dict[str, float]:
     return found | {"needed": ours.needed_flops / 1e12}
 
 
+def shares(tflop: dict[str, float]) -> list[float]:
+    """What ours executes and what is needed, over the straightforward step's."""
+    return [tflop[name] / tflop["straightforward"] for name in ("ours", "needed")]
+
+
 def count(mixes: Sequence[str], sizes: Sequence[str], settings: Settings) -> None:
     tflop = {mix: {size: counted(mix, size, settings) for size in sizes} for mix in mixes}
     rows = [
-        (mix, size, *(f"{value:.3f}" for value in found.values()))
-        + tuple(f"{found[name] / found['straightforward']:.3f}" for name in ("ours", "needed"))
+        (mix, size, *(f"{value:.3f}" for value in (*found.values(), *shares(found))))
         for mix, by_size in tflop.items()
         for size, found in by_size.items()
     ]
@@ -226,6 +256,9 @@ def asked(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--remedy", nargs=2, action="append", default=[], metavar=("NAME", "off"), help=off)
     parser.add_argument("--video-only", action="store_true", help="videos alone over labelled clips of equal length")
     parser.add_argument("--alignment", action="store_true", help="alignment over masked prediction alone")
+    parser.add_argument(
+        "--grounded", action="store_true", help="grounded alignment over masked prediction alone, and over jala"
+    )
     parser.add_argument("--count", action="store_true", help="FLOPs of one step of each side, and nothing timed")
     options = parser.parse_args(words)
     for name, state in options.remedy:
@@ -249,6 +282,9 @@ def main(words: Sequence[str] | None = None) -> None:
         further["video_only"] = round(video_only(options.size[0], settings), 3)
     if options.alignment:
         further["alignment_over_mcp"] = round(alignment(options.size[0], settings), 3)
+    if options.grounded:
+        found = grounded(options.size[0], settings)
+        further["grounded_over"] = {name: round(value, 3) for name, value in found.items()}
     figures, rows = all_mixes(options.mix, options.size, settings)
     for what, value in further.items():
         print(f"{what}: {value}")

@@ -6,13 +6,16 @@ video, no weights and no network are needed; the same numbers give the same samp
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
+from benchmarks.teacher import Made
 from jala_ray.config import RunConfig, TokenizerConfig
 from jala_ray.data.samples.assets import Assets, SequenceSpec
 from jala_ray.data.samples.instructions import all_templates
@@ -22,9 +25,13 @@ from jala_ray.data.samples.source import BadRow, Look, Pictures, Sample
 from jala_ray.data.samples.steps import ShareBuilder, Unit
 from jala_ray.data.sampling.plan import PlanRow
 from jala_ray.models.backbones.base import backbone_facts
+from jala_ray.models.frame_encoder import FrameEncoder
+from jala_ray.models.inverse_dynamics import PairSight, Teacher
 from jala_ray.models.text import TextTokenizer
 from jala_ray.tokenizer.model import MotionTokenizer
 from jala_ray.training.build import vocabulary
+from jala_ray.training.teacher.fit import fit
+from jala_ray.training.teacher.labelled import LabelledChunks
 from jala_ray.types import HandState, TaskType
 
 SHARES: dict[TaskType, float] = {"generation": 42.4, "continuation": 15.5, "description": 12.9, "pure_video": 29.1}
@@ -154,6 +161,28 @@ def collated(config: RunConfig, assets: Assets, held: list[Sample]) -> Step:
 def make_step(config: RunConfig, assets: Assets, mix: Mix, count: int, seed: int = 0) -> Step:
     """A step of `count` samples of a mix."""
     return collated(config, assets, samples(mix, count, assets.spec, seed))
+
+
+def with_features(config: RunConfig, step: Step) -> Step:
+    """The step with noise for the encoder's features, as from a cache, in place of its frames."""
+    encoder = FrameEncoder.build(config.model.encoder)
+    size = (encoder.grid[0] * encoder.grid[1], encoder.dim)
+    draw = torch.Generator().manual_seed(0)
+    for i, batch in enumerate(step.share.micro):
+        assert batch.frames is not None
+        features = torch.randn(len(batch.frames), *size, generator=draw)
+        step.share.micro[i] = dataclasses.replace(batch, frames=None, frame_features=features)
+    return step
+
+
+def made_teacher(config: RunConfig) -> Teacher:
+    """Fitted on as many made chunks as it compares a pair with, and some more."""
+    taught, encoder = config.objective.taught, FrameEncoder.build(config.model.encoder)
+    assert taught is not None
+    sight = PairSight(encoder.grid, taught.cells, encoder.pairs)
+    sample = LabelledChunks.joined(Made(encoder.dim, sight.parts)(0, taught.landmarks + 512))
+    found = fit(taught, sample, None, sight)
+    return Teacher(found.teacher.state_dict(), sight, found.report.plain(), found.held_out)
 
 
 def portable(laid: Laid) -> dict[str, Any]:

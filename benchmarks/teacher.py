@@ -35,9 +35,10 @@ TOGETHER = 160
 class Made:
     """Labelled chunks by their numbers, always the same."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, parts: int = SIGHT.parts) -> None:
+        self.parts = parts
         draw = torch.Generator().manual_seed(0)
-        self.seen = torch.randn(LATENT, SIGHT.parts * width, generator=draw) / LATENT**0.5
+        self.seen = torch.randn(LATENT, parts * width, generator=draw) / LATENT**0.5
         self.moved = torch.randn(LATENT, MOTION, generator=draw) / LATENT**0.5
         self.seconds = 0.0
 
@@ -52,7 +53,7 @@ class Made:
         draw = torch.Generator().manual_seed(begin)
         state = torch.randn(2, count, LATENT, generator=draw)
         noise = torch.randn(2, count, self.seen.shape[1], generator=draw)
-        cells = (state @ self.seen + 0.5 * noise).unflatten(2, (SIGHT.parts, -1)).transpose(0, 1)
+        cells = (state @ self.seen + 0.5 * noise).unflatten(2, (self.parts, -1)).transpose(0, 1)
         change = torch.tanh(state[1] - state[0])
         motion = change @ self.moved + 0.3 * torch.randn(count, MOTION, generator=draw)
         hand = torch.arange(begin, begin + count) % 2

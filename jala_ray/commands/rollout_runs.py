@@ -79,6 +79,8 @@ class RunAction:
     """Of the first rollout; the next ones count on. Demonstrations begin at 10000."""
     execute: int = 8
     """Steps of a chunk before the policy is asked again."""
+    max_steps: int | None = None
+    """After which a rollout has failed, where that is earlier than the simulator's own; None: that. For a look whether all is connected."""
     ahead: int = 0
     """Steps by which a question goes ahead of its chunk, as a robot's that moves while the policy computes; 0: the world waits."""
     convention: str | None = None
@@ -130,7 +132,9 @@ class RunAction:
         )
         arms = self.arms or ("policy", "blind")
         name = self.name or (called(self.policy) if self.policy else "baselines")
-        start = _start(simulation)
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError("max-steps", self.max_steps, "1 or more")
+        start = replace(_start(simulation), max_steps=self.max_steps)
         many = {"rollouts": self.rollouts, "variants": self.variants, "arms": arms, "seed": self.seed, "how": how}
         return RolloutJob(self.out, simulation.simulator, start, name, source, simulation.tasks, **many)
 

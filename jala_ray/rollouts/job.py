@@ -151,6 +151,7 @@ class Session:
             "seed": job.seed,
             "size": job.start.size,
             "cameras": list(self.hello["cameras"]),
+            "max_steps": job.start.max_steps,
             **asdict(job.how),
         }
 

@@ -43,10 +43,12 @@ class SimulatorStart:
     cameras: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     answer_s: float = ANSWER_S
+    max_steps: int | None = None
+    """After which a rollout has failed, where that is earlier than the simulator's own; None: that."""
 
     @property
     def command(self) -> list[str]:
-        settings = {"size": self.size, "cameras": list(self.cameras)}
+        settings = {"size": self.size, "cameras": list(self.cameras), "max_steps": self.max_steps}
         return [self.python, "-s", str(MAIN), self.file, json.dumps(settings)]
 
 

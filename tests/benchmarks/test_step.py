@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import step_samples
-from benchmarks.step import COMMIT, Settings, counted
+from benchmarks.step import COMMIT, Settings, counted, grounded
 from benchmarks.step_remedies import REMEDIES, without
 from benchmarks.step_samples import MIXES, SHARES, Step, make_step, noise_assets, quota
 from benchmarks.step_sides import Ours, Plain, difference
@@ -55,6 +55,11 @@ def test_the_straightforward_step_computes_the_same(ours: Ours, assets: Assets, 
 def test_what_is_executed_is_counted_beside_what_is_needed() -> None:
     tflop = counted("short", "tiny", Settings(CPU, "fp32", turns=1, samples=(4, 2)))
     assert 0 < tflop["needed"] < tflop["ours"] < tflop["straightforward"]
+
+
+def test_grounded_is_measured_with_features_at_hand() -> None:
+    found = grounded("tiny", Settings(CPU, "fp32", turns=1, samples=(4, 2)), "one_chunk")
+    assert set(found) == {"labelled", "all", "all_over_jala"} and all(value > 0 for value in found.values())
 
 
 @pytest.mark.parametrize("name", REMEDIES)

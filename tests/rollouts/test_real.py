@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import numpy as np
 import pytest
 
 from jala_ray.commands import shell
+from jala_ray.data.robots.write import RobotLayout, RobotWriter
+from jala_ray.rollouts.driving import ASKING
 from jala_ray.rollouts.environments import make, start_of
 from jala_ray.rollouts.process import SimulatorProcess
 from jala_ray.types import JalaError
 from tests.data.robots.made import opened, samples_of
-from tests.rollouts.asked import scores
+from tests.rollouts.asked import lines, scores
+from tests.serving.test_command import served
 
 pytestmark = pytest.mark.slow
 NEWER = os.environ.get("PYTHON312") or shutil.which("python3.12")
@@ -112,6 +116,44 @@ def test_libero_settles_and_shows_both_cameras(started: Callable[[str], Simulato
         moved = process.step(actions=np.tile(np.array([0, 0, -1, 0, 0, 0, -1], np.float32), (10, 1)))
         after = process.observe()["state"]["observation.state"]
         assert moved["steps"] == 10 and after[2] < before[2] - 0.02, "the hand goes down"
+
+
+def noise_set(folder: Path, hello: Mapping[str, Any], episodes: int = 4, length: int = 24) -> Path:
+    """A data set of what a simulator has: its cameras, state, actions, rate and instructions; all values are noise."""
+    rng = np.random.default_rng(0)
+    widths = hello["state"] | {"action": len(hello["low"])}
+    layout = RobotLayout(hello["fps"], widths, dict.fromkeys(hello["cameras"], (128, 128)), robot="arm")
+    with RobotWriter(folder, layout) as writer:
+        for task in [*hello["tasks"].values()][:episodes]:
+            signals = {name: rng.uniform(-1, 1, (length, width)).astype(np.float32) for name, width in widths.items()}
+            shown = {name: rng.integers(0, 256, (length, 128, 128, 3), np.uint8) for name in hello["cameras"]}
+            writer.add(signals, shown, task["instruction"])
+    return folder
+
+
+def test_a_served_policy_acts_in_all_of_libero(started: Callable[[str], SimulatorProcess], tmp_path: Path) -> None:
+    """Post-trained for four steps on noise: every task is begun, seen, asked about and acted in for 50 steps; success is no matter."""
+    with started("libero") as process:
+        made = noise_set(tmp_path / "set", process.hello())
+    learned = ["--name", "tiny", "--storage.root", str(tmp_path), "--data.robot-sets", str(made), "arm"]
+    learned += ["--objective.reads", "all", "--objective.latents", "none"]
+    assert shell.main(["posttrain", "tiny_libero_spatial", "--local", "--train.steps", "4", *learned]) == 0
+    with served(str(tmp_path / "tiny"), "--convention", "libero") as (_, port, said):
+        assert "training rows come back as they were" in said
+        words = ["rollouts", "run", f"ws://127.0.0.1:{port}", "--simulator", "libero", "--out", str(tmp_path / "acted")]
+        assert shell.main([*words, "--rollouts", "1", "--max-steps", "50", "--videos", "0"]) == 0
+        metrics = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    found = lines(tmp_path / "acted")
+    print(json.dumps({arm: [line["success"] for line in found if line["arm"] == arm].count(True) for arm in ASKING}))
+    assert (
+        len({line["task"] for line in found}) == 40 and len(found) == 80 and not any("error" in line for line in found)
+    )
+    assert all(line["success"] or (line["steps"], line["asked"]) == (50, 7) for line in found)
+    acted = {line["task"]: np.load(tmp_path / f"acted/actions/policy_{line['task']}_seen_0001.npy") for line in found}
+    assert all(np.isfinite(actions).all() and actions.std() > 0 for actions in acted.values())
+    assert f"jala_serving_requests_total {sum(line['asked'] for line in found)}" in metrics.replace(".0\n", "\n"), (
+        metrics
+    )
 
 
 def test_pusht_pushes(started: Callable[[str], SimulatorProcess]) -> None:

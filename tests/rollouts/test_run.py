@@ -56,6 +56,14 @@ def test_every_line_has_its_seed_and_what_came_of_it(done: Path) -> None:
             assert line["asked"] == -(-line["steps"] // 8)
 
 
+def test_a_rollout_may_be_shorter_than_the_simulator_s(tmp_path: Path) -> None:
+    asked = ("--arms", "idle", "expert", "--rollouts", "2", "--videos", "0")
+    run(tmp_path, *asked, "--max-steps", "5", policy=None)
+    assert [(line["steps"], line["success"]) for line in lines(tmp_path)] == [(5, False)] * 4, "the expert needs 8"
+    assert shell.main(words(tmp_path, *asked, policy=None)) == 2, "another length is another folder"
+    assert shell.main(words(tmp_path / "none", *asked, "--max-steps", "0", policy=None)) == 2
+
+
 def test_videos_show_what_was_done_and_play(done: Path) -> None:
     found = scores(done)
     films = [film for film in found["films"] if film["task"] == "reach" and film["variant"] == "unseen"]

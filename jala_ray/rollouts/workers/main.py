@@ -21,16 +21,16 @@ class Ended(Exception):
 
 
 class Rollout:
-    """A simulator, and what has happened since its last reset."""
+    """A simulator, and what has happened since its last reset; `most`: steps after which it is done, whatever the simulator says."""
 
-    def __init__(self, simulator: Simulated) -> None:
-        self.simulator = simulator
+    def __init__(self, simulator: Simulated, most: float = float("inf")) -> None:
+        self.simulator, self.most = simulator, most
         self.steps, self.completed = 0, np.zeros(0, bool)
         self.rng = np.random.default_rng(0)
 
     @property
     def done(self) -> bool:
-        return bool(self.completed.all()) or self.steps >= self.simulator.max_steps
+        return bool(self.completed.all()) or self.steps >= min(self.most, self.simulator.max_steps)
 
     def hello(self) -> dict:
         sim = self.simulator
@@ -127,7 +127,9 @@ def main(file: str, settings: str) -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # the messages' pipe is theirs alone
     sys.stdout = sys.stderr
-    rollout = Rollout(loaded(file, json.loads(settings)))
+    asked = json.loads(settings)
+    most = asked.pop("max_steps") or float("inf")
+    rollout = Rollout(loaded(file, asked), most)
     while True:
         try:
             message = wire.received(lambda count: taken(sys.stdin.buffer, count))
