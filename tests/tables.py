@@ -167,6 +167,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "exported": of_exported,
     "evaluators": of_evaluators,
     "alignment_seeds": lambda: table(("", "seed", *ALIGNMENT_PARTS), alignment_tables.seeds()),
+    "alignment_cost": lambda: table(("", "runs", "least", "median"), alignment_tables.cost()),
     "alignment_differences": lambda: table(("", "seeds", *ALIGNMENT_PARTS), alignment_tables.differences()),
 }
 

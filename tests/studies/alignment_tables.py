@@ -42,6 +42,14 @@ def seeds() -> Iterator[tuple[str, ...]]:
         yield label, "", *(f"{np.nanmean(error):.2f}" for error in errors)
 
 
+def cost() -> Iterator[tuple[str, ...]]:
+    """(variant, runs, least and median minutes of a run, training and evaluation)."""
+    found = kept()
+    for variant in found.generating():
+        minutes = [job["stage_seconds"] / 60 for job in found.jobs[variant].values()]
+        yield f"`{variant}`", str(len(minutes)), f"{min(minutes):.1f}", f"{np.median(minutes):.1f}"
+
+
 def differences() -> Iterator[tuple[str, ...]]:
     """(difference, seeds, mean and interval on each of `PARTS`), over the seeds that both variants have."""
     found = kept()
