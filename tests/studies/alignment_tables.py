@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,16 +51,23 @@ def cost() -> Iterator[tuple[str, ...]]:
 
 
 def differences() -> Iterator[tuple[str, ...]]:
-    """(difference, seeds, mean and interval on each of `PARTS`), over the seeds that both variants have."""
+    """(difference, seeds, mean and interval on each of `PARTS`), over the seeds that both variants have, where they are several."""
     found = kept()
-    for reference in REFERENCES:
-        for variant in found.generating():
-            both = found.seeds(variant, reference)
-            if variant in REFERENCES[: REFERENCES.index(reference) + 1] or len(both) < 2:
-                continue
-            shown = []
-            for part in PARTS:
-                a, b = (found.matrix(v, part, METRIC, ENSEMBLE, seeds=both) for v in (variant, reference))
-                over = nested(a - b, resamples=SIZE.resamples)
-                shown.append(f"{over.mean:+.2f} [{over.low:+.2f}, {over.high:+.2f}]")
-            yield f"`{variant}` - `{reference}`", str(len(both)), *shown
+    for variant, reference in pairs(found.generating()):
+        both = found.seeds(variant, reference)
+        if len(both) < 2:
+            continue
+        shown = []
+        for part in PARTS:
+            a, b = (found.matrix(v, part, METRIC, ENSEMBLE, seeds=both) for v in (variant, reference))
+            over = nested(a - b, resamples=SIZE.resamples)
+            shown.append(f"{over.mean:+.2f} [{over.low:+.2f}, {over.high:+.2f}]")
+        yield f"`{variant}` - `{reference}`", str(len(both)), *shown
+
+
+def pairs(variants: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(variant, reference): each with every one of `REFERENCES` but those that come before it, and with a control of its own."""
+    for i, reference in enumerate(REFERENCES):
+        yield from ((variant, reference) for variant in variants if variant not in REFERENCES[: i + 1])
+    named = {f"{variant}_labelled_only": variant for variant in variants}
+    yield from ((named[v], v) for v in variants if v in named and v not in REFERENCES)
