@@ -28,7 +28,11 @@ def summary(counts: dict[str, int] | None = None, of: int = 10, **changes: Any) 
     }
     facts |= {"asked": 40, "done": 40, "failed": [], "scores": None, "films": [], "subtasks": {"push": ["Success"]}}
     facts |= {"success": success, "over_blind": {"push": {"seen": over}}, "costs": costs, "versions": {"mujoco": "3"}}
-    return facts | {"seed": 0, "rollouts": of, "size": 128, "cameras": ["c"], "execute": 8, "ahead": 0} | changes
+    return (
+        facts
+        | {"seed": 0, "rollouts": of, "size": 128, "cameras": ["c"], "execute": 8, "ahead": 0, "max_steps": None}
+        | changes
+    )
 
 
 def test_what_is_well_has_no_warning() -> None:
@@ -59,6 +63,7 @@ def test_what_is_well_has_no_warning() -> None:
             {"failed": [{"rollout": "policy, push, seen, 3", "error": "signal 6"}], "done": 39},
             "failed by their simulator",
         ),
+        ({"max_steps": 50}, "ended after 50 steps at most"),
         ({"done": 30}, "10 rollouts are missing"),
         ({"films": [{"key": "k", "problem": "ended otherwise", "file": ""}]}, "could not be filmed"),
     ],

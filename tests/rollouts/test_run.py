@@ -13,6 +13,7 @@ import pytest
 from jala_ray.commands import shell
 from jala_ray.commands.rollout_runs import called
 from jala_ray.evaluation.rollouts.forms import read_form
+from jala_ray.reports.rollouts.simulated import simulated_findings
 from jala_ray.rollouts.summary import difference
 from jala_ray.serving.conventions import CONVENTIONS
 from jala_ray.serving.engine import Engine
@@ -58,7 +59,8 @@ def test_every_line_has_its_seed_and_what_came_of_it(done: Path) -> None:
 
 def test_a_rollout_may_be_shorter_than_the_simulator_s(tmp_path: Path) -> None:
     asked = ("--arms", "idle", "expert", "--rollouts", "2", "--videos", "0")
-    run(tmp_path, *asked, "--max-steps", "5", policy=None)
+    found = run(tmp_path, *asked, "--max-steps", "5", policy=None)
+    assert "Rollouts ended after 5 steps at most." in {finding.text for finding in simulated_findings(found)}
     assert [(line["steps"], line["success"]) for line in lines(tmp_path)] == [(5, False)] * 4, "the expert needs 8"
     assert shell.main(words(tmp_path, *asked, policy=None)) == 2, "another length is another folder"
     assert shell.main(words(tmp_path / "none", *asked, "--max-steps", "0", policy=None)) == 2

@@ -72,6 +72,9 @@ def simulated_findings(summary: Figures) -> list[Finding]:
     if summary["done"] + len(summary["failed"]) < summary["asked"]:
         text = f"{summary['asked'] - summary['done'] - len(summary['failed'])} rollouts are missing."
         found.append(Finding("bad", text, "The same command again does them.", ""))
+    if summary["max_steps"] is not None:
+        text = f"Rollouts ended after {summary['max_steps']} steps at most."
+        found.append(Finding("warn", text, "What would have succeeded later counts as failed.", "--max-steps"))
     for where, own in _cells(summary, "over_blind"):
         if own["mean"] is not None and own["low"] <= 0:
             text = f"{where}: the policy is not shown to need its pictures."
