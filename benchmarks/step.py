@@ -52,6 +52,14 @@ from jala_ray.types import TaskType
 COMMIT = "da3699e"
 STEPS = {"cpu": {"one_chunk": (8, 4), "short": (6, 3), "ten": (4, 2)}, "cuda": dict.fromkeys(MIXES, (128, 16))}
 """Samples of a step, and of a micro-batch."""
+COUNTED = (
+    ("ours", ""),
+    ("straightforward", ""),
+    ("needed", ""),
+    ("ours", "straightforward"),
+    ("needed", "straightforward"),
+)
+"""Columns of `--count`: FLOPs, and one's over another's."""
 CLOCK = {"cpu": "cpu_s", "cuda": "wall_s"}
 LOSS, GRADIENT = {"fp32": 1e-4, "bf16": 2e-2}, {"fp32": 1e-3, "bf16": 1e-1}
 """Largest relative differences, by precision."""
@@ -225,19 +233,15 @@ def counted(mix: str, size: str, settings: Settings) -> dict[str, float]:
     return found | {"needed": ours.needed_flops / 1e12}
 
 
-def shares(tflop: dict[str, float]) -> list[float]:
-    """What ours executes and what is needed, over the straightforward step's."""
-    return [tflop[name] / tflop["straightforward"] for name in ("ours", "needed")]
-
-
 def count(mixes: Sequence[str], sizes: Sequence[str], settings: Settings) -> None:
+    """The table of `counted`, and its figures."""
     tflop = {mix: {size: counted(mix, size, settings) for size in sizes} for mix in mixes}
     rows = [
-        (mix, size, *(f"{value:.3f}" for value in (*found.values(), *shares(found))))
+        (mix, size, *(f"{found[name] / found[by]:.3f}" if by else f"{found[name]:.3f}" for name, by in COUNTED))
         for mix, by_size in tflop.items()
         for size, found in by_size.items()
     ]
-    header = ("mix", "size", "ours", "straightforward", "needed", "ours / straightforward", "needed / straightforward")
+    header = ("mix", "size", *(f"{name} / {by}" if by else name for name, by in COUNTED))
     report("one training step, TFLOP", header, rows, {"tflop": tflop})
 
 

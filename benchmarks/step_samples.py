@@ -181,8 +181,7 @@ def made_teacher(config: RunConfig) -> Teacher:
     assert taught is not None
     sight = PairSight(encoder.grid, taught.cells, encoder.pairs)
     sample = LabelledChunks.joined(Made(encoder.dim, sight.parts)(0, taught.landmarks + 512))
-    found = fit(taught, sample, None, sight)
-    return Teacher(found.teacher.state_dict(), sight, found.report.plain(), found.held_out)
+    return fit(taught, sample, None, sight).kept(sight)
 
 
 def portable(laid: Laid) -> dict[str, Any]:

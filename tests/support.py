@@ -78,8 +78,7 @@ def made_teacher(config: RunConfig, chunks: int = 60) -> Teacher:
     assert config.objective.taught is not None
     encoder = FrameEncoder.build(config.model.encoder)
     sight = PairSight(encoder.grid, config.objective.taught.cells, encoder.pairs)
-    found = fit(config.objective.taught, made_chunks(chunks, sight.parts, encoder.dim), None, sight)
-    return Teacher(found.teacher.state_dict(), sight, found.report.plain(), found.held_out)
+    return fit(config.objective.taught, made_chunks(chunks, sight.parts, encoder.dim), None, sight).kept(sight)
 
 
 def made_chunks(count: int, cells: int, width: int, noise: float = 0.1) -> LabelledChunks:

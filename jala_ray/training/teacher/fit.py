@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jala_ray.config import TeacherConfig
 from jala_ray.hands.displacement import motion_targets
-from jala_ray.models.inverse_dynamics import InverseDynamics, MotionDirections, PairInputs, PairSight
+from jala_ray.models.inverse_dynamics import InverseDynamics, MotionDirections, PairInputs, PairSight, Teacher
 from jala_ray.training.teacher.labelled import HeldBy, LabelledChunks, Origin, folds, held_by
 from jala_ray.training.teacher.moments import Chosen, Moments, choose, solve, without_each
 from jala_ray.types import HAND_NAMES, UserError
@@ -84,6 +84,11 @@ class Fitted:
     teacher: InverseDynamics
     report: Report
     held_out: list[dict[str, Any]]
+
+    def kept(self, sight: PairSight, **beside: Any) -> Teacher:
+        """As runs keep it, on the CPU; `beside`: what else its report holds."""
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.teacher.state_dict().items()}
+        return Teacher(tensors, sight, self.report.plain() | beside, self.held_out)
 
 
 def fit(

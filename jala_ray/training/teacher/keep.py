@@ -94,9 +94,7 @@ def _fitted(config: RunConfig, settings: TeacherConfig, assets: Assets, plan: Pl
     more = len(plan.catalogue) > SAMPLE or (sample is not None and len(sample) == SAMPLE)
     streamed = has_features(config) and more
     found = fit(settings, sample, (lambda: read(every(plan))) if streamed else None, sight)
-    tensors = {name: tensor.detach().cpu() for name, tensor in found.teacher.state_dict().items()}
-    beside = {"rows": len(plan.catalogue), "left_out": read.left_out, "streamed": streamed}
-    return Teacher(tensors, sight, found.report.plain() | beside, found.held_out)
+    return found.kept(sight, rows=len(plan.catalogue), left_out=read.left_out, streamed=streamed)
 
 
 def rows_source(config: RunConfig, address: str) -> StoredRows:
